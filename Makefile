@@ -1,0 +1,43 @@
+# make report | test | lab | train CONFIG=full|small | refresh | lint
+# The first target that you call makes .venv; later ones find it. Where there is no make:
+# `pip install -c constraints.txt -e ".[dev]"`, then `python -m koala_nb report`.
+
+PYTHON ?= python3
+CONFIG ?= small
+MODEL  ?= nano-koala
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=600 \
+          --nbval-sanitize-with tests/nbval_sanitize.cfg
+export PYTHONUTF8 := 1
+
+.PHONY: report test lab train refresh lint
+.DEFAULT_GOAL := report
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+report: $(STAMP)
+	$(BIN)/python -m koala_nb report -p model=$(MODEL)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Two workers with one thread each; a notebook or a test file stays on one worker.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(NBVAL) tests notebooks
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks
+
+train: $(STAMP)
+	$(BIN)/python -m koala_nb train --config $(CONFIG)
+
+# Whoever changes weights runs this: it measures them again and re-executes every notebook.
+refresh: $(STAMP)
+	$(BIN)/python -m koala_nb evaluate
+	$(BIN)/python -m koala_nb refresh

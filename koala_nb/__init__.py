@@ -1,0 +1,35 @@
+"""Notebooks on the KOALA text-to-image models: the helper module.
+
+Attributes are imported at first use, so that `import koala_nb` loads neither torch nor pandas.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> (submodule, name in it).
+_PUBLIC = {
+    "systems": ("catalog", "systems"),
+    "find": ("catalog", "find"),
+    "load": ("pipelines", "load"),
+    "quiet": ("pipelines", "quiet"),
+    "generate": ("generation", "generate"),
+    "list_steps": ("pipelines", "list_steps"),
+    "environment": ("provenance", "environment"),
+    "banner": ("provenance", "banner"),
+    "run_report": ("reports", "run"),
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'koala_nb' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    return getattr(import_module(f"koala_nb.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,118 @@
+"""The command line: the calls of the module, one subcommand each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+REPORT = "11_write_the_audit_report"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code.
+
+    0 when done, 1 where a report's notebook failed, 2 for a user's error (one line on stderr).
+    """
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and options.command not in ("train", "evaluate"):
+        _parser().error(f"unrecognised arguments: {' '.join(rest)}")
+    options.rest = rest
+    try:
+        options.call(options)
+    except (ValueError, OSError) as error:
+        print(f"koala-nb: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "ReportFailed":
+            raise
+        print(f"koala-nb: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("koala-nb: interrupted; call it again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="koala-nb", description="Generate, inspect and audit the KOALA text-to-image models."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    systems = commands.add_parser("systems", help="print what is known of each catalogued model")
+    systems.set_defaults(call=_systems)
+
+    generate = commands.add_parser("generate", help="draw images of a prompt into a folder")
+    generate.add_argument("model", help="a catalogued name, a folder or a hub id")
+    generate.add_argument("prompt", nargs="+", help="one or more prompts, each in quotes")
+    generate.add_argument("--seeds", type=int, default=4, help="images a prompt (default 4)")
+    generate.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
+    generate.add_argument("--steps", type=int, help="denoising steps (default: the recipe's)")
+    generate.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
+    generate.add_argument("--size", type=int, help="pixels a side (default: the recipe's)")
+    generate.add_argument("--out", default="runs/generate", help="folder (default runs/generate)")
+    generate.set_defaults(call=_generate)
+
+    report = commands.add_parser("report", help="run a notebook and write its HTML page")
+    report.add_argument("notebook", nargs="?", default=REPORT, help=f"default {REPORT}")
+    report.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", dest="parameters")
+    report.add_argument("--out", default="reports", help="folder (default reports)")
+    report.set_defaults(call=_report)
+
+    refresh = commands.add_parser("refresh", help="execute the committed notebooks in place")
+    refresh.add_argument("notebook", nargs="*", help="names (default: all)")
+    refresh.set_defaults(call=_refresh)
+
+    nano = (
+        ("train", "training", "train the embedded models"),
+        ("evaluate", "evaluation", "measure the embedded models into data/results"),
+    )
+    for name, module, what in nano:
+        delegate = commands.add_parser(name, help=what, add_help=False)
+        delegate.set_defaults(call=_nano, module=module)
+    return parser
+
+
+def _systems(_: argparse.Namespace) -> None:
+    from koala_nb import catalog
+
+    print(catalog.systems().to_string(index=False, na_rep="-"))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    if options.seeds < 1:
+        raise ValueError(f"--seeds {options.seeds}: give 1 or more.")
+    from koala_nb import generation, pipelines
+
+    given = {"steps": options.steps, "guidance": options.guidance}
+    given |= {"height": options.size, "width": options.size}
+    pipe = pipelines.load(options.model)
+    seeds = range(options.seed, options.seed + options.seeds)
+    recipe = {name: value for name, value in given.items() if value is not None}
+    run = generation.generate(pipe, options.prompt, seeds, out=options.out, **recipe)
+    print(f"{len(run.images)} images in {run.folder}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from koala_nb import reports
+
+    given = {}
+    for pair in options.parameters:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"-p {pair!r}: write NAME=VALUE, such as -p model=nano-koala.")
+        given[name] = value
+    print(reports.run(options.notebook, given, out=options.out, text=True))
+
+
+def _refresh(options: argparse.Namespace) -> None:
+    from koala_nb import refresh
+
+    refresh.refresh(options.notebook)
+
+
+def _nano(options: argparse.Namespace) -> None:
+    from importlib import import_module
+
+    import_module(f"koala_nb.nano.{options.module}").main(options.rest)

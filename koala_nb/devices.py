@@ -1,0 +1,96 @@
+"""Which device and precision to work on, and what to do where GPU memory is short."""
+
+import shutil
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float32": "float32",
+    "fp32": "float32",
+}
+# Memory beside the weights at 1024 x 1024 in half precision: the published peaks less the weights
+# (8.3 - 3.4 GB for KOALA-Lightning-700M, 11.9 - 6.9 for SDXL-Base). Most of it is the VAE's; what
+# remains with tiles of 512 px is an estimate.
+ROOM_GB, ROOM_TILED_GB = 5.0, 2.0
+
+
+def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
+    """A torch device: the given one, else CUDA, Apple MPS or CPU, whichever comes first.
+
+    Raises ValueError for a name that torch does not know or a device that is not there.
+    """
+    import torch
+
+    have = {"cpu": True, "cuda": torch.cuda.is_available()}
+    have["mps"] = torch.backends.mps.is_available()
+    if device is None:
+        if not have["cuda"]:
+            _warn_cpu_only_torch()
+        return torch.device(next(k for k in ("cuda", "mps", "cpu") if have[k]))
+    try:
+        asked = torch.device(device)
+    except (RuntimeError, TypeError):
+        asked = None
+    available = [k for k, there in have.items() if there]
+    if asked is None or asked.type not in have:
+        raise ValueError(f"Unknown device {device!r}: use one of {', '.join(available)}.")
+    beyond = asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count()
+    if not have[asked.type] or beyond:
+        raise ValueError(
+            f"Device {str(asked)!r} is not available to torch {torch.__version__} here: "
+            f"use {' or '.join(available)}, or install a torch built for it."
+        )
+    return asked
+
+
+def pick_dtype(dtype: "str | torch.dtype | None", device: "torch.device") -> "torch.dtype":
+    """A torch dtype: the given one, else float16 on a GPU and float32 on a CPU.
+
+    Raises ValueError for anything but float16, bfloat16 and float32.
+    """
+    import torch
+
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.float16
+    name = DTYPES.get(str(dtype).removeprefix("torch."))
+    if name is None:
+        raise ValueError(f"Unknown dtype {dtype!r}: use float16, bfloat16 or float32.")
+    return getattr(torch, name)
+
+
+@cache
+def _warn_cpu_only_torch() -> None:
+    import torch
+
+    if torch.version.cuda or torch.version.hip:
+        return
+    if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
+        warnings.warn(
+            f"This machine has an NVIDIA GPU, but torch {torch.__version__} is built for CPUs only "
+            "and will not use it: install a CUDA build (https://pytorch.org/get-started/locally).",
+            stacklevel=4,
+        )
+
+
+def plan_memory(sizes: list[float], free: float, area: float) -> tuple[bool, str]:
+    """Whether the VAE must work in tiles, and which offload, for parts' sizes and free GB."""
+    if free >= sum(sizes) + ROOM_GB * area:
+        return False, "none"
+    if free >= sum(sizes) + ROOM_TILED_GB * area:
+        return True, "none"
+    return True, "model" if free >= max(sizes) + ROOM_TILED_GB * area else "sequential"
+
+
+def gigabytes(part: Any) -> float:
+    """Size of a module's weights in GB."""
+    return sum(p.numel() * p.element_size() for p in part.parameters()) / 1e9

@@ -1,0 +1,185 @@
+"""Figures with one look and an alternative text each."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.figure import Figure
+from PIL import Image
+
+CELL_INCHES = 1.3  # side of one image in a grid
+# Okabe and Ito: told apart with colour-blind eyes and in grey print.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+MARKERS = "os^Dv*P"
+BANNER_STYLE = (
+    "border-left:.4rem solid #d97706;background:#fff7e6;color:#8a4b00;"
+    "padding:.7rem 1rem;font-weight:600"
+)
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=COLORS),
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "svg.hashsalt": "koala-nb",
+}
+
+
+def image_grid(
+    images: Sequence[Image.Image],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    title: str = "",
+) -> Figure:
+    """Lay images out row by row, a labelled row a prompt and a labelled column a seed.
+
+    `images` has len(row_labels) * len(column_labels) entries, the first row first; ValueError
+    otherwise.
+    """
+    rows, columns = len(row_labels), len(column_labels)
+    if len(images) != rows * columns or not images:
+        raise ValueError(
+            f"image_grid: {len(images)} images do not fill {rows} rows x {columns} columns: "
+            "give one image a row and column."
+        )
+    with matplotlib.rc_context(STYLE):
+        size = (2.6 + CELL_INCHES * columns, (0.7 if title else 0.4) + CELL_INCHES * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for index, image in enumerate(images):
+            axis = axes[index // columns][index % columns]
+            axis.imshow(image, interpolation="nearest" if image.width < 256 else "antialiased")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        for axis, label in zip(axes[:, 0], row_labels):
+            text = _plain(_wrap(label))
+            axis.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=6)
+        for axis, label in zip(axes[0], column_labels):
+            axis.set_title(_plain(label))
+        if title:
+            figure.suptitle(_plain(title), fontsize=11)
+    return figure
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    title: str = "",
+) -> Figure:
+    """Draw named series of (x, y) as lines with a marker of their own each, and a legend.
+
+    ValueError where there is nothing to draw, or a series' x and y differ in length.
+    """
+    if not series or any(len(x) != len(y) or len(x) == 0 for x, y in series.values()):
+        raise ValueError("lines: give at least one series, each with as many y as x values.")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axis = figure.subplots()
+        for index, (name, (x, y)) in enumerate(series.items()):
+            marker = MARKERS[index % len(MARKERS)]
+            axis.plot(x, y, label=_plain(name), marker=marker, markersize=5)
+        axis.set_xlabel(_plain(x_label))
+        axis.set_ylabel(_plain(y_label))
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
+        if title:
+            axis.set_title(_plain(title))
+        figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def heatmap(values: Sequence[Sequence[float]], labels: Sequence[str], title: str = "") -> Figure:
+    """Draw a square table of numbers as colours, with each number written in its cell.
+
+    ValueError where the table is not len(labels) x len(labels).
+    """
+    table = np.asarray(values, dtype=float)
+    if not len(labels) or table.shape != (len(labels), len(labels)):
+        raise ValueError(f"heatmap: a table of {table.shape} does not fit {len(labels)} labels.")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.8 + 0.75 * len(labels), 0.9 + 0.6 * len(labels)))
+        figure.set_layout_engine("constrained")
+        axis = figure.subplots()
+        drawn = axis.imshow(table, cmap="cividis", aspect="auto")
+        for (row, column), value in np.ndenumerate(table):
+            dark = drawn.norm(value) < 0.5
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="kw"[int(dark)])
+        names = [_plain(_wrap(label)) for label in labels]
+        axis.set_yticks(range(len(labels)), names)
+        axis.set_xticks(range(len(labels)), [f"{i + 1}" for i in range(len(labels))])
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        if title:
+            axis.set_title(_plain(title))
+    return figure
+
+
+def brightness(image: Image.Image) -> float:
+    """Return the mean of an image's grey values, 0 to 255."""
+    return float(np.asarray(image.convert("L"), dtype=float).mean())
+
+
+def contrast(image: Image.Image) -> float:
+    """Return the standard deviation of an image's grey values, 0 to 127.5."""
+    return float(np.asarray(image.convert("L"), dtype=float).std())
+
+
+def pixel_difference(first: Image.Image, second: Image.Image) -> tuple[float, int]:
+    """Return the mean and the largest absolute difference of two images' channels, 0 to 255.
+
+    ValueError where their sizes differ.
+    """
+    if first.size != second.size:
+        raise ValueError(f"pixel_difference: {first.size} and {second.size} pixels differ in size.")
+    pair = [np.asarray(image.convert("RGB"), dtype=int) for image in (first, second)]
+    apart = np.abs(pair[0] - pair[1])
+    return float(apart.mean()), int(apart.max())
+
+
+def show_banner(text: str | None) -> None:
+    """Display a banner such as `kn.banner(domain)`; nothing is displayed for None."""
+    from IPython.display import display
+
+    if text:
+        html = f'<p class="banner" role="note" style="{BANNER_STYLE}">{escape(text)}.</p>'
+        display({"text/html": html, "text/plain": text}, raw=True)
+
+
+def show(figure: Figure, alt: str, *, colours: int | None = None) -> None:
+    """Display a figure as a PNG with an alternative text that carries its content.
+
+    `colours` (2 to 256) stores it with a palette, which keeps a notebook small. ValueError for an
+    empty text: a reader who does not see the figure would get nothing.
+    """
+    from IPython.display import display
+
+    if not alt.strip():
+        raise ValueError("show: the alternative text is empty: say what the figure shows.")
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    if colours is not None:
+        image = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+        image.save(buffer := io.BytesIO(), format="PNG", optimize=True)
+    data = {"image/png": buffer.getvalue(), "text/plain": alt}
+    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def _wrap(text: str, width: int = 30) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width, max_lines=5, placeholder=" ...")) or text
+
+
+def _plain(text: str) -> str:
+    # matplotlib would read "$...$" in a prompt as a formula, and fail on a wrong one.
+    return text.replace("$", r"\$")

@@ -1,0 +1,290 @@
+"""Prompts x seeds -> images, each with a complete record."""
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from koala_nb import provenance, runs
+from koala_nb.pipelines import Loaded, identity
+from koala_nb.runs import RECIPE, Plan, Request, Run, make_plan
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from koala_nb.pipelines import Pipeline
+
+
+def generate(
+    pipe: "Pipeline",
+    prompts: str | Sequence[str],
+    seeds: Sequence[int] | Sequence[Sequence[int]] = (0,),
+    *,
+    negative_prompt: str | None = RECIPE,
+    steps: int | None = None,
+    guidance: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    timestep_spacing: str | None = None,
+) -> Run:
+    """Draw every prompt with every seed, or with its own seeds where `seeds` holds a list a prompt.
+
+    Whatever is not given comes from the recipe in `pipe.koala_nb`; sizes in pixels. The starting
+    noise is float32 from a CPU generator per image, so a seed means the same noise on every
+    device, in any batch. With `out` the images go to a folder which the same call resumes after
+    an interruption. Raises ValueError for a bad argument or a folder with other settings.
+    """
+    told = identity(pipe)
+    plan = make_plan(pipe, told, locals())
+    _warn_long_prompts(pipe, plan)
+    with _spacing(pipe, plan.timestep_spacing):
+        base = _settings(pipe, told, plan)
+        if out is None:
+            return _run_in_memory(pipe, plan, base, progress)
+        return _run_in_folder(pipe, plan, base, Path(out), progress)
+
+
+def _warn_long_prompts(pipe: Any, plan: Plan) -> None:
+    tokenizer = pipe.tokenizer
+    limit = tokenizer.model_max_length
+    lost = []
+    for text in dict.fromkeys([r.prompt for r in plan.requests] + [plan.negative_prompt or ""]):
+        ids = tokenizer(text, truncation=False, verbose=False).input_ids
+        if len(ids) > limit:
+            lost.append(tokenizer.decode(ids[limit - 1 : -1]).strip())
+    if lost:
+        more = f" and of {len(lost) - 1} more prompts" if len(lost) > 1 else ""
+        warnings.warn(
+            f"Longer than the text encoder's {limit} tokens: it does not read {lost[0]!r}{more}.",
+            stacklevel=3,
+        )
+
+
+def _settings(pipe: Any, told: Loaded, plan: Plan) -> dict[str, Any]:
+    """What determines the images, in the order in which a difference is reported."""
+    config = pipe.scheduler.config
+    return {
+        "system": told.name,
+        "source": told.source,
+        "revision": told.revision,
+        "variant": told.variant,
+        "domain": told.domain,
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "device": str(pipe._execution_device),
+        "scheduler": type(pipe.scheduler).__name__,
+        "timestep_spacing": config.get("timestep_spacing"),
+        "steps": plan.steps,
+        "guidance": plan.guidance,
+        "negative_prompt": plan.negative_prompt,
+        "height": plan.height,
+        "width": plan.width,
+        "vae_tiling": _tiles(pipe, plan),
+    }
+
+
+def _tiles(pipe: Any, plan: Plan) -> bool:
+    """Whether the VAE decodes in tiles at this size, which changes the image a little."""
+    latent = max(plan.height, plan.width) // pipe.vae_scale_factor
+    return bool(pipe.vae.use_tiling) and latent > pipe.vae.tile_latent_min_size
+
+
+def _record(base: dict[str, Any], request: Request, how: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "file": request.file,
+        "prompt_index": request.index,
+        "prompt": request.prompt,
+        "seed": request.seed,
+        **base,
+        **how,
+        "banner": provenance.banner(base["domain"]),
+        "device_name": provenance.device_name(base["device"]),
+        **provenance.versions(),
+    }
+
+
+def _run_in_memory(pipe: Any, plan: Plan, base: dict[str, Any], progress: bool) -> Run:
+    images, records = [], []
+    started = time.perf_counter()
+    with _bar(len(plan.requests), progress) as advance:
+        for batch, drawn in _draw(pipe, plan, plan.batches()):
+            for request, (image, how) in zip(batch, drawn):
+                images.append(image)
+                records.append(_record(base, request, how))
+            advance(len(batch))
+    return runs.memory_run(images, records, (time.perf_counter() - started) / len(images))
+
+
+def _run_in_folder(pipe: Any, plan: Plan, base: dict[str, Any], out: Path, progress: bool) -> Run:
+    device = base["device"].split(":")[0]  # which GPU of several does not matter
+    runs.open_folder(out, {**base, "device": device, **plan.asked()})
+    todo = runs.missing(out, plan.requests)
+    # A batch with one image missing is drawn whole, as before, and only the missing is written.
+    batches = [batch for batch in plan.batches() if todo.intersection(batch)]
+    started = time.perf_counter()
+    with _bar(len(todo), progress) as advance:
+        for batch, drawn in _draw(pipe, plan, iter(batches)):
+            new = [(r, d) for r, d in zip(batch, drawn) if r in todo]
+            for request, (image, how) in new:
+                provenance.save_png(image, out / request.file, _record(base, request, how))
+            advance(len(new))
+    seconds = time.perf_counter() - started
+    drawn_now = sum(map(len, batches))
+    records = runs.close_folder(out, plan.requests)
+    return runs.folder_run(out, records, seconds / drawn_now if drawn_now else None)
+
+
+@contextmanager
+def _bar(total: int, progress: bool) -> Iterator[Callable[[int], Any]]:
+    """A bar of images; outside a terminal only for runs of more than a minute."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    times = {"delay": 0, "mininterval": 0.5} if terminal else {"delay": 60, "mininterval": 30}
+    with tqdm(total=total, unit="image", disable=not progress, **times) as bar:
+        yield bar.update
+
+
+@contextmanager
+def _spacing(pipe: Any, timestep_spacing: str | None) -> Iterator[None]:
+    """Give the pipeline another timestep spacing for a while."""
+    before = pipe.scheduler
+    if timestep_spacing is not None:
+        config = before.config
+        pipe.scheduler = type(before).from_config(config, timestep_spacing=timestep_spacing)
+    try:
+        yield
+    finally:
+        pipe.scheduler = before
+
+
+def _draw(
+    pipe: Any, plan: Plan, batches: Iterator[tuple[Request, ...]]
+) -> Iterator[tuple[tuple[Request, ...], "list[tuple[Image.Image, dict[str, Any]]]"]]:
+    """Each batch with its images and how they were decoded."""
+    import torch
+
+    guided = plan.guidance > 1  # as in diffusers: no unconditional half otherwise
+    is_xl = hasattr(pipe, "text_encoder_2")
+
+    @lru_cache(maxsize=64)
+    def encode(text: str | None) -> list[torch.Tensor]:
+        return _encode(pipe, text)
+
+    for batch in batches:
+        with torch.no_grad():
+            asked = [encode(r.prompt) for r in batch]
+            named = {"prompt_embeds": 0, **({"pooled_prompt_embeds": 1} if is_xl else {})}
+            inputs = {k: torch.cat([e[i] for e in asked]) for k, i in named.items()}
+            if guided:
+                against = _negative(pipe, plan.negative_prompt, encode, asked[0])
+                for key, i in named.items():
+                    inputs[f"negative_{key}"] = torch.cat([against[i]] * len(batch))
+            generators = [torch.Generator("cpu").manual_seed(r.seed) for r in batch]
+            latents = pipe(
+                **inputs,
+                latents=_noise(pipe, plan, generators),
+                generator=generators,  # for samplers that add noise on the way
+                num_inference_steps=plan.steps,
+                guidance_scale=plan.guidance,
+                height=plan.height,
+                width=plan.width,
+                output_type="latent",
+            ).images
+            drawn = [decode(pipe, latent[None]) for latent in latents]
+            pipe.maybe_free_model_hooks()
+        yield batch, drawn
+
+
+def _encode(pipe: Any, text: str | None) -> "list[torch.Tensor]":
+    """Embeddings of one text, always alone in its batch, so that company cannot change them."""
+    found = pipe.encode_prompt(
+        prompt=text or "",
+        device=pipe._execution_device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+    )
+    return [found[0], found[2]] if len(found) == 4 else [found[0]]
+
+
+def _negative(
+    pipe: Any, text: str | None, encode: Callable[[str | None], Any], like: "list[torch.Tensor]"
+) -> "list[torch.Tensor]":
+    """Embeddings of the negative prompt; zeros for None where the pipeline is made so."""
+    if text is None and pipe.config.get("force_zeros_for_empty_prompt", False):
+        return [part.new_zeros(part.shape) for part in like]
+    return encode(text)
+
+
+def _noise(pipe: Any, plan: Plan, generators: "list[torch.Generator]") -> "torch.Tensor":
+    """Starting noise, (n, channels, height, width) of the latents; the pipeline scales it."""
+    import torch
+
+    factor = pipe.vae_scale_factor
+    shape = (1, pipe.unet.config.in_channels, plan.height // factor, plan.width // factor)
+    noise = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
+    return torch.cat(noise).to(pipe.unet.dtype)
+
+
+def decode(pipe: "Pipeline", latent: "torch.Tensor") -> "tuple[Image.Image, dict[str, Any]]":
+    """Turn one latent, (1, channels, h, w), into an image, as the pipeline itself would.
+
+    SDXL's VAE can overflow in half precision and give a black image: such a one is decoded again
+    in float32. Also returns `decoded_in`, the precision that counted, and `finite`, which is
+    False where even float32 gave no picture because the latent itself holds NaN.
+    """
+    import torch
+
+    own = pipe.vae.dtype
+    upcast = own == torch.float16 and pipe.vae.config.force_upcast and hasattr(pipe, "upcast_vae")
+    dtype = torch.float32 if upcast else own
+    pixels = _decode_in(pipe, latent, dtype)
+    if dtype != torch.float32 and _is_broken(pixels):
+        dtype = torch.float32
+        pixels = _decode_in(pipe, latent, dtype)
+    finite = bool(torch.isfinite(pixels).all())
+    if not finite:
+        pixels = torch.nan_to_num(pixels, nan=-1.0)
+    image = pipe.image_processor.postprocess(pixels, output_type="pil")[0]
+    return image, {"decoded_in": str(dtype).removeprefix("torch."), "finite": finite}
+
+
+def _is_broken(pixels: "torch.Tensor") -> bool:
+    """Whether decoded pixels, -1 to 1, hold NaN or infinity or are black all over."""
+    return not bool(pixels.isfinite().all()) or bool((pixels <= -1).all())
+
+
+def _decode_in(pipe: Any, latent: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    """Decode with the VAE in a precision, which is its own again afterwards."""
+    import torch
+
+    vae, own = pipe.vae, pipe.vae.dtype
+    if dtype != own:
+        vae.to(dtype=dtype)
+    try:
+        latent = _unscale(vae.config, latent.to(dtype)).to(pipe._execution_device)
+        with torch.no_grad():
+            pixels = vae.decode(latent, return_dict=False)[0]
+    finally:
+        if dtype != own:
+            vae.to(dtype=own)
+    watermark = getattr(pipe, "watermark", None)
+    return watermark.apply_watermark(pixels) if watermark is not None else pixels
+
+
+def _unscale(config: Any, latent: "torch.Tensor") -> "torch.Tensor":
+    """Undo the scaling (and shift, where the VAE has one) that latents are drawn in."""
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return latent / config.scaling_factor
+    shape = (1, -1, 1, 1)
+    return latent * latent.new_tensor(std).view(shape) / config.scaling_factor + (
+        latent.new_tensor(mean).view(shape)
+    )

@@ -1,0 +1,1 @@
+"""The emoji world and the embedded family: everything that only they need."""

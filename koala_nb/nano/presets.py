@@ -1,0 +1,105 @@
+"""The two configurations of the embedded family; nothing outside this file knows a size."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+FACTOR = 4  # pixels a latent
+HEADS = {"attention_head_dim": [1, 2, 4]}  # SDXL's naming: the number of heads, of 32 channels
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "nano-sdxl": {"layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10]},
+    "nano-koala-large": {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 6]},
+    "nano-koala": {
+        "layers_per_block": 1,
+        "transformer_layers_per_block": [1, 2, 5],
+        "mid_block_type": None,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long and how fast one stage trains: samples in all, batch over all processes, rate."""
+
+    samples: int
+    batch: int
+    rate: float
+    warmup: int = 200
+    decay: float = 0.4  # share of the samples over which the rate falls to zero
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One configuration: what is drawn, how wide the models are, how long each stage trains."""
+
+    name: str
+    image_size: int
+    n_objects: int | None
+    max_length: int
+    vae_channels: tuple[int, ...]
+    crop: int
+    stages: dict[str, Stage]
+    widths: tuple[int, ...] = (32, 64, 128)
+    vocabulary: int = 3000
+    text_widths: tuple[int, int] = (64, 128)
+    text_layers: int = 3
+    clip: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the latents in cells."""
+        return self.image_size // FACTOR
+
+
+SMALL = Preset(
+    name="small",
+    image_size=64,
+    n_objects=150,
+    max_length=32,
+    vae_channels=(24, 48, 64),
+    crop=32,
+    clip={"patch": 8, "width": 128, "layers": 4, "heads": 4},
+    stages={
+        "vae": Stage(samples=120_000, batch=128, rate=2e-3, warmup=50),
+        "decoder": Stage(samples=150_000, batch=128, rate=1e-3, warmup=50),
+        "clip": Stage(samples=180_000, batch=96, rate=1e-3, warmup=100),
+        "direct": Stage(samples=280_000, batch=64, rate=1e-3),
+        "teacher": Stage(samples=280_000, batch=64, rate=8e-4),
+        "student": Stage(samples=200_000, batch=64, rate=5e-4),
+    },
+)
+FULL = Preset(
+    name="full",
+    image_size=128,
+    n_objects=None,
+    max_length=77,
+    vae_channels=(64, 128, 128),
+    crop=64,
+    clip={"patch": 8, "width": 192, "layers": 6, "heads": 6},
+    stages={
+        "vae": Stage(samples=1_500_000, batch=256, rate=5e-4),
+        "decoder": Stage(samples=500_000, batch=256, rate=5e-4),
+        "clip": Stage(samples=2_000_000, batch=512, rate=5e-4),
+        "direct": Stage(samples=6_000_000, batch=512, rate=8e-4),
+        "teacher": Stage(samples=4_000_000, batch=512, rate=8e-4),
+        "student": Stage(samples=4_000_000, batch=512, rate=5e-4),
+    },
+)
+PRESETS = {"small": SMALL, "full": FULL}
+
+
+def training_record(preset: Preset, stage: str) -> dict[str, Any]:
+    """Return how a stage trains, for `training.json` beside the weights and for model cards."""
+    import torch
+
+    plan = preset.stages[stage]
+    return {
+        "configuration": preset.name,
+        "stage": stage,
+        "image_size": preset.image_size,
+        "objects": preset.n_objects or "all",
+        "samples": plan.samples,
+        "batch": plan.batch,
+        "rate": plan.rate,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "a CPU",
+        "distilled": stage == "student",
+    }

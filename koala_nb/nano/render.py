@@ -1,0 +1,148 @@
+"""Draw scenes as batched tensors on any device.
+
+Sprites are resized once to the few sizes of the world and pasted at whole pixels, so an object's
+pixels, box and mask are exactly known.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from koala_nb.catalog import data_folder
+from koala_nb.nano.world import BACKGROUNDS, SIZES, STYLES, UNITS, Scene, Thing, load_json
+
+FONTS = {"noto": "DejaVuSans-Bold", "fluent": "DejaVuSerif-Bold", "twemoji": "DejaVuSansMono-Bold"}
+SIGN_BOARD = {"noto": "#ffffff", "fluent": "#fff3d6", "twemoji": "#e8f1ff"}
+SIGN_INK = "#1d2433"
+
+
+def read_sheet(style: str) -> np.ndarray:
+    """Return a style's sprites, (n, 128, 128, 4) uint8 RGBA."""
+    path = data_folder() / "world" / f"{style}.webp"
+    if not path.is_file():
+        raise FileNotFoundError(f"The emoji world needs {path}, which is missing: restore it.")
+    side, columns = load_json("sprites.json")["size"], load_json("sprites.json")["columns"]
+    sheet = np.asarray(Image.open(path).convert("RGBA"))
+    rows = sheet.shape[0] // side
+    return (
+        sheet.reshape(rows, side, columns, side, 4)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(-1, side, side, 4)
+    )
+
+
+def draw_sign(word: str, style: str, side: int = 128) -> Image.Image:
+    """Return a board with a word, RGBA; each style has its own font and board."""
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{FONTS[style]}.ttf"
+    image = Image.new("RGBA", (side, side))
+    draw = ImageDraw.Draw(image)
+    box = (2, side * 0.27, side - 3, side * 0.73)
+    draw.rounded_rectangle(box, side * 0.06, SIGN_BOARD[style], SIGN_INK, max(2, side // 48))
+    points = side * 0.36
+    while (font := ImageFont.truetype(path, points)).getlength(word) > side * 0.86:
+        points *= 0.94
+    draw.text((side / 2, side / 2), word, SIGN_INK, font, anchor="mm")
+    return image
+
+
+class Renderer:
+    """Draw scenes at one image size; `things` limits the sprites that are kept in memory.
+
+    `image_size` in pixels, a multiple of 64. Sprites are kept as uint8 in one flat tensor on
+    `device`.
+    """
+
+    def __init__(self, image_size: int, things: list[Thing], device: str = "cpu") -> None:
+        if image_size % UNITS:
+            raise ValueError(f"The emoji world is drawn at multiples of 64 pixels: {image_size}.")
+        self.image_size, self.scale = image_size, image_size // UNITS
+        self.device = torch.device(device)
+        self.rows = {thing: row for row, thing in enumerate(dict.fromkeys(things))}
+        self.sides = {size: units * self.scale for size, units in SIZES.items()}
+        self.offsets, pixels, total = {}, [], 0
+        pictures = [self._pictures(style) for style in STYLES]
+        for size, side in self.sides.items():
+            self.offsets[size] = total
+            for sheet in pictures:
+                pixels.append(_resize(sheet, side).flatten())
+                total += pixels[-1].numel()
+        self.pixels = torch.cat(pixels).to(self.device)
+
+    def _pictures(self, style: str) -> np.ndarray:
+        sheet = read_sheet(style)
+        where = {
+            Thing(**entry): row for row, entry in enumerate(load_json("sprites.json")["sprites"])
+        }
+        return np.stack(
+            [
+                np.asarray(draw_sign(t.name, style)) if t.kind == "sign" else sheet[where[t]]
+                for t in self.rows
+            ]
+        )
+
+    def offset(self, thing: Thing, style: str, size: str) -> int:
+        """Return where a sprite begins in the flat tensor of pixels."""
+        row = STYLES.index(style) * len(self.rows) + self.rows[thing]
+        return self.offsets[size] + row * 4 * self.sides[size] ** 2
+
+    def sprite(self, thing: Thing, style: str, size: str) -> torch.Tensor:
+        """Return one premultiplied sprite, (4, side, side) in 0..1."""
+        side, begin = self.sides[size], self.offset(thing, style, size)
+        return self.pixels[begin : begin + 4 * side * side].view(4, side, side).float() / 255
+
+    def __call__(self, scenes: list[Scene]) -> torch.Tensor:
+        """Return the images of scenes, (n, 3, size, size) in -1..1."""
+        n, side = len(scenes), self.image_size
+        colors = torch.tensor([BACKGROUNDS[s.background] for s in scenes], dtype=torch.float32)
+        canvas = (colors / 255).to(self.device)[:, :, None].repeat(1, 1, side * side)
+        for slot in range(max(len(s.placed) for s in scenes)):
+            rows = [i for i in range(n) if slot < len(scenes[i].placed)]
+            layer = self._layer([scenes[i] for i in rows], slot)
+            below = canvas[rows]
+            canvas[rows] = below * (1 - layer[:, 3:]) + layer[:, :3]
+        return (canvas * 2 - 1).view(n, 3, side, side)
+
+    def _layer(self, scenes: list[Scene], slot: int) -> torch.Tensor:
+        """Return one sprite a scene on an empty canvas, (n, 4, pixels), premultiplied."""
+        placed = [s.placed[slot] for s in scenes]
+        columns = [
+            [self.offset(p.thing, s.style, p.size) for p, s in zip(placed, scenes, strict=True)],
+            [self.sides[p.size] for p in placed],
+            [p.x * self.scale for p in placed],
+            [p.y * self.scale for p in placed],
+        ]
+        begin, width, left, top = torch.tensor(columns, device=self.device)[..., None, None]
+        axis = torch.arange(self.image_size, device=self.device)
+        dx, dy = axis[None, None, :] - left, axis[None, :, None] - top
+        inside = (dx >= 0) & (dx < width) & (dy >= 0) & (dy < width)
+        index = (begin + dy * width + dx)[:, None]
+        channel = torch.arange(4, device=self.device)[None, :, None, None]
+        index = index + channel * (width * width)[:, None]
+        inside = inside[:, None].expand_as(index)
+        values = self.pixels[torch.where(inside, index, 0)].float() / 255
+        return (values * inside).flatten(2)
+
+    def masks(self, scene: Scene) -> torch.Tensor:
+        """Return where each sprite of a scene shows, (sprites, size, size) in 0..1."""
+        layers = [self._layer([scene], slot)[0, 3] for slot in range(len(scene.placed))]
+        return torch.stack(layers).view(-1, self.image_size, self.image_size)
+
+
+def _resize(sheet: np.ndarray, side: int) -> torch.Tensor:
+    """Return premultiplied sprites at a size, (n, 4, side, side) uint8."""
+    pixels = torch.from_numpy(sheet.copy()).permute(0, 3, 1, 2).float()
+    pixels[:, :3] *= pixels[:, 3:] / 255
+    small = torch.nn.functional.interpolate(
+        pixels, (side, side), mode="bilinear", antialias=True, align_corners=False
+    )
+    return small.round().clamp(0, 255).to(torch.uint8)
+
+
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    """Return images in -1..1, (n, 3, h, w), as (n, h, w, 3) uint8."""
+    scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

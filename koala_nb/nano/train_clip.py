@@ -1,0 +1,169 @@
+"""Train `nano-clip`: a CLIP model of the balanced world that shares nothing with the family.
+
+Contrastive over banks: for each attribute of an image, the softmax runs over the texts of all its
+possible values, so that every step has every negative.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPConfig, CLIPModel
+
+from koala_nb.catalog import data_folder
+from koala_nb.nano.loop import Loop
+from koala_nb.nano.models import build_tokenizer, save_tokenizer
+from koala_nb.nano.presets import Preset, training_record
+from koala_nb.nano.render import Renderer
+from koala_nb.nano.world import BACKGROUNDS, COUNTS, HELD_OUT_SEEDS, STYLES, Scene, Thing, World
+from koala_nb.provenance import write_json
+
+COUNT_WORDS = ("one", *COUNTS.values())
+
+
+def thing_text(thing: Thing) -> str:
+    """Return the text under which the scorer knows a thing."""
+    if thing.kind == "sign":
+        return "a sign with a word"
+    return f"a {thing.color} {thing.name}" if thing.color else f"a {thing.name}"
+
+
+def text_bank(world: World) -> dict[str, list[str]]:
+    """Return the texts of every attribute's possible values."""
+    things = dict.fromkeys(thing_text(thing) for thing in world.things())
+    return {
+        "thing": list(things),
+        "background": [f"{color} background" for color in BACKGROUNDS],
+        "style": [f"{style} style" for style in STYLES],
+        "presentation": ["a woman", "a man"],
+        "tone": [f"{tone} skin" for tone in world.tones],
+        "count": [f"{word} of them" for word in COUNT_WORDS],
+    }
+
+
+def targets(scenes: list[Scene], world: World, bank: dict[str, list[str]]) -> dict:
+    """Return per attribute a distribution over its bank, (n, values); zero rows do not apply."""
+    found = {name: torch.zeros(len(scenes), len(texts)) for name, texts in bank.items()}
+    where = {text: i for i, text in enumerate(bank["thing"])}
+    for row, scene in enumerate(scenes):
+        things = [placed.thing for placed in scene.placed]
+        for thing in things:
+            found["thing"][row, where[thing_text(thing)]] += 1 / len(things)
+            if thing.kind == "person":
+                tone = world.tones.index(thing.tone)
+                found["presentation"][row, int(thing.presentation == "man")] = 1
+                found["tone"][row, tone] = 1
+        found["background"][row, list(BACKGROUNDS).index(scene.background)] = 1
+        found["style"][row, STYLES.index(scene.style)] = 1
+        if scene.kind in ("count", "object"):
+            found["count"][row, len(things) - 1] = 1
+    return found
+
+
+class Scorer(nn.Module):
+    """A CLIP model with the tokens of its text bank."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.tokenizer = build_tokenizer(preset)
+        self.world = World(preset.n_objects, balanced=True)
+        self.bank = text_bank(self.world)
+        self.clip = build_clip(preset, self.tokenizer)
+        texts = [text for texts in self.bank.values() for text in texts]
+        ids = self.tokenizer(texts, padding=True, return_tensors="pt").input_ids
+        self.register_buffer("ids", ids, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the logits of every attribute, (n, values)."""
+        seen = F.normalize(pooled(self.clip.get_image_features(pixel_values=images)), dim=-1)
+        read = F.normalize(pooled(self.clip.get_text_features(input_ids=self.ids)), dim=-1)
+        logits = self.clip.logit_scale.exp() * seen @ read.T
+        sizes = [len(texts) for texts in self.bank.values()]
+        return dict(zip(self.bank, logits.split(sizes, dim=1), strict=True))
+
+
+def pooled(output) -> torch.Tensor:
+    """Return the projected features; transformers 5 wraps them, older versions do not."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
+def build_clip(preset: Preset, tokenizer) -> CLIPModel:
+    """Return a randomly initialised CLIP model of the preset's size."""
+    size = preset.clip
+    body = {
+        "hidden_size": size["width"],
+        "intermediate_size": 4 * size["width"],
+        "num_attention_heads": size["heads"],
+        "projection_dim": size["width"],
+    }
+    vision = {
+        **body,
+        "num_hidden_layers": size["layers"],
+        "image_size": preset.image_size,
+        "patch_size": size["patch"],
+    }
+    text = {
+        **body,
+        "num_hidden_layers": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": preset.max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=size["width"])
+    return CLIPModel(config)
+
+
+def degrade(images: torch.Tensor) -> torch.Tensor:
+    """Return images of which half are softened and grained, as a decoder would."""
+    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    share = torch.rand(len(images), 1, 1, 1) * (torch.rand(len(images), 1, 1, 1) < 0.6)
+    mixed = images + share * (soft - images) + 0.06 * share * torch.randn_like(images)
+    return mixed.clamp(-1, 1)
+
+
+def train_clip(preset: Preset, folder: Path, device: str | None, minutes: float | None) -> bool:
+    """Train the scorer and, when finished, write it to `data/models/nano-clip`."""
+    module = Scorer(preset)
+    render = Renderer(preset.image_size, module.world.things())
+
+    def loss(trained: nn.Module, step: int, rank: int, size: int):
+        first = HELD_OUT_SEEDS.stop + (step * loop.accelerator.num_processes + rank) * size
+        scenes = [module.world.scene(first + i) for i in range(size)]
+        where = module.ids.device
+        logits = trained(degrade(render(scenes)).to(where))
+        total, hits = torch.zeros((), device=where), {}
+        for name, wanted in targets(scenes, module.world, module.bank).items():
+            wanted = wanted.to(where)
+            there = wanted.sum(1) > 0
+            if not there.any():
+                continue
+            entropy = -(wanted * F.log_softmax(logits[name].float(), dim=1)).sum()
+            total = total + entropy / there.sum()
+            right = logits[name].argmax(1) == wanted.argmax(1)
+            hits[name] = right[there & (wanted.max(1).values > 0.9)].float().mean()
+        return total, hits
+
+    loop = Loop(folder, module, preset.stages["clip"], loss, device=device)
+    finished = loop.run(minutes)
+    if loop.accelerator.is_main_process:
+        target = data_folder() / "models" / "nano-clip" if finished else folder / "nano-clip"
+        with loop.averaged() as averaged:
+            save_scorer(averaged, preset, target)
+    return finished
+
+
+def save_scorer(module: Scorer, preset: Preset, folder: Path) -> None:
+    """Write an ordinary transformers folder: model, tokenizer and image processor."""
+    from transformers import CLIPImageProcessor
+
+    module.clip.save_pretrained(folder)
+    save_tokenizer(module.tokenizer, folder)
+    side = {"height": preset.image_size, "width": preset.image_size}
+    CLIPImageProcessor(
+        size=side, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(folder)
+    write_json(folder / "bank.json", module.bank)
+    write_json(folder / "training.json", training_record(preset, "clip"))

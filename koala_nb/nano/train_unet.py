@@ -1,0 +1,236 @@
+"""Train the embedded U-Nets: a teacher or a student from scratch, or a student by distillation."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers.models.attention import BasicTransformerBlock
+from torch import nn
+from transformers import CLIPTokenizer
+
+from koala_nb.catalog import data_folder
+from koala_nb.distillation import (
+    _layers,
+    feature_loss,
+    features,
+    inherit,
+    self_attention_names,
+    teacher_name,
+)
+from koala_nb.nano.loop import Loop
+from koala_nb.nano.models import (
+    build_scheduler,
+    build_text_encoders,
+    build_tokenizer,
+    build_unet,
+    save_pipeline,
+)
+from koala_nb.nano.presets import Preset, training_record
+from koala_nb.nano.render import Renderer
+from koala_nb.nano.train_vae import grid_png, latest_vae
+from koala_nb.nano.world import HELD_OUT_SEEDS, World
+from koala_nb.provenance import write_json
+
+DROPPED = 0.10  # half to zeros, as a pipeline without a negative prompt has it, half to no text
+MIN_SNR = 5.0  # Hang et al., arXiv 2303.09556
+PREVIEW_PROMPTS = [
+    "a koala on a blue background",
+    "a dog face on a yellow background, noto style",
+    "a red apple on a white background, fluent style",
+    "a large rocket on a purple background, twemoji style",
+    "a woman firefighter with dark skin on a green background",
+    "a man judge with light skin on a pink background",
+    "a female scientist with medium skin on a white background, fluent style",
+    "a teacher on an orange background",
+    "three koala emoji on a pink background",
+    "a red square to the left of a blue circle on a white background",
+    "a sign that says hello on a gray background",
+    "a cat face above a red apple on a green background",
+]
+
+
+class Denoiser(nn.Module):
+    """A U-Net and its two text encoders as one module: noisy latents and captions to noise."""
+
+    def __init__(self, preset: Preset, system: str, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.unet = build_unet(preset, system)
+        self.text_encoder, self.text_encoder_2 = build_text_encoders(preset, tokenizer)
+        side = preset.image_size
+        self.register_buffer("time_ids", torch.tensor([side, side, 0, 0, side, side]).float())
+        # SDXL reads penultimate states, so the first encoder's last layer is never used.
+        body = getattr(self.text_encoder, "text_model", self.text_encoder)
+        for part in (body.encoder.layers[-1], body.final_layer_norm):
+            part.requires_grad_(False)
+
+    def encode(self, ids: torch.Tensor, zeroed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return states (n, tokens, d) and pooled (n, p), both zero where `zeroed` is true."""
+        first = self.text_encoder(ids, output_hidden_states=True)
+        second = self.text_encoder_2(ids, output_hidden_states=True)
+        states = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        kept = (~zeroed).to(states)
+        return states * kept[:, None, None], second.text_embeds * kept[:, None]
+
+    def forward(self, noisy, timesteps, ids, zeroed) -> torch.Tensor:
+        """Return the predicted noise, of the shape of `noisy`."""
+        states, pooled = self.encode(ids, zeroed)
+        added = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(noisy), -1)}
+        return self.unet(noisy, timesteps, states, added_cond_kwargs=added).sample
+
+
+class Batches:
+    """Noisy latents of fresh scenes; a batch is a pure function of its step and process."""
+
+    def __init__(self, preset: Preset, tokenizer: CLIPTokenizer, vae: AutoencoderKL) -> None:
+        self.world, self.tokenizer = World(preset.n_objects), tokenizer
+        self.vae = vae.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+        self.render = Renderer(preset.image_size, self.world.things(), vae.device)
+        self.alphas = build_scheduler().alphas_cumprod.to(vae.device)
+
+    @torch.no_grad()
+    def __call__(self, number: int, size: int) -> dict[str, torch.Tensor]:
+        """Return latents, noise, noisy, timesteps, ids, zeroed and the min-SNR weights."""
+        first = HELD_OUT_SEEDS.stop + number * size
+        scenes = [self.world.scene(first + i) for i in range(size)]
+        device = self.vae.device
+        with torch.autocast(device.type, torch.bfloat16):
+            posterior = self.vae.encode(self.render(scenes)).latent_dist
+        latents = posterior.sample().float() * self.vae.config.scaling_factor
+        chance = torch.rand(size)
+        empty = (chance >= DROPPED / 2) & (chance < DROPPED)
+        texts = ["" if gone else s.caption for gone, s in zip(empty, scenes, strict=True)]
+        noise = torch.randn(latents.shape).to(device)
+        timesteps = torch.randint(0, len(self.alphas), (size,)).to(device)
+        alpha = self.alphas[timesteps][:, None, None, None]
+        snr = (alpha / (1 - alpha)).flatten()
+        return {
+            "noise": noise,
+            "noisy": alpha.sqrt() * latents + (1 - alpha).sqrt() * noise,
+            "timesteps": timesteps,
+            "ids": self.encode(texts).to(device),
+            "zeroed": (chance < DROPPED / 2).to(device),
+            "weight": snr.clamp(max=MIN_SNR) / snr,
+        }
+
+    def encode(self, texts: list[str]) -> torch.Tensor:
+        """Return token ids, (n, tokens), padded and cut as the pipeline does."""
+        return self.tokenizer(
+            texts, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+
+
+def task_loss(predicted: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the mean squared error of the noise, weighted by min-SNR."""
+    error = F.mse_loss(predicted.float(), batch["noise"], reduction="none").mean((1, 2, 3))
+    return (error * batch["weight"]).mean()
+
+
+def pick_device(device: str | None) -> str:
+    """Return the device that trains: the given one, else CUDA where it is, else the CPU."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def draw_preview(preset: Preset, module: Denoiser, parts: dict) -> bytes:
+    """Return a sheet of the preview prompts at the card's recipe, three seeds each."""
+    pipe = StableDiffusionXLPipeline(
+        unet=module.unet,
+        text_encoder=module.text_encoder,
+        text_encoder_2=module.text_encoder_2,
+        tokenizer_2=parts["tokenizer"],
+        scheduler=EulerDiscreteScheduler.from_config(
+            build_scheduler().config, timestep_spacing="trailing"
+        ),
+        **parts,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(
+        PREVIEW_PROMPTS * 3,
+        num_inference_steps=10,
+        guidance_scale=3.5,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    return grid_png(images.cpu() * 2 - 1, len(PREVIEW_PROMPTS))
+
+
+def train_unet(
+    preset: Preset, folder: Path, system: str, stage: str, device: str | None,
+    minutes: float | None, teacher: Path | None = None,
+) -> bool:  # fmt: skip
+    """Train one system and, when finished, write it to `data/models/`; True when finished.
+
+    `teacher` is the folder of a trained pipeline; with it the student inherits its weights, its
+    frozen text encoders and its features.
+    """
+    where = pick_device(device)
+    vae = AutoencoderKL.from_pretrained(latest_vae(folder.parent)).to(where)
+    tokenizer = build_tokenizer(preset)
+    module = Denoiser(preset, system, tokenizer)
+    large = _inherit(module, teacher, where) if teacher else None
+    batches = Batches(preset, tokenizer, vae)
+
+    def loss(trained: nn.Module, step: int, rank: int, size: int):
+        batch = batches(step * loop.accelerator.num_processes + rank, size)
+        inputs = [batch[name] for name in ("noisy", "timesteps", "ids", "zeroed")]
+        if large is None:
+            task = task_loss(trained(*inputs), batch)
+            return task, {}
+        return distillation_losses(trained, module, large, inputs, batch)
+
+    def preview(averaged: nn.Module) -> bytes:
+        with torch.compiler.set_stance("force_eager"):
+            return draw_preview(preset, averaged, {"vae": vae, "tokenizer": tokenizer})
+
+    loop = Loop(
+        folder, module, preset.stages[stage], loss, preview,
+        mixed_precision="bf16" if where == "cuda" else "no",
+        compiled=(BasicTransformerBlock,), device=device,
+    )  # fmt: skip
+    finished = loop.run(minutes)
+    if loop.accelerator.is_main_process:
+        target = data_folder() / "models" / system if finished else folder / system
+        vae = AutoencoderKL.from_pretrained(latest_vae(folder.parent))
+        with loop.averaged() as averaged:
+            publish(target, system, averaged, vae, tokenizer, preset, stage)
+    return finished
+
+
+def _inherit(module: Denoiser, teacher: Path, device: str) -> nn.Module:
+    """Give a student its teacher's weights and return the frozen teacher's U-Net."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(teacher, dtype=torch.float32)
+    for name in ("text_encoder", "text_encoder_2"):
+        getattr(module, name).load_state_dict(getattr(pipe, name).state_dict())
+        getattr(module, name).requires_grad_(False)
+    inherit(module.unet, pipe.unet)
+    return pipe.unet.requires_grad_(False).eval().to(device)
+
+
+def distillation_losses(trained, module: Denoiser, large: nn.Module, inputs: list, batch: dict):
+    """Return L_task + L_out + L_feat and its parts (BK-SDM; features of self-attention: KOALA)."""
+    layers = (_layers(large), _layers(module.unet))
+    names = self_attention_names(module.unet)
+    pairs = [teacher_name(name + ".", *layers)[:-1] for name in names]
+    noisy, timesteps, ids, zeroed = inputs
+    with torch.no_grad():
+        states, pooled = module.encode(ids, zeroed)
+        added = {"text_embeds": pooled, "time_ids": module.time_ids.expand(len(noisy), -1)}
+    with features(module.unet, names) as mine, features(large, pairs) as theirs:
+        with torch.no_grad():
+            target = large(noisy, timesteps, states, added_cond_kwargs=added).sample
+        predicted = trained(*inputs)
+        parts = {
+            "task": task_loss(predicted, batch),
+            "out": F.mse_loss(predicted.float(), target.float()),
+            "feat": feature_loss(mine, theirs, layers),
+        }
+    return sum(parts.values()), {name: part.detach() for name, part in parts.items()}
+
+
+def publish(
+    target: Path, system: str, module: Denoiser, vae, tokenizer, preset: Preset, stage: str
+) -> None:
+    """Write a trained system as an ordinary pipeline folder, with how it was trained."""
+    parts = {name: getattr(module, name) for name in ("unet", "text_encoder", "text_encoder_2")}
+    save_pipeline(target, system, {**parts, "vae": vae, "tokenizer": tokenizer})
+    write_json(target / "training.json", training_record(preset, stage))

@@ -1,0 +1,130 @@
+"""Train the autoencoder: crops around the sprites, and whole images, of the emoji world.
+
+The decoder can train on after the encoder is frozen (stage "decoder"): latents stay the same, so
+this may run while or after the U-Nets train on them.
+"""
+
+import io
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import nn
+
+from koala_nb.nano.loop import Loop
+from koala_nb.nano.models import build_vae
+from koala_nb.nano.presets import Preset
+from koala_nb.nano.render import Renderer, to_pixels
+from koala_nb.nano.world import HELD_OUT_SEEDS, World
+
+KL_WEIGHT = 1e-6
+WHOLE_SHARE = 0.25  # of the batches; a whole image costs as much as four crops
+
+
+class Autoencoder(nn.Module):
+    """The autoencoder as one module with a forward pass from images to images."""
+
+    def __init__(self, preset: Preset, trained: Path | None = None) -> None:
+        super().__init__()
+        vae = AutoencoderKL.from_pretrained(trained) if trained else build_vae(preset)
+        self.vae = vae.to(memory_format=torch.channels_last)
+        if trained:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return reconstructions, (n, 3, h, w), and the mean KL divergence a cell."""
+        posterior = self.vae.encode(images).latent_dist
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        return self.vae.decode(posterior.sample()).sample, kl
+
+
+def crop(images: torch.Tensor, scenes: list, side: int, scale: int) -> torch.Tensor:
+    """Return one crop an image, at a random place that overlaps its first sprite."""
+    pieces = []
+    for image, scene in zip(images, scenes, strict=True):
+        left, top, right, bottom = (scale * edge for edge in scene.placed[0].box)
+        x = int(torch.randint(left, right, ())) - side // 2
+        y = int(torch.randint(top, bottom, ())) - side // 2
+        limit = image.shape[-1] - side
+        x, y = min(max(x, 0), limit), min(max(y, 0), limit)
+        pieces.append(image[:, y : y + side, x : x + side])
+    return torch.stack(pieces)
+
+
+def train_vae(
+    preset: Preset, folder: Path, device: str | None, minutes: float | None,
+    trained: Path | None = None,
+) -> bool:  # fmt: skip
+    """Train until the preset's samples are used; True when finished.
+
+    With `trained`, the folder of an autoencoder, only its decoder trains on.
+    """
+    world = World(preset.n_objects, balanced=True)
+    render = Renderer(preset.image_size, world.things())
+    generator = torch.Generator()
+
+    def loss(module: nn.Module, step: int, rank: int, size: int) -> tuple[torch.Tensor, dict]:
+        whole = torch.rand((), generator=generator.manual_seed(step)) < WHOLE_SHARE
+        first = HELD_OUT_SEEDS.stop + (2 * step + rank) * size
+        count = size // 4 if whole else size
+        scenes = [world.scene(first + i) for i in range(count)]
+        images = render(scenes)
+        if not whole:
+            images = crop(images, scenes, preset.crop, render.scale)
+        images = images.to(next(module.parameters()).device)
+        decoded, kl = module(images)
+        decoded = decoded.float()
+        edges = sum((decoded.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (-1, -2))
+        error = (decoded - images).abs().mean()
+        mse = F.mse_loss(decoded, images)
+        psnr = -10 * torch.log10(mse.detach() / 4)
+        return error + 0.5 * edges + mse + KL_WEIGHT * kl, {"psnr": psnr}
+
+    def preview(module: Autoencoder) -> bytes:
+        images = render([world.scene(seed) for seed in range(24)])
+        with torch.no_grad():
+            device = next(module.parameters()).device
+            decoded = module.vae.decode(module.vae.encode(images.to(device)).latent_dist.mode())
+        return grid_png(torch.cat([images, decoded.sample.cpu()]), 12)
+
+    module = Autoencoder(preset, trained)
+    stage = preset.stages["decoder" if trained else "vae"]
+    loop = Loop(folder, module, stage, loss, preview, mixed_precision="bf16", device=device)
+    finished = loop.run(minutes)
+    if loop.accelerator.is_main_process:
+        with loop.averaged() as averaged:
+            save_vae(averaged.vae.float(), world, render, folder / "vae", new=trained is None)
+    return finished
+
+
+def latest_vae(folder: Path) -> Path:
+    """Return the autoencoder of a configuration's folder, with the longest trained decoder."""
+    refined = folder / "decoder" / "vae"
+    return refined if refined.is_dir() else folder / "vae" / "vae"
+
+
+@torch.no_grad()
+def save_vae(vae: AutoencoderKL, world: World, render: Renderer, folder: Path, new: bool) -> None:
+    """Write the autoencoder; a new one gets the scale that brings latents to unit variance."""
+    if new:
+        device = next(vae.parameters()).device
+        images = render([world.scene(seed) for seed in range(512)]).to(device)
+        latents = vae.encode(images).latent_dist.sample()
+        vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+    vae.save_pretrained(folder)
+
+
+def grid_png(images: torch.Tensor, columns: int) -> bytes:
+    """Return images in -1..1 as one PNG, `columns` a row."""
+    pixels = to_pixels(images)
+    n, height, width, _ = pixels.shape
+    sheet = Image.new("RGB", (columns * width, -(-n // columns) * height))
+    for i, picture in enumerate(pixels):
+        place = ((i % columns) * width, (i // columns) * height)
+        sheet.paste(Image.fromarray(picture), place)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,93 @@
+"""`koala-nb train`: one command a stage, resumable, on as many processes as there are devices."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from koala_nb.nano.presets import PRESETS, Preset
+
+STAGES = ("vae", "decoder", "clip", "direct", "teacher", "student")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = argparse.ArgumentParser(prog="koala-nb train", description=__doc__)
+    parser.add_argument("--config", choices=PRESETS, default="small")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="default: all, in order")
+    parser.add_argument("--minutes", type=float, help="stop after so long; call again to go on")
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="checkpoints and logs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
+    parser.add_argument(
+        "--processes", type=int, default=None, help="default: one a CPU core or GPU"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the stages named in `argv`; return 0 when all are finished, 3 when time ran out."""
+    options = parser().parse_args(argv)
+    stages = options.stage or ["vae", "decoder", "clip", "teacher", "student"]
+    if "LOCAL_RANK" not in os.environ:
+        processes = options.processes or _default_processes(options.device)
+        if processes > 1:
+            return _launch(list(sys.argv[1:] if argv is None else argv), processes, options.device)
+    import torch
+
+    torch.set_num_threads(1 if "LOCAL_RANK" in os.environ else torch.get_num_threads())
+    preset, folder = PRESETS[options.config], options.folder / options.config
+    for name in stages:
+        if not _run(name, preset, folder, options):
+            return 3
+    return 0
+
+
+def _run(name: str, preset: Preset, folder: Path, options: argparse.Namespace) -> bool:
+    from koala_nb.catalog import data_folder
+
+    limits = (options.device, options.minutes)
+    if name in ("vae", "decoder"):
+        from koala_nb.nano.train_vae import train_vae
+
+        trained = folder / "vae" / "vae" if name == "decoder" else None
+        return train_vae(preset, folder / name, *limits, trained=trained)
+    if name == "clip":
+        from koala_nb.nano.train_clip import train_clip
+
+        return train_clip(preset, folder / "clip", *limits)
+    from koala_nb.nano.train_unet import train_unet
+
+    if name != "student":
+        system = "nano-sdxl" if name == "teacher" else "nano-koala"
+        return train_unet(preset, folder / name, system, name, *limits)
+    teacher = data_folder() / "models" / "nano-sdxl"
+    return all(
+        train_unet(preset, folder / system, system, name, *limits, teacher=teacher)
+        for system in ("nano-koala-large", "nano-koala")
+    )
+
+
+def _default_processes(device: str | None) -> int:
+    import torch
+
+    if torch.cuda.is_available() and device != "cpu":
+        return torch.cuda.device_count()
+    return os.cpu_count() or 1
+
+
+def _launch(argv: list[str], processes: int, device: str | None) -> int:
+    """Start the command again in several processes (on a CPU, one thread each is fastest)."""
+    import torch
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if device == "cpu" or not torch.cuda.is_available():
+        environment["ACCELERATE_USE_CPU"] = "true"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", "-m", "koala_nb.nano.training", *argv]
+    return subprocess.call(command, env=environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Hands-on controls for a notebook, usable by keyboard and screen reader."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+
+from koala_nb import generation, pipelines
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from koala_nb.pipelines import Pipeline
+
+MAX_STEPS = 100
+MAX_GUIDANCE = 20.0
+MAX_SEED = 2**31 - 1
+SHOWN = 320  # pixels a side on the page
+WIDE = {"description_width": "9em"}
+
+
+class PromptExplorer(ipywidgets.VBox):
+    """Text, seed, steps and guidance in, one image out: drawn only at the press of the button.
+
+    Numbers are typed, not slid: a slider's handle has no name that a screen reader could say.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        prompt: str = "",
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: int | None = None,
+    ) -> None:
+        recipe = pipelines.identity(pipe).recipe
+        steps = steps or recipe.steps or pipelines.call_default(pipe, "num_inference_steps")
+        if guidance is None:
+            guidance = recipe.guidance
+        if guidance is None:
+            guidance = pipelines.call_default(pipe, "guidance_scale")
+        self.pipe, self.size = pipe, size
+        self.prompt = ipywidgets.Text(prompt or recipe.prompt, description="Prompt", **_wide())
+        self.seed = ipywidgets.BoundedIntText(seed, 0, MAX_SEED, description="Seed", **_style())
+        self.steps = ipywidgets.BoundedIntText(steps, 1, MAX_STEPS, description="Steps", **_style())
+        self.guidance = ipywidgets.BoundedFloatText(
+            guidance, min=0.0, max=MAX_GUIDANCE, step=0.5, description="Guidance", **_style()
+        )
+        self.button = ipywidgets.Button(description="Draw the image", button_style="primary")
+        self.button.on_click(lambda _: self.draw())
+        self.status = ipywidgets.HTML()
+        self.picture = ipywidgets.HTML()
+        self._say("Nothing drawn yet.")
+        knobs = ipywidgets.HBox([self.seed, self.steps, self.guidance])
+        super().__init__([self.prompt, knobs, self.button, self.status, self.picture])
+
+    def __repr__(self) -> str:
+        """Return a text that does not change with what is drawn: notebooks store it."""
+        return "Prompt explorer: prompt, seed, steps and guidance in, one image out"
+
+    def draw(self) -> None:
+        """Draw with the present settings; any error becomes one sentence in the widget."""
+        self.button.disabled = True
+        self._say("Drawing ...")
+        try:
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("always", UserWarning)
+                image = self._generate()
+        except Exception as error:  # the widget is the last to hear of it
+            self.picture.value = ""
+            self._say(f"No image: {_sentence(error)}")
+        else:
+            told = " ".join(str(w.message) for w in heard if w.category is UserWarning)
+            self.picture.value = picture(image, self._described())
+            self._say(f"Drawn: {self._described()}. {told}".strip())
+        finally:
+            self.button.disabled = False
+
+    def _generate(self) -> Image.Image:
+        if not self.prompt.value.strip():
+            raise ValueError("the prompt is empty: write what the image shall show.")
+        run = generation.generate(
+            self.pipe,
+            self.prompt.value,
+            seeds=[self.seed.value],
+            steps=self.steps.value,
+            guidance=self.guidance.value,
+            height=self.size,
+            width=self.size,
+            progress=False,
+        )
+        return run.images[0]
+
+    def _described(self) -> str:
+        return (
+            f"{self.prompt.value}, seed {self.seed.value}, {self.steps.value} steps, "
+            f"guidance {self.guidance.value:g}"
+        )
+
+    def _say(self, text: str) -> None:
+        self.status.value = f'<div role="status" aria-live="polite">{escape(text)}</div>'
+
+
+def prompt_explorer(pipe: Pipeline, **start: Any) -> PromptExplorer:
+    """Return the prompt explorer; `start` gives prompt, seed, steps, guidance or size (pixels)."""
+    return PromptExplorer(pipe, **start)
+
+
+def picture(image: Image.Image, alt: str) -> str:
+    """Return an image as an HTML element with its alternative text, small ones enlarged."""
+    image.save(buffer := io.BytesIO(), format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    how = "pixelated" if image.width < SHOWN else "auto"
+    return (
+        f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" width="{SHOWN}" '
+        f'style="max-width:100%;image-rendering:{how}">'
+    )
+
+
+def _style() -> dict[str, Any]:
+    return {"style": WIDE, "layout": ipywidgets.Layout(width="16em")}
+
+
+def _wide() -> dict[str, Any]:
+    return {"style": WIDE, "layout": ipywidgets.Layout(width="95%")}
+
+
+def _sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,67 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# No time limit a case: machines under load are slow, not wrong.
+settings.register_profile("unhurried", deadline=None, max_examples=60)
+settings.load_profile("unhurried")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def hub_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of the hub whose cache holds a tiny KOALA-Lightning-700M. Leave it as it is."""
+    from hub_layout import write_hub_layout
+
+    home = tmp_path_factory.mktemp("hf_home")
+    write_hub_layout(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def snapshot(hub_home: Path) -> Path:
+    """The tiny KOALA's folder. Copy it before changing anything."""
+    return next(hub_home.glob("hub/*/snapshots/*"))
+
+
+@pytest.fixture(scope="session")
+def loaded(snapshot: Path):
+    """The tiny KOALA's pipeline on the CPU in float32. Leave it as it is."""
+    import koala_nb
+
+    return koala_nb.load(snapshot, device="cpu")
+
+
+@pytest.fixture
+def hub_cache(hub_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes this process see the tiny hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_home / "hub"))
+    return hub_home / "hub"
+
+
+@pytest.fixture(scope="session")
+def python_offline(hub_home: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python code in a fresh process with HF_HUB_OFFLINE=1 and the tiny hub's cache."""
+
+    def run(code: str, *arguments: object, home: Path = hub_home):
+        paths = [str(ROOT), str(ROOT / "tests")]
+        env = {
+            **os.environ,
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join(paths),
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+        }
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+            env.pop(name, None)
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+
+    return run

@@ -1,0 +1,128 @@
+"""A tiny KOALA in the layout of the hub's cache, with the released file names."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+REPOSITORY = "etri-vilab/koala-lightning-700m"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+WIDTH = 32  # of each text encoder
+
+
+def write_hub_layout(
+    home: Path, repository: str = REPOSITORY, variant: str | None = "fp16"
+) -> Path:
+    """Write `<home>/hub/models--.../{refs/main,snapshots/<commit>}`; returns the snapshot folder.
+
+    Random weights in KOALA-700M's block structure, 64 x 64 px, half precision, leading timesteps.
+    """
+    place = home / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(COMMIT)
+    snapshot = place / "snapshots" / COMMIT
+    pipe = tiny_pipeline(snapshot)
+    pipe.to(torch.float16).save_pretrained(snapshot, variant=variant, safe_serialization=True)
+    # Tokenizers as released: vocabulary and merges, no tokenizer.json.
+    for name, pad in (("tokenizer", EOS), ("tokenizer_2", "!")):
+        shutil.rmtree(snapshot / name)
+        write_tokenizer(snapshot / name, pad)
+    return snapshot
+
+
+def tiny_pipeline(scratch: Path) -> StableDiffusionXLPipeline:
+    """A pipeline with random weights; tokenizers are written below `scratch`."""
+    torch.manual_seed(0)
+    tokenizers = []
+    for name, pad in (("tokenizer", EOS), ("tokenizer_2", "!")):
+        write_tokenizer(scratch / name, pad)
+        tokenizers.append(CLIPTokenizer.from_pretrained(scratch / name))
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        transformer_layers_per_block=[1, 2, 5],
+        mid_block_type=None,
+        cross_attention_dim=2 * WIDTH,
+        attention_head_dim=[1, 2, 2],
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.13025,
+        sample_size=64,
+    )
+    return StableDiffusionXLPipeline(
+        vae=vae.eval(),
+        text_encoder=CLIPTextModel(text_config(tokenizers[0])).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizers[1])).eval(),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        unet=unet.eval(),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            timestep_spacing="leading",
+        ),
+    )
+
+
+def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        # With the default ids the pooled embedding is read at the wrong token.
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def write_tokenizer(folder: Path, pad: str) -> None:
+    """A byte-level CLIP tokenizer without merges: one token a byte, any text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    symbols = sorted(ByteLevel.alphabet())
+    words = [*symbols, *(s + "</w>" for s in symbols), BOS, EOS]
+    special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad}
+    config = {**special, "tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    config["do_lower_case"] = True
+    files = {
+        "vocab.json": json.dumps({word: i for i, word in enumerate(words)}),
+        "merges.txt": "#version: 0.2\n",
+        "special_tokens_map.json": json.dumps(special),
+        "tokenizer_config.json": json.dumps(config),
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,105 @@
+import json
+
+import pytest
+from hub_layout import REPOSITORY
+
+from koala_nb import card, catalog
+
+# Counted on U-Nets built from their configurations.
+PARAMETERS = {
+    "koala-lightning-700m": 782_822_724,
+    "koala-lightning-1b": 1_161_184_324,
+    "koala-700m": 782_822_724,
+    "koala-1b": 1_161_184_324,
+    "koala-700m-llava-cap": 782_822_724,
+    "koala-1b-llava-cap": 1_161_184_324,
+    "sdxl-base": 2_567_463_684,
+    "sdxl-turbo": 2_567_463_684,
+    "sdxl-lightning": 2_567_463_684,
+    "sdm-v2.0": 865_910_724,
+    "ssd-1b": 1_331_334_404,
+    "segmind-vega": 745_225_604,
+}
+
+
+def build_unet(config):
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel(**config)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_those_of_the_built_unet(name):
+    system = catalog.find(name)
+    unet = build_unet(system.unet_config)
+    assert sum(p.numel() for p in unet.parameters()) == system.parameters == PARAMETERS[name]
+
+
+def test_default_recipe_is_the_cards():
+    recipe = catalog.find("koala-lightning-700m").recipe
+    assert (recipe.scheduler, recipe.timestep_spacing) == ("EulerDiscreteScheduler", "trailing")
+    assert (recipe.steps, recipe.guidance, recipe.height, recipe.width) == (10, 3.5, 1024, 1024)
+    assert recipe.prompt == "A portrait painting of a Golden Retriever like Leonard da Vinci"
+    assert recipe.negative_prompt == "worst quality, low quality, illustration, low resolution"
+
+
+def test_published_figures():
+    assert catalog.find("koala-lightning-700m").published["RTX 4090 24GB"] == (0.66, 8.3)
+    assert catalog.find("sdxl-base").published["RTX 3060Ti 8GB"] is None  # out of memory
+    assert catalog.find("koala-turbo-1b").published["RTX 2080Ti 11GB"] == (0.66, 5.5)
+    assert catalog.find("nano-koala").published == {}
+    titles = {s.title for s in catalog.SYSTEMS}
+    assert set(card.LATENCY_FIGURE) - titles == {"PixArt-alpha", "PixArt-Sigma"}
+
+
+def test_card_table_agrees_with_the_configurations():
+    of = {"KOALA-700M": "koala-700m", "KOALA-1B": "koala-1b", "SDXL-Base-1.0": "sdxl-base"}
+    of["SDM-v2.0"] = "sdm-v2.0"
+    for row in card.CARD_TABLE:
+        system = catalog.find(of[row["U-Net"]])
+        millions = int(row["parameters"].rstrip("M").replace(",", ""))
+        assert millions == system.parameters // 10**6
+        assert row["mid block"] == ("mid_block_type" not in system.unet)
+
+
+def test_download_is_half_precision_of_all_parts():
+    assert catalog.find("koala-lightning-700m").download_gb == 3.4
+    assert catalog.find("sdm-v2.0").download_gb is None  # its text encoder is not catalogued
+    assert catalog.find("koala-turbo-700m").download_gb is None
+
+
+def test_unknown_name_names_the_nearest_and_lists_all():
+    with pytest.raises(ValueError) as error:
+        catalog.find("koala-lightening-700")
+    message = str(error.value)
+    assert "Did you mean 'koala-lightning-700m'?" in message
+    assert all(s.name in message for s in catalog.SYSTEMS)
+
+
+def test_systems_has_a_row_for_each_system(hub_cache):
+    table = catalog.systems().set_index("name")
+    assert list(table.index) == [s.name for s in catalog.SYSTEMS]
+    assert table.loc["koala-lightning-700m", "repository"] == REPOSITORY
+    assert table.installed["koala-lightning-700m"]
+    assert not table.installed["koala-lightning-1b"]
+    assert table.loc["sdxl-base", "unet_parameters"] == 2_567_463_684
+    embedded = {"nano-sdxl", "nano-koala-large", "nano-koala"}
+    assert set(table.index[table.domain == "emoji-world"]) == embedded
+
+
+def test_embedded_systems_are_read_from_the_data_folder(snapshot, tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path))
+    system = catalog.find("nano-koala")
+    assert not catalog.installed(system)
+    assert catalog.unet_parameters(system) is None
+    assert system.unet_config["mid_block_type"] is None  # as the catalogue plans it
+    shutil.copytree(snapshot, tmp_path / "models" / "nano-koala")
+    assert catalog.installed(system)
+    assert system.unet_config["block_out_channels"] == [8, 16, 16]
+    config = json.loads((snapshot / "unet" / "config.json").read_text())
+    count = sum(p.numel() for p in build_unet(config).parameters())
+    assert catalog.unet_parameters(system) == count

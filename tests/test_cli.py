@@ -1,0 +1,103 @@
+"""The command line: what it prints, what it refuses, and how it ends."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from koala_nb import cli
+
+HEAVY = ("torch", "diffusers", "pandas", "matplotlib", "papermill", "IPython", "numpy")
+
+
+def call(*arguments, cwd=None):
+    command = [sys.executable, "-m", "koala_nb", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from koala_nb import cli\n"
+        "try:\n    cli.main(['--help'])\n"
+        "except SystemExit:\n    pass\n"
+        f"print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+    for command in ("systems", "generate", "report", "train", "evaluate"):
+        assert command in done.stdout
+
+
+def test_the_path_without_make(tmp_path):
+    done = call("report", "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "NAME=VALUE" in done.stdout
+
+
+def test_systems_prints_the_catalogue(capsys):
+    assert cli.main(["systems"]) == 0
+    printed = capsys.readouterr().out
+    assert "etri-vilab/koala-lightning-700m" in printed and "nano-koala" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["report", "11", "-p", "modle=x"], ["'modle'", "did you mean 'model'"]),
+        (["report", "11", "-p", "seeds=two"], ["'seeds'", "'two'", "type int"]),
+        (["report", "11", "-p", "seeds"], ["'seeds'", "NAME=VALUE"]),
+        (["report", "12_no_such"], ["'12_no_such'"]),
+        (["generate", "koala-lightnin-700m", "a koala"], ["koala-lightning-700m"]),
+        (["generate", "nano-koala", "a koala", "--seeds", "0"], ["--seeds 0"]),
+    ],
+)
+def test_a_users_error_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("koala-nb: ") and said.count("\n") == 1
+    assert all(word in said for word in words), said
+    assert not list(tmp_path.iterdir()), "nothing half-written stays"
+
+
+def test_generate_draws_into_a_folder_and_resumes(capsys, snapshot, tmp_path):
+    arguments = ["generate", str(snapshot), "a koala", "a dog", "--seeds", "2", "--seed", "5"]
+    arguments += ["--steps", "2", "--size", "64", "--out", str(tmp_path / "drawn")]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.startswith("4 images in ")
+    images = sorted((tmp_path / "drawn" / "images").glob("*.png"))
+    assert [image.stem[-2:] for image in images] == ["-5", "-6", "-5", "-6"]
+    before = [image.stat().st_mtime_ns for image in images]
+    assert cli.main(arguments) == 0
+    assert [image.stat().st_mtime_ns for image in images] == before
+    assert cli.main([*arguments, "--steps", "3"]) == 2
+    assert "steps was 2, now 3" in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", "--modle", "x"])
+    assert ended.value.code == 2 and "--modle" in capsys.readouterr().err
+
+
+def test_a_report_that_fails_ends_with_exit_code_1(tmp_path):
+    import nbformat
+
+    cell = nbformat.v4.new_code_cell("raise RuntimeError('broken on purpose')")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "broken.ipynb")
+    done = call("report", "broken.ipynb", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "broken failed at cell 1: RuntimeError: broken on purpose" in done.stderr
+    assert "Traceback" not in done.stderr
+    (status,) = tmp_path.glob("out/*/status.json")
+    assert json.loads(status.read_text())["state"] == "failed"
+
+
+def test_a_programming_error_keeps_its_traceback(monkeypatch):
+    def broken(_):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(cli, "_systems", broken)
+    with pytest.raises(KeyError):
+        cli.main(["systems"])

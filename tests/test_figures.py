@@ -1,0 +1,105 @@
+"""Figures: sizes that fit, alternative texts, honest refusals, and the small measures."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from koala_nb import exercises, figures
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    """What the notebook would have displayed: a list of (data, options)."""
+    seen = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **how: seen.append((data, how)))
+    return seen
+
+
+def grey(value, size=8):
+    return Image.new("RGB", (size, size), (value,) * 3)
+
+
+def texts(figure):
+    return {t.get_text() for axis in figure.axes for t in axis.texts + axis.get_yticklabels()}
+
+
+def test_show_carries_the_alternative_text(displayed):
+    figures.show(figures.image_grid([grey(9)], ["a koala"], ["seed 0"], "title"), "one koala")
+    (data, how), *_ = displayed
+    assert data["text/plain"] == how["metadata"]["image/png"]["alt"] == "one koala"
+    assert Image.open(io.BytesIO(data["image/png"])).width > 100
+
+
+def test_show_refuses_an_empty_text():
+    with pytest.raises(ValueError, match="alternative text is empty"):
+        figures.show(figures.lines({"a": ([1], [1])}, "x", "y"), " ")
+
+
+def test_a_figure_has_the_same_bytes_each_time(displayed):
+    for _ in range(2):
+        figures.show(figures.lines({"a": ([1, 2], [3, 4])}, "x", "y"), "a line", colours=64)
+    assert displayed[0][0]["image/png"] == displayed[1][0]["image/png"]
+
+
+@pytest.mark.parametrize("rows, columns, images", [(1, 2, 1), (1, 1, 0), (2, 1, 3)])
+def test_image_grid_wants_one_image_a_cell(rows, columns, images):
+    with pytest.raises(ValueError, match="image_grid"):
+        figures.image_grid([grey(0)] * images, ["r"] * rows, ["c"] * columns)
+
+
+def test_lines_draws_every_series_with_its_own_marker():
+    figure = figures.lines({"one $": ([1, 2], [3, 4]), "two": ([1], [2])}, "step", "sigma", "t")
+    (axis,) = figure.axes
+    assert [tuple(line.get_ydata()) for line in axis.lines] == [(3, 4), (2,)]
+    assert len({line.get_marker() for line in axis.lines}) == 2
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "sigma")
+
+
+@pytest.mark.parametrize("series", [{}, {"a": ([1, 2], [1])}, {"a": ([], [])}])
+def test_lines_refuses_what_it_cannot_draw(series):
+    with pytest.raises(ValueError, match="lines"):
+        figures.lines(series, "x", "y")
+
+
+def test_heatmap_writes_each_number():
+    figure = figures.heatmap([[1, 0.25], [0.25, 1]], ["koala", "dog"])
+    assert {"1.00", "0.25", "koala", "dog"} <= texts(figure)
+
+
+@pytest.mark.parametrize("values, labels", [([[1]], ["a", "b"]), ([], [])])
+def test_heatmap_refuses_a_table_that_does_not_fit(values, labels):
+    with pytest.raises(ValueError, match="heatmap"):
+        figures.heatmap(values, labels)
+
+
+def test_measures_of_images():
+    half = Image.fromarray(np.repeat([[0, 200]], 2, axis=0).astype("uint8")).convert("RGB")
+    assert figures.brightness(grey(40)) == 40 and figures.contrast(grey(40)) == 0
+    assert figures.brightness(half) == 100 and figures.contrast(half) == 100
+    assert figures.pixel_difference(grey(10), grey(13)) == (3.0, 3)
+    with pytest.raises(ValueError, match="differ in size"):
+        figures.pixel_difference(grey(0), grey(0, size=4))
+
+
+def test_banner_is_escaped_and_only_there_where_needed(displayed):
+    figures.show_banner(None)
+    figures.show_banner("teaching <model>")
+    ((data, _),) = displayed
+    assert "&lt;model&gt;" in data["text/html"] and 'role="note"' in data["text/html"]
+    assert data["text/plain"] == "teaching <model>"
+
+
+def test_an_exercise_is_friendly_before_an_answer_and_clear_after_a_wrong_one(capsys):
+    exercises.check(None, lambda a: a == 42, "six times seven")
+    exercises.check(42, lambda a: a == 42, "six times seven")
+    assert capsys.readouterr().out.splitlines() == [
+        "Not yet: replace None by your answer and run this cell again.",
+        "Right.",
+    ]
+    with pytest.raises(exercises.NotRightYet, match="41 is not the answer. Hint: six"):
+        exercises.check(41, lambda a: a == 42, "six times seven")
+    with pytest.raises(exercises.NotRightYet, match="'x' cannot be checked"):
+        exercises.check("x", lambda a: a + 1 == 43, "a number")
+    assert "\n" not in exercises.NotRightYet("one line")._render_traceback_()[0]

@@ -1,0 +1,416 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from koala_nb import generate, list_steps, load, provenance
+from koala_nb.generation import decode
+from koala_nb.runs import Request, default_batch_size, slug
+
+SMALL = {"height": 64, "width": 64, "steps": 2, "guidance": 3.5}
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+def contents(folder):
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def test_same_image_as_the_plain_diffusers_call(loaded):
+    ours = generate(loaded, "a koala", seeds=[7], negative_prompt="a dog", **SMALL).images[0]
+    plain = loaded(
+        "a koala",
+        negative_prompt="a dog",
+        num_inference_steps=2,
+        guidance_scale=3.5,
+        generator=torch.Generator("cpu").manual_seed(7),
+        **{k: SMALL[k] for k in ("height", "width")},
+    ).images[0]
+    assert np.array_equal(pixels(ours), pixels(plain))
+    assert pixels(ours).std() > 5  # not a flat image
+
+
+def test_same_image_without_a_negative_prompt(loaded):
+    ours = generate(loaded, "a koala", seeds=[7], negative_prompt=None, **SMALL).images[0]
+    plain = loaded(
+        "a koala",
+        num_inference_steps=2,
+        guidance_scale=3.5,
+        generator=torch.Generator("cpu").manual_seed(7),
+        **{k: SMALL[k] for k in ("height", "width")},
+    ).images[0]
+    assert np.array_equal(pixels(ours), pixels(plain))
+
+
+def test_same_seed_alone_and_in_any_batch(loaded):
+    prompts = ["a koala", "two dogs"]
+    together = generate(loaded, prompts, seeds=range(4), batch_size=8, **SMALL)
+    alone = generate(loaded, prompts, seeds=range(4), batch_size=1, **SMALL)
+    mixed = generate(loaded, prompts, seeds=range(4), batch_size=3, **SMALL)
+    for one, two, three in zip(together.images, alone.images, mixed.images):
+        assert abs(pixels(one) - pixels(two)).max() <= 1
+        assert abs(pixels(one) - pixels(three)).max() <= 1
+    different = pixels(together.images[0]) - pixels(together.images[1])
+    assert abs(different).max() > 20  # seeds do matter
+    different = pixels(together.images[0]) - pixels(together.images[4])
+    assert abs(different).max() > 1  # and prompts
+
+
+def test_guidance_up_to_one_skips_the_unconditional_half(loaded, monkeypatch):
+    sizes = []
+    forward = loaded.unet.forward
+    monkeypatch.setattr(
+        loaded.unet, "forward", lambda x, *a, **k: (sizes.append(len(x)), forward(x, *a, **k))[1]
+    )
+    for guidance in (0.0, 1.0, 3.5):
+        generate(loaded, "a koala", seeds=range(3), **{**SMALL, "guidance": guidance, "steps": 1})
+    assert sizes == [3, 3, 6]
+
+
+def test_prompts_times_seeds_in_order(loaded):
+    records = generate(loaded, ["a", "b"], seeds=(5, 3), **{**SMALL, "steps": 1}).records
+    assert list(zip(records.prompt, records.seed)) == [("a", 5), ("a", 3), ("b", 5), ("b", 3)]
+
+
+def test_each_prompt_may_have_its_own_seeds(loaded):
+    seeds = [range(0, 2), range(10, 13)]
+    run = generate(loaded, ["a", "b"], seeds=seeds, **{**SMALL, "steps": 1})
+    assert list(run.records.seed) == [0, 1, 10, 11, 12]
+    assert list(run.records.prompt_index) == [0, 0, 1, 1, 1]
+
+
+def test_recipe_fills_in_and_the_record_is_complete(hub_cache):
+    pipe = load("koala-lightning-700m", local_files_only=True, device="cpu")
+    record = generate(pipe, "a koala", height=64, width=64).records.iloc[0]
+    recipe = pipe.koala_nb.recipe
+    assert (record.steps, record.guidance, record.negative_prompt) == (
+        10,
+        3.5,
+        recipe.negative_prompt,
+    )
+    assert (record.scheduler, record.timestep_spacing) == ("EulerDiscreteScheduler", "trailing")
+    assert (record.system, record.revision) == ("koala-lightning-700m", pipe.koala_nb.revision)
+    assert (record["dtype"], record.device, record.decoded_in) == ("float32", "cpu", "float32")
+    assert (record.domain, record.banner) == ("photographic", None)
+    assert (record.torch, record.seed, record.height) == (torch.__version__, 0, 64)
+
+
+def test_the_emoji_world_carries_its_banner(snapshot, tmp_path):
+    folder = shutil.copytree(snapshot, tmp_path / "tiny")
+    (folder / "koala_nb.json").write_text('{"domain": "emoji-world"}')
+    pipe = load(folder, device="cpu")
+    run = generate(pipe, "a koala", steps=1)
+    assert run.records.banner[0] == provenance.EMBEDDED_BANNER
+    assert run.images[0].size == (64, 64)  # the folder's own size
+    assert run.records.guidance[0] == 3.5  # the emoji world's recipe
+
+
+def test_spacing_is_lent_and_given_back(loaded):
+    before = loaded.scheduler
+    leading = generate(loaded, "a", timestep_spacing="leading", **SMALL)
+    trailing = generate(loaded, "a", timestep_spacing="trailing", **SMALL)
+    assert loaded.scheduler is before
+    assert leading.records.timestep_spacing[0] == "leading"
+    assert abs(pixels(leading.images[0]) - pixels(trailing.images[0])).max() > 1
+
+
+def test_steps_are_those_of_the_reference(loaded):
+    leading, trailing = (list_steps(loaded, 10, s) for s in ("leading", "trailing"))
+    assert (leading.timestep.iloc[0], leading.timestep.iloc[-1]) == (901, 1)
+    assert (trailing.timestep.iloc[0], trailing.timestep.iloc[-1]) == (999, 99)
+    assert leading.sigma[0] == pytest.approx(8.39, abs=0.01)
+    assert trailing.sigma[0] == pytest.approx(14.61, abs=0.01)
+
+
+def test_a_stable_diffusion_pipeline_with_one_encoder(loaded, tmp_path):
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        layers_per_block=1,
+    )
+    parts = {k: getattr(loaded, k) for k in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    StableDiffusionPipeline(
+        **parts, unet=unet, safety_checker=None, feature_extractor=None
+    ).save_pretrained(tmp_path)
+    pipe = load(tmp_path, device="cpu")
+    ours = generate(pipe, "a koala", seeds=[7], negative_prompt="a dog", **SMALL).images[0]
+    plain = pipe(
+        "a koala",
+        negative_prompt="a dog",
+        num_inference_steps=2,
+        guidance_scale=3.5,
+        generator=torch.Generator("cpu").manual_seed(7),
+    ).images[0]
+    assert np.array_equal(pixels(ours), pixels(plain))
+
+
+# --- decoding ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def overflowing(snapshot):
+    """The tiny KOALA in half precision, its VAE made to exceed 65,504 on the way, as SDXL's can."""
+    pipe = load(snapshot, device="cpu", dtype="float16")
+    pipe.vae.register_to_config(force_upcast=False)
+    with torch.no_grad():
+        pipe.vae.decoder.conv_in.weight.mul_(20_000)  # a normalisation follows: harmless in float32
+    return pipe
+
+
+def test_a_broken_image_is_decoded_again_in_float32(overflowing):
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    with torch.no_grad():
+        scaled = latent / overflowing.vae.config.scaling_factor
+        assert not overflowing.vae.decode(scaled).sample.isfinite().all()  # the fault is real
+        image, how = decode(overflowing, latent)
+    assert how == {"decoded_in": "float32", "finite": True}
+    assert pixels(image).std() > 5
+    assert overflowing.vae.dtype == torch.float16  # its own again
+
+
+def test_the_record_says_which_images_were_decoded_again(overflowing, snapshot):
+    run = generate(overflowing, "a koala", seeds=[0, 1], **{**SMALL, "steps": 1})
+    assert list(run.records.decoded_in) == ["float32", "float32"]
+    healthy = load(snapshot, device="cpu", dtype="float16")
+    healthy.vae.register_to_config(force_upcast=False)
+    run = generate(healthy, "a koala", **{**SMALL, "steps": 1})
+    assert list(run.records.decoded_in) == ["float16"]
+
+
+def test_an_upcast_vae_decodes_in_float32_at_once(snapshot):
+    pipe = load(snapshot, device="cpu", dtype="float16")
+    assert pipe.vae.config.force_upcast
+    _, how = decode(pipe, torch.zeros(1, 4, 8, 8).half())
+    assert (how["decoded_in"], pipe.vae.dtype) == ("float32", torch.float16)
+
+
+def test_an_all_black_image_is_decoded_again(snapshot):
+    pipe = load(snapshot, device="cpu", dtype="bfloat16")
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.weight.zero_()
+        pipe.vae.decoder.conv_out.bias.fill_(-3)
+        image, how = decode(pipe, torch.zeros(1, 4, 8, 8).bfloat16())
+    assert how == {"decoded_in": "float32", "finite": True}
+    assert pixels(image).max() == 0  # black indeed: two precisions agree
+
+
+def test_a_latent_of_nan_is_recorded(loaded):
+    with torch.no_grad():
+        image, how = decode(loaded, torch.full((1, 4, 8, 8), float("nan")))
+    assert how["finite"] is False
+    assert pixels(image).max() == 0
+
+
+# --- arguments --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": []}, "prompts is empty"),
+        ({"prompts": ["a", 3]}, "prompt 1 must be a text, not int 3"),
+        ({"prompts": "a\0b"}, "holds a NUL character"),
+        ({"prompts": "a\ud800"}, "not valid Unicode"),
+        ({"negative_prompt": 5}, "negative_prompt must be a text"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [-1]}, "seed of prompt 0 must be a whole number"),
+        ({"seeds": [2**63]}, "seed of prompt 0 must be a whole number"),
+        ({"seeds": [1.5]}, "not 1.5"),
+        ({"seeds": [True]}, "not True"),
+        ({"seeds": [1, 1]}, "Seed 1 stands twice for prompt 0"),
+        ({"seeds": [[1], [2]]}, "2 lists for 1 prompts"),
+        ({"seeds": [[1], 2]}, "mixes numbers and lists"),
+        ({"seeds": [[]]}, "Prompt 0 has no seeds"),
+        ({"steps": 0}, "steps must be a whole number from 1 to 1000, not 0"),
+        ({"steps": 2.0}, "steps must be a whole number"),
+        ({"guidance": -1}, "guidance must be a number of at least 0, not -1"),
+        ({"guidance": float("inf")}, "guidance must be a number"),
+        ({"guidance": "3"}, "guidance must be a number"),
+        ({"height": 60}, "height must be a multiple of 8, not 60: try 64"),
+        ({"width": 0}, "width must be a whole number from 8"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"timestep_spacing": "middle"}, "must be one of leading, trailing, linspace"),
+    ],
+)
+def test_bad_arguments_get_one_clear_sentence(loaded, arguments, message):
+    with pytest.raises(ValueError) as error:
+        generate(loaded, **{"prompts": "a", **SMALL, **arguments})
+    assert message in str(error.value)
+
+
+def test_nothing_is_written_for_a_bad_argument(loaded, tmp_path):
+    with pytest.raises(ValueError, match="prompts is empty"):
+        generate(loaded, [], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_long_prompt_gets_one_warning_with_the_lost_words(loaded):
+    long = "a" * 60 + " koala behind the tree"
+    with pytest.warns(UserWarning, match="tokens: it does not read 'ree' and of 1 more") as caught:
+        generate(loaded, [long, long + "s", "short"], **{**SMALL, "steps": 1})
+    assert len([w for w in caught if w.category is UserWarning]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        generate(loaded, "short", **{**SMALL, "steps": 1})
+
+
+def test_tiles_are_recorded_where_they_count(snapshot):
+    pipe = load(snapshot, device="cpu")
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 64, 8
+    assert not generate(pipe, "a", **{**SMALL, "steps": 1}).records.vae_tiling[0]
+    assert generate(pipe, "a", **{**SMALL, "steps": 1, "width": 96}).records.vae_tiling[0]
+
+
+def test_default_batch_sizes():
+    assert [default_batch_size(n, "cpu") for n in (16, 32, 64, 128)] == [16, 16, 1, 1]
+    assert [default_batch_size(n, "cuda") for n in (32, 64, 128)] == [16, 4, 1]
+
+
+# --- file names -------------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_a_slug_is_a_safe_file_name(prompt):
+    name = slug(prompt)
+    assert 0 < len(name) <= 40
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert slug(name) == name
+
+
+@given(st.lists(st.tuples(st.text(), st.integers(0, 2**63 - 1)), unique=True))
+def test_no_two_requests_share_a_file(asked):
+    requests = [Request(i, prompt, seed) for i, (prompt, seed) in enumerate(asked)]
+    assert len({r.file for r in requests}) == len(requests)
+
+
+# --- run folders ------------------------------------------------------------------------------
+
+
+def test_a_folder_holds_images_with_records(loaded, tmp_path):
+    prompts = ["<script>alert(1)</script>", "考拉 🐨", "Ein Bär, ängstlich"]
+    run = generate(loaded, prompts, seeds=[4], out=tmp_path / "run", **SMALL)
+    names = [
+        "00000-script-alert-1-script-4.png",
+        "00001-prompt-4.png",
+        "00002-ein-bar-angstlich-4.png",
+    ]
+    assert sorted(p.name for p in (tmp_path / "run" / "images").iterdir()) == names
+    for prompt, file, image in zip(prompts, run.records.file, run.images):
+        record = provenance.read_record(tmp_path / "run" / file)
+        assert (record["prompt"], record["seed"], record["file"]) == (prompt, 4, file)
+        assert image.size == (64, 64)
+    assert provenance.read_lines(tmp_path / "run" / "records.jsonl") == [
+        provenance.read_record(tmp_path / "run" / file) for file in run.records.file
+    ]
+    in_memory = generate(loaded, prompts, seeds=[4], **SMALL)
+    assert in_memory.records.equals(run.records)
+    assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(in_memory.images, run.images))
+    assert len(run.images[:2]) == 2 and run.images[-1].size == (64, 64)
+
+
+def test_a_finished_folder_is_read_not_drawn(loaded, tmp_path, monkeypatch):
+    first = generate(loaded, "a", seeds=range(3), out=tmp_path, **SMALL)
+    before = contents(tmp_path)
+    assert first.seconds_per_image > 0
+    monkeypatch.setattr(type(loaded), "__call__", None)  # drawing would fail
+    again = generate(loaded, "a", seeds=range(3), out=tmp_path, **SMALL)
+    assert again.seconds_per_image is None
+    assert again.records.equals(first.records)
+    assert contents(tmp_path) == before
+
+
+def test_what_is_missing_or_damaged_is_drawn_again_and_nothing_else(loaded, tmp_path):
+    generate(loaded, "a", seeds=range(6), batch_size=4, out=tmp_path, **SMALL)
+    before = contents(tmp_path)
+    files = sorted((tmp_path / "images").iterdir())
+    kept = files[0].stat().st_mtime_ns
+    files[1].unlink()
+    files[2].write_bytes(files[2].read_bytes()[:-5])
+    (tmp_path / "records.jsonl").unlink()
+    (tmp_path / "images" / f".{files[1].name}.99.tmp").write_bytes(b"half")
+    generate(loaded, "a", seeds=range(6), batch_size=4, out=tmp_path, **SMALL)
+    assert contents(tmp_path) == before
+    assert files[0].stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps": 3}, "steps was 2, now 3"),
+        ({"guidance": 5}, "guidance was 3.5, now 5.0"),
+        ({"negative_prompt": "x"}, "negative_prompt was None, now 'x'"),
+        ({"prompts": ["a", "c"]}, "prompts[1] was 'b', now 'c'"),
+        ({"prompts": ["a"]}, "the number of prompts was 2, now 1"),
+        ({"seeds": [0, 2]}, "seeds[0] was [0, 1], now [0, 2]"),
+        ({"timestep_spacing": "linspace"}, "timestep_spacing was 'leading', now 'linspace'"),
+    ],
+)
+def test_other_settings_refuse_the_folder(loaded, tmp_path, changed, message):
+    asked = {"prompts": ["a", "b"], "seeds": [0, 1], **SMALL, "out": tmp_path}
+    generate(loaded, **asked)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError) as error:
+        generate(loaded, **{**asked, **changed})
+    assert message in str(error.value)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_of_other_things_is_refused(loaded, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds other files \(such as thesis.txt\)"):
+        generate(loaded, "a", out=tmp_path, **SMALL)
+    with pytest.raises(ValueError, match="is a file: name a folder"):
+        generate(loaded, "a", out=tmp_path / "thesis.txt", **SMALL)
+    assert contents(tmp_path) == {"thesis.txt": b"precious"}
+
+
+RUN = """
+import sys, koala_nb
+pipe = koala_nb.load(sys.argv[1], device="cpu")
+koala_nb.generate(pipe, [f"{n} koalas" for n in range(16)], seeds=range(4), batch_size=6,
+                  height=64, width=64, steps=3, out=sys.argv[2], progress=False)
+"""
+
+
+def test_killed_and_resumed_equals_uninterrupted_file_by_file(snapshot, tmp_path, python_offline):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert python_offline(RUN, snapshot, whole).returncode == 0
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
+    process = subprocess.Popen([sys.executable, "-c", RUN, snapshot, killed], env=env)
+    deadline = time.monotonic() + 120
+    while len(list((killed / "images").glob("0*.png"))) < 20:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    made = len(list((killed / "images").glob("0*.png")))
+    assert 20 <= made < 64  # it was in the middle
+    assert not (killed / "records.jsonl").exists()
+    assert python_offline(RUN, snapshot, killed).returncode == 0
+    assert len(contents(whole)) == 66
+    assert contents(killed) == contents(whole)

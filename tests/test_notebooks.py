@@ -1,0 +1,167 @@
+"""What every notebook promises: its limits, its outputs, its parameters, its solutions."""
+
+import re
+import shutil
+
+import nbformat
+import pytest
+
+from koala_nb import refresh, reports
+
+PATHS = sorted(reports.NOTEBOOKS.glob("*.ipynb"))
+TYPED = re.compile(r"\w+: (str|int|float|bool) = \S.*  # \S.*")
+SKIPS = {"nbval-skip", "nbval-ignore-output", "nbval-check-output"}
+FENCE = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+DETAILS = re.compile(r"<details>.*?</details>", re.S)
+TINY = {"model": "koala-lightning-700m", "size": 64, "seeds": 1}
+
+every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", ()))
+
+
+def code(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def outputs(path):
+    return [output for cell in code(path) for output in cell.outputs]
+
+
+def test_there_are_notebooks():
+    assert "11_write_the_audit_report" in [path.stem for path in PATHS]
+
+
+@every_notebook
+def test_size(path):
+    cells = read(path).cells
+    assert len(cells) <= 60
+    assert path.stat().st_size <= 1_000_000
+    for cell in code(path):
+        assert len(cell.source.splitlines()) <= 25, cell.source
+    prose = sum(cell.cell_type == "markdown" for cell in cells) / len(cells)
+    assert 0.5 <= prose <= 0.65, f"{prose:.0%} of the cells are prose"
+
+
+@every_notebook
+def test_opening(path):
+    cells = read(path).cells
+    assert re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem)
+    assert cells[0].source.startswith("# ")
+    assert sum(cell.source.startswith("# ") for cell in cells if cell.cell_type == "markdown") == 1
+    opening = "".join(cell.source for cell in cells[:3])
+    for promise in ("will do", "will learn", "need"):
+        assert promise in opening
+    (parameters,) = [cell for cell in cells[:6] if "parameters" in tags(cell)]
+    for line in parameters.source.splitlines():
+        assert TYPED.fullmatch(line), f"not typed and explained: {line}"
+    assert reports.parameters_of(path)
+
+
+@every_notebook
+def test_every_code_cell_was_executed_in_order(path):
+    counts = [cell.execution_count for cell in code(path) if "nbval-skip" not in tags(cell)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+@every_notebook
+def test_outputs_are_clean(path):
+    for cell in code(path):
+        for output in cell.outputs:
+            assert output.output_type != "error" or "raises-exception" in tags(cell)
+            assert output.get("name") != "stderr", output.text
+    book = read(path)
+    assert "widgets" not in book.metadata
+    assert not any("execution" in cell.metadata for cell in book.cells), "times are recorded"
+
+
+@every_notebook
+def test_every_image_has_an_alternative_text(path):
+    for output in outputs(path):
+        if "image/png" in output.get("data", {}):
+            alt = output.metadata.get("image/png", {}).get("alt", "")
+            assert len(alt) > 20 and alt == output.data["text/plain"], alt
+
+
+@every_notebook
+def test_few_cells_are_kept_from_the_comparison(path):
+    skipped = [cell for cell in code(path) if tags(cell) & SKIPS]
+    assert len(skipped) <= 0.05 * len(code(path))
+
+
+@every_notebook
+def test_no_absolute_path_is_committed(path):
+    assert str(reports.ROOT) not in path.read_text("utf-8")
+
+
+# --- other parameters, the real path ------------------------------------------------------------
+
+
+@every_notebook
+def test_it_runs_on_the_hubs_layout(path, hub_home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(hub_home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = {k: v for k, v in TINY.items() if k in reports.parameters_of(path)}
+    assert "model" in given
+    page = reports.run(path, given, out=tmp_path)
+    assert reports.status(page.parent)["state"] == "done"
+    assert "Embedded teaching model" not in page.read_text("utf-8")
+
+
+# --- exercises ----------------------------------------------------------------------------------
+
+
+def solve(book):
+    """Replace each cell tagged `exercise` by the first Python fence of the next <details>."""
+    waiting = None
+    solved = 0
+    for cell in book.cells:
+        if "exercise" in tags(cell):
+            assert waiting is None, f"an exercise without a solution: {waiting and waiting.source}"
+            waiting = cell
+        fences = FENCE.findall("".join(DETAILS.findall(cell.source)))
+        if cell.cell_type == "markdown" and fences and waiting is not None:
+            waiting.source, waiting, solved = fences[0], None, solved + 1
+    assert waiting is None, f"an exercise without a solution: {waiting and waiting.source}"
+    return solved
+
+
+@every_notebook
+def test_solutions_solve_the_exercises(path, tmp_path):
+    book = read(path)
+    if not solve(book):
+        assert "<details>" not in path.read_text("utf-8"), "a solution without its exercise"
+        return
+    shutil.copy(path, copy := tmp_path / path.name)
+    nbformat.write(book, copy)
+    refresh.execute(copy)  # raises where a cell, such as a check, fails
+
+
+def test_a_wrong_solution_is_noticed(tmp_path):
+    new = nbformat.v4
+    exercise = new.new_code_cell("answer = None", metadata={"tags": ["exercise"]})
+    details = "<details>\n\n```python\nanswer = 41\n```\n\n</details>"
+    check = new.new_code_cell("assert answer in (None, 42), answer")
+    book = new.new_notebook(cells=[exercise, new.new_markdown_cell(details), check])
+    assert solve(book) == 1
+    nbformat.write(book, path := tmp_path / "wrong.ipynb")
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="AssertionError"):
+        refresh.execute(path)
+    assert path.read_bytes() == before, "a failing notebook stays as it was"
+
+
+def test_executing_twice_gives_the_same_bytes(tmp_path):
+    new = nbformat.v4
+    cells = [new.new_code_cell(f"print({i})\nprint('again')\n{i}") for i in range(3)]
+    nbformat.write(new.new_notebook(cells=cells), path := tmp_path / "same.ipynb")
+    refresh.execute(path)
+    first = path.read_bytes()
+    refresh.execute(path)
+    assert path.read_bytes() == first and b'"execution_count": 3' in first

@@ -1,0 +1,346 @@
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from hub_layout import COMMIT, REPOSITORY, write_hub_layout
+
+from koala_nb import devices, hub, load
+from koala_nb.pipelines import WeightsMissing, identity
+
+
+@pytest.fixture
+def folder(snapshot, tmp_path):
+    """A copy of the tiny KOALA that a test may damage."""
+    return shutil.copytree(snapshot, tmp_path / "tiny")
+
+
+def weights(folder, part):
+    return next((folder / part).glob("*.safetensors"))
+
+
+def without_variant(folder, *parts):
+    for part in parts:
+        file = weights(folder, part)
+        file.rename(file.with_name(file.name.replace(".fp16", "")))
+
+
+ALL = ("unet", "vae", "text_encoder", "text_encoder_2")
+
+
+# --- the hub's cache --------------------------------------------------------------------------
+
+LOAD = """
+import json, sys
+import koala_nb
+pipe = koala_nb.load("koala-lightning-700m")
+told = pipe.koala_nb
+run = koala_nb.generate(pipe, told.recipe.prompt, height=64, width=64, steps=2)
+print(json.dumps([told.name, told.revision, told.variant, told.dtype, told.notes,
+                  pipe.scheduler.config.timestep_spacing, type(pipe).__name__,
+                  run.images[0].size, run.records.revision[0]]))
+print(sys.stderr.isatty(), file=sys.stdout)
+"""
+
+
+def test_the_released_layout_loads_offline_in_a_fresh_process(python_offline):
+    done = python_offline(LOAD)
+    assert done.returncode == 0, done.stderr
+    name, revision, variant, dtype, notes, spacing, cls, size, recorded = json.loads(
+        done.stdout.splitlines()[0]
+    )
+    assert (name, revision, variant, recorded) == ("koala-lightning-700m", COMMIT, "fp16", COMMIT)
+    assert (spacing, cls, size) == ("trailing", "StableDiffusionXLPipeline", [64, 64])
+    assert (dtype, notes) == ("float32", [])
+    assert done.stderr == ""  # nothing that would spoil a notebook
+
+
+def test_absent_weights_say_what_to_do(python_offline, tmp_path):
+    code = "import koala_nb; koala_nb.load('koala-lightning-1b')"
+    done = python_offline(code, home=tmp_path)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last.startswith("koala_nb.hub.WeightsMissing: The weights of etri-vilab/koala-lightning")
+    assert "hf download etri-vilab/koala-lightning-1b" in last and "about 4.1 GB" in last
+
+
+def test_hub_id_and_catalogue_name_are_the_same_system(hub_cache):
+    pipe = load(REPOSITORY, local_files_only=True, device="cpu")
+    assert pipe.koala_nb.system.name == "koala-lightning-700m"
+    assert pipe.koala_nb.source == REPOSITORY
+
+
+def test_pinned_revision(hub_cache):
+    pipe = load("koala-lightning-700m", revision=COMMIT, local_files_only=True, device="cpu")
+    assert pipe.koala_nb.revision == COMMIT
+    with pytest.raises(WeightsMissing, match="at revision 1111111"):
+        load("koala-lightning-700m", revision="1" * 40, local_files_only=True, device="cpu")
+
+
+def test_an_older_revision_without_fp16_unet_loads_and_says_so(tmp_path, monkeypatch):
+    snapshot = write_hub_layout(tmp_path)
+    without_variant(snapshot, "unet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    told = load("koala-lightning-700m", local_files_only=True, device="cpu").koala_nb
+    assert told.variant == "fp16"
+    assert told.notes == ["no fp16 files for unet: full precision loaded"]
+
+
+def test_a_revision_without_any_variant_loads_and_says_so(tmp_path, monkeypatch):
+    write_hub_layout(tmp_path, variant=None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    told = load("koala-lightning-700m", local_files_only=True, device="cpu").koala_nb
+    assert told.variant is None
+    assert len(told.notes) == 1 and all(part in told.notes[0] for part in ALL)
+
+
+def test_only_the_files_that_the_pipeline_needs():
+    parts = {"unet": ["diffusers", "UNet2DConditionModel"], "tokenizer": ["t", "CLIPTokenizer"]}
+    index = {"_class_name": "StableDiffusionXLPipeline", **parts, "feature_extractor": [None, None]}
+    wanted = [
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
+    ]
+    others = [
+        "README.md",
+        "sd_xl_base_1.0.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_flax_model.msgpack",
+        "unet/model.onnx",
+        "unet/openvino_model.xml",
+        "unet/openvino_model.bin",
+        "vae_1_0/diffusion_pytorch_model.fp16.safetensors",
+        "unet/deeper/config.json",
+    ]
+    files, lacking = hub.files_needed(wanted + others, index, "fp16")
+    assert (sorted(files), lacking) == (["model_index.json", *wanted], [])
+    files, lacking = hub.files_needed(wanted + others, index, None)
+    assert [f for f in files if "safetensors" in f] == ["unet/diffusion_pytorch_model.safetensors"]
+    files, lacking = hub.files_needed(wanted + others, index, "fp16", skip="unet")
+    assert not [f for f in files if "safetensors" in f] and "unet/config.json" in files
+    assert hub.files_needed(others, index, "fp16")[1] == ["unet"]
+
+
+def test_sdxl_lightning_takes_its_unet_from_a_file(snapshot, tmp_path, monkeypatch):
+    # Its real layout: one U-Net file in one repository, the other parts in SDXL-Base's.
+    from safetensors.torch import load_file
+
+    cache = tmp_path / "hub"
+    for repository in ("stabilityai--stable-diffusion-xl-base-1.0", "ByteDance--SDXL-Lightning"):
+        place = cache / f"models--{repository}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text(COMMIT)
+        shutil.copytree(snapshot, place / "snapshots" / COMMIT)
+    there = cache / "models--ByteDance--SDXL-Lightning" / "snapshots" / COMMIT
+    base = cache / "models--stabilityai--stable-diffusion-xl-base-1.0" / "snapshots" / COMMIT
+    file = there / "sdxl_lightning_4step_unet.safetensors"
+    weights(there, "unet").rename(file)
+    weights(base, "unet").unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    pipe = load("sdxl-lightning", local_files_only=True, device="cpu")
+    key = "conv_in.weight"
+    assert torch.equal(pipe.unet.state_dict()[key], load_file(file)[key].float())
+    assert (pipe.koala_nb.source, pipe.koala_nb.revision) == ("ByteDance/SDXL-Lightning", COMMIT)
+    file.unlink()
+    with pytest.raises(WeightsMissing, match="hf download ByteDance/SDXL-Lightning sdxl_light"):
+        load("sdxl-lightning", local_files_only=True, device="cpu")
+
+
+# --- folders ----------------------------------------------------------------------------------
+
+
+def test_a_folder_is_identified_by_its_weights(folder):
+    without_variant(folder, *ALL)
+    first = load(folder, device="cpu").koala_nb
+    assert (first.system, first.domain, first.source) == (None, "photographic", str(folder))
+    assert load(folder, device="cpu").koala_nb.revision == first.revision
+    data = bytearray(weights(folder, "unet").read_bytes())
+    data[-1] ^= 1
+    weights(folder, "unet").write_bytes(data)
+    assert load(folder, device="cpu").koala_nb.revision != first.revision
+
+
+def test_a_folder_with_fp16_files_only_loads(folder):
+    told = load(folder, device="cpu").koala_nb
+    assert told.variant == "fp16"
+
+
+def test_an_embedded_model_is_found_and_told_by_its_json(folder, monkeypatch, tmp_path):
+    without_variant(folder, *ALL)
+    (folder / "koala_nb.json").write_text('{"name": "nano-koala", "domain": "emoji-world"}')
+    by_path = load(folder, device="cpu").koala_nb
+    assert (by_path.name, by_path.domain, by_path.recipe.steps) == ("nano-koala", "emoji-world", 10)
+    shutil.copytree(folder, tmp_path / "data" / "models" / "nano-koala")
+    monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path / "data"))
+    pipe = load("nano-koala", device="cpu")
+    assert pipe.koala_nb.revision == by_path.revision
+    assert (pipe.koala_nb.source, by_path.source) == ("data/models/nano-koala", str(folder))
+    assert pipe.scheduler.config.timestep_spacing == "trailing"
+    with pytest.raises(ValueError, match="revision='main' is for hub repositories"):
+        load("nano-koala", revision="main")
+    monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(WeightsMissing, match="restore the data folder"):
+        load("nano-koala")
+
+
+def test_parts_may_stand_once_in_another_folder(folder, tmp_path):
+    without_variant(folder, *ALL)
+    student = shutil.copytree(folder, tmp_path / "student")
+    for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+        shutil.rmtree(student / part)
+    (student / "koala_nb.json").write_text('{"domain": "emoji-world", "parts_from": "../tiny"}')
+    pipe, whole = load(student, device="cpu"), load(folder, device="cpu")
+    assert torch.equal(
+        pipe.vae.state_dict()["decoder.conv_in.weight"],
+        whole.vae.state_dict()["decoder.conv_in.weight"],
+    )
+    assert pipe.tokenizer("a koala").input_ids == whole.tokenizer("a koala").input_ids
+    assert pipe.koala_nb.revision != whole.koala_nb.revision
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(WeightsMissing, match="lacks the part vae"):
+        load(student, device="cpu")
+
+
+def test_truncated_weights_are_named(folder):
+    file = weights(folder, "unet")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(WeightsMissing, match="damaged or incomplete") as error:
+        load(folder, device="cpu")
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder_2"])
+def test_missing_weights_are_named(folder, part):
+    weights(folder, part).unlink()
+    with pytest.raises(WeightsMissing, match=f"lacks safetensors weights in {part}/"):
+        load(folder, device="cpu")
+
+
+def test_a_missing_tokenizer_is_named(folder):
+    shutil.rmtree(folder / "tokenizer_2")
+    with pytest.raises(WeightsMissing, match="lacks the part tokenizer_2: copy or download"):
+        load(folder, device="cpu")
+
+
+def test_an_interrupted_download_is_told_how_to_go_on(tmp_path, monkeypatch):
+    weights(write_hub_layout(tmp_path), "unet").unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(WeightsMissing, match=f"weights in unet/: run `hf download {REPOSITORY}`"):
+        load("koala-lightning-700m", local_files_only=True, device="cpu")
+
+
+def test_pickles_are_never_loaded(folder):
+    weights(folder, "vae").rename(folder / "vae" / "diffusion_pytorch_model.bin")
+    with pytest.raises(WeightsMissing, match="diffusion_pytorch_model.bin, a pickle"):
+        load(folder, device="cpu")
+
+
+def test_damaged_configuration_is_named(folder):
+    (folder / "model_index.json").write_text("{")
+    with pytest.raises(WeightsMissing, match="model_index.json is not readable JSON"):
+        load(folder, device="cpu")
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(WeightsMissing, match="holds no model_index.json"):
+        load(tmp_path)
+
+
+def test_another_kind_of_pipeline_is_refused(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
+    with pytest.raises(ValueError, match="is a FluxPipeline: only StableDiffusionXLPipeline"):
+        load(folder, device="cpu")
+
+
+# --- names, devices, precision ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name_or_path": "koala-lightning"}, "Did you mean 'koala-lightning-"),
+        ({"name_or_path": "no/such/folder"}, "There is no folder no/such/folder"),
+        ({"name_or_path": "./tiny"}, "There is no folder ./tiny"),
+        ({"name_or_path": "koala-turbo-700m"}, "cannot be loaded. Published figures only"),
+        ({"name_or_path": "koala-700m", "device": "gpu"}, "Unknown device 'gpu'"),
+        ({"name_or_path": "koala-700m", "dtype": "int8"}, "Unknown dtype 'int8'"),
+        ({"name_or_path": "koala-700m", "offload": "disk"}, "Unknown offload 'disk'"),
+    ],
+)
+def test_bad_arguments_get_one_clear_sentence(arguments, message):
+    with pytest.raises(ValueError) as error:
+        load(**arguments)
+    assert message in str(error.value)
+
+
+def test_a_device_that_is_not_there():
+    absent = "mps" if not torch.backends.mps.is_available() else "cuda"
+    with pytest.raises(ValueError, match=f"Device '{absent}' is not available to torch"):
+        load("koala-700m", device=absent)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", torch.bfloat16, "float16"])
+def test_every_part_has_the_asked_precision(snapshot, dtype):
+    pipe = load(snapshot, device="cpu", dtype=dtype)
+    parts = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+    want = torch.float16 if dtype == "float16" else torch.bfloat16
+    assert {p.dtype for p in parts} == {want}
+    assert pipe.koala_nb.dtype == str(want).removeprefix("torch.")
+
+
+def test_default_precision_on_a_cpu_is_float32(loaded):
+    parts = (loaded.unet, loaded.vae, loaded.text_encoder, loaded.text_encoder_2)
+    assert {p.dtype for p in parts} == {torch.float32}
+    assert devices.pick_dtype(None, torch.device("cuda")) == torch.float16
+
+
+def test_offload_needs_a_gpu(snapshot):
+    with pytest.raises(ValueError, match="offload='model' needs a CUDA device"):
+        load(snapshot, device="cpu", offload="model")
+
+
+def test_memory_plan_with_the_sizes_of_koala_700m():
+    sizes = [1.57, 0.17, 0.25, 1.39]  # GB: U-Net, VAE, two text encoders in half precision
+    assert devices.plan_memory(sizes, 22, 1) == (False, "none")
+    assert devices.plan_memory(sizes, 6, 1) == (True, "none")
+    assert devices.plan_memory(sizes, 4, 1) == (True, "model")
+    assert devices.plan_memory(sizes, 2, 1) == (True, "sequential")
+    assert devices.plan_memory(sizes, 6, 0.25) == (False, "none")  # 512 x 512
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is built for CUDA")
+def test_a_gpu_beside_a_cpu_only_torch_gets_one_warning(monkeypatch):
+    monkeypatch.setattr(devices.shutil, "which", lambda name: f"/usr/bin/{name}")
+    devices._warn_cpu_only_torch.cache_clear()
+    with pytest.warns(UserWarning, match="built for CPUs only") as caught:
+        devices.pick_device()
+        devices.pick_device()
+    assert len(caught) == 1
+    devices._warn_cpu_only_torch.cache_clear()
+
+
+def test_no_gpu_no_warning(monkeypatch):
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    monkeypatch.setattr(devices.Path, "exists", lambda path: False)
+    devices._warn_cpu_only_torch.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        devices._warn_cpu_only_torch()
+    devices._warn_cpu_only_torch.cache_clear()
+
+
+def test_a_plain_diffusers_pipeline_tells_what_it_is(snapshot):
+    from diffusers import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        snapshot, variant="fp16", dtype=torch.float32, use_safetensors=True
+    )
+    told = identity(pipe)
+    assert (told.system, told.dtype, told.device) == (None, "float32", "cpu")
+    assert told.source == str(snapshot)

@@ -1,0 +1,118 @@
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from koala_nb import provenance as pv
+
+JSON = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+RECORDS = st.dictionaries(st.text(), JSON | st.text(), max_size=5)
+
+
+@given(record=RECORDS)
+def test_png_record_round_trip(record, tmp_path_factory):
+    path = tmp_path_factory.mktemp("png") / "a.png"
+    pv.save_png(Image.new("RGB", (4, 4)), path, record)
+    assert pv.read_record(path) == record
+    assert pv.is_whole_png(path) == bool(record)
+
+
+@given(records=st.lists(RECORDS, max_size=4))
+def test_lines_round_trip(records, tmp_path_factory):
+    path = tmp_path_factory.mktemp("lines") / "records.jsonl"
+    pv.write_lines(path, records)
+    assert pv.read_lines(path) == records
+
+
+@pytest.mark.parametrize(
+    "prompt", ["<script>alert(1)</script>", "考拉 на синем фоне 🐨", "a\nb\"'"]
+)
+def test_png_holds_any_prompt(prompt, tmp_path):
+    pixels = Image.new("RGB", (4, 4), "red")
+    path = pv.save_png(pixels, tmp_path / "a.png", {"prompt": prompt})
+    assert pv.read_record(path) == {"prompt": prompt}
+    with Image.open(path) as image:
+        assert image.tobytes() == pixels.tobytes()
+
+
+def test_same_image_and_record_same_bytes(tmp_path):
+    image = Image.new("RGB", (8, 8), "blue")
+    one = pv.save_png(image, tmp_path / "1.png", {"seed": 1}).read_bytes()
+    assert one == pv.save_png(image, tmp_path / "2.png", {"seed": 1}).read_bytes()
+    assert one != pv.save_png(image, tmp_path / "3.png", {"seed": 2}).read_bytes()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = pv.write_atomic(tmp_path / "a.txt", b"old")
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        pv.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_damaged_png_is_not_whole(tmp_path):
+    path = pv.save_png(Image.new("RGB", (64, 64)), tmp_path / "a.png", {"seed": 1})
+    assert pv.is_whole_png(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert not pv.is_whole_png(path)
+    path.write_bytes(b"no picture at all")
+    with pytest.raises(ValueError, match="not a readable PNG"):
+        pv.read_record(path)
+
+
+def test_a_foreign_png_has_no_record(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, format="PNG")
+    path = pv.write_atomic(tmp_path / "a.png", buffer.getvalue())
+    with pytest.raises(ValueError, match="no koala_nb record"):
+        pv.read_record(path)
+
+
+def test_damaged_line_is_named(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(ValueError, match="line 2"):
+        pv.read_lines(path)
+
+
+def test_banner_only_for_the_emoji_world():
+    assert pv.banner("emoji-world").startswith("Embedded teaching model")
+    assert pv.banner("photographic") is None
+
+
+def test_environment_names_what_is_installed():
+    import torch
+
+    found = pv.environment()
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    json.dumps(found)
+
+
+def test_import_loads_no_heavy_library():
+    code = (
+        "import sys, koala_nb; heavy = {'torch', 'pandas', 'numpy', 'diffusers', 'PIL'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
+        "assert 'generate' in dir(koala_nb); assert callable(koala_nb.find);"
+        "assert set(koala_nb.__all__) <= set(dir(koala_nb))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_attribute_is_an_attribute_error():
+    import koala_nb
+
+    with pytest.raises(AttributeError, match="generat"):
+        koala_nb.generat  # noqa: B018

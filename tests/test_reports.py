@@ -1,0 +1,211 @@
+"""Reports: strict parameters, a status that tells the truth, a page that stands alone."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from koala_nb import reports
+from koala_nb.reports import ReportFailed
+
+PARAMETERS = (
+    'name: str = "a"  # a text\n'
+    "count: int = 1  # a whole number\n"
+    "rate: float = 0.5  # a number\n"
+    "flag: bool = False  # yes or no"
+)
+FIGURE = """
+from PIL import Image
+from koala_nb import figures
+
+grid = figures.image_grid([Image.new("RGB", (8, 8))], ["$x <b>"], ["seed 0"])
+figures.show(grid, "One black image & a <label>.")
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """Write a notebook of the given code cells, with the parameters above; returns its path."""
+
+    def write(*cells, name="tiny"):
+        new = nbformat.v4.new_code_cell
+        book = nbformat.v4.new_notebook(cells=[new(PARAMETERS), *map(new, cells)])
+        book.cells[0].metadata["tags"] = ["parameters"]
+        book.cells.insert(0, nbformat.v4.new_markdown_cell("# Try a notebook"))
+        path = tmp_path / f"{name}.ipynb"
+        nbformat.write(book, path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"cuont": 2}, ["no parameter 'cuont'", "did you mean 'count'"]),
+        ({"count": "5"}, ["'count'", "'5'", "type int"]),
+        ({"count": 5.0}, ["'count'", "5.0", "type int"]),
+        ({"count": True}, ["'count'", "True", "type int"]),
+        ({"name": 3}, ["'name'", "3", "type str"]),
+        ({"rate": "0.5"}, ["'rate'", "type float"]),
+        ({"flag": 1}, ["'flag'", "1", "type bool"]),
+    ],
+)
+def test_bad_parameters_stop_before_anything_runs(notebook, tmp_path, given, words):
+    path = notebook("open('ran', 'w')")
+    with pytest.raises(ValueError) as error:
+        reports.run(path, given, out=tmp_path / "out")
+    assert all(word in str(error.value) for word in words), error.value
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ({"count": "-3"}, -3),
+        ({"rate": "2"}, 2.0),
+        ({"rate": "1e-3"}, 0.001),
+        ({"flag": "true"}, True),
+        ({"name": "5"}, "5"),
+    ],
+)
+def test_text_from_the_command_line_gets_the_type_of_its_parameter(notebook, given, value):
+    (name,) = given
+    found = reports.check(notebook(), given, text=True)[name]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("given", [{"count": "2.0"}, {"count": ""}, {"rate": "nan"}, {"flag": "1"}])
+def test_text_of_another_type_is_refused(notebook, given):
+    with pytest.raises(ValueError, match="give a value of type"):
+        reports.check(notebook(), given, text=True)
+
+
+def test_a_parameter_without_a_type_is_refused(notebook, tmp_path):
+    book = nbformat.read(path := notebook(), as_version=4)
+    book.cells[1].source = "count = 1"
+    nbformat.write(book, path)
+    with pytest.raises(ValueError, match="'count = 1' is not typed"):
+        reports.parameters_of(path)
+
+
+def test_an_unknown_notebook_names_the_nearest():
+    with pytest.raises(ValueError, match="11_write_the_audit_report"):
+        reports.find("11_write_the_audit_raport")
+    assert reports.find("11").stem == "11_write_the_audit_report"
+
+
+def test_an_unknown_model_stops_before_a_kernel_starts(tmp_path):
+    with pytest.raises(ValueError, match="nano-koala"):
+        reports.run("11", model="nano-koalla", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_passes(notebook, tmp_path):
+    path = notebook(
+        "from koala_nb import reports\n"
+        "folder = reports.run_folder()\n"
+        "reports.write_results({'count': count}, folder);",
+        "print('count is', count)",
+        FIGURE,
+    )
+    page = reports.run(path, count=7, out=tmp_path / "out")
+    assert page.name == "index.html" and page.parent.name.startswith("tiny-")
+    assert reports.status(page.parent)["state"] == "done"
+    assert json.loads((page.parent / "results.json").read_text()) == {"count": 7}
+    assert (page.parent / "tiny.ipynb").is_file()
+    text = page.read_text("utf-8")
+    assert "count is 7" in text and "import" not in text, "outputs are shown, code is not"
+    assert "<title>Try a notebook</title>" in text
+    assert re.search(r"<img[^>]*alt=.One black image &amp; a &lt;label&gt;", text)
+    assert_stands_alone(text)
+
+
+def assert_stands_alone(page):
+    """Nothing in the page makes a browser ask a network."""
+    found = re.findall(
+        r"<script|<link|<iframe|@import|url\(\s*['\"]?http|src=['\"]?(?!['\"]?data:)[^\s>]+", page
+    )
+    assert not found, found
+    assert "default-src 'none'" in page
+
+
+def test_the_same_call_finds_the_same_folder_and_starts_afresh(notebook, tmp_path):
+    path = notebook("print(count)")
+    page = reports.run(path, count=2, out=tmp_path)
+    (page.parent / "left").touch()
+    assert reports.run(path, count=2, out=tmp_path) == page
+    assert not (page.parent / "left").exists()
+    assert reports.run(path, count=3, out=tmp_path) != page
+
+
+def test_a_failing_cell(notebook, tmp_path):
+    path = notebook("print(1)", "1 / 0", "print(2)")
+    with pytest.raises(ReportFailed, match="tiny failed at cell 4: ZeroDivisionError"):
+        reports.run(path, out=tmp_path)
+    (folder,) = tmp_path.glob("tiny-*")
+    told = reports.status(folder)
+    assert (told["state"], told["cell"]) == ("failed", "cell 4")
+    assert "division by zero" in told["error"]
+    assert not (folder / "index.html").exists()
+
+
+def test_a_failed_run_is_taken_up_where_it_stopped(notebook, tmp_path):
+    path = notebook(
+        "from koala_nb import reports\n"
+        "file = reports.run_folder() / 'images'\n"
+        "assert file.exists() or file.touch()"
+    )
+    with pytest.raises(ReportFailed):
+        reports.run(path, out=tmp_path)
+    assert reports.status(reports.run(path, out=tmp_path).parent)["state"] == "done"
+
+
+def test_a_dead_kernel(notebook, tmp_path):
+    path = notebook("print(1)", "import os\nos.kill(os.getpid(), 9)", "print(2)")
+    with pytest.raises(ReportFailed, match="kernel died"):
+        reports.run(path, out=tmp_path)
+    (folder,) = tmp_path.glob("tiny-*")
+    assert reports.status(folder)["state"] == "failed"
+    assert not (folder / "index.html").exists()
+
+
+def wait_for(condition, seconds=60):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "waited too long"
+        time.sleep(0.1)
+
+
+def test_a_killed_run_is_told_from_a_running_one(notebook, tmp_path):
+    path = notebook("import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(120)")
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "koala_nb", "report", str(path), "--out", "out"],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for((tmp_path / "began").exists)
+        (folder,) = (tmp_path / "out").iterdir()
+        assert reports.status(folder)["state"] == "running"
+        with pytest.raises(ValueError, match="under way"):
+            reports.run(path, out=tmp_path / "out")
+    finally:
+        os.kill(runner.pid, signal.SIGKILL)
+        runner.wait()
+    told = reports.status(folder)
+    assert (told["state"], told["error"]) == ("failed", "The run was killed.")
+    assert json.loads((folder / "status.json").read_text())["state"] == "running"
+    assert not (folder / "index.html").exists()
+
+
+def test_a_value_that_json_lacks_leaves_no_file(tmp_path):
+    with pytest.raises((TypeError, ValueError)):
+        reports.write_results({"value": float("nan"), "other": object()}, tmp_path)
+    assert not list(tmp_path.iterdir())
