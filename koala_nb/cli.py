@@ -115,4 +115,6 @@ def _refresh(options: argparse.Namespace) -> None:
 def _nano(options: argparse.Namespace) -> None:
     from importlib import import_module
 
-    import_module(f"koala_nb.nano.{options.module}").main(options.rest)
+    code = import_module(f"koala_nb.nano.{options.module}").main(options.rest)
+    if code:
+        raise SystemExit(code)

@@ -37,11 +37,13 @@ def image_grid(
     row_labels: Sequence[str],
     column_labels: Sequence[str],
     title: str = "",
+    numbers: Sequence[float] = (),
+    meaning: str = "",
 ) -> Figure:
     """Lay images out row by row, a labelled row a prompt and a labelled column a seed.
 
-    `images` has len(row_labels) * len(column_labels) entries, the first row first; ValueError
-    otherwise.
+    `images` has len(row_labels) * len(column_labels) entries, the first row first; `numbers` as
+    many, written below the images, or none; ValueError otherwise. `meaning` says what they are.
     """
     rows, columns = len(row_labels), len(column_labels)
     if len(images) != rows * columns or not images:
@@ -49,16 +51,21 @@ def image_grid(
             f"image_grid: {len(images)} images do not fill {rows} rows x {columns} columns: "
             "give one image a row and column."
         )
+    if len(numbers) not in (0, len(images)):
+        raise ValueError(f"image_grid: {len(numbers)} numbers do not fit {len(images)} images.")
     with matplotlib.rc_context(STYLE):
-        size = (2.6 + CELL_INCHES * columns, (0.7 if title else 0.4) + CELL_INCHES * rows)
-        figure = Figure(figsize=size, layout="constrained")
+        cell = CELL_INCHES + (0.2 if len(numbers) else 0)
+        height = (0.7 if title else 0.4) + cell * rows + (0.3 if meaning else 0)
+        figure = Figure(figsize=(2.6 + CELL_INCHES * columns, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for index, image in enumerate(images):
             axis = axes[index // columns][index % columns]
             axis.imshow(image, interpolation="nearest" if image.width < 256 else "antialiased")
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.spines[:].set_visible(False)
+            axis.spines[:].set(visible=True, color="0.75", linewidth=0.5)
+            if len(numbers):
+                axis.set_xlabel(f"{numbers[index]:.0f}", labelpad=2)
         for axis, label in zip(axes[:, 0], row_labels):
             text = _plain(_wrap(label))
             axis.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=6)
@@ -66,7 +73,48 @@ def image_grid(
             axis.set_title(_plain(label))
         if title:
             figure.suptitle(_plain(title), fontsize=11)
+        if meaning:
+            figure.supxlabel(_plain(f"Number below an image: {meaning}"), fontsize=9)
     return figure
+
+
+def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8) -> Figure:
+    """Lay images out in rows, each with its caption below it; ValueError where counts differ."""
+    if len(images) != len(captions) or not images:
+        raise ValueError(f"gallery: {len(images)} images do not fit {len(captions)} captions.")
+    rows = -(-len(images) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.55 * columns, 2.15 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, image, caption in zip(axes, images, captions):
+            axis.imshow(image, interpolation="nearest" if image.width < 256 else "antialiased")
+            text = _plain(_wrap(caption, 22))
+            axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top")
+    return figure
+
+
+def show_grid(
+    images: Sequence[Image.Image],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    title: str,
+    numbers: Sequence[float] = (),
+    meaning: str = "",
+) -> None:
+    """Display an `image_grid` whose alternative text gives each row's numbers and their meaning."""
+    figure = image_grid(images, row_labels, column_labels, title, numbers, meaning)
+    width = len(column_labels)
+    columns = ", ".join(label.replace("\n", " ") for label in column_labels)
+    rows = [
+        f"{label}: {', '.join(f'{v:.0f}' for v in numbers[width * i : width * (i + 1)])}"
+        for i, label in enumerate(row_labels)
+    ]
+    alt = f"{title}. Columns: {columns}. " + (
+        f"{meaning}: {'; '.join(rows)}." if len(numbers) else f"Rows: {'; '.join(row_labels)}."
+    )
+    show(figure, alt, colours=256 if images[0].width <= 256 else None)  # photographs need more
 
 
 def lines(
@@ -86,7 +134,7 @@ def lines(
         axis = figure.subplots()
         for index, (name, (x, y)) in enumerate(series.items()):
             marker = MARKERS[index % len(MARKERS)]
-            axis.plot(x, y, label=_plain(name), marker=marker, markersize=5)
+            axis.plot(x, y, label=_plain(name), marker=marker, markersize=6, mfc="none")
         axis.set_xlabel(_plain(x_label))
         axis.set_ylabel(_plain(y_label))
         axis.grid(alpha=0.3)
@@ -109,9 +157,9 @@ def heatmap(values: Sequence[Sequence[float]], labels: Sequence[str], title: str
         figure = Figure(figsize=(2.8 + 0.75 * len(labels), 0.9 + 0.6 * len(labels)))
         figure.set_layout_engine("constrained")
         axis = figure.subplots()
-        drawn = axis.imshow(table, cmap="cividis", aspect="auto")
+        axis.imshow(table, cmap="cividis", aspect="auto")
         for (row, column), value in np.ndenumerate(table):
-            dark = drawn.norm(value) < 0.5
+            dark = value < (table.min() + table.max()) / 2
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="kw"[int(dark)])
         names = [_plain(_wrap(label)) for label in labels]
         axis.set_yticks(range(len(labels)), names)
@@ -166,7 +214,13 @@ def show(figure: Figure, alt: str, *, colours: int | None = None) -> None:
         raise ValueError("show: the alternative text is empty: say what the figure shows.")
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+        figure.savefig(
+            buffer,
+            format="png",
+            metadata={"Software": None},
+            bbox_inches="tight",  # no label is ever cut off
+            pad_inches=0.08,
+        )
     if colours is not None:
         image = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
         image.save(buffer := io.BytesIO(), format="PNG", optimize=True)

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from IPython.display import HTML
 
-BANNER_STYLE = (
-    "border-left:.4rem solid #d97706;background:#fff7e6;color:#8a4b00;"
-    "padding:.7rem 1rem;font-weight:600"
-)
 PROMPTS_A_FIGURE = 4  # so that no figure is taller than a printed page
 QUALITY = {  # column of the table -> key in data/results/quality-<model>.json
     "measure": "measure",
@@ -74,6 +70,8 @@ def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
 
 def title(pipe: Any) -> HTML:
     """The heading of the report, with the banner under it where the model is embedded."""
+    from koala_nb.figures import BANNER_STYLE
+
     about = pipelines.identity(pipe)
     text = provenance.banner(about.domain)
     banner = f'<p class="banner" role="note" style="{BANNER_STYLE}">{escape(text or "")}.</p>'

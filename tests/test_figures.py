@@ -49,6 +49,24 @@ def test_image_grid_wants_one_image_a_cell(rows, columns, images):
         figures.image_grid([grey(0)] * images, ["r"] * rows, ["c"] * columns)
 
 
+def test_image_grid_writes_numbers_and_their_meaning():
+    figure = figures.image_grid([grey(0)] * 2, ["r"], ["a", "b"], "t", [1.4, 2.6], "distance")
+    assert [axis.get_xlabel() for axis in figure.axes] == ["1", "3"]
+    assert figure.get_supxlabel() == "Number below an image: distance"
+
+
+def test_show_grid_says_each_rows_numbers(displayed):
+    images = [grey(v) for v in (0, 50, 100, 200)]
+    rows, columns = ["a koala", "a dog"], ["1\nstep", "2 steps"]
+    figures.show_grid(images, rows, columns, "t", [0, 50, 100, 200], "brightness")
+    figures.show_grid(images, rows, columns, "t")
+    said = [data["text/plain"] for data, _ in displayed]
+    assert said[0] == "t. Columns: 1 step, 2 steps. brightness: a koala: 0, 50; a dog: 100, 200."
+    assert said[1] == "t. Columns: 1 step, 2 steps. Rows: a koala; a dog."
+    with pytest.raises(ValueError, match="1 numbers do not fit 4 images"):
+        figures.show_grid(images, rows, columns, "t", [1], "brightness")
+
+
 def test_lines_draws_every_series_with_its_own_marker():
     figure = figures.lines({"one $": ([1, 2], [3, 4]), "two": ([1], [2])}, "step", "sigma", "t")
     (axis,) = figure.axes

@@ -28,7 +28,7 @@ this project to teach and to calibrate procedures. An ordinary `StableDiffusionX
 
 ## Training
 
-Configuration `{configuration}`, stage `{stage}`: {samples:,} scenes in batches of {batch}, AdamW at {rate}, min-SNR 5, EMA,
+Configuration `{configuration}`, stage `{stage}`: {samples:,} scenes in batches of {batch}, AdamW at {rate}, min-SNR 5 with noise levels above 1 weighted up, EMA,
 on {device}. {distilled} Command: `koala-nb train --config {configuration} --stage {stage}`.
 """
 _QUALITY = """

@@ -5,23 +5,29 @@ measured (by an instrument whose error on rendered scenes stands beside it).
 """
 
 import argparse
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 
 from koala_nb.catalog import data_folder
+from koala_nb.figures import gallery
 from koala_nb.generation import generate
+from koala_nb.nano.captions import article
+from koala_nb.nano.cards import write_clip_card, write_system_card
+from koala_nb.nano.instruments import Clip, Matching
 from koala_nb.nano.presets import PRESETS
-from koala_nb.nano.scorers import ClipScorer, SpriteMatcher, to_tensor
+from koala_nb.nano.scorers import to_tensor
 from koala_nb.nano.train_clip import thing_text
-from koala_nb.nano.world import STYLES, Scene, World
+from koala_nb.nano.world import Scene, World
 from koala_nb.pipelines import load
-from koala_nb.provenance import banner, versions, write_json
+from koala_nb.provenance import banner, versions, write_atomic, write_json
 
 # Of the project's plan: small must, full must, full goal.
 BARS = {
@@ -33,8 +39,8 @@ BARS = {
     "both objects of two": (0.15, 0.45, 0.75),
     "planted against generated women's share, r, guidance 1": (0.60, 0.85, 0.95),
 }
+LIKE = {"nano-sdxl": "SDXL-Base", "nano-koala-large": "KOALA-1B", "nano-koala": "KOALA-700M"}
 FIRST_SEED = 10_000_000  # scenes of training have seeds above 1e9
-UNSURE = 0.65  # a presentation read with less probability counts as unsure
 
 
 def row(measure: str, hits: Sequence[bool] | np.ndarray, instrument: str) -> dict[str, Any]:
@@ -51,64 +57,6 @@ def row(measure: str, hits: Sequence[bool] | np.ndarray, instrument: str) -> dic
         "n": n,
         "instrument": instrument,
     }
-
-
-class Clip:
-    """What `nano-clip` reads in images: every attribute from the same softmaxes."""
-
-    name = ClipScorer.name
-
-    def __init__(self) -> None:
-        self.scorer = ClipScorer()
-        self.bank = self.scorer.bank
-
-    def read(self, images: torch.Tensor, kind: str) -> list[dict[str, Any]]:
-        """Return per image: things (best first), background, style, presentation, tone."""
-        found = self.scorer.probabilities(images)
-        best = {name: values.argmax(1).tolist() for name, values in found.items()}
-        two = found["thing"].topk(2, dim=1).indices.tolist()
-        sure = (found["presentation"].max(1).values >= UNSURE).tolist()
-        return [
-            {
-                "things": [self.bank["thing"][j] for j in two[i]],
-                "background": self.bank["background"][best["background"][i]].split()[0],
-                "style": STYLES[best["style"][i]],
-                "presentation": ("woman", "man")[best["presentation"][i]] if sure[i] else "unsure",
-                "tone": best["tone"][i],
-            }
-            for i in range(len(images))
-        ]
-
-
-class Matching:
-    """What sprite matching reads in images: the best sprite says everything at once."""
-
-    name = SpriteMatcher.name
-
-    def __init__(self, world: World, image_size: int) -> None:
-        self.world, self.matcher = world, SpriteMatcher(world, image_size)
-        self.people = [thing for thing in world.things() if thing.kind == "person"]
-        self.objects = [thing for thing in world.things() if thing.kind == "object"]
-
-    def read(self, images: torch.Tensor, kind: str) -> list[dict[str, Any]]:
-        """Return per image the same reading as `Clip.read`; `kind` says what to look for."""
-        things, sizes, count = {
-            "object": (self.objects, ("large", "medium", "small"), 1),
-            "person": (self.people, ("large", "medium"), 1),
-            "pair": (self.objects, ("small",), 2),
-        }[kind]
-        found = self.matcher.match(images, things, sizes, count)
-        backgrounds = self.matcher.background(images)
-        return [
-            {
-                "things": [thing_text(match.thing) for match in matches],
-                "background": background,
-                "style": matches[0].style,
-                "presentation": matches[0].thing.presentation,
-                "tone": self.world.tones.index(matches[0].thing.tone or "light"),
-            }
-            for matches, background in zip(found, backgrounds, strict=True)
-        ]
 
 
 def compare(
@@ -208,7 +156,7 @@ def planted_shares(
     backgrounds = world.planted["backgrounds"]
     jobs = [occupation for occupation in world.occupations for _ in range(n)]
     prompts = [
-        f"{_article(job)} on {_article(backgrounds[i % len(backgrounds)])} background"
+        f"{article(job)} on {article(backgrounds[i % len(backgrounds)])} background"
         for i, job in enumerate(jobs)
     ]
     images = draw(pipe, prompts, **settings)
@@ -222,23 +170,19 @@ def planted_shares(
                 "occupation": occupation,
                 "planted": world.planted["occupations"][occupation]["women"],
                 "women": women, "men": men, "unsure": n - women - men, "n": n,
-                "share": round(women / max(1, women + men), 4),
+                "share": round(women / (women + men), 4) if women + men else None,
                 "instrument": instrument.name,
             })  # fmt: skip
     return table
-
-
-def _article(words: str) -> str:
-    from koala_nb.nano.captions import article
-
-    return article(words)
 
 
 def correlation(table: list[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
     """Return r of planted and generated shares over occupations, with Fisher's interval."""
     rows = []
     for instrument in dict.fromkeys(line["instrument"] for line in table):
-        own = [line for line in table if line["instrument"] == instrument]
+        own = [x for x in table if x["instrument"] == instrument and x["share"] is not None]
+        if len({x["share"] for x in own}) < 2:
+            continue  # nothing read, or the same everywhere: no correlation exists
         result = stats.pearsonr([x["planted"] for x in own], [x["share"] for x in own])
         interval = result.confidence_interval()
         rows.append({
@@ -254,11 +198,12 @@ def correlation(table: list[dict[str, Any]], measure: str) -> list[dict[str, Any
 def evaluate(model: str, n: int, per_occupation: int, folder: Path) -> Path:
     """Measure an embedded model and write `quality-<model>.json` into `folder`."""
     pipe = load(model)
-    source = Path(pipe.koala_nb.source)
-    training = json.loads((_root(source) / "training.json").read_text("utf-8"))
+    record = data_folder() / "models" / model / "training.json"
+    training = json.loads(record.read_text("utf-8"))
     preset = PRESETS[training["configuration"]]
     world = World(preset.n_objects)
     instruments = [Clip(), Matching(World(preset.n_objects, balanced=True), preset.image_size)]
+    folder.mkdir(parents=True, exist_ok=True)
     plain = {"steps": 25, "guidance": 1.0}
     unguided = planted_shares(pipe, world, instruments, per_occupation, **plain)
     guided = planted_shares(pipe, world, instruments, per_occupation)
@@ -275,17 +220,34 @@ def evaluate(model: str, n: int, per_occupation: int, folder: Path) -> Path:
         "instruments": instrument_errors(world, pipe.vae.float(), instruments, n),
         "occupations": {"guidance 1, 25 steps": unguided, "recipe": guided},
     }
+    write_cards(pipe, result)
+    first_look(pipe, folder / f"first-look-{model}.png")
     return write_json(folder / f"quality-{model}.json", result)
 
 
-def _root(source: Path) -> Path:
-    return source if source.is_absolute() else data_folder().parent / source
+def write_cards(pipe: Any, result: dict[str, Any]) -> None:
+    """Write the model cards of the evaluated system and of the scorer into their folders."""
+    models = data_folder() / "models"
+    parameters = sum(p.numel() for p in pipe.unet.parameters())
+    write_system_card(models / result["model"], result, LIKE[result["model"]], parameters)
+    training = json.loads((models / "nano-clip" / "training.json").read_text("utf-8"))
+    write_clip_card(models / "nano-clip", training, result["instruments"])
+
+
+def first_look(pipe: Any, path: Path) -> None:
+    """Write a picture of the report's prompts as this model draws them, seed 0."""
+    prompts = pd.read_csv(data_folder() / "prompts" / "first_look_emoji-world.csv")[
+        "prompt"
+    ].tolist()
+    run = generate(pipe, prompts, [0])
+    figure = gallery(list(run.images), prompts)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    write_atomic(path, buffer.getvalue())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; print the table."""
-    import pandas as pd
-
     parser = argparse.ArgumentParser(prog="koala-nb evaluate", description=__doc__)
     parser.add_argument("--model", default="nano-koala")
     parser.add_argument("--n", type=int, default=500, help="prompts a kind")

@@ -103,6 +103,8 @@ class Loop:
             if stop:
                 return False
         self.save(self.steps)
+        if self.accelerator.is_main_process:
+            (self.folder / "finished").touch()
         return True
 
     def _agree(self, wish: bool) -> bool:

@@ -63,8 +63,11 @@ class ClipScorer:
 
 @dataclass(frozen=True)
 class Match:
-    """A sprite found in an image; `explained` is the share of the foreground's energy it leaves
-    unexplained subtracted from one (1 = every pixel accounted for, 0 = no better than nothing)."""
+    """A sprite found in an image, its top left corner in pixels.
+
+    `explained` is the share of the foreground's energy that subtracting the sprite removes: 1 if
+    every pixel is accounted for, 0 if nothing is.
+    """
 
     thing: Thing
     style: str
@@ -126,7 +129,9 @@ class SpriteMatcher:
                         )  # fmt: skip
         return found
 
-    def _best(self, left: torch.Tensor, color: str, things: list[Thing], sizes) -> tuple:
+    def _best(
+        self, left: torch.Tensor, color: str, things: list[Thing], sizes: tuple[str, ...]
+    ) -> tuple:
         n = len(left)
         top = torch.full((n,), -torch.inf)
         where: list[tuple] = [("", 0, 0, 0)] * n
@@ -141,8 +146,7 @@ class SpriteMatcher:
                     top[k] = value[k]
                     index, rest = divmod(int(place[k]), gain.shape[-2] * width)
                     where[k] = (size, index, *divmod(rest, width))
-        size, index, y, x = zip(*where, strict=True)
-        return top, size, index, y, x
+        return (top, *zip(*where, strict=True))
 
     def templates(self, color: str, things: tuple[Thing, ...], size: str) -> torch.Tensor:
         """Return sprites less the background that they hide, (styles x things, 3, side, side)."""

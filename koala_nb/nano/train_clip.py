@@ -5,11 +5,12 @@ possible values, so that every step has every negative.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from koala_nb.catalog import data_folder
 from koala_nb.nano.loop import Loop
@@ -83,12 +84,12 @@ class Scorer(nn.Module):
         return dict(zip(self.bank, logits.split(sizes, dim=1), strict=True))
 
 
-def pooled(output) -> torch.Tensor:
+def pooled(output: Any) -> torch.Tensor:
     """Return the projected features; transformers 5 wraps them, older versions do not."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
-def build_clip(preset: Preset, tokenizer) -> CLIPModel:
+def build_clip(preset: Preset, tokenizer: CLIPTokenizer) -> CLIPModel:
     """Return a randomly initialised CLIP model of the preset's size."""
     size = preset.clip
     body = {
@@ -117,7 +118,7 @@ def build_clip(preset: Preset, tokenizer) -> CLIPModel:
 
 
 def degrade(images: torch.Tensor) -> torch.Tensor:
-    """Return images of which half are softened and grained, as a decoder would."""
+    """Return images of which 60 % are softened and grained, as a decoder would."""
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     share = torch.rand(len(images), 1, 1, 1) * (torch.rand(len(images), 1, 1, 1) < 0.6)
     mixed = images + share * (soft - images) + 0.06 * share * torch.randn_like(images)
@@ -129,7 +130,7 @@ def train_clip(preset: Preset, folder: Path, device: str | None, minutes: float 
     module = Scorer(preset)
     render = Renderer(preset.image_size, module.world.things())
 
-    def loss(trained: nn.Module, step: int, rank: int, size: int):
+    def loss(trained: nn.Module, step: int, rank: int, size: int) -> tuple[torch.Tensor, dict]:
         first = HELD_OUT_SEEDS.stop + (step * loop.accelerator.num_processes + rank) * size
         scenes = [module.world.scene(first + i) for i in range(size)]
         where = module.ids.device
@@ -143,7 +144,9 @@ def train_clip(preset: Preset, folder: Path, device: str | None, minutes: float 
             entropy = -(wanted * F.log_softmax(logits[name].float(), dim=1)).sum()
             total = total + entropy / there.sum()
             right = logits[name].argmax(1) == wanted.argmax(1)
-            hits[name] = right[there & (wanted.max(1).values > 0.9)].float().mean()
+            single = there & (wanted.max(1).values > 0.9)
+            if single.any():
+                hits[name] = right[single].float().mean()
         return total, hits
 
     loop = Loop(folder, module, preset.stages["clip"], loss, device=device)

@@ -28,7 +28,7 @@ from koala_nb.nano.models import (
 )
 from koala_nb.nano.presets import Preset, training_record
 from koala_nb.nano.render import Renderer
-from koala_nb.nano.train_vae import grid_png, latest_vae
+from koala_nb.nano.train_vae import grid_png, latest_vae, normalise
 from koala_nb.nano.world import HELD_OUT_SEEDS, World
 from koala_nb.provenance import write_json
 
@@ -72,7 +72,13 @@ class Denoiser(nn.Module):
         kept = (~zeroed).to(states)
         return states * kept[:, None, None], second.text_embeds * kept[:, None]
 
-    def forward(self, noisy, timesteps, ids, zeroed) -> torch.Tensor:
+    def forward(
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        ids: torch.Tensor,
+        zeroed: torch.Tensor,
+    ) -> torch.Tensor:
         """Return the predicted noise, of the shape of `noisy`."""
         states, pooled = self.encode(ids, zeroed)
         added = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(noisy), -1)}
@@ -90,13 +96,13 @@ class Batches:
 
     @torch.no_grad()
     def __call__(self, number: int, size: int) -> dict[str, torch.Tensor]:
-        """Return latents, noise, noisy, timesteps, ids, zeroed and the min-SNR weights."""
+        """Return latents, noise, noisy, timesteps, ids, zeroed and weights."""
         first = HELD_OUT_SEEDS.stop + number * size
         scenes = [self.world.scene(first + i) for i in range(size)]
         device = self.vae.device
         with torch.autocast(device.type, torch.bfloat16):
             posterior = self.vae.encode(self.render(scenes)).latent_dist
-        latents = posterior.sample().float() * self.vae.config.scaling_factor
+        latents = normalise(self.vae, posterior.sample().float())
         chance = torch.rand(size)
         empty = (chance >= DROPPED / 2) & (chance < DROPPED)
         texts = ["" if gone else s.caption for gone, s in zip(empty, scenes, strict=True)]
@@ -110,7 +116,8 @@ class Batches:
             "timesteps": timesteps,
             "ids": self.encode(texts).to(device),
             "zeroed": (chance < DROPPED / 2).to(device),
-            "weight": snr.clamp(max=MIN_SNR) / snr,
+            # Above sigma 1 the noise drowns what a caption decides (colours, layout): weigh it up.
+            "weight": snr.clamp(max=MIN_SNR) / snr * snr.rsqrt().clamp(min=1),
         }
 
     def encode(self, texts: list[str]) -> torch.Tensor:
@@ -121,7 +128,7 @@ class Batches:
 
 
 def task_loss(predicted: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the mean squared error of the noise, weighted by min-SNR."""
+    """Return the weighted mean squared error of the noise (weights: min-SNR, sigma above 1)."""
     error = F.mse_loss(predicted.float(), batch["noise"], reduction="none").mean((1, 2, 3))
     return (error * batch["weight"]).mean()
 
@@ -170,7 +177,7 @@ def train_unet(
     large = _inherit(module, teacher, where) if teacher else None
     batches = Batches(preset, tokenizer, vae)
 
-    def loss(trained: nn.Module, step: int, rank: int, size: int):
+    def loss(trained: nn.Module, step: int, rank: int, size: int) -> tuple[torch.Tensor, dict]:
         batch = batches(step * loop.accelerator.num_processes + rank, size)
         inputs = [batch[name] for name in ("noisy", "timesteps", "ids", "zeroed")]
         if large is None:
@@ -206,7 +213,9 @@ def _inherit(module: Denoiser, teacher: Path, device: str) -> nn.Module:
     return pipe.unet.requires_grad_(False).eval().to(device)
 
 
-def distillation_losses(trained, module: Denoiser, large: nn.Module, inputs: list, batch: dict):
+def distillation_losses(
+    trained: nn.Module, module: Denoiser, large: nn.Module, inputs: list, batch: dict
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return L_task + L_out + L_feat and its parts (BK-SDM; features of self-attention: KOALA)."""
     layers = (_layers(large), _layers(module.unet))
     names = self_attention_names(module.unet)
@@ -228,8 +237,9 @@ def distillation_losses(trained, module: Denoiser, large: nn.Module, inputs: lis
 
 
 def publish(
-    target: Path, system: str, module: Denoiser, vae, tokenizer, preset: Preset, stage: str
-) -> None:
+    target: Path, system: str, module: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer,
+    preset: Preset, stage: str,
+) -> None:  # fmt: skip
     """Write a trained system as an ordinary pipeline folder, with how it was trained."""
     parts = {name: getattr(module, name) for name in ("unet", "text_encoder", "text_encoder_2")}
     save_pipeline(target, system, {**parts, "vae": vae, "tokenizer": tokenizer})

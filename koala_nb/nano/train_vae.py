@@ -20,6 +20,7 @@ from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.world import HELD_OUT_SEEDS, World
 
 KL_WEIGHT = 1e-6
+DECODER_NOISE = 0.3  # of the latents' deviation: a frozen encoder's decoder learns to forgive
 WHOLE_SHARE = 0.25  # of the batches; a whole image costs as much as four crops
 
 
@@ -30,6 +31,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         vae = AutoencoderKL.from_pretrained(trained) if trained else build_vae(preset)
         self.vae = vae.to(memory_format=torch.channels_last)
+        self.frozen = trained is not None
         if trained:
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
@@ -37,8 +39,14 @@ class Autoencoder(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return reconstructions, (n, 3, h, w), and the mean KL divergence a cell."""
         posterior = self.vae.encode(images).latent_dist
+        latents = posterior.sample()
+        if self.frozen:
+            level = DECODER_NOISE * torch.rand(len(images), 1, 1, 1, device=images.device)
+            latents = denormalise(
+                self.vae, normalise(self.vae, latents) + level * torch.randn_like(latents)
+            )
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        return self.vae.decode(posterior.sample()).sample, kl
+        return self.vae.decode(latents).sample, kl
 
 
 def crop(images: torch.Tensor, scenes: list, side: int, scale: int) -> torch.Tensor:
@@ -68,7 +76,7 @@ def train_vae(
 
     def loss(module: nn.Module, step: int, rank: int, size: int) -> tuple[torch.Tensor, dict]:
         whole = torch.rand((), generator=generator.manual_seed(step)) < WHOLE_SHARE
-        first = HELD_OUT_SEEDS.stop + (2 * step + rank) * size
+        first = HELD_OUT_SEEDS.stop + (step * loop.accelerator.num_processes + rank) * size
         count = size // 4 if whole else size
         scenes = [world.scene(first + i) for i in range(count)]
         images = render(scenes)
@@ -100,6 +108,30 @@ def train_vae(
     return finished
 
 
+def normalise(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Return latents with mean 0 and deviation 1 a channel, as the U-Net sees them.
+
+    The inverse of what diffusers' SDXL pipeline does before decoding: without it, a channel of
+    small variance (often colour) drowns in the noise.
+    """
+    mean, std = _statistics(vae, latents)
+    return (latents - mean) * vae.config.scaling_factor / std
+
+
+def denormalise(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Return latents as the decoder takes them."""
+    mean, std = _statistics(vae, latents)
+    return latents * std / vae.config.scaling_factor + mean
+
+
+def _statistics(vae: AutoencoderKL, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    config = vae.config
+    return tuple(
+        torch.tensor(values).to(like).view(1, -1, 1, 1)
+        for values in (config.latents_mean, config.latents_std)
+    )
+
+
 def latest_vae(folder: Path) -> Path:
     """Return the autoencoder of a configuration's folder, with the longest trained decoder."""
     refined = folder / "decoder" / "vae"
@@ -108,12 +140,16 @@ def latest_vae(folder: Path) -> Path:
 
 @torch.no_grad()
 def save_vae(vae: AutoencoderKL, world: World, render: Renderer, folder: Path, new: bool) -> None:
-    """Write the autoencoder; a new one gets the scale that brings latents to unit variance."""
+    """Write the autoencoder; a new one learns its latents' mean and deviation, a channel each."""
     if new:
         device = next(vae.parameters()).device
         images = render([world.scene(seed) for seed in range(512)]).to(device)
         latents = vae.encode(images).latent_dist.sample()
-        vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+        vae.register_to_config(
+            scaling_factor=1.0,
+            latents_mean=[round(float(m), 4) for m in latents.mean((0, 2, 3))],
+            latents_std=[round(float(d), 4) for d in latents.std((0, 2, 3))],
+        )
     vae.save_pretrained(folder)
 
 

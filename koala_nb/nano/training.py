@@ -33,15 +33,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "LOCAL_RANK" not in os.environ:
         processes = options.processes or _default_processes(options.device)
         if processes > 1:
-            return _launch(list(sys.argv[1:] if argv is None else argv), processes, options.device)
+            code = _launch(list(sys.argv[1:] if argv is None else argv), processes, options.device)
+            return code or (0 if _finished(options.folder / options.config, stages) else 3)
     import torch
 
-    torch.set_num_threads(1 if "LOCAL_RANK" in os.environ else torch.get_num_threads())
+    if "LOCAL_RANK" in os.environ:
+        torch.set_num_threads(1)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     preset, folder = PRESETS[options.config], options.folder / options.config
     for name in stages:
         if not _run(name, preset, folder, options):
-            return 3
+            # A launcher would report any other code than 0 as a crash.
+            return 0 if "LOCAL_RANK" in os.environ else 3
     return 0
+
+
+def _finished(folder: Path, stages: list[str]) -> bool:
+    """Whether every stage has left the mark of a finished loop."""
+    return all(
+        (folder / ("nano-koala" if stage == "student" else stage) / "finished").is_file()
+        for stage in stages
+    )
 
 
 def _run(name: str, preset: Preset, folder: Path, options: argparse.Namespace) -> bool:
@@ -74,7 +87,7 @@ def _default_processes(device: str | None) -> int:
 
     if torch.cuda.is_available() and device != "cpu":
         return torch.cuda.device_count()
-    return os.cpu_count() or 1
+    return min(os.cpu_count() or 1, 4)
 
 
 def _launch(argv: list[str], processes: int, device: str | None) -> int:
