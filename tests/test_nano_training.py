@@ -11,6 +11,7 @@ from scipy import stats
 from torch import nn
 
 import koala_nb as kn
+from koala_nb import generation
 from koala_nb.catalog import data_folder
 
 pytest.importorskip("koala_nb.nano.loop", reason="koala_nb/nano is absent")
@@ -22,7 +23,7 @@ from koala_nb.nano.loop import Loop, rate_factor  # noqa: E402
 from koala_nb.nano.models import build_tokenizer, build_vae  # noqa: E402
 from koala_nb.nano.presets import SMALL, Stage  # noqa: E402
 from koala_nb.nano.train_unet import Batches, Denoiser, distillation_losses  # noqa: E402
-from koala_nb.nano.train_vae import crop, train_vae  # noqa: E402
+from koala_nb.nano.train_vae import crop, denormalise, normalise, train_vae  # noqa: E402
 from koala_nb.nano.world import HELD_OUT_SEEDS, World  # noqa: E402
 
 STAGE = Stage(samples=100, batch=4, rate=1e-2, warmup=5)
@@ -386,3 +387,17 @@ def test_a_bad_option_is_named(argv, capsys):
         training.main(argv)
     assert re.search(rf"invalid choice: '{argv[1]}'.*small|invalid choice: '{argv[1]}'.*vae",
                      capsys.readouterr().err)  # fmt: skip
+
+
+def test_normalised_latents_come_back_and_decode_as_in_a_pipeline():
+    vae = build_vae(TINY)
+    vae.register_to_config(
+        scaling_factor=1.0,
+        latents_mean=[1.0, -2.0, 0.5, 0.0],
+        latents_std=[3.0, 0.2, 1.0, 0.7],
+    )
+    latents = torch.randn(2, 4, 5, 5)
+    seen = normalise(vae, latents)
+    assert torch.allclose(denormalise(vae, seen), latents, atol=1e-6)
+    assert torch.allclose(generation._unscale(vae.config, seen), latents, atol=1e-6)
+    assert not torch.allclose(seen, latents, atol=0.1)

@@ -29,7 +29,7 @@ this project to teach and to calibrate procedures. An ordinary `StableDiffusionX
 ## Training
 
 Configuration `{configuration}`, stage `{stage}`: {samples:,} scenes in batches of {batch}, AdamW at {rate}, min-SNR 5 with noise levels above 1 weighted up, EMA,
-on {device}. {distilled} Command: `koala-nb train --config {configuration} --stage {stage}`.
+on {device}. {distilled} Command: `koala-nb train --config {configuration} --stage {stage}`.{note}
 """
 _QUALITY = """
 ## Measured quality
@@ -79,9 +79,10 @@ def write_system_card(folder: Path, result: dict[str, Any], like: str, parameter
         if training["distilled"]
         else "Trained directly on the scenes, together with its text encoders; not distilled."
     )
+    note = f" {training['note']}" if "note" in training else ""
     text = _HEAD.format(name=name, banner=EMBEDDED_BANNER, library="diffusers")
     text += _SYSTEM.format(
-        like=like, parameters=parameters, **{**training, "distilled": distilled}
+        like=like, parameters=parameters, **{**training, "distilled": distilled, "note": note}
     ) + _DATA.format(world=world_size(training))
     text += _QUALITY.format(name=name) + table(result["rows"])
     write_atomic(folder / "README.md", text.encode())
