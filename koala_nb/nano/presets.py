@@ -60,8 +60,8 @@ SMALL = Preset(
     clip={"patch": 8, "width": 128, "layers": 4, "heads": 4},
     stages={
         "vae": Stage(samples=120_000, batch=128, rate=2e-3, warmup=50),
-        "decoder": Stage(samples=64_000, batch=128, rate=1e-3, warmup=50),
-        "clip": Stage(samples=150_000, batch=96, rate=1e-3, warmup=100),
+        "decoder": Stage(samples=45_000, batch=128, rate=1e-3, warmup=50),
+        "clip": Stage(samples=200_000, batch=96, rate=1e-3, warmup=100),
         "direct": Stage(samples=168_000, batch=64, rate=1e-3),
         "teacher": Stage(samples=280_000, batch=64, rate=8e-4),
         "student": Stage(samples=200_000, batch=64, rate=5e-4),
