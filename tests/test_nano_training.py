@@ -368,15 +368,19 @@ def test_the_command_says_whether_it_is_finished(monkeypatch):
     assert called == ["vae", "vae", "clip"]
 
 
-def test_several_processes_are_launched(monkeypatch):
+def test_several_processes_are_launched(monkeypatch, tmp_path):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     calls = []
     monkeypatch.setattr(
         training.subprocess, "call", lambda command, env: calls.append((command, env)) or 0
     )
     argv = ["--stage", "vae", "--processes", "3", "--device", "cpu"]
+    argv = ["--folder", str(tmp_path), *argv]
+    assert training.main(argv) == 3  # the children left no mark of a finished stage
+    (tmp_path / "small" / "vae").mkdir(parents=True)
+    (tmp_path / "small" / "vae" / "finished").touch()
     assert training.main(argv) == 0
-    ((command, env),) = calls
+    command, env = calls[-1]
     assert "--nproc_per_node=3" in command and command[-len(argv) :] == argv
     assert env["ACCELERATE_USE_CPU"] == "true" and env["OMP_NUM_THREADS"] == "1"
 
