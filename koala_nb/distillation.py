@@ -27,7 +27,8 @@ def teacher_name(name: str, teacher_layers: int = 2, student_layers: int = 1) ->
     return name
 
 
-def _layers(unet: nn.Module) -> int:
+def layers_per_block(unet: nn.Module) -> int:
+    """Return how many residual blocks a U-Net has in each down stage."""
     layers = unet.config.layers_per_block
     return layers if isinstance(layers, int) else layers[0]
 
@@ -37,7 +38,7 @@ def inherit(student: nn.Module, teacher: nn.Module) -> None:
 
     Raises ValueError naming the first tensor whose shape does not match or that is missing.
     """
-    source, layers = teacher.state_dict(), (_layers(teacher), _layers(student))
+    source, layers = teacher.state_dict(), (layers_per_block(teacher), layers_per_block(student))
     taken = {}
     for name, tensor in student.state_dict().items():
         origin = teacher_name(name, *layers)

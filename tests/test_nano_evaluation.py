@@ -33,7 +33,7 @@ def reading(scene, world, **changes):
 
 
 def test_wilson_interval_of_the_published_audit():
-    """91 of 100 is 83.8 to 95.2 % (shared reference on audits)."""
+    """91 of 100 is 83.8 to 95.2 % (the doctor counts of arXiv 2604.12481)."""
     row = evaluation.row("object, at training frequency", [True] * 91 + [False] * 9, "x")
     assert (row["value"], row["n"]) == (0.91, 100)
     assert (round(row["low"], 3), round(row["high"], 3)) == (0.838, 0.952)

@@ -35,11 +35,11 @@ _QUALITY = """
 ## Measured quality
 
 At the recipe (10 steps, guidance 3.5, trailing), seeds disjoint over prompts, intervals of 95 % (Wilson; Fisher for r).
-Regenerate: `koala-nb evaluate --model {name}`.
+Regenerate: `{command}`.
 
 """
-_CLIP = """A CLIP model that reads images of the emoji world over the texts in `bank.json`. It shares nothing with the models that it
-scores and was trained on a balanced world.
+_CLIP = """A CLIP model that reads images of the emoji world over the texts in `bank.json`. It shares no weights with the models that
+it scores and was trained on a balanced world.
 
 ## Training
 
@@ -84,7 +84,7 @@ def write_system_card(folder: Path, result: dict[str, Any], like: str, parameter
     text += _SYSTEM.format(
         like=like, parameters=parameters, **{**training, "distilled": distilled, "note": note}
     ) + _DATA.format(world=world_size(training))
-    text += _QUALITY.format(name=name) + table(result["rows"])
+    text += _QUALITY.format(command=result["command"]) + table(result["rows"])
     write_atomic(folder / "README.md", text.encode())
 
 

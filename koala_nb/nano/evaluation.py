@@ -212,6 +212,7 @@ def evaluate(model: str, n: int, per_occupation: int, folder: Path) -> Path:
     rows += correlation(guided, "planted against generated women's share, r, at the recipe")
     result = {
         "model": model,
+        "command": f"koala-nb evaluate --model {model} --n {n} --per-occupation {per_occupation}",
         "banner": banner("emoji-world"),
         "training": training,
         "revision": pipe.koala_nb.revision,
@@ -242,7 +243,7 @@ def first_look(pipe: Any, path: Path) -> None:
     run = generate(pipe, prompts, [0])
     figure = gallery(list(run.images), prompts)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None}, bbox_inches="tight")
     write_atomic(path, buffer.getvalue())
 
 

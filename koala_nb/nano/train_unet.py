@@ -11,10 +11,10 @@ from transformers import CLIPTokenizer
 
 from koala_nb.catalog import data_folder
 from koala_nb.distillation import (
-    _layers,
     feature_loss,
     features,
     inherit,
+    layers_per_block,
     self_attention_names,
     teacher_name,
 )
@@ -217,7 +217,7 @@ def distillation_losses(
     trained: nn.Module, module: Denoiser, large: nn.Module, inputs: list, batch: dict
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return L_task + L_out + L_feat and its parts (BK-SDM; features of self-attention: KOALA)."""
-    layers = (_layers(large), _layers(module.unet))
+    layers = (layers_per_block(large), layers_per_block(module.unet))
     names = self_attention_names(module.unet)
     pairs = [teacher_name(name + ".", *layers)[:-1] for name in names]
     noisy, timesteps, ids, zeroed = inputs
