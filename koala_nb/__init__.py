@@ -14,6 +14,7 @@ _PUBLIC = {
     "find": ("catalog", "find"),
     "load": ("pipelines", "load"),
     "quiet": ("pipelines", "quiet"),
+    "build_unet": ("architecture", "build_unet"),
     "generate": ("generation", "generate"),
     "list_steps": ("pipelines", "list_steps"),
     "environment": ("provenance", "environment"),

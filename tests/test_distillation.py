@@ -1,15 +1,22 @@
+import re
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 
 from koala_nb import catalog
+from koala_nb.architecture import build_unet, costs, teacher_name
 from koala_nb.catalog import SDXL_UNET
 from koala_nb.distillation import (
+    FEATURES,
+    Distiller,
+    Features,
+    Weights,
     feature_loss,
-    features,
+    feature_pairs,
     inherit,
-    self_attention_names,
-    teacher_name,
+    training_cost,
 )
 
 # SDXL-Base's and KOALA's structures, narrow.
@@ -25,7 +32,6 @@ TINY = {
 }
 STUDENTS = ("koala-lightning-1b", "koala-lightning-700m")
 PAIRS = {"koala-lightning-1b": 30, "koala-lightning-700m": 21}
-LAYERS = (2, 1)  # of the teacher, of the student
 
 
 def structure(system):
@@ -50,12 +56,18 @@ def student(request):
     return request.param, build(request.param)
 
 
-def call(unet):
+def inputs():
     generator = torch.Generator().manual_seed(2)
-    noisy = torch.randn(1, 4, 8, 8, generator=generator)
-    states = torch.randn(1, 5, 16, generator=generator)
-    added = {"text_embeds": torch.ones(1, 16), "time_ids": torch.ones(1, 6)}
-    return unet(noisy, torch.tensor([500]), states, added_cond_kwargs=added).sample
+    return {
+        "sample": torch.randn(1, 4, 8, 8, generator=generator),
+        "timestep": torch.tensor([500]),
+        "encoder_hidden_states": torch.randn(1, 5, 16, generator=generator),
+        "added_cond_kwargs": {"text_embeds": torch.ones(1, 16), "time_ids": torch.ones(1, 6)},
+    }
+
+
+def call(unet):
+    return unet(**inputs()).sample
 
 
 def shapes(unet):
@@ -118,11 +130,11 @@ def test_a_student_inherits_every_tensor(teacher, student):
 def test_the_teacher_inherited_by_itself_is_the_teacher(teacher):
     twin = UNet2DConditionModel(**TINY).eval()
     inherit(twin, teacher)
-    names = self_attention_names(twin)
-    with torch.no_grad(), features(twin, names) as mine, features(teacher, names) as theirs:
-        assert torch.equal(call(twin), call(teacher))
-    assert float(feature_loss(mine, theirs, (2, 2))) == 0
-    assert len(mine) == 70
+    distiller = Distiller(twin, teacher, pairs := feature_pairs(twin, teacher))
+    assert len(pairs) == 70 and all(name == other for name, other in pairs.items())
+    _, parts = distiller.losses(lambda: call(twin), inputs(), torch.zeros(1, 4, 8, 8))
+    distiller.remove()
+    assert float(parts["out"]) == float(parts["feat"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -141,60 +153,193 @@ def test_a_student_of_another_structure_is_refused_and_left_as_it_is(teacher, ch
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
 
 
+# --- which modules are paired -----------------------------------------------------------------
+
+COUNTS = {  # pairs by feature, KOALA-1B and KOALA-700M
+    "self-attention": (30, 21),
+    "cross-attention": (30, 21),
+    "feed-forward": (30, 21),
+    "residual": (11, 9),
+    "block": (7, 6),
+    "none": (0, 0),
+}
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+def test_pairs_of_every_feature_have_one_shape(teacher, student, kind):
+    system, unet = student
+    pairs = feature_pairs(unet, teacher, kind)
+    assert len(pairs) == len(set(pairs.values())) == COUNTS[kind][STUDENTS.index(system)]
+    with torch.no_grad(), Features(unet, list(pairs)) as mine:
+        call(unet)
+        shown = mine.take()
+    with torch.no_grad(), Features(teacher, pairs.values()) as theirs:
+        call(teacher)
+        wanted = theirs.take()
+    assert all(shown[name].shape == wanted[other].shape for name, other in pairs.items())
+    expected = sum(((shown[m] - wanted[t]) ** 2).mean() for m, t in pairs.items())
+    assert float(feature_loss(shown, wanted, pairs)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("system", STUDENTS)
+def test_pairs_of_the_real_systems_need_no_weights(system):
+    large, small = build_unet("sdxl-base"), build_unet(system)
+    assert len(feature_pairs(small, large)) == PAIRS[system]
+
+
+def test_pairs_of_chosen_stages(teacher, student):
+    system, unet = student
+    pairs = feature_pairs(unet, teacher, stages=["up_blocks.0"])
+    assert len(pairs) == (12 if system == "koala-lightning-1b" else 10)
+    assert all(name.startswith("up_blocks.0.attentions.") for name in pairs)
+    assert {other.split(".")[3] for other in pairs.values()} == {"0", "2"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "selfattention"}, "Unknown feature 'selfattention'. Did you mean 'self-attent"),
+        ({"stages": ["up_block.0"]}, "Unknown stage of the student 'up_block.0'. Did you mean"),
+        ({"stages": ["down_blocks.0"]}, "No self-attention modules in down_blocks.0: choose other"),
+    ],
+)
+def test_a_wrong_choice_is_one_clear_error(teacher, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        feature_pairs(build("koala-lightning-700m"), teacher, **options)
+
+
+def test_a_stage_that_the_student_lacks_is_named(teacher):
+    with pytest.raises(ValueError, match="Unknown stage of the student 'mid_block'"):
+        feature_pairs(build("koala-lightning-700m"), teacher, stages=["mid_block"])
+
+
+def test_a_teacher_of_another_structure_is_refused():
+    with pytest.raises(ValueError, match="Choose a student cut from this teacher"):
+        feature_pairs(build_unet("koala-700m"), build_unet("sdm-v2.0"))
+
+
 # --- features ---------------------------------------------------------------------------------
+
+NAME = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+
+
+def attention_names(unet):
+    return [name for name, _ in unet.named_modules() if name.endswith(".attn1")]
 
 
 def count_hooks(unet):
     return sum(len(module._forward_hooks) for module in unet.modules())
 
 
-def test_pairs_of_self_attention(teacher, student):
-    """21 pairs for KOALA-700M, 30 for KOALA-1B, and every pair of outputs has one shape."""
-    system, unet = student
-    names = self_attention_names(unet)
-    pairs = [teacher_name(name) for name in names]
-    assert len(names) == len(set(pairs)) == PAIRS[system]
-    with torch.no_grad(), features(unet, names) as mine, features(teacher, pairs) as theirs:
-        call(unet), call(teacher)
-    assert list(theirs) and set(theirs) == set(pairs)
-    assert all(mine[name].shape == theirs[teacher_name(name)].shape for name in names)
-    expected = sum(((mine[n] - theirs[teacher_name(n)]) ** 2).mean() for n in names)
-    assert float(feature_loss(mine, theirs, LAYERS)) == pytest.approx(float(expected), rel=1e-5)
-
-
 def test_features_are_the_modules_outputs_and_change_nothing(teacher):
-    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
-    attention, outputs = teacher.get_submodule(name), []
+    attention, outputs = teacher.get_submodule(NAME), []
     forward = attention.forward
     attention.forward = lambda *a, **k: outputs.append(forward(*a, **k)) or outputs[-1]
     try:
-        with torch.no_grad(), features(teacher, [name]) as found:
+        with torch.no_grad(), Features(teacher, [NAME]) as found:
             watched = call(teacher)
+            assert found.take()[NAME] is outputs[0]
     finally:
         del attention.forward
-    assert found[name] is outputs[0]
     with torch.no_grad():
         assert torch.equal(watched, call(teacher))
 
 
 def test_hooks_go_away_on_exit_on_error_and_after_a_bad_name(teacher):
-    names = self_attention_names(teacher)
-    with features(teacher, names):
+    names = attention_names(teacher)
+    with Features(teacher, names):
         assert count_hooks(teacher) == 70
     assert count_hooks(teacher) == 0
-    with pytest.raises(ZeroDivisionError), features(teacher, names):
+    with pytest.raises(ZeroDivisionError), Features(teacher, names):
         _ = 1 / 0
     assert count_hooks(teacher) == 0
-    with pytest.raises(AttributeError, match="attn9"), features(teacher, [names[0], "attn9"]):
+    with pytest.raises(AttributeError, match="attn9"), Features(teacher, [names[0], "attn9"]):
         pass
     assert count_hooks(teacher) == 0
 
 
-def test_the_feature_loss_sums_over_pairs():
-    name = "up_blocks.0.attentions.1.transformer_blocks.0.attn1"
-    mine = {name: torch.zeros(2, 3), "mid_block.attentions.0.attn1": torch.ones(4)}
-    theirs = {teacher_name(name): torch.full((2, 3), 2.0), "mid_block.attentions.0.attn1": torch.zeros(4)}  # fmt: skip  # noqa: E501
-    assert float(feature_loss(mine, theirs, LAYERS)) == pytest.approx(4 + 1)
+def test_nothing_is_kept_outside_listen_and_take(teacher):
+    with torch.no_grad(), Features(teacher, [NAME]) as found:
+        call(teacher)
+        found.take()
+        call(teacher)
+        assert not found.found
+        found.listen()
+        with pytest.raises(RuntimeError, match="was not called"):
+            found.take()
+
+
+def test_checkpointing_does_not_change_features_or_gradients(teacher):
+    """The backward pass calls the modules again: what was taken stays, and nothing is kept."""
+    found = {}
+    for checkpointing in (False, True):
+        unet = build("koala-lightning-700m").train()
+        inherit(unet, teacher)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        pairs = feature_pairs(unet, teacher)
+        distiller = Distiller(unet, teacher, pairs)
+        total, parts = distiller.losses(lambda: call(unet), inputs(), torch.ones(1, 4, 8, 8))  # noqa: B023
+        total.backward()
+        assert not distiller.mine.found and float(parts["feat"]) > 0
+        found[checkpointing] = [total.detach(), *(p.grad for p in unet.parameters())]
+        distiller.remove()
+        assert count_hooks(unet) == 0
+    torch.testing.assert_close(found[True], found[False])
+
+
+@pytest.mark.parametrize("regional", [False, True])
+def test_features_of_a_compiled_student_are_the_same(teacher, regional):
+    unet = build("koala-lightning-700m")
+    pairs = feature_pairs(unet, teacher)
+    distiller = Distiller(unet, teacher, pairs)
+    noise = torch.ones(1, 4, 8, 8)
+    plain, _ = distiller.losses(lambda: call(unet), inputs(), noise)
+    parts = [m for m in unet.modules() if isinstance(m, BasicTransformerBlock)]
+    for part in parts if regional else [unet]:
+        part.compile(backend="aot_eager")
+    for _ in range(2):
+        compiled, _ = distiller.losses(lambda: call(unet), inputs(), noise)
+        torch.testing.assert_close(compiled, plain)
+    distiller.remove()
+
+
+def test_features_under_mixed_precision_give_a_float32_loss(teacher):
+    unet = build("koala-lightning-700m")
+    inherit(unet, teacher)
+    distiller = Distiller(unet, teacher, feature_pairs(unet, teacher))
+    noise = torch.ones(1, 4, 8, 8)
+    exact, _ = distiller.losses(lambda: call(unet), inputs(), noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = distiller.losses(lambda: call(unet), inputs(), noise)
+    distiller.remove()
+    assert rounded.dtype == torch.float32
+    assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=0.02)
+
+
+def test_the_loss_weighs_its_parts(teacher):
+    unet = build("koala-lightning-700m")
+    pairs, noise = feature_pairs(unet, teacher), torch.ones(1, 4, 8, 8)
+    found = {}
+    for weights in (Weights(), Weights(2.0, 3.0, 0.5), Weights(1.0, 0.0, 0.0)):
+        distiller = Distiller(unet, teacher, pairs, weights)
+        total, parts = distiller.losses(lambda: call(unet), inputs(), noise)
+        distiller.remove()
+        assert set(parts) == {"task", "out", "feat"} and all(float(p) > 0 for p in parts.values())
+        expected = sum(getattr(weights, name) * float(part) for name, part in parts.items())
+        assert float(total.detach()) == pytest.approx(expected, rel=1e-5)
+        found[weights] = parts
+    first, *others = found.values()
+    assert all(other == first for other in others)
+
+
+def test_a_sample_weight_weighs_the_task_alone(teacher):
+    unet = build("koala-lightning-700m")
+    distiller, noise = Distiller(unet, teacher, {}), torch.ones(1, 4, 8, 8)
+    _, plain = distiller.losses(lambda: call(unet), inputs(), noise)
+    _, twice = distiller.losses(lambda: call(unet), inputs(), noise, torch.tensor([2.0]))
+    assert float(twice["task"]) == pytest.approx(2 * float(plain["task"]))
+    assert twice["out"] == plain["out"] and float(plain["feat"]) == 0
 
 
 def test_the_feature_loss_trains_the_student(teacher, student):
@@ -204,19 +349,32 @@ def test_the_feature_loss_trains_the_student(teacher, student):
     with torch.no_grad():
         for weight in unet.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
-    names = self_attention_names(unet)
-    with torch.no_grad(), features(teacher, [teacher_name(name) for name in names]) as theirs:
-        call(teacher)
+    pairs = feature_pairs(unet, teacher)
+    distiller = Distiller(unet, teacher, pairs, Weights(0.0, 0.0, 1.0))
     optimizer = torch.optim.Adam(unet.parameters(), 1e-3)
     losses = []
     for _ in range(6):
-        with features(unet, names) as mine:
-            call(unet)
-            loss = feature_loss(mine, theirs, LAYERS)
+        loss, _ = distiller.losses(lambda: call(unet), inputs(), torch.zeros(1, 4, 8, 8))
         losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    first = unet.get_submodule(names[0]).to_q.weight
+    distiller.remove()
+    first = unet.get_submodule(next(iter(pairs))).to_q.weight
     assert float(first.grad.abs().sum()) > 0
     assert losses[-1] < 0.8 * losses[0]
+
+
+# --- what it costs ----------------------------------------------------------------------------
+
+
+def test_the_cost_of_the_full_size_run():
+    small, large = build_unet("koala-700m"), build_unet("sdxl-base")
+    cost = training_cost(small, large, batch=2)
+    assert cost["student, gradients, AdamW, EMA (GB)"] == pytest.approx(782_822_724 * 20 / 1e9)
+    assert cost["teacher (GB)"] == pytest.approx(2_567_463_684 * 2 / 1e9)
+    flops = [costs(unet).flops.sum() / 1e12 for unet in (small, large)]
+    assert cost["operations a step (TFLOP)"] == pytest.approx(2 * (3 * flops[0] + flops[1]))
+    slower = training_cost(small, large, batch=2, checkpointing=True)
+    extra = slower["operations a step (TFLOP)"] - cost["operations a step (TFLOP)"]
+    assert extra == pytest.approx(2 * flops[0])

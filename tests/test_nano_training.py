@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import re
@@ -14,17 +15,22 @@ import koala_nb as kn
 from koala_nb import generation
 from koala_nb.catalog import data_folder
 
-pytest.importorskip("koala_nb.nano.loop", reason="koala_nb/nano is absent")
+pytest.importorskip("koala_nb.training_loop", reason="koala_nb/nano is absent")
 if not (data_folder() / "world" / "planted.json").is_file():
     pytest.skip("data/world is absent", allow_module_level=True)
 
+from koala_nb.distillation import Distiller, feature_pairs  # noqa: E402
 from koala_nb.nano import render, train_unet, training  # noqa: E402
-from koala_nb.nano.loop import Loop, rate_factor  # noqa: E402
 from koala_nb.nano.models import build_tokenizer, build_vae  # noqa: E402
-from koala_nb.nano.presets import SMALL, Stage  # noqa: E402
+from koala_nb.nano.presets import SMALL
 from koala_nb.nano.train_unet import Batches, Denoiser, distillation_losses  # noqa: E402
 from koala_nb.nano.train_vae import crop, denormalise, normalise, train_vae  # noqa: E402
 from koala_nb.nano.world import HELD_OUT_SEEDS, World  # noqa: E402
+from koala_nb.training_loop import (  # noqa: E402
+    Loop,
+    Stage,  # noqa: E402
+    rate_factor,
+)
 
 STAGE = Stage(samples=100, batch=4, rate=1e-2, warmup=5)
 TINY = dataclasses.replace(
@@ -70,10 +76,10 @@ def make_loop(folder, loss=None, seed=0, **options):
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.ReLU(), nn.Linear(8, 1))
 
-    def fit(trained, step, rank, size):
-        found = torch.randn(size, 3, generator=torch.Generator().manual_seed(step))
+    def fit(trained, number, size):
+        found = torch.randn(size, 3, generator=torch.Generator().manual_seed(number))
         error = ((trained(found) - found.sum(1, keepdim=True)) ** 2).mean()
-        return error + 0 * torch.rand(()), {"number": torch.tensor(float(step))}
+        return error + 0 * torch.rand(()), {"number": torch.tensor(float(number))}
 
     return Loop(folder, module, STAGE, loss or fit, device="cpu", **options)
 
@@ -134,7 +140,7 @@ def test_an_interrupted_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 def test_the_loop_learns_and_logs(tmp_path):
     inputs = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
 
-    def fit(trained, step, rank, size):
+    def fit(trained, number, size):
         return ((trained(inputs) - inputs.sum(1, keepdim=True)) ** 2).mean(), {}
 
     make_loop(tmp_path, fit).run()
@@ -147,9 +153,9 @@ def test_the_loop_learns_and_logs(tmp_path):
 def test_the_log_of_a_resumed_run_is_not_diluted(tmp_path):
     """The first row after a stop in between averages over the steps that were made."""
 
-    def constant(trained, step, rank, size):
+    def constant(trained, number, size):
         loss = 0 * sum(p.sum() for p in trained.parameters()) + 3
-        return loss, {"sometimes": torch.tensor(5.0)} if step % 2 else {}
+        return loss, {"sometimes": torch.tensor(5.0)} if number % 2 else {}
 
     for _ in range(4):
         make_loop(tmp_path, constant).run(minutes=0)
@@ -300,10 +306,13 @@ def test_a_teacher_that_is_its_own_student_has_nothing_to_learn(tokenizer, batch
     torch.manual_seed(0)
     module = Denoiser(TINY, "nano-koala", tokenizer).eval()
     drawn = draw(batches, 0, 2)
-    inputs = [drawn[name] for name in ("noisy", "timesteps", "ids", "zeroed")]
-    total, parts = distillation_losses(module, module, module.unet, inputs, drawn)
+    teacher = copy.deepcopy(module.unet)
+    pairs = feature_pairs(module.unet, teacher)
+    assert len(pairs) == 21
+    distiller = Distiller(module.unet, teacher, pairs)
+    total, parts = distillation_losses(distiller, module, module, drawn)
     with torch.no_grad():
-        task = train_unet.task_loss(module(*inputs), drawn)
+        task = train_unet.task_loss(module(*train_unet.module_inputs(drawn)), drawn)
     assert float(parts["out"]) == float(parts["feat"]) == 0
     assert float(total.detach()) == pytest.approx(float(task)) and float(task) > 0
 

@@ -64,6 +64,17 @@ def build_tokenizer(preset: Preset) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=preset.max_length)
 
 
+def pick_device(device: str | None) -> str:
+    """Return the device that trains: the given one, else CUDA where it is, else the CPU."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def reduced_precision(device: str) -> str:
+    """Return "bf16" where the device multiplies it faster than float32, else "no"."""
+    fast = device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if fast else "no"
+
+
 def build_text_encoders(
     preset: Preset, tokenizer: CLIPTokenizer
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:

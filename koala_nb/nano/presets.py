@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from koala_nb.training_loop import Stage
+
 FACTOR = 4  # pixels a latent
 HEADS = {"attention_head_dim": [1, 2, 4]}  # SDXL's naming: the number of heads, of 32 channels
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -14,17 +16,6 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "mid_block_type": None,
     },
 }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How long and how fast one stage trains: samples in all, batch over all processes, rate."""
-
-    samples: int
-    batch: int
-    rate: float
-    warmup: int = 200
-    decay: float = 0.4  # share of the samples over which the rate falls to zero
 
 
 @dataclass(frozen=True)
@@ -61,8 +52,8 @@ SMALL = Preset(
     stages={
         "vae": Stage(samples=120_000, batch=128, rate=2e-3, warmup=50),
         "decoder": Stage(samples=45_000, batch=128, rate=1e-3, warmup=50),
-        "clip": Stage(samples=200_000, batch=96, rate=1e-3, warmup=100),
-        "direct": Stage(samples=168_000, batch=64, rate=1e-3),
+        "clip": Stage(samples=420_000, batch=128, rate=1e-3, warmup=200),
+        "direct": Stage(samples=480_000, batch=64, rate=1e-3),
         "teacher": Stage(samples=280_000, batch=64, rate=8e-4),
         "student": Stage(samples=200_000, batch=64, rate=5e-4),
     },

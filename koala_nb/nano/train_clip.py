@@ -9,17 +9,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from koala_nb.catalog import data_folder
-from koala_nb.nano.loop import Loop
-from koala_nb.nano.models import build_tokenizer, save_tokenizer
+from koala_nb.nano.models import build_tokenizer, pick_device, reduced_precision, save_tokenizer
 from koala_nb.nano.presets import Preset, training_record
 from koala_nb.nano.render import Renderer
+from koala_nb.nano.train_vae import denormalise, latest_vae, normalise
 from koala_nb.nano.world import BACKGROUNDS, COUNTS, HELD_OUT_SEEDS, STYLES, Scene, Thing, World
 from koala_nb.provenance import write_json
+from koala_nb.training_loop import Loop
 
+LATENT_NOISE = 0.3  # of the latents' deviation, at most
 COUNT_WORDS = ("one", *COUNTS.values())
 
 
@@ -117,24 +120,34 @@ def build_clip(preset: Preset, tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(config)
 
 
-def degrade(images: torch.Tensor) -> torch.Tensor:
-    """Return images of which 60 % are softened and grained, as a decoder would."""
-    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    share = torch.rand(len(images), 1, 1, 1) * (torch.rand(len(images), 1, 1, 1) < 0.6)
-    mixed = images + share * (soft - images) + 0.06 * share * torch.randn_like(images)
-    return mixed.clamp(-1, 1)
+def degrade(images: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
+    """Return images of which every second one has passed the autoencoder, with noisy latents.
+
+    Generated images carry a decoder's softness and faults: a scorer must read through them.
+    """
+    mixed = images.clone()
+    with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
+        latents = normalise(vae, vae.encode(images[::2]).latent_dist.sample().float())
+        level = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, device=images.device)
+        noisy = latents + level * torch.randn_like(latents)
+        mixed[::2] = vae.decode(denormalise(vae, noisy)).sample.float().clamp(-1, 1)
+    return mixed
 
 
 def train_clip(preset: Preset, folder: Path, device: str | None, minutes: float | None) -> bool:
     """Train the scorer and, when finished, write it to `data/models/nano-clip`."""
+    where = pick_device(device)
     module = Scorer(preset)
-    render = Renderer(preset.image_size, module.world.things())
+    if where == "cpu":
+        module.clip.set_attn_implementation("eager")  # as in train_unet
+    vae = AutoencoderKL.from_pretrained(latest_vae(folder.parent)).to(where)
+    vae = vae.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    render = Renderer(preset.image_size, module.world.things(), vae.device)
 
-    def loss(trained: nn.Module, step: int, rank: int, size: int) -> tuple[torch.Tensor, dict]:
-        first = HELD_OUT_SEEDS.stop + (step * loop.accelerator.num_processes + rank) * size
+    def loss(trained: nn.Module, number: int, size: int) -> tuple[torch.Tensor, dict]:
+        first = HELD_OUT_SEEDS.stop + number * size
         scenes = [module.world.scene(first + i) for i in range(size)]
-        where = module.ids.device
-        logits = trained(degrade(render(scenes)).to(where))
+        logits = trained(degrade(render(scenes), vae))
         total, hits = torch.zeros((), device=where), {}
         for name, wanted in targets(scenes, module.world, module.bank).items():
             wanted = wanted.to(where)
@@ -149,7 +162,10 @@ def train_clip(preset: Preset, folder: Path, device: str | None, minutes: float 
                 hits[name] = right[single].float().mean()
         return total, hits
 
-    loop = Loop(folder, module, preset.stages["clip"], loss, device=device)
+    loop = Loop(
+        folder, module, preset.stages["clip"], loss,
+        mixed_precision=reduced_precision(where), device=device,
+    )  # fmt: skip
     finished = loop.run(minutes)
     if loop.accelerator.is_main_process:
         target = data_folder() / "models" / "nano-clip" if finished else folder / "nano-clip"

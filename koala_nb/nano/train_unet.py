@@ -1,29 +1,25 @@
 """Train the embedded U-Nets: a teacher or a student from scratch, or a student by distillation."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTokenizer
 
 from koala_nb.catalog import data_folder
-from koala_nb.distillation import (
-    feature_loss,
-    features,
-    inherit,
-    layers_per_block,
-    self_attention_names,
-    teacher_name,
-)
-from koala_nb.nano.loop import Loop
+from koala_nb.distillation import Distiller, feature_pairs, inherit
 from koala_nb.nano.models import (
     build_scheduler,
     build_text_encoders,
     build_tokenizer,
     build_unet,
+    pick_device,
+    reduced_precision,
     save_pipeline,
 )
 from koala_nb.nano.presets import Preset, training_record
@@ -31,6 +27,7 @@ from koala_nb.nano.render import Renderer
 from koala_nb.nano.train_vae import grid_png, latest_vae, normalise
 from koala_nb.nano.world import HELD_OUT_SEEDS, World
 from koala_nb.provenance import write_json
+from koala_nb.training_loop import Loop, random_draws
 
 DROPPED = 0.10  # half to zeros, as a pipeline without a negative prompt has it, half to no text
 MIN_SNR = 5.0  # Hang et al., arXiv 2303.09556
@@ -57,6 +54,11 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet = build_unet(preset, system)
         self.text_encoder, self.text_encoder_2 = build_text_encoders(preset, tokenizer)
+        if not torch.cuda.is_available():
+            # Plain products: a CPU's fused attention is ten times slower backward in bf16.
+            self.unet.set_attn_processor(AttnProcessor())
+            for encoder in (self.text_encoder, self.text_encoder_2):
+                encoder.set_attn_implementation("eager")
         side = preset.image_size
         self.register_buffer("time_ids", torch.tensor([side, side, 0, 0, side, side]).float())
         # SDXL reads penultimate states, so the first encoder's last layer is never used.
@@ -72,6 +74,12 @@ class Denoiser(nn.Module):
         kept = (~zeroed).to(states)
         return states * kept[:, None, None], second.text_embeds * kept[:, None]
 
+    def conditions(self, ids: torch.Tensor, zeroed: torch.Tensor) -> dict[str, Any]:
+        """Return what the U-Net is conditioned on, as its keyword arguments."""
+        states, pooled = self.encode(ids, zeroed)
+        added = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(ids), -1)}
+        return {"encoder_hidden_states": states, "added_cond_kwargs": added}
+
     def forward(
         self,
         noisy: torch.Tensor,
@@ -80,9 +88,7 @@ class Denoiser(nn.Module):
         zeroed: torch.Tensor,
     ) -> torch.Tensor:
         """Return the predicted noise, of the shape of `noisy`."""
-        states, pooled = self.encode(ids, zeroed)
-        added = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(noisy), -1)}
-        return self.unet(noisy, timesteps, states, added_cond_kwargs=added).sample
+        return self.unet(noisy, timesteps, **self.conditions(ids, zeroed)).sample
 
 
 class Batches:
@@ -102,12 +108,13 @@ class Batches:
         device = self.vae.device
         with torch.autocast(device.type, torch.bfloat16):
             posterior = self.vae.encode(self.render(scenes)).latent_dist
-        latents = normalise(self.vae, posterior.sample().float())
-        chance = torch.rand(size)
+        uniform, noise, spread = random_draws(first, size, tuple(posterior.mean.shape[1:]))
+        noise, chance = noise.to(device), uniform[:, 0]
+        latents = posterior.mean.float() + posterior.std.float() * spread.to(device)
+        latents = normalise(self.vae, latents)
         empty = (chance >= DROPPED / 2) & (chance < DROPPED)
         texts = ["" if gone else s.caption for gone, s in zip(empty, scenes, strict=True)]
-        noise = torch.randn(latents.shape).to(device)
-        timesteps = torch.randint(0, len(self.alphas), (size,)).to(device)
+        timesteps = (uniform[:, 1] * len(self.alphas)).long().to(device)
         alpha = self.alphas[timesteps][:, None, None, None]
         snr = (alpha / (1 - alpha)).flatten()
         return {
@@ -131,11 +138,6 @@ def task_loss(predicted: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.
     """Return the weighted mean squared error of the noise (weights: min-SNR, sigma above 1)."""
     error = F.mse_loss(predicted.float(), batch["noise"], reduction="none").mean((1, 2, 3))
     return (error * batch["weight"]).mean()
-
-
-def pick_device(device: str | None) -> str:
-    """Return the device that trains: the given one, else CUDA where it is, else the CPU."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def draw_preview(preset: Preset, module: Denoiser, parts: dict) -> bytes:
@@ -174,16 +176,14 @@ def train_unet(
     vae = AutoencoderKL.from_pretrained(latest_vae(folder.parent)).to(where)
     tokenizer = build_tokenizer(preset)
     module = Denoiser(preset, system, tokenizer)
-    large = _inherit(module, teacher, where) if teacher else None
+    distiller = _inherit(module, teacher, where) if teacher else None
     batches = Batches(preset, tokenizer, vae)
 
-    def loss(trained: nn.Module, step: int, rank: int, size: int) -> tuple[torch.Tensor, dict]:
-        batch = batches(step * loop.accelerator.num_processes + rank, size)
-        inputs = [batch[name] for name in ("noisy", "timesteps", "ids", "zeroed")]
-        if large is None:
-            task = task_loss(trained(*inputs), batch)
-            return task, {}
-        return distillation_losses(trained, module, large, inputs, batch)
+    def loss(trained: nn.Module, number: int, size: int) -> tuple[torch.Tensor, dict]:
+        batch = batches(number, size)
+        if distiller is None:
+            return task_loss(trained(*module_inputs(batch)), batch), {}
+        return distillation_losses(distiller, trained, module, batch)
 
     def preview(averaged: nn.Module) -> bytes:
         with torch.compiler.set_stance("force_eager"):
@@ -191,7 +191,7 @@ def train_unet(
 
     loop = Loop(
         folder, module, preset.stages[stage], loss, preview,
-        mixed_precision="bf16" if where == "cuda" else "no",
+        mixed_precision=reduced_precision(where),
         compiled=(BasicTransformerBlock,), device=device,
     )  # fmt: skip
     finished = loop.run(minutes)
@@ -203,37 +203,33 @@ def train_unet(
     return finished
 
 
-def _inherit(module: Denoiser, teacher: Path, device: str) -> nn.Module:
-    """Give a student its teacher's weights and return the frozen teacher's U-Net."""
+def module_inputs(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return a denoiser's arguments out of a batch."""
+    return [batch[name] for name in ("noisy", "timesteps", "ids", "zeroed")]
+
+
+def _inherit(module: Denoiser, teacher: Path, device: str) -> Distiller:
+    """Give a student its teacher's weights, and return its loss against the frozen teacher."""
     pipe = StableDiffusionXLPipeline.from_pretrained(teacher, dtype=torch.float32)
     for name in ("text_encoder", "text_encoder_2"):
         getattr(module, name).load_state_dict(getattr(pipe, name).state_dict())
         getattr(module, name).requires_grad_(False)
     inherit(module.unet, pipe.unet)
-    return pipe.unet.requires_grad_(False).eval().to(device)
+    large = pipe.unet.requires_grad_(False).eval().to(device)
+    return Distiller(module.unet, large, feature_pairs(module.unet, large))
 
 
 def distillation_losses(
-    trained: nn.Module, module: Denoiser, large: nn.Module, inputs: list, batch: dict
+    distiller: Distiller, trained: nn.Module, module: Denoiser, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return L_task + L_out + L_feat and its parts (BK-SDM; features of self-attention: KOALA)."""
-    layers = (layers_per_block(large), layers_per_block(module.unet))
-    names = self_attention_names(module.unet)
-    pairs = [teacher_name(name + ".", *layers)[:-1] for name in names]
-    noisy, timesteps, ids, zeroed = inputs
+    """Return the loss of a student `trained` (around `module`) on a batch, and its parts."""
+    noisy, timesteps, ids, zeroed = module_inputs(batch)
     with torch.no_grad():
-        states, pooled = module.encode(ids, zeroed)
-        added = {"text_embeds": pooled, "time_ids": module.time_ids.expand(len(noisy), -1)}
-    with features(module.unet, names) as mine, features(large, pairs) as theirs:
-        with torch.no_grad():
-            target = large(noisy, timesteps, states, added_cond_kwargs=added).sample
-        predicted = trained(*inputs)
-        parts = {
-            "task": task_loss(predicted, batch),
-            "out": F.mse_loss(predicted.float(), target.float()),
-            "feat": feature_loss(mine, theirs, layers),
-        }
-    return sum(parts.values()), {name: part.detach() for name, part in parts.items()}
+        inputs = module.conditions(ids, zeroed)
+    inputs |= {"sample": noisy, "timestep": timesteps}
+    return distiller.losses(
+        lambda: trained(*module_inputs(batch)), inputs, batch["noise"], batch["weight"]
+    )
 
 
 def publish(

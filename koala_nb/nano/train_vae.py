@@ -13,11 +13,11 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
 
-from koala_nb.nano.loop import Loop
 from koala_nb.nano.models import build_vae
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.world import HELD_OUT_SEEDS, World
+from koala_nb.training_loop import Loop
 
 KL_WEIGHT = 1e-6
 DECODER_NOISE = 0.3  # of the latents' deviation: a frozen encoder's decoder learns to forgive
@@ -74,9 +74,9 @@ def train_vae(
     render = Renderer(preset.image_size, world.things())
     generator = torch.Generator()
 
-    def loss(module: nn.Module, step: int, rank: int, size: int) -> tuple[torch.Tensor, dict]:
-        whole = torch.rand((), generator=generator.manual_seed(step)) < WHOLE_SHARE
-        first = HELD_OUT_SEEDS.stop + (step * loop.accelerator.num_processes + rank) * size
+    def loss(module: nn.Module, number: int, size: int) -> tuple[torch.Tensor, dict]:
+        whole = torch.rand((), generator=generator.manual_seed(number)) < WHOLE_SHARE
+        first = HELD_OUT_SEEDS.stop + number * size
         count = size // 4 if whole else size
         scenes = [world.scene(first + i) for i in range(count)]
         images = render(scenes)

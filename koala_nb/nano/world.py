@@ -32,14 +32,14 @@ BACKGROUNDS = {
     "white": (255, 255, 255),
 }
 KINDS = {
-    "object": 0.36,
-    "person": 0.26,
-    "pair": 0.14,
-    "count": 0.07,
+    "object": 0.30,
+    "person": 0.36,
+    "pair": 0.12,
+    "count": 0.06,
     "shape": 0.04,
     "shapes": 0.05,
     "person and object": 0.03,
-    "sign": 0.05,
+    "sign": 0.04,
 }
 SHAPE_COLORS = "red orange yellow green blue purple brown black white".split()
 ALL_SHAPES = [(color, shape) for color in SHAPE_COLORS for shape in ("heart", "circle", "square")]

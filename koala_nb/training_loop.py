@@ -1,13 +1,14 @@
-"""One training loop for every stage: Accelerate, EMA, a falling rate, checkpoints, a log.
+"""One training loop: Accelerate, accumulation, EMA, a falling rate, checkpoints, a log.
 
-The data of a step depend on the step and the process alone, so a resumed run goes on as if it had
-never stopped.
+Data, random numbers and rate of a step depend on the step and the process alone, so a resumed run
+goes on as if it had never stopped.
 """
 
 import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,11 +18,22 @@ from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from koala_nb.nano.presets import Stage
 from koala_nb.provenance import write_atomic
 
 SAVE_SECONDS = 300
 LOG_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long and how fast a run trains: samples in all, batch over all processes, rate."""
+
+    samples: int
+    batch: int
+    rate: float
+    warmup: int = 200
+    decay: float = 0.4  # share of the samples over which the rate falls to zero
+    accumulation: int = 1  # parts into which a process cuts its share of a batch
 
 
 def rate_factor(step: int, steps: int, stage: Stage) -> float:
@@ -30,10 +42,26 @@ def rate_factor(step: int, steps: int, stage: Stage) -> float:
     return min(1.0, (step + 1) / stage.warmup, max(0.0, (steps - step) / (steps - begin)))
 
 
+def random_draws(first: int, size: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """Return random numbers of samples `first` onwards, each a function of its index alone.
+
+    So a batch is the same however many processes share it. Returns two uniform numbers, (size, 2),
+    and two normal tensors a sample, each (size, *shape).
+    """
+    uniform, normal = torch.empty(size, 2), torch.empty(2, size, *shape)
+    generator = torch.Generator()
+    for i in range(size):
+        generator.manual_seed(first + i)
+        uniform[i] = torch.rand(2, generator=generator)
+        normal[:, i] = torch.randn(2, *shape, generator=generator)
+    return uniform, normal[0], normal[1]
+
+
 class Loop:
     """Train `module` by a loss of (step, rank, batch a process); resume from `folder`.
 
-    loss: called with (module, step, rank, size) -> (scalar tensor, dict of floats to log).
+    loss: called with (module, number, size) -> (scalar tensor, dict of floats to log): the batch of
+    `size` samples with that number, so that samples number * size onwards are seen.
     preview: called with the EMA weights in place, returns a PNG's bytes or None.
     """
 
@@ -52,6 +80,7 @@ class Loop:
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision=mixed_precision,
+            gradient_accumulation_steps=stage.accumulation,
             cpu=device == "cpu" or not torch.cuda.is_available(),
             step_scheduler_with_optimizer=False,
         )
@@ -78,23 +107,29 @@ class Loop:
         first = self._resume()
         self.folder.mkdir(parents=True, exist_ok=True)
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
+        parts_of = size * self.stage.accumulation
         begin = saved = logged = time.monotonic()
         seen: dict[str, list[float]] = {}
         for step in range(first, self.steps):
             set_seed(step * size + rank)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.stage.rate * rate_factor(step, self.steps, self.stage)
-            loss, parts = self.loss(self.trained, step, rank, self.stage.batch // size)
-            self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(self.trained.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            for part in range(self.stage.accumulation):
+                number = (step * size + rank) * self.stage.accumulation + part
+                with self.accelerator.accumulate(self.trained):
+                    loss, parts = self.loss(self.trained, number, self.stage.batch // parts_of)
+                    self.accelerator.backward(loss)
+                    if self.accelerator.sync_gradients:
+                        self.accelerator.clip_grad_norm_(self.trained.parameters(), 1.0)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+                for name, value in {"loss": loss.detach(), **parts}.items():
+                    seen.setdefault(name, []).append(float(value))
             self.ema.step(p for p in self.module.parameters() if p.requires_grad)
-            for name, value in {"loss": loss.detach(), **parts}.items():
-                seen.setdefault(name, []).append(float(value))
             now = time.monotonic()
             if (step + 1) % LOG_STEPS == 0:
-                self._log(step + 1, seen, len(seen["loss"]) * self.stage.batch / (now - logged))
+                count = len(seen["loss"]) // self.stage.accumulation * self.stage.batch
+                self._log(step + 1, seen, count / (now - logged))
                 seen, logged = {}, now
             stop = self._agree(minutes is not None and now - begin > 60 * minutes)
             if stop or self._agree(now - saved > SAVE_SECONDS):
