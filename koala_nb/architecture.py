@@ -57,7 +57,8 @@ def build_unet(system: str | Path | Mapping[str, Any]) -> UNet2DConditionModel:
 def _config(system: str | Path) -> Mapping[str, Any]:
     if not Path(system).is_dir():
         known = catalog.find(str(system))
-        if known.embedded and catalog.unet_parameters(known) is None:
+        file = catalog.data_folder() / "models" / known.name / "unet" / "config.json"
+        if known.embedded and not file.is_file():
             raise FileNotFoundError(f"{system} is not trained here: no {known.repository}/unet.")
         return known.unet_config
     file = Path(system) / "unet" / "config.json"

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     refresh.set_defaults(call=_refresh)
 
     nano = (
-        ("train", "training", "train the embedded models"),
+        ("train", "training", "train the embedded models; train student: distil from a teacher"),
         ("evaluate", "evaluation", "measure the embedded models into data/results"),
     )
     for name, module, what in nano:
@@ -115,6 +115,9 @@ def _refresh(options: argparse.Namespace) -> None:
 def _nano(options: argparse.Namespace) -> None:
     from importlib import import_module
 
-    code = import_module(f"koala_nb.nano.{options.module}").main(options.rest)
+    name, rest = f"nano.{options.module}", options.rest
+    if options.module == "training" and rest[:1] == ["student"]:
+        name, rest = "train_student", rest[1:]
+    code = import_module(f"koala_nb.{name}").main(rest)
     if code:
         raise SystemExit(code)

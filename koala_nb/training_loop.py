@@ -37,9 +37,12 @@ class Stage:
 
 
 def rate_factor(step: int, steps: int, stage: Stage) -> float:
-    """Return the share of the full rate: linear warm-up, constant, linear fall to zero."""
-    begin = steps * (1 - stage.decay)
-    return min(1.0, (step + 1) / stage.warmup, max(0.0, (steps - step) / (steps - begin)))
+    """Return the share of the full rate: linear warm-up, constant, linear fall to zero.
+
+    Without a fall (decay 0) the rate stays.
+    """
+    left = (steps - step) / (steps * stage.decay) if stage.decay else 1.0
+    return min(1.0, (step + 1) / stage.warmup, max(0.0, left))
 
 
 def random_draws(first: int, size: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:

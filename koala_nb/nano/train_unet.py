@@ -183,7 +183,8 @@ def train_unet(
         batch = batches(number, size)
         if distiller is None:
             return task_loss(trained(*module_inputs(batch)), batch), {}
-        return distillation_losses(distiller, trained, module, batch)
+        with loop.accelerator.autocast():  # for the teacher's sake; the student's is Accelerate's
+            return distillation_losses(distiller, trained, module, batch)
 
     def preview(averaged: nn.Module) -> bytes:
         with torch.compiler.set_stance("force_eager"):

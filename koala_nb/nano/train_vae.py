@@ -4,7 +4,6 @@ The decoder can train on after the encoder is frozen (stage "decoder"): latents 
 this may run while or after the U-Nets train on them.
 """
 
-import io
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
 
+from koala_nb.distillation_data import picture_sheet
 from koala_nb.nano.models import build_vae
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.render import Renderer, to_pixels
@@ -155,12 +155,4 @@ def save_vae(vae: AutoencoderKL, world: World, render: Renderer, folder: Path, n
 
 def grid_png(images: torch.Tensor, columns: int) -> bytes:
     """Return images in -1..1 as one PNG, `columns` a row."""
-    pixels = to_pixels(images)
-    n, height, width, _ = pixels.shape
-    sheet = Image.new("RGB", (columns * width, -(-n // columns) * height))
-    for i, picture in enumerate(pixels):
-        place = ((i % columns) * width, (i // columns) * height)
-        sheet.paste(Image.fromarray(picture), place)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
+    return picture_sheet([Image.fromarray(pixels) for pixels in to_pixels(images)], columns)

@@ -1,0 +1,317 @@
+"""Distilling on pictures of one's own: data, resuming, several processes, errors."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from hub_layout import tiny_pipeline
+from PIL import Image
+
+import koala_nb as kn
+from koala_nb import catalog, train_student
+from koala_nb.catalog import SDXL_UNET
+from koala_nb.distillation_data import Cache, fit, prepare, read_pairs
+
+pytest.importorskip("datasets")
+COUNT = 24
+SIDE = 64
+
+
+def picture(i):
+    """A picture that differs from the others, a little wider than high."""
+    rng = np.random.default_rng(i)
+    small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    return small.resize((80 + i, 60), Image.Resampling.BILINEAR)
+
+
+def png(i):
+    picture(i).save(buffer := io.BytesIO(), "PNG")
+    return buffer.getvalue()
+
+
+def as_folder(where):
+    rows = [("file_name", "text")]
+    for i in range(COUNT):
+        picture(i).save(where / f"{i:02d}.png")
+        rows.append((f"{i:02d}.png", f"picture {i}"))
+    with open(where / "metadata.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def as_parquet(where):
+    import datasets
+
+    columns = {"image": [picture(i) for i in range(COUNT)]}
+    columns["caption"] = [f"picture {i}" for i in range(COUNT)]
+    datasets.Dataset.from_dict(columns).to_parquet(where / "pictures.parquet")
+
+
+def as_archive(where):
+    with tarfile.open(where / "pictures.tar", "w") as tar:
+        for i in range(COUNT):
+            for suffix, data in (("png", png(i)), ("txt", f"picture {i}".encode())):
+                entry = tarfile.TarInfo(f"{i:02d}.{suffix}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A data folder with a tiny teacher, the student's configuration and pictures."""
+    home = tmp_path_factory.mktemp("home")
+    pipe = tiny_pipeline(home / "scratch")
+    torch.manual_seed(3)
+    same = {**pipe.unet.config, "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10]}
+    same |= {"mid_block_type": SDXL_UNET.get("mid_block_type", "UNetMidBlock2DCrossAttn")}
+    teacher = {k: v for k, v in same.items() if not k.startswith("_")}
+    pipe.unet.save_config(home / "models" / "nano-koala" / "unet")
+    pipe.unet = UNet2DConditionModel(**teacher)
+    pipe.register_modules(unet=pipe.unet)
+    pipe.save_pretrained(home / "models" / "nano-sdxl")
+    (home / "pictures").mkdir()
+    as_folder(home / "pictures")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(home, monkeypatch):
+    monkeypatch.setenv("KOALA_NB_DATA", str(home))
+
+
+def command(home, out, *more):
+    given = ["--teacher", "nano-sdxl", "--student", "nano-koala", "--data", home / "pictures"]
+    given += ["--out", out, "--size", SIDE, "--samples", 48, "--batch", 8, "--device", "cpu"]
+    return [str(word) for word in (*given, "--rate", 1e-3, *more)]
+
+
+def weights(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)["module"]
+
+
+# --- data -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [as_folder, as_parquet, as_archive])
+def test_pictures_are_read_from_what_datasets_opens(tmp_path, write):
+    write(tmp_path)
+    pairs = list(read_pairs(tmp_path))
+    assert [caption for _, caption in pairs] == [f"picture {i}" for i in range(COUNT)]
+    assert all(np.array_equal(image, picture(i)) for i, (image, _) in enumerate(pairs))
+
+
+def test_a_picture_is_cut_to_its_middle_and_told_how():
+    wide = Image.new("RGB", (100, 50))
+    wide.paste((255, 0, 0), (25, 0, 75, 50))
+    pixels, ids = fit(wide, 64)
+    assert ids == [50, 100, 0, 32, 64, 64]
+    assert pixels.shape == (3, 64, 64)
+    assert float(pixels[0, :, 2:-2].min()) == 1 and float(pixels[1].max()) < 1
+
+
+def test_encoded_pictures_are_the_pipelines_own(home, tmp_path):
+    """Latents as its VAE gives them, states as its prompts are encoded; a stop changes nothing."""
+    pipe = kn.load("nano-sdxl", device="cpu")
+    cache = prepare(pipe, home / "pictures", tmp_path / "whole", SIDE)
+    row = cache.row(5)
+    with torch.no_grad():
+        image = fit(picture(5), SIDE)[0][None]
+        posterior = pipe.vae.encode(image).latent_dist
+        states, _, pooled, _ = pipe.encode_prompt("picture 5", do_classifier_free_guidance=False)
+    scaled = posterior.mean * pipe.vae.config.scaling_factor
+    torch.testing.assert_close(row["mean"].float(), scaled[0], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(row["states"].float(), states[0], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(row["pooled"].float(), pooled[0], rtol=2e-3, atol=2e-3)
+    assert row["ids"].tolist() == fit(picture(5), SIDE)[1]
+    with pytest.raises(ValueError, match="encoded with other settings"):
+        prepare(pipe, home / "pictures", tmp_path / "whole", 2 * SIDE)
+
+
+def test_a_stopped_encoding_goes_on(home, tmp_path, monkeypatch):
+    from koala_nb import distillation_data
+
+    monkeypatch.setattr(distillation_data, "SHARD", 8)
+    pipe = kn.load("nano-sdxl", device="cpu")
+    whole = prepare(pipe, home / "pictures", tmp_path / "whole", SIDE)
+    encode, calls = distillation_data.encode, []
+
+    def stop(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr(distillation_data, "encode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(pipe, home / "pictures", tmp_path / "stopped", SIDE)
+    assert len(list((tmp_path / "stopped").glob("*.safetensors"))) == 1
+    again = prepare(pipe, home / "pictures", tmp_path / "stopped", SIDE)
+    assert len(calls) == 4 + 4  # the first shard was kept
+    for one, other in zip(whole.files, again.files, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_batches_show_each_picture_once_an_epoch_and_keep_some_back(home, tmp_path):
+    cache = prepare(kn.load("nano-sdxl", device="cpu"), home / "pictures", tmp_path, SIDE)
+    assert cache.count == 22 and list(cache.kept) == [22, 23]
+    for epoch in range(3):
+        seen = [cache.index(epoch * 22 + i) for i in range(22)]
+        assert sorted(seen) == list(range(22))
+    orders = {tuple(cache.index(epoch * 22 + i) for i in range(22)) for epoch in range(3)}
+    assert len(orders) == 3
+    first, again = cache(4, 8), Cache(tmp_path)(4, 8)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    joined = [torch.cat([cache(8, 4)["noise"], cache(9, 4)["noise"]])]
+    assert torch.equal(joined[0], first["noise"])
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(home, tmp_path_factory):
+    """A finished run in one process."""
+    out = tmp_path_factory.mktemp("run") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KOALA_NB_DATA", str(home))
+        assert train_student.main(command(home, out, "--prompt", "picture 3")) == 0
+    return out
+
+
+def test_a_finished_run_leaves_a_pipeline_and_its_history(trained):
+    pipe = kn.load(trained / "student", device="cpu")
+    assert pipe.koala_nb.name == "nano-koala" and pipe.unet.mid_block is None
+    assert len(kn.generate(pipe, "picture 1", [0], height=SIDE, width=SIDE).images) == 1
+    (before,) = (json.loads(line) for line in (trained / "validation.jsonl").open())
+    assert before.keys() == {"task", "out", "feat"} and all(v > 0 for v in before.values())
+    assert (trained / "preview-000006.png").is_file()
+    assert json.loads((trained / "student" / "training.json").read_text())["rate"] == 1e-3
+
+
+def test_three_kills_change_nothing(home, trained, tmp_path, monkeypatch):
+    """Stopped at random steps, with checkpoints at other steps: the same weights, bit for bit."""
+    from koala_nb import training_loop
+
+    rng = np.random.default_rng()
+    kills = sorted(int(step) for step in rng.choice(range(1, 6), 3, replace=False))
+    original = train_student.Batches.loss
+    for kill in (*kills, None):
+        steps = iter(range(weights_step(tmp_path), 99))
+
+        def loss(self, distiller, student, batch, kill=kill, steps=steps):
+            if torch.is_grad_enabled() and next(steps) == kill:
+                raise KeyboardInterrupt  # nothing is saved: as kill -9
+            return original(self, distiller, student, batch)
+
+        monkeypatch.setattr(training_loop, "SAVE_SECONDS", 0 if rng.random() < 0.7 else 300)
+        monkeypatch.setattr(train_student.Batches, "loss", loss)
+        if kill is None:
+            assert train_student.main(command(home, tmp_path)) == 0
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                train_student.main(command(home, tmp_path))
+    found, expected = weights(tmp_path), weights(trained)
+    assert all(torch.equal(found[name], expected[name]) for name in expected), kills
+
+
+def weights_step(out):
+    file = out / "checkpoint.pt"
+    return torch.load(file, weights_only=True)["step"] if file.is_file() else 0
+
+
+def test_two_processes_equal_one_with_twice_the_batch(home, trained, tmp_path):
+    """Two processes x 4 pictures against one x 8: equal but for the order of additions."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, "-m", "koala_nb.train_student", *command(home, tmp_path)],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, expected = weights(tmp_path), weights(trained)
+    start = UNet2DConditionModel.from_config(catalog.find("nano-koala").unet_config).state_dict()
+    assert start.keys() == found.keys() == expected.keys()
+    apart = max(float((found[name] - expected[name]).abs().max()) for name in expected)
+    assert apart < 1e-4, apart  # six steps move a weight by up to 6e-3
+
+
+def test_accumulation_gives_the_same_weights(home, trained, tmp_path):
+    assert train_student.main(command(home, tmp_path, "--accumulation", 2)) == 0
+    found, expected = weights(tmp_path), weights(trained)
+    apart = max(float((found[name] - expected[name]).abs().max()) for name in expected)
+    assert apart < 1e-4, apart
+
+
+def test_random_start_and_checkpointing(home, trained, tmp_path):
+    more = ("--random-start", "--checkpointing", "--feature", "none", "--samples", 8)
+    assert train_student.main(command(home, tmp_path, *more)) == 0
+    found = json.loads((tmp_path / "validation.jsonl").read_text().splitlines()[-1])
+    inherited = json.loads((trained / "validation.jsonl").read_text().splitlines()[-1])
+    assert found["feat"] == 0 and found["out"] != inherited["out"]
+
+
+def test_the_cost_is_printed_without_any_weights(capsys):
+    code = train_student.main(
+        ["--teacher", "sdxl-lightning", "--student", "koala-700m", "--data", "x", "--cost"]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0
+    assert lines[0] == f"student, gradients, AdamW, EMA (GB): {782_822_724 * 20 / 1e9:.2f}"
+    assert lines[1] == f"teacher (GB): {2_567_463_684 * 2 / 1e9:.2f}"
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--student", "nano-koale"), "Unknown system 'nano-koale'. Did you mean 'nano-koala'"),
+        (("--teacher", "sdm-v2.0"), "Choose a student cut from this teacher"),
+        (("--feature", "attention"), "Unknown feature 'attention'. Did you mean"),
+        (("--stage", "middle"), "Unknown stage of the student 'middle'"),
+        (("--stage", "down_blocks.0"), "No self-attention modules in down_blocks.0"),
+        (("--data", "/nowhere/at/all"), "There is no folder /nowhere/at/all"),
+        (("--batch", "6", "--accumulation", "4"), "give a multiple of the accumulation"),
+        (("--samples", "0"), "give at least one batch"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence_before_any_work(home, tmp_path, capsys, change, message):
+    assert train_student.main(command(home, tmp_path / "out", *change)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("koala-nb: ") and message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_data_folder_is_one_sentence_before_any_work(home, tmp_path, capsys):
+    empty, bare = tmp_path / "empty", tmp_path / "bare"
+    empty.mkdir(), bare.mkdir()
+    picture(0).save(bare / "a.png")
+    for folder, message in ((empty, "cannot be read as a dataset"), (bare, "is needed")):
+        more = ("--data", folder)
+        assert train_student.main(command(home, tmp_path / "out", *more)) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert message in line and str(folder) in line
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_picture_is_named(home, tmp_path):
+    as_folder(tmp_path)
+    (tmp_path / "07.png").write_bytes(png(7)[:60])
+    with pytest.raises(ValueError, match="Row 7 of .* cannot be read"):
+        list(read_pairs(tmp_path))
+
+
+def test_a_folder_of_another_run_is_refused(home, trained, capsys):
+    before = weights(trained)
+    assert train_student.main(command(home, trained, "--feature", "block")) == 2
+    assert "holds a run with another --feature ('self-attention')" in capsys.readouterr().err
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(trained).items())
