@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     refresh.set_defaults(call=_refresh)
 
     nano = (
-        ("train", "training", "train the embedded models; train student: distil from a teacher"),
+        ("train", "training", "train the embedded models; train student | study: distil"),
         ("evaluate", "evaluation", "measure the embedded models into data/results"),
     )
     for name, module, what in nano:
@@ -116,8 +116,9 @@ def _nano(options: argparse.Namespace) -> None:
     from importlib import import_module
 
     name, rest = f"nano.{options.module}", options.rest
-    if options.module == "training" and rest[:1] == ["student"]:
-        name, rest = "train_student", rest[1:]
+    own = {"student": "train_student", "study": "nano.study"}
+    if options.module == "training" and rest and rest[0] in own:
+        name, rest = own[rest[0]], rest[1:]
     code = import_module(f"koala_nb.{name}").main(rest)
     if code:
         raise SystemExit(code)

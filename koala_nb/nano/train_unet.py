@@ -1,5 +1,6 @@
 """Train the embedded U-Nets: a teacher or a student from scratch, or a student by distillation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,17 @@ class Batches:
         self.render = Renderer(preset.image_size, self.world.things(), vae.device)
         self.alphas = build_scheduler().alphas_cumprod.to(vae.device)
 
-    @torch.no_grad()
     def __call__(self, number: int, size: int) -> dict[str, torch.Tensor]:
-        """Return latents, noise, noisy, timesteps, ids, zeroed and weights."""
-        first = HELD_OUT_SEEDS.stop + number * size
+        """Return noise, noisy, timesteps, ids, zeroed and weight of a batch of training scenes."""
+        return self.batch(HELD_OUT_SEEDS.stop + number * size, size)
+
+    def held_out(self, number: int, size: int) -> dict[str, torch.Tensor]:
+        """Return the same of held-out scenes."""
+        return self.batch(HELD_OUT_SEEDS.start + number * size, size)
+
+    @torch.no_grad()
+    def batch(self, first: int, size: int) -> dict[str, torch.Tensor]:
+        """Return the batch of the scenes of seeds `first` onwards."""
         scenes = [self.world.scene(first + i) for i in range(size)]
         device = self.vae.device
         with torch.autocast(device.type, torch.bfloat16):
@@ -140,19 +148,29 @@ def task_loss(predicted: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.
     return (error * batch["weight"]).mean()
 
 
-def draw_preview(preset: Preset, module: Denoiser, parts: dict) -> bytes:
-    """Return a sheet of the preview prompts at the card's recipe, three seeds each."""
+def assemble(
+    module: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer
+) -> StableDiffusionXLPipeline:
+    """Return the pipeline around a denoiser, with the recipe's scheduler."""
     pipe = StableDiffusionXLPipeline(
+        vae=vae,
         unet=module.unet,
         text_encoder=module.text_encoder,
         text_encoder_2=module.text_encoder_2,
-        tokenizer_2=parts["tokenizer"],
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
         scheduler=EulerDiscreteScheduler.from_config(
             build_scheduler().config, timestep_spacing="trailing"
         ),
-        **parts,
+        add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw_preview(preset: Preset, module: Denoiser, parts: dict) -> bytes:
+    """Return a sheet of the preview prompts at the card's recipe, three seeds each."""
+    pipe = assemble(module, **parts)
     images = pipe(
         PREVIEW_PROMPTS * 3,
         num_inference_steps=10,
@@ -176,7 +194,7 @@ def train_unet(
     vae = AutoencoderKL.from_pretrained(latest_vae(folder.parent)).to(where)
     tokenizer = build_tokenizer(preset)
     module = Denoiser(preset, system, tokenizer)
-    distiller = _inherit(module, teacher, where) if teacher else None
+    distiller = distiller_of(module, teacher, where) if teacher else None
     batches = Batches(preset, tokenizer, vae)
 
     def loss(trained: nn.Module, number: int, size: int) -> tuple[torch.Tensor, dict]:
@@ -209,15 +227,22 @@ def module_inputs(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     return [batch[name] for name in ("noisy", "timesteps", "ids", "zeroed")]
 
 
-def _inherit(module: Denoiser, teacher: Path, device: str) -> Distiller:
-    """Give a student its teacher's weights, and return its loss against the frozen teacher."""
+def distiller_of(
+    module: Denoiser, teacher: Path, device: str, feature: str = "self-attention",
+    stages: Sequence[str] = (), inherited: bool = True,
+) -> Distiller:  # fmt: skip
+    """Return a student's loss against a trained teacher, whose text encoders it takes, frozen.
+
+    With `inherited` the student's U-Net also takes its teacher's weights, by the map.
+    """
     pipe = StableDiffusionXLPipeline.from_pretrained(teacher, dtype=torch.float32)
     for name in ("text_encoder", "text_encoder_2"):
         getattr(module, name).load_state_dict(getattr(pipe, name).state_dict())
         getattr(module, name).requires_grad_(False)
-    inherit(module.unet, pipe.unet)
+    if inherited:
+        inherit(module.unet, pipe.unet)
     large = pipe.unet.requires_grad_(False).eval().to(device)
-    return Distiller(module.unet, large, feature_pairs(module.unet, large))
+    return Distiller(module.unet, large, feature_pairs(module.unet, large, feature, stages))
 
 
 def distillation_losses(

@@ -1,0 +1,204 @@
+"""`koala-nb train study`: which features should a KOALA imitate? Equal budgets, several seeds.
+
+Every run distils a student of `nano-sdxl` in the emoji world and differs from the others in one
+choice: feature, stage, start or size. Runs are independent, resumable and shared out over workers.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from koala_nb.catalog import data_folder
+from koala_nb.distillation import FEATURES
+from koala_nb.nano.presets import PRESETS, Preset
+from koala_nb.provenance import versions, write_json
+from koala_nb.training_loop import Stage
+
+SEEDS = (0, 1, 2)
+BUDGET = {  # the same for every run of a configuration
+    "small": Stage(samples=12_800, batch=64, rate=5e-4, warmup=20),
+    "full": Stage(samples=200_000, batch=512, rate=5e-4),
+}
+LARGE = ("none", "self-attention", "block")  # features tried on the larger student
+SELF_ATTENTION_STAGES = ("down_blocks.1", "down_blocks.2", "up_blocks.0", "up_blocks.1")
+STEP_OF_SEED = 10**7  # so that the seeds of a run never see the same batch
+HELD_OUT_BATCHES = 8  # of 64 scenes
+PROMPTS = 96  # a kind
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the study; `name` tells it apart."""
+
+    system: str = "nano-koala"
+    feature: str = "self-attention"
+    stages: tuple[str, ...] = ()
+    start: str = "inherited"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """System, feature, stages, start and seed, as a folder's name."""
+        where = "+".join(self.stages) or "all"
+        return f"{self.system}_{self.feature}_{where}_{self.start}_{self.seed}"
+
+
+def runs() -> list[Run]:
+    """Return every run of the study, the question of the features first."""
+    found = [Run(feature=feature, seed=seed) for seed in SEEDS for feature in FEATURES]
+    found += [Run("nano-koala-large", f, seed=seed) for seed in SEEDS for f in LARGE]
+    found += [Run(start="random", seed=seed) for seed in SEEDS]
+    found += [Run(stages=(stage,), seed=s) for s in SEEDS for stage in SELF_ATTENTION_STAGES]
+    return found
+
+
+def train(run: Run, preset: Preset, folder: Path, vae_folder: Path) -> dict[str, Any]:
+    """Distil one student and return its measures; a stopped run goes on where it was."""
+    import torch
+    from diffusers import AutoencoderKL
+    from diffusers.models.attention import BasicTransformerBlock
+
+    from koala_nb.nano.models import build_tokenizer, pick_device, reduced_precision
+    from koala_nb.nano.train_unet import Batches, Denoiser, distillation_losses, distiller_of
+    from koala_nb.training_loop import Loop
+
+    where = pick_device(None)
+    torch.manual_seed(run.seed)
+    vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32).to(where)
+    tokenizer = build_tokenizer(preset)
+    module = Denoiser(preset, run.system, tokenizer)
+    distiller = distiller_of(
+        module, data_folder() / "models" / "nano-sdxl", where,
+        run.feature, run.stages, run.start == "inherited",
+    )  # fmt: skip
+    batches = Batches(preset, tokenizer, vae)
+
+    def loss(trained: Any, number: int, size: int) -> tuple[Any, dict]:
+        batch = batches(number + run.seed * STEP_OF_SEED, size)
+        with loop.accelerator.autocast():
+            return distillation_losses(distiller, trained, module, batch)
+
+    loop = Loop(
+        folder, module, BUDGET[preset.name], loss,
+        mixed_precision=reduced_precision(where), compiled=(BasicTransformerBlock,),
+    )  # fmt: skip
+    loop.run()
+    with loop.averaged() as averaged, torch.compiler.set_stance("force_eager"):
+        measures = held_out_losses(distiller, averaged, batches)
+        measures |= drawn(averaged, vae, tokenizer, preset)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+    curve = [[row["step"], row["task"], row["out"], row["feat"]] for row in rows]
+    return {**asdict(run), **measures, "curve": curve}
+
+
+def held_out_losses(distiller: Any, module: Any, batches: Any) -> dict[str, float]:
+    """Return L_task and L_out on fixed batches of held-out scenes, with fixed noise.
+
+    Without L_feat: its value depends on what is imitated, so it compares nothing.
+    """
+    import torch
+
+    from koala_nb.nano.train_unet import distillation_losses
+
+    found: dict[str, list[float]] = {"task": [], "out": []}
+    with torch.no_grad():
+        for number in range(HELD_OUT_BATCHES):
+            batch = batches.held_out(number, 64)
+            _, parts = distillation_losses(distiller, module, module, batch)
+            for name, values in found.items():
+                values.append(float(parts[name]))
+    return {f"held_out_{name}": round(sum(v) / len(v), 6) for name, v in found.items()}
+
+
+def drawn(module: Any, vae: Any, tokenizer: Any, preset: Preset) -> dict[str, Any]:
+    """Draw held-out prompts at the recipe and return hits of the sprite matcher, as [hits, n]."""
+    import numpy as np
+
+    from koala_nb.nano.evaluation import compare, draw, held_out
+    from koala_nb.nano.instruments import Matching
+    from koala_nb.nano.train_unet import assemble
+    from koala_nb.nano.world import World
+
+    world, pipe = World(preset.n_objects), assemble(module, vae, tokenizer)
+    matching = Matching(World(preset.n_objects, balanced=True), preset.image_size)
+    hits: dict[str, list[bool]] = {}
+    for kind in ("object", "person"):
+        scenes = held_out(world, kind, PROMPTS)
+        images = draw(pipe, [s.caption for s in scenes], steps=10, guidance=3.5)
+        for name, values in compare(scenes, matching.read(images, kind), world).items():
+            hits.setdefault(name, []).extend(values)
+    return {"hits": {name: [int(np.sum(v)), len(v)] for name, v in hits.items()}}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing and write `data/results/distillation-study.json`; 3 if some are left."""
+    parser = argparse.ArgumentParser(prog="koala-nb train study", description=__doc__)
+    parser.add_argument("--config", choices=PRESETS, default="small")
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="checkpoints and logs")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--first", type=int, default=None, help="only so many runs of the list")
+    parser.add_argument("--run", default=None, help=argparse.SUPPRESS)  # of a worker
+    options = parser.parse_args(argv)
+    folder, plan = options.folder / options.config / "study", runs()[: options.first]
+    models = data_folder() / "models"
+    if not (models / "nano-sdxl" / "unet").is_dir():
+        print(f"koala-nb: no teacher in {models / 'nano-sdxl'}: train it with --stage teacher.")
+        return 2
+    if options.run:
+        (run,) = [run for run in plan if run.name == options.run]
+        place = folder / run.name
+        vae = models / "nano-sdxl" / "vae"
+        write_json(place / "result.json", train(run, PRESETS[options.config], place, vae))
+        return 0
+    work(plan, folder, options.workers, list(sys.argv[1:] if argv is None else argv))
+    done = [run for run in plan if (folder / run.name / "result.json").is_file()]
+    if done:
+        print(collect(done, folder, options.config))
+    return 0 if len(done) == len(runs()) else 3
+
+
+def work(plan: list[Run], folder: Path, workers: int, argv: list[str]) -> None:
+    """Start a process for each run without a result, `workers` at a time, each of one thread."""
+    from tqdm import tqdm
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(run: Run) -> None:
+        command = [sys.executable, "-m", "koala_nb.nano.study", *argv, "--run", run.name]
+        (folder / run.name).mkdir(parents=True, exist_ok=True)
+        with open(folder / run.name / "output.txt", "w", encoding="utf-8") as output:
+            code = subprocess.call(command, env=environment, stdout=output, stderr=output)
+        if code:
+            tqdm.write(f"{run.name} failed: see {output.name}")
+
+    missing = [run for run in plan if not (folder / run.name / "result.json").is_file()]
+    with ThreadPoolExecutor(workers) as pool:
+        list(tqdm(pool.map(start, missing), total=len(missing), unit="run"))
+
+
+def collect(done: list[Run], folder: Path, config: str) -> Path:
+    """Write all results with their budget and provenance."""
+    from koala_nb.pipelines import load
+
+    results = [json.loads((folder / r.name / "result.json").read_text("utf-8")) for r in done]
+    value = {
+        "command": f"koala-nb train study --config {config}",
+        "budget": asdict(BUDGET[config]),
+        "prompts_a_kind": PROMPTS,
+        "held_out_scenes": HELD_OUT_BATCHES * 64,
+        "teacher": load("nano-sdxl", device="cpu").koala_nb.revision,
+        "versions": versions(),
+        "runs": results,
+    }
+    return write_json(data_folder() / "results" / "distillation-study.json", value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
