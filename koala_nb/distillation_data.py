@@ -19,6 +19,7 @@ import torch
 
 from koala_nb.pipelines import identity
 from koala_nb.provenance import write_atomic, write_json
+from koala_nb.similarity import scaled
 from koala_nb.training_loop import random_draws
 
 if TYPE_CHECKING:
@@ -114,16 +115,12 @@ def encode(pipe: Pipeline, pairs: Sequence[tuple[Image, str]], size: int) -> dic
     vae = pipe.vae
     images = torch.stack([pixels for pixels, _ in fitted]).to(vae.device, vae.dtype)
     posterior = vae.encode(images).latent_dist
-    config = vae.config
-    shift = torch.tensor(config.get("latents_mean") or [0.0] * config.latent_channels)
-    spread = torch.tensor(config.get("latents_std") or [1.0] * config.latent_channels)
-    shift, spread = (v.view(1, -1, 1, 1).to(images.device) for v in (shift, spread))
     states, _, pooled, _ = pipe.encode_prompt(
         [caption for _, caption in pairs], device=images.device, do_classifier_free_guidance=False
     )
     found = {
-        "mean": (posterior.mean - shift) * config.scaling_factor / spread,
-        "std": posterior.std * config.scaling_factor / spread,
+        "mean": scaled(vae, posterior.mean),
+        "std": scaled(vae, posterior.std) - scaled(vae, torch.zeros_like(posterior.std)),
         "states": states,
         "pooled": pooled,
     }

@@ -53,7 +53,7 @@ SMALL = Preset(
         "vae": Stage(samples=120_000, batch=128, rate=2e-3, warmup=50),
         "decoder": Stage(samples=45_000, batch=128, rate=1e-3, warmup=50),
         "clip": Stage(samples=420_000, batch=128, rate=1e-3, warmup=200),
-        "direct": Stage(samples=480_000, batch=64, rate=1e-3),
+        "direct": Stage(samples=416_000, batch=64, rate=1e-3),
         "teacher": Stage(samples=280_000, batch=64, rate=8e-4),
         "student": Stage(samples=200_000, batch=64, rate=5e-4),
     },
