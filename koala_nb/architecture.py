@@ -49,16 +49,17 @@ def build_unet(system: str | Path | Mapping[str, Any]) -> UNet2DConditionModel:
     import torch
     from diffusers import UNet2DConditionModel
 
-    config = system if isinstance(system, Mapping) else _config(system)
+    config = dict(system if isinstance(system, Mapping) else _config(system))
+    config.pop("_use_default_values", None)  # diffusers would ignore a change of these
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(dict(config)).eval()
+        return UNet2DConditionModel.from_config(config).eval()
 
 
 def _config(system: str | Path) -> Mapping[str, Any]:
     if not Path(system).is_dir():
         known = catalog.find(str(system))
-        file = catalog.data_folder() / "models" / known.name / "unet" / "config.json"
-        if known.embedded and not file.is_file():
+        folder = catalog.data_folder() / "models" / known.name / "unet"
+        if known.embedded and not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{system} is not trained here: no {known.repository}/unet.")
         return known.unet_config
     file = Path(system) / "unet" / "config.json"
@@ -141,10 +142,9 @@ def stages(unet: nn.Module) -> pd.DataFrame:
 
 
 def totals() -> pd.DataFrame:
-    """Return the counts of every catalogued U-Net, one row a system; built in a few seconds.
+    """Return the counts of every catalogued U-Net, one row a system; untrained ones are left out.
 
-    Columns: parameters, transformer_blocks, residual_blocks, mid_block, GB in float16. An embedded
-    system without a folder is left out.
+    Columns: parameters, transformer_blocks, residual_blocks, mid_block, gb_float16.
     """
     import pandas as pd
 
@@ -189,21 +189,19 @@ def costs(unet: nn.Module, latent: tuple[int, int] | None = None, tokens: int = 
     unet = build_unet(unet.config)  # the given one may hold real weights: do not compute with them
     with FlopCounterMode(display=False) as counter:
         unet(**_inputs(unet, height, width, tokens))
-    counts = {tuple(name.split(".", 1)[1:]): sum(ops.values()) for name, ops in _named(counter)}
+    counts = {  # neither the sum "Global" nor the whole U-Net has a dot in its name
+        name.partition(".")[2]: sum(ops.values())
+        for name, ops in counter.get_flop_counts().items() if "." in name
+    }  # fmt: skip
     rows = [
         (stage_of(name), kind_of(name), weight.numel(), 0)
         for name, weight in unet.named_parameters()
     ]
-    flops = {name[0]: count for name, count in counts.items() if name}
-    rows += [(stage_of(n), kind_of(n), 0, count) for n, count in _own(flops).items()]
+    rows += [(stage_of(n), kind_of(n), 0, count) for n, count in _own(counts).items()]
     frame = pd.DataFrame(rows, columns=["stage", "kind", "parameters", "flops"])
     order = {name: i for i, name in enumerate([*_stages(unet), *KINDS])}
     summed = frame.groupby(["stage", "kind"], sort=False, as_index=False).sum()
     return summed.sort_values(["stage", "kind"], key=lambda s: s.map(order), ignore_index=True)
-
-
-def _named(counter: Any) -> list[tuple[str, dict]]:
-    return [(name, ops) for name, ops in counter.get_flop_counts().items() if name != "Global"]
 
 
 def _own(flops: Mapping[str, int]) -> dict[str, int]:
@@ -239,8 +237,7 @@ def _inputs(unet: nn.Module, height: int, width: int, tokens: int) -> dict[str, 
 def other_parts(system: str) -> dict[str, int]:
     """Return the parameters of what a pipeline loads beside the U-Net, built on the meta device.
 
-    Names as in the pipeline. Known for SDXL's parts, which all catalogued systems but SDM-v2.0
-    share, and for SDM-v2.0's. ValueError for an embedded system: its folder holds its own.
+    Names as in the pipeline; all but SDM-v2.0 share SDXL's. ValueError for an embedded system.
     """
     if catalog.find(system).embedded:
         raise ValueError(f"{system} has small parts of its own: load it and count them.")

@@ -171,6 +171,37 @@ def heatmap(values: Sequence[Sequence[float]], labels: Sequence[str], title: str
     return figure
 
 
+def intervals(
+    estimates: Mapping[str, tuple[float, float, float]],
+    x_label: str,
+    title: str = "",
+    reference: float | None = None,
+) -> Figure:
+    """Draw named (value, low, high) as points with their intervals, one a row, the first on top.
+
+    `reference` draws a vertical line, such as no difference. ValueError where there are none, or an
+    interval does not hold its value.
+    """
+    if not estimates or any(not low <= value <= high for value, low, high in estimates.values()):
+        raise ValueError("intervals: give (value, low, high), with low <= value <= high.")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 0.9 + 0.32 * len(estimates)), layout="constrained")
+        axis = figure.subplots()
+        for row, (value, low, high) in enumerate(estimates.values()):
+            axis.plot([low, high], [row, row], color=COLORS[0], linewidth=2)
+            axis.plot([value], [row], "o", color=COLORS[0], markersize=7)
+        if reference is not None:
+            axis.axvline(reference, color="0.4", linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(estimates)), [_plain(name) for name in estimates])
+        axis.invert_yaxis()
+        axis.set_xlabel(_plain(x_label))
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+        if title:
+            axis.set_title(_plain(title))
+    return figure
+
+
 def brightness(image: Image.Image) -> float:
     """Return the mean of an image's grey values, 0 to 255."""
     return float(np.asarray(image.convert("L"), dtype=float).mean())

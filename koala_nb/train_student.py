@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), default=None)
     add("--minutes", type=float, help="stop after so long; call again to go on")
     add("--cost", action="store_true", help="print what a step needs, and stop")
+    add("--tflops", type=float, help="with --cost: your GPU's TFLOP/s, to get seconds a step")
     add("--prompt", action="append", default=[], help="drawn at each checkpoint")
     return parser
 
@@ -86,7 +87,10 @@ def print_cost(options: argparse.Namespace) -> None:
     cost = training_cost(student, teacher, options.batch, latent, options.checkpointing)
     for name, value in cost.items():
         print(f"{name}: {value:,.2f}")
-    print("Activations come on top: measure them. A GPU's TFLOP/s gives seconds a step.")
+    if options.tflops:
+        seconds = cost["operations a step (TFLOP)"] / options.tflops
+        print(f"seconds a step at {options.tflops:g} TFLOP/s: {seconds:.2f}")
+    print("Activations come on top: measure them.")
 
 
 def train(options: argparse.Namespace, pairs: dict[str, str]) -> bool:
@@ -135,7 +139,7 @@ def _side(pipe: Any) -> int:
 
 def remember(options: argparse.Namespace, size: int) -> None:
     """Write the run's settings into its folder; ValueError where another run has that folder."""
-    free = ("out", "minutes", "cost", "prompt", "device")  # may change from call to call
+    free = ("out", "minutes", "cost", "tflops", "prompt", "device")  # may change from call to call
     settings = {k: v for k, v in vars(options).items() if k not in free} | {"size": size}
     file = options.out / "settings.json"
     if not file.is_file():

@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+from functools import cache
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from koala_nb import generation, pipelines
+from koala_nb import architecture, catalog, generation, pipelines, report_sections
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from diffusers import UNet2DConditionModel
+    from IPython.display import HTML
     from PIL import Image
 
     from koala_nb.pipelines import Pipeline
@@ -21,6 +25,7 @@ MAX_STEPS = 100
 MAX_GUIDANCE = 20.0
 MAX_SEED = 2**31 - 1
 SHOWN = 320  # pixels a side on the page
+TENSORS = 12  # of a block, the largest first
 WIDE = {"description_width": "9em"}
 
 
@@ -104,12 +109,105 @@ class PromptExplorer(ipywidgets.VBox):
         )
 
     def _say(self, text: str) -> None:
-        self.status.value = f'<div role="status" aria-live="polite">{escape(text)}</div>'
+        self.status.value = _spoken(text)
 
 
 def prompt_explorer(pipe: Pipeline, **start: Any) -> PromptExplorer:
     """Return the prompt explorer; `start` gives prompt, seed, steps, guidance or size (pixels)."""
     return PromptExplorer(pipe, **start)
+
+
+class UNetExplorer(ipywidgets.VBox):
+    """System, stage and block in; the block's type, parameters and tensors out. Needs no weights.
+
+    A stage or block that the newly chosen system has as well stays chosen, to compare the two.
+    """
+
+    def __init__(self, system: str = "koala-lightning-700m") -> None:
+        names = [catalog.find(system).name, *(s.name for s in catalog.SYSTEMS if _known(s))]
+        self.system = ipywidgets.Dropdown(
+            options=list(dict.fromkeys(names)), value=system, description="System", **_style()
+        )
+        self.stage = ipywidgets.Dropdown(description="Stage", **_style())
+        self.block = ipywidgets.Dropdown(description="Block", **_style())
+        self.status, self.table = ipywidgets.HTML(), ipywidgets.HTML()
+        self._filling = False
+        for control in (self.system, self.stage, self.block):
+            control.observe(lambda _: self.show(), names="value")
+        self.show()
+        super().__init__([self.system, self.stage, self.block, self.status, self.table])
+
+    def __repr__(self) -> str:
+        """Return a text that does not change with what is chosen: notebooks store it."""
+        return "U-Net explorer: system, stage and block in, the block's tensors out"
+
+    def show(self) -> None:
+        """Show the chosen block; any error becomes one sentence in the widget."""
+        if self._filling:
+            return
+        self._filling = True  # new options change the values, which must not start this again
+        try:
+            found = _built(self.system.value)[1]
+            _fill(self.stage, found["stage"])
+            _fill(self.block, found[found["stage"] == self.stage.value]["block"])
+            chosen = self.system.value, self.stage.value, self.block.value
+            self.table.value = block_table(*chosen).data
+            text = f"Shown: {', '.join(chosen)}."
+        except Exception as error:  # the widget is the last to hear of it
+            self.table.value = ""
+            text = f"No table: {_sentence(error)}"
+        finally:
+            self._filling = False
+        self.status.value = _spoken(text)
+
+
+def unet_explorer(system: str = "koala-lightning-700m") -> UNetExplorer:
+    """Return the U-Net explorer, beginning with a catalogued system."""
+    return UNetExplorer(system)
+
+
+def block_table(system: str, stage: str, block: str) -> HTML:
+    """Return a block's table: its tensors' shapes, the largest first and at most TENSORS of them.
+
+    `stage` and `block` as in `architecture.blocks`; ValueError, listing what there is, otherwise.
+    """
+    unet, found = _built(system)
+    here = found[found["stage"] == stage]
+    if here.empty:
+        known = ", ".join(dict.fromkeys(found["stage"]))
+        raise ValueError(f"{system} has no stage {stage!r}: choose one of {known}.")
+    if block not in set(here["block"]):
+        known = ", ".join(here["block"])
+        raise ValueError(f"{stage} of {system} has no block {block!r}: choose one of {known}.")
+    about = here[here["block"] == block].iloc[0]
+    module = unet.get_submodule(block if stage == "rest" else f"{stage}.{block}")
+    tensors = sorted(module.named_parameters(), key=lambda pair: -pair[1].numel())
+    rows = [
+        (name, " x ".join(map(str, weight.shape)), f"{weight.numel():,}")
+        for name, weight in tensors[:TENSORS]
+    ]
+    caption = (
+        f"{system}, {stage}, {block}: {about['type']}, {about['parameters']:,} parameters in "
+        f"{len(tensors)} tensors; the largest {len(rows)} of them"
+    )
+    return report_sections.table(("tensor", "shape", "parameters"), rows, caption)
+
+
+def _known(system: catalog.System) -> bool:
+    return not system.embedded or catalog.unet_parameters(system) is not None
+
+
+@cache
+def _built(system: str) -> tuple[UNet2DConditionModel, pd.DataFrame]:
+    unet = architecture.build_unet(system)
+    return unet, architecture.blocks(unet)
+
+
+def _fill(control: ipywidgets.Dropdown, names: pd.Series) -> None:
+    before, options = control.value, list(dict.fromkeys(names))
+    if list(control.options) != options:
+        control.options = options
+        control.value = before if before in options else options[0]
 
 
 def picture(image: Image.Image, alt: str) -> str:
@@ -129,6 +227,10 @@ def _style() -> dict[str, Any]:
 
 def _wide() -> dict[str, Any]:
     return {"style": WIDE, "layout": ipywidgets.Layout(width="95%")}
+
+
+def _spoken(text: str) -> str:
+    return f'<div role="status" aria-live="polite">{escape(text)}</div>'
 
 
 def _sentence(error: Exception) -> str:

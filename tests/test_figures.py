@@ -121,3 +121,17 @@ def test_an_exercise_is_friendly_before_an_answer_and_clear_after_a_wrong_one(ca
     with pytest.raises(exercises.NotRightYet, match="'x' cannot be checked"):
         exercises.check("x", lambda a: a + 1 == 43, "a number")
     assert "\n" not in exercises.NotRightYet("one line")._render_traceback_()[0]
+
+
+def test_intervals_show_value_and_ends():
+    estimates = {"none": (2.0, 1.0, 4.0), "self-attention": (1.5, 1.5, 1.5)}
+    axis = figures.intervals(estimates, "loss", "title", reference=0.0).axes[0]
+    drawn = [line.get_xdata() for line in axis.lines]
+    assert [list(x) for x in drawn[:4]] == [[1.0, 4.0], [2.0], [1.5, 1.5], [1.5]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(estimates)
+
+
+@pytest.mark.parametrize("estimates", [{}, {"a": (1.0, 2.0, 3.0)}])
+def test_intervals_refuse_what_is_none(estimates):
+    with pytest.raises(ValueError, match="low <= value <= high"):
+        figures.intervals(estimates, "x")

@@ -93,3 +93,16 @@ def test_outputs_of_a_pass(loaded, images):
 def test_bad_inputs_are_one_sentence(loaded, images, prompts, timestep, message):
     with pytest.raises(ValueError, match=message):
         noisy_inputs(loaded, images, prompts, timestep)
+
+
+def test_the_map_of_layers_shows_every_pair():
+    from koala_nb.unet_figures import layer_map
+
+    names = [f"down_blocks.1.attentions.0.transformer_blocks.{i}.attn1" for i in range(2)]
+    names += ["up_blocks.0.attentions.0.transformer_blocks.0.attn1"]
+    table = cka_table({n: features(i) for i, n in enumerate(names)}, {names[0]: features(0)})
+    figure = layer_map(table, "student", "teacher", "CKA")
+    axis = figure.axes[0]
+    np.testing.assert_allclose(axis.images[0].get_array(), table.to_numpy())
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["down 1", "up 0"]
+    assert axis.get_ylabel() == "student" and axis.get_xlabel() == "teacher"

@@ -261,11 +261,14 @@ def test_random_start_and_checkpointing(home, trained, tmp_path):
 def test_the_cost_is_printed_without_any_weights(capsys):
     code = train_student.main(
         ["--teacher", "sdxl-lightning", "--student", "koala-700m", "--data", "x", "--cost"]
+        + ["--tflops", "100"]
     )
     lines = capsys.readouterr().out.splitlines()
     assert code == 0
     assert lines[0] == f"student, gradients, AdamW, EMA (GB): {782_822_724 * 20 / 1e9:.2f}"
     assert lines[1] == f"teacher (GB): {2_567_463_684 * 2 / 1e9:.2f}"
+    operations = float(lines[2].split(": ")[1].replace(",", ""))
+    assert float(lines[3].split(": ")[1]) == pytest.approx(operations / 100, abs=0.01)
 
 
 # --- errors -----------------------------------------------------------------------------------

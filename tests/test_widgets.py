@@ -5,8 +5,8 @@ import warnings
 import pytest
 from PIL import Image
 
-from koala_nb import generation
-from koala_nb.widgets import picture, prompt_explorer
+from koala_nb import generation, widgets
+from koala_nb.widgets import block_table, picture, prompt_explorer, unet_explorer
 
 PROMPT = "a koala"
 
@@ -93,3 +93,88 @@ def test_what_a_notebook_stores_of_it_does_not_change(explorer):
 def test_a_prompt_cannot_break_out_of_the_page():
     html = picture(Image.new("RGB", (8, 8)), '"><script>')
     assert "<script>" not in html and "&quot;&gt;&lt;script&gt;" in html
+
+
+# --- the U-Net explorer -------------------------------------------------------------------------
+
+
+def shown(explorer):
+    return explorer.system.value, explorer.stage.value, explorer.block.value
+
+
+def test_it_shows_a_block_from_the_start():
+    explorer = unet_explorer("koala-700m")
+    assert shown(explorer) == ("koala-700m", "down_blocks.0", "resnets.0")
+    assert explorer.table.value == block_table(*shown(explorer)).data
+    assert "Shown: koala-700m, down_blocks.0, resnets.0." in explorer.status.value
+    assert 'role="status"' in explorer.status.value
+
+
+def test_stages_and_blocks_follow_the_system():
+    explorer = unet_explorer("sdxl-base")
+    explorer.stage.value = "mid_block"
+    assert list(explorer.block.options) == ["resnets.0", "attentions.0", "resnets.1"]
+    explorer.block.value = "attentions.0"
+    explorer.system.value = "koala-1b"  # has the same block: it stays chosen
+    assert shown(explorer) == ("koala-1b", "mid_block", "attentions.0")
+    explorer.system.value = "koala-700m"  # has no mid block
+    assert "mid_block" not in explorer.stage.options
+    assert shown(explorer) == ("koala-700m", "down_blocks.0", "resnets.0")
+    assert explorer.table.value == block_table(*shown(explorer)).data
+
+
+def test_the_table_of_a_block_is_exact():
+    html = block_table("koala-700m", "down_blocks.2", "attentions.0").data
+    assert "Transformer2DModel, 177,061,120 parameters in 106 tensors; the largest 12" in html
+    assert html.count("<tr>") == 1 + widgets.TENSORS
+    first = html.index("10240 x 1280")
+    assert "13,107,200" in html[first:] and first < html.index("1280 x 5120")
+    whole = block_table("koala-700m", "rest", "conv_in").data
+    assert "320 x 4 x 3 x 3" in whole and "11,840 parameters in 2 tensors; the largest 2" in whole
+
+
+@pytest.mark.parametrize(
+    "stage, block, message",
+    [
+        ("mid_block", "resnets.0", "no stage 'mid_block': choose one of down_blocks.0"),
+        ("up_blocks.0", "resnets.2", "no block 'resnets.2': choose one of resnets.0"),
+        ("rest", "", "no block '': choose one of conv_in"),
+    ],
+)
+def test_a_block_that_is_not_there_is_refused(stage, block, message):
+    with pytest.raises(ValueError, match=message):
+        block_table("koala-700m", stage, block)
+
+
+def test_an_unknown_system_is_refused_by_the_explorer():
+    with pytest.raises(ValueError, match="Did you mean 'koala-700m'"):
+        unet_explorer("koala-700")
+
+
+def test_a_failure_of_the_explorer_is_one_sentence(monkeypatch):
+    explorer = unet_explorer("koala-700m")
+
+    def fail(*_):
+        raise RuntimeError("a <broken> configuration\nand more")
+
+    monkeypatch.setattr(widgets, "_built", fail)
+    explorer.system.value = "koala-1b"
+    assert "No table: a &lt;broken&gt; configuration<" in explorer.status.value
+    assert explorer.table.value == ""
+    monkeypatch.undo()
+    explorer.system.value = "sdxl-base"
+    assert "Shown: sdxl-base" in explorer.status.value and explorer.table.value
+
+
+def test_the_explorers_controls_have_names_and_its_text_is_constant():
+    explorer = unet_explorer()
+    before = repr(explorer)
+    explorer.stage.value = "up_blocks.1"
+    names = [w.description for w in (explorer.system, explorer.stage, explorer.block)]
+    assert names == ["System", "Stage", "Block"]
+    assert repr(explorer) == before and "<" not in before
+
+
+def test_the_explorer_offers_no_system_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path))
+    assert not [name for name in unet_explorer().system.options if name.startswith("nano-")]

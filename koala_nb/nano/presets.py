@@ -52,9 +52,9 @@ SMALL = Preset(
     stages={
         "vae": Stage(samples=120_000, batch=128, rate=2e-3, warmup=50),
         "decoder": Stage(samples=45_000, batch=128, rate=1e-3, warmup=50),
-        "clip": Stage(samples=420_000, batch=128, rate=1e-3, warmup=200),
+        "clip": Stage(samples=700_000, batch=128, rate=1e-3, warmup=200),
         "direct": Stage(samples=416_000, batch=64, rate=1e-3),
-        "teacher": Stage(samples=280_000, batch=64, rate=8e-4),
+        "teacher": Stage(samples=180_000, batch=64, rate=8e-4),
         "student": Stage(samples=200_000, batch=64, rate=5e-4),
     },
 )

@@ -1,0 +1,76 @@
+"""A small distillation to run inside a notebook: an embedded student, its teacher, fixed scenes."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from koala_nb import pipelines
+from koala_nb.catalog import data_folder
+from koala_nb.generation import generate
+from koala_nb.nano.presets import PRESETS
+from koala_nb.nano.render import Renderer, to_pixels
+from koala_nb.nano.study import held_out_losses
+from koala_nb.nano.train_unet import Batches, Denoiser, distillation_losses, distiller_of
+from koala_nb.nano.world import World
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Lesson:
+    """A student cut from an embedded teacher, with all that a training loop needs.
+
+    `unet` is the student's U-Net in float32, `teacher` the teacher's frozen one, `pairs` the
+    modules whose outputs are compared. FileNotFoundError where the teacher is not there.
+    """
+
+    def __init__(
+        self, system: str, teacher: str = "nano-sdxl", feature: str = "self-attention"
+    ) -> None:
+        folder = data_folder() / "models" / teacher
+        if not (folder / "training.json").is_file():
+            raise FileNotFoundError(
+                f"The teacher {teacher} is not at {folder}: restore the folder."
+            )
+        record = json.loads((folder / "training.json").read_text("utf-8"))
+        self.preset = PRESETS[record["configuration"]]
+        self.pipe = pipelines.load(teacher, device="cpu", dtype="float32")
+        self.module = Denoiser(self.preset, system, self.pipe.tokenizer).eval()
+        self.distiller = distiller_of(self.module, folder, "cpu", feature)
+        self.unet, self.teacher = self.module.unet, self.distiller.teacher
+        self.pairs = self.distiller.pairs
+        self.batches = Batches(self.preset, self.pipe.tokenizer, self.pipe.vae)
+
+    def loss(self, number: int, size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return L_task + L_out + L_feat on the batch with that number, and its three parts."""
+        return distillation_losses(
+            self.distiller, self.module, self.module, self.batches(number, size)
+        )
+
+    def held_out(self) -> dict[str, float]:
+        """Return L_task and L_out on 512 scenes that no training sees, with fixed noise."""
+        return held_out_losses(self.distiller, self.module, self.batches)
+
+    def draw(self, prompts: Sequence[str], seed: int = 0) -> list["Image"]:
+        """Draw prompts with the student as it is now, at the recipe."""
+        teacher, self.pipe.unet = self.pipe.unet, self.unet
+        try:
+            return list(generate(self.pipe, prompts, [seed], progress=False).images)
+        finally:
+            self.pipe.unet = teacher
+
+
+def scenes(
+    count: int, system: str = "nano-koala", kind: str | None = None
+) -> tuple[list["Image"], list[str]]:
+    """Return pictures of held-out scenes at an embedded system's size, and their captions."""
+    from PIL import Image
+
+    record = json.loads((data_folder() / "models" / system / "training.json").read_text("utf-8"))
+    preset = PRESETS[record["configuration"]]
+    world = World(preset.n_objects)
+    drawn = [world.scene(seed, kind) for seed in range(count)]
+    pixels = to_pixels(Renderer(preset.image_size, world.things())(drawn))
+    return [Image.fromarray(picture) for picture in pixels], [scene.caption for scene in drawn]

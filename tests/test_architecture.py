@@ -1,0 +1,425 @@
+"""U-Nets counted from configurations: totals, costs, weight map, the card's table, figures."""
+
+import json
+import re
+import shutil
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from koala_nb import architecture, catalog, unet_figures
+from koala_nb.card_comparison import card_comparison
+
+TOTALS = {  # parameters, transformer blocks, residual blocks
+    "sdxl-base": (2_567_463_684, 70, 17),
+    "koala-1b": (1_161_184_324, 30, 11),
+    "koala-700m": (782_822_724, 21, 9),
+    "sdm-v2.0": (865_910_724, 16, 22),
+    "ssd-1b": (1_331_334_404, 34, 16),
+    "segmind-vega": (745_225_604, 15, 16),
+}
+REST = (7_320_004, 0, 0)
+STAGES = {
+    "sdxl-base": {
+        "down_blocks.0": (5_432_000, 0, 2),
+        "down_blocks.1": (60_105_600, 4, 2),
+        "down_blocks.2": (757_404_160, 20, 2),
+        "mid_block": (413_117_440, 10, 2),
+        "up_blocks.0": (1_206_568_960, 30, 3),
+        "up_blocks.1": (106_343_680, 6, 3),
+        "up_blocks.2": (11_171_840, 0, 3),
+    },
+    "koala-1b": {
+        "down_blocks.0": (3_176_960, 0, 1),
+        "down_blocks.1": (31_077_120, 2, 1),
+        "down_blocks.2": (236_401_920, 6, 1),
+        "mid_block": (274_094_080, 6, 2),
+        "up_blocks.0": (528_517_120, 12, 2),
+        "up_blocks.1": (72_807_680, 4, 2),
+        "up_blocks.2": (7_789_440, 0, 2),
+    },
+    "koala-700m": {
+        "down_blocks.0": (3_176_960, 0, 1),
+        "down_blocks.1": (31_077_120, 2, 1),
+        "down_blocks.2": (201_646_080, 5, 1),
+        "up_blocks.0": (459_005_440, 10, 2),
+        "up_blocks.1": (72_807_680, 4, 2),
+        "up_blocks.2": (7_789_440, 0, 2),
+    },
+}
+TINY = {  # two levels, so that every operation can be counted by hand
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "mid_block_type": None,
+    "layers_per_block": 1,
+    "transformer_layers_per_block": [1, 1],
+    "cross_attention_dim": 12,
+    "attention_head_dim": 2,
+    "use_linear_projection": True,
+    "norm_num_groups": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def unets():
+    return {name: architecture.build_unet(name) for name in TOTALS}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return architecture.build_unet(TINY)
+
+
+@pytest.fixture(scope="module")
+def student_costs(unets):
+    return architecture.costs(unets["koala-700m"], (32, 32))
+
+
+@pytest.fixture(scope="module")
+def compared():
+    return card_comparison().set_index(["quantity", "system"])
+
+
+# --- building and counting ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_totals_to_the_last_parameter(name, unets):
+    counted = architecture.stages(unets[name]).loc["total"]
+    found = counted[["parameters", "transformer_blocks", "residual_blocks"]]
+    assert tuple(found) == TOTALS[name]
+    assert found["parameters"] == sum(p.numel() for p in unets[name].parameters())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_to_the_last_parameter_and_block(name, unets):
+    found = architecture.stages(unets[name]).drop("total")
+    found = found[["parameters", "transformer_blocks", "residual_blocks"]]
+    assert {stage: tuple(row) for stage, *row in found.itertuples()} == {
+        **STAGES[name],
+        "rest": REST,
+    }
+    assert list(found.index) == [*STAGES[name], "rest"]
+
+
+def test_nothing_is_allocated(unets):
+    for unet in unets.values():
+        assert {p.device.type for p in unet.parameters()} == {"meta"}
+
+
+def test_blocks_stand_in_order_of_execution(unets):
+    found = architecture.blocks(unets["sdxl-base"])
+    of = {stage: list(part["block"]) for stage, part in found.groupby("stage")}
+    assert of["mid_block"] == ["resnets.0", "attentions.0", "resnets.1"]
+    pairs = [f"{kind}.{i}" for i in range(3) for kind in ("resnets", "attentions")]
+    assert of["up_blocks.0"] == [*pairs, "upsamplers.0"]
+    assert of["down_blocks.0"] == ["resnets.0", "resnets.1", "downsamplers.0"]
+    assert found["parameters"].sum() == TOTALS["sdxl-base"][0]
+
+
+def test_totals_of_all_systems(monkeypatch, tmp_path):
+    monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path))  # no embedded model there
+    table = architecture.totals()
+    assert list(table.index) == [s.name for s in catalog.SYSTEMS if not s.embedded]
+    for name, (count, transformers, residuals) in TOTALS.items():
+        row = table.loc[name]
+        assert (row["parameters"], row["transformer_blocks"], row["residual_blocks"]) == (
+            count,
+            transformers,
+            residuals,
+        )
+        assert row["gb_float16"] == round(count * 2 / 1e9, 2)
+    assert not table.loc["koala-turbo-700m", "mid_block"] and table.loc["ssd-1b", "mid_block"]
+
+
+def test_an_embedded_models_count_is_its_weights(monkeypatch, tmp_path, snapshot):
+    monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="nano-koala is not trained here"):
+        architecture.build_unet("nano-koala")
+    shutil.copytree(snapshot, tmp_path / "models" / "nano-koala")
+    counted = architecture.stages(architecture.build_unet("nano-koala")).loc["total"]
+    assert counted["parameters"] == catalog.unet_parameters(catalog.find("nano-koala")) > 0
+    assert architecture.totals().loc["nano-koala", "parameters"] == counted["parameters"]
+
+
+def test_the_committed_nano_koala_is_counted_like_its_file():
+    written = catalog.unet_parameters(catalog.find("nano-koala"))
+    if written is None:
+        pytest.skip("nano-koala is not trained here")
+    counted = architecture.stages(architecture.build_unet("nano-koala")).loc["total"]
+    assert counted["parameters"] == written
+
+
+def test_an_unknown_system_names_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean 'koala-lightning-700m'"):
+        architecture.build_unet("koala-lightening-700")
+
+
+def test_a_folder_is_read_and_one_without_a_configuration_refused(snapshot, tmp_path):
+    config = json.loads((snapshot / "unet" / "config.json").read_text())
+    assert architecture.build_unet(snapshot).config.block_out_channels == [8, 16, 16]
+    assert config["block_out_channels"] == [8, 16, 16]
+    with pytest.raises(FileNotFoundError, match="No U-Net configuration"):
+        architecture.build_unet(tmp_path)
+
+
+def test_a_change_of_a_built_configuration_is_not_ignored(unets):
+    # diffusers remembers which values were defaults and drops them, changed or not.
+    changed = architecture.build_unet({**unets["sdxl-base"].config, "mid_block_type": None})
+    assert changed.mid_block is None
+    counted = architecture.stages(changed).loc["total", "parameters"]
+    assert counted == TOTALS["sdxl-base"][0] - STAGES["sdxl-base"]["mid_block"][0]
+
+
+@pytest.mark.parametrize(
+    "name, stage, kind",
+    [
+        ("down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q", "down_blocks.1", 1),
+        ("mid_block.attentions.0.transformer_blocks.0.attn2", "mid_block", 2),
+        ("up_blocks.0.attentions.2.transformer_blocks.9.ff.net.2", "up_blocks.0", 3),
+        ("up_blocks.2.resnets.0.conv1.weight", "up_blocks.2", 0),
+        ("up_blocks.0.upsamplers.0.conv", "up_blocks.0", 4),
+        ("conv_in", "rest", 4),
+        ("time_embedding.linear_1", "rest", 4),
+    ],
+)
+def test_stage_and_kind_by_name(name, stage, kind):
+    assert architecture.stage_of(name) == stage
+    assert architecture.kind_of(name) == architecture.KINDS[kind]
+
+
+# --- the other parts ----------------------------------------------------------------------------
+
+
+def test_other_parts_are_the_catalogues():
+    parts = architecture.other_parts("koala-lightning-700m")
+    assert parts == catalog.SHARED_PARAMETERS == architecture.other_parts("sdxl-base")
+    assert parts["text_encoder"] + parts["text_encoder_2"] == 817_720_320
+    parts["vae"] = 0
+    assert architecture.other_parts("sdxl-base")["vae"] == 83_653_863, "a cache was changed"
+
+
+def test_sdm_has_one_text_encoder():
+    assert set(architecture.other_parts("sdm-v2.0")) == {"vae", "text_encoder"}
+
+
+def test_other_parts_of_an_embedded_system_are_refused():
+    with pytest.raises(ValueError, match="small parts of its own"):
+        architecture.other_parts("nano-koala")
+
+
+# --- costs --------------------------------------------------------------------------------------
+
+
+def self_attention_flops(width, tokens):
+    """Four linear maps, and two products of all tokens with all tokens."""
+    return 2 * (4 * tokens * width**2 + 2 * tokens**2 * width)
+
+
+def cross_attention_flops(width, tokens, words, word_width):
+    """Query and out from the picture, key and value from the words, and two products."""
+    linear = 2 * tokens * width**2 + 2 * words * word_width * width
+    return 2 * (linear + 2 * tokens * words * width)
+
+
+def feed_forward_flops(width, tokens):
+    return 2 * tokens * (width * 8 * width + 4 * width * width)
+
+
+def test_costs_of_a_tiny_unet_by_hand(tiny):
+    table = architecture.costs(tiny, (8, 8), tokens=5)
+    found = table.set_index(["stage", "kind"])["flops"]
+    attentions = {"down_blocks.1": 1, "up_blocks.0": 2}  # all at 4 x 4 cells, 16 wide
+    for stage, count in attentions.items():
+        assert found[stage, "self-attention"] == count * self_attention_flops(16, 16)
+        assert found[stage, "cross-attention"] == count * cross_attention_flops(16, 16, 5, 12)
+        assert found[stage, "feed-forward"] == count * feed_forward_flops(16, 16)
+    # Two convolutions of 3 x 3 at 8 x 8 cells, 8 wide, and the timestep's map of 32 to 8 numbers.
+    assert found["down_blocks.0", "residual blocks"] == 2 * (2 * 64 * 9 * 8 * 8 + 32 * 8)
+    # First and last convolution, and two maps of the timestep's embedding: 8 to 32, 32 to 32.
+    assert found["rest", "other"] == 2 * (2 * 64 * 9 * 4 * 8 + 8 * 32 + 32 * 32)
+
+
+def test_stages_add_up_to_torchs_own_total(tiny):
+    table = architecture.costs(tiny, (16, 8), tokens=7)
+    with FlopCounterMode(display=False) as counter:
+        tiny(**architecture._inputs(tiny, 16, 8, 7))
+    assert table["flops"].sum() == counter.get_total_flops() > 0
+    assert table["parameters"].sum() == sum(p.numel() for p in tiny.parameters())
+    assert (table[["parameters", "flops"]] >= 0).all(axis=None)
+
+
+def test_costs_agree_with_the_counts(student_costs, unets):
+    counted = architecture.stages(unets["koala-700m"])["parameters"].drop("total")
+    summed = student_costs.groupby("stage", sort=False)["parameters"].sum()
+    assert summed.to_dict() == counted.to_dict()
+    assert list(summed.index) == list(counted.index), "not in order"
+
+
+def test_how_costs_grow_with_the_side(tiny):
+    tables = {
+        side: architecture.costs(tiny, (side, side)).set_index(["stage", "kind"])["flops"]
+        for side in (8, 16, 32)
+    }
+    attention = [tables[side]["down_blocks.1", "self-attention"] for side in tables]
+    forward = [tables[side]["down_blocks.1", "feed-forward"] for side in tables]
+    assert forward[1] == 4 * forward[0] and forward[2] == 4 * forward[1]
+    linear = [2 * 4 * (side // 2) ** 2 * 16**2 for side in tables]
+    products = [whole - maps for whole, maps in zip(attention, linear)]
+    assert products[1] == 16 * products[0] and products[2] == 16 * products[1]
+
+
+def test_costs_default_to_the_configurations_size(tiny):
+    assert architecture.costs(tiny).equals(architecture.costs(tiny, (8, 8)))
+
+
+def test_costs_compute_nothing_with_real_weights(tiny):
+    from diffusers import UNet2DConditionModel
+
+    real = UNet2DConditionModel.from_config(TINY)
+    assert architecture.costs(real).equals(architecture.costs(tiny))
+
+
+@pytest.mark.parametrize("latent", [(6, 8), (8, 6), (2, 2), (0, 0), (-4, 8)])
+def test_a_size_that_cannot_be_halved_is_refused(latent, unets):
+    with pytest.raises(ValueError, match="give multiples of 4"):
+        architecture.costs(unets["koala-700m"], latent)
+
+
+# --- weight map ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["koala-700m", "koala-1b"])
+def test_every_shape_of_the_weight_map_matches(name, unets):
+    student, teacher = unets[name].state_dict(), unets["sdxl-base"].state_dict()
+    table = architecture.weight_map(unets[name], unets["sdxl-base"])
+    assert list(table["student"]) == list(student)
+    assert table["teacher"].is_unique
+    for row in table.itertuples():
+        assert student[row.student].shape == teacher[row.teacher].shape == row.shape
+
+
+def test_eight_tensors_do_not_fit_by_name(unets):
+    table = architecture.weight_map(unets["koala-700m"], unets["sdxl-base"])
+    parts = ("norm1.weight", "norm1.bias", "conv1.weight", "conv_shortcut.weight")
+    assert list(table[~table["by_name"]]["student"]) == [
+        f"up_blocks.{i}.resnets.1.{part}" for i in (0, 1) for part in parts
+    ]
+    renamed = table[table["student"] != table["teacher"]]
+    assert (len(renamed), renamed["by_name"].sum()) == (188, 180)
+
+
+def test_the_map_follows_the_rule():
+    name = architecture.teacher_name
+    assert name("up_blocks.0.attentions.1.norm.bias") == "up_blocks.0.attentions.2.norm.bias"
+    assert name("up_blocks.2.resnets.1") == "up_blocks.2.resnets.2"
+    for same in ("up_blocks.0.resnets.0.norm1.bias", "down_blocks.2.attentions.1", "conv_in.bias"):
+        assert name(same) == same
+    assert name("up_blocks.0.attentions.0.transformer_blocks.1") == (
+        "up_blocks.0.attentions.0.transformer_blocks.1"
+    )
+    assert name("up_blocks.0.resnets.1", 1, 1) == "up_blocks.0.resnets.1"
+
+
+def test_a_student_from_elsewhere_is_refused(unets):
+    with pytest.raises(ValueError, match=r"down_blocks\.0\.resnets\.1.* is none\. Choose"):
+        architecture.weight_map(unets["sdxl-base"], unets["koala-700m"])
+    with pytest.raises(ValueError, match=r"The student's .*counterpart.* Choose"):
+        architecture.weight_map(unets["koala-700m"], unets["sdm-v2.0"])
+
+
+def test_kept_blocks(unets):
+    kept = unet_figures.kept_blocks(unets["koala-700m"], unets["sdxl-base"])
+    assert len(kept) == 21 + 9
+    assert "up_blocks.0.resnets.2" in kept and "up_blocks.0.resnets.1" not in kept
+    assert "up_blocks.0.attentions.2.transformer_blocks.4" in kept
+    assert "up_blocks.0.attentions.2.transformer_blocks.5" not in kept
+    assert not any(name.startswith("mid_block") for name in kept)
+
+
+# --- the card's table ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "quantity, system, verdict",
+    [
+        ("parameters", "SDXL-Base-1.0", "holds"),
+        ("parameters", "KOALA-1B", "holds"),
+        ("parameters", "KOALA-700M", "holds, cut instead of rounded"),
+        ("parameters", "SDM-v2.0", "holds, cut instead of rounded"),
+        ("checkpoint", "SDM-v2.0", "holds: float32 in GB"),
+        ("checkpoint", "SDXL-Base-1.0", "holds: float32 in GB"),
+        ("checkpoint", "KOALA-1B", "does not hold in float32 or float16, in GB or GiB"),
+        ("checkpoint", "KOALA-700M", "does not hold in float32 or float16, in GB or GiB"),
+        ("transformer blocks", "SDM-v2.0", "does not hold"),
+        ("transformer blocks", "SDXL-Base-1.0", "holds"),
+        ("transformer blocks", "KOALA-1B", "holds"),
+        ("transformer blocks", "KOALA-700M", "holds"),
+        ("mid block", "KOALA-700M", "holds"),
+        ("mid block", "SDM-v2.0", "holds"),
+    ],
+)
+def test_verdict(quantity, system, verdict, compared):
+    assert compared.loc[(quantity, system), "verdict"] == verdict
+
+
+def test_the_cards_numbers_are_recomputed(compared):
+    assert compared.loc[("parameters", "KOALA-700M"), "computed"] == "782,822,724"
+    sizes = compared.loc[("checkpoint", "KOALA-1B"), "computed"]
+    assert "4.64 GB, 4.33 GiB" in sizes
+    assert "3.13 GB, 2.92 GiB" in compared.loc[("checkpoint", "KOALA-700M"), "computed"]
+    assert "[1, 1, 1, 0]" in compared.loc[("transformer blocks", "SDM-v2.0"), "computed"]
+    assert "54.77 %" in compared.loc[("reduction", "KOALA-1B"), "computed"]
+    small = compared.loc[("reduction", "KOALA-700M")]
+    assert "69.51 %" in small["computed"] and "70 % when rounded" in small["verdict"]
+
+
+def test_latencies_are_quoted_with_their_conditions(compared):
+    quoted = compared.loc["latency (s)"]
+    assert quoted["published"].to_dict()["KOALA-700M"] == 1.257
+    assert set(quoted["computed"]) == {"not computed"}
+    assert all("RTX 4090" in verdict and "768 x 768" in verdict for verdict in quoted["verdict"])
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def test_block_diagram(unets):
+    names = ("SDXL", "KOALA")
+    figure, alt = unet_figures.block_diagram(unets["sdxl-base"], unets["koala-700m"], names)
+    assert "SDXL: 17 residual and 70 transformer blocks" in alt
+    assert "KOALA: 9 residual and 21 transformer blocks" in alt
+    assert "57 of 87 blocks of SDXL are ghosted in KOALA" in alt
+    drawn = [[p.get_facecolor()[3] > 0 for p in axis.patches] for axis in figure.axes[:2]]
+    assert [(sum(cells), len(cells)) for cells in drawn] == [(87, 87), (30, 87)]
+
+
+def test_block_diagram_of_strangers_ghosts_nothing(unets):
+    names = ("SDM", "KOALA")
+    figure, alt = unet_figures.block_diagram(unets["sdm-v2.0"], unets["koala-700m"], names)
+    assert "17 blocks of KOALA are not in SDM: nothing is ghosted" in alt
+    assert len(figure.axes[1].patches) == 30
+    assert "removed" not in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_treemap(student_costs):
+    figure, alt = unet_figures.treemap(student_costs, "KOALA")
+    assert "783M parameters of KOALA" in alt
+    total = TOTALS["koala-700m"][0]
+    for stage, (count, *_) in STAGES["koala-700m"].items():
+        assert f"{stage} {count / total:.1%}" in alt
+    tiles = [p for p in figure.axes[0].patches if p.get_facecolor()[3] > 0]
+    assert sum(p.get_width() * p.get_height() for p in tiles) == pytest.approx(84 * 48, rel=0.1)
+    assert len(tiles) == (student_costs["parameters"] > 0).sum()
+
+
+def test_cost_bars(student_costs, tiny):
+    _, alt = unet_figures.cost_bars({"KOALA": student_costs}, "At 256 px")
+    total = student_costs["flops"].sum() / 1e12
+    assert f"KOALA, {total:.2f} in all" in alt and "At 256 px. TFLOP per stage" in alt
+    for stage, part in student_costs.groupby("stage")["flops"].sum().items():
+        assert f"{stage} {part / 1e12:.2f}" in alt
+    _, alt = unet_figures.cost_bars({"tiny": architecture.costs(tiny)}, "Tiny")
+    assert re.search(r"Tiny\. GFLOP per stage\. tiny, 0\.\d\d in all", alt)
