@@ -43,8 +43,8 @@ it scores and was trained on a balanced world.
 
 ## Training
 
-Configuration `{configuration}`: {samples:,} scenes in batches of {batch}, AdamW at {rate}. Command:
-`koala-nb train --config {configuration} --stage clip`.
+Configuration `{configuration}`: {samples:,} scenes in batches of {batch}, every second one passed through the autoencoder with noisy
+latents; AdamW at {rate}. Command: `koala-nb train --config {configuration} --stage clip`.{note}
 """
 _ERRORS = """
 ## Measured error
@@ -71,6 +71,11 @@ def world_size(training: dict[str, Any]) -> str:
     return f"{training['objects']} kinds of object and 20 occupations, {training['image_size']} px"
 
 
+def note(training: dict[str, Any]) -> str:
+    """Return how a run differed from its preset, as a sentence to append; often empty."""
+    return f" {training['note']}" if "note" in training else ""
+
+
 def write_system_card(folder: Path, result: dict[str, Any], like: str, parameters: int) -> None:
     """Write README.md of an embedded system from the result of `koala-nb evaluate`."""
     training, name = result["training"], result["model"]
@@ -79,10 +84,11 @@ def write_system_card(folder: Path, result: dict[str, Any], like: str, parameter
         if training["distilled"]
         else "Trained directly on the scenes, together with its text encoders; not distilled."
     )
-    note = f" {training['note']}" if "note" in training else ""
     text = _HEAD.format(name=name, banner=EMBEDDED_BANNER, library="diffusers")
     text += _SYSTEM.format(
-        like=like, parameters=parameters, **{**training, "distilled": distilled, "note": note}
+        like=like,
+        parameters=parameters,
+        **{**training, "distilled": distilled, "note": note(training)},
     ) + _DATA.format(world=world_size(training))
     text += _QUALITY.format(command=result["command"]) + table(result["rows"])
     write_atomic(folder / "README.md", text.encode())
@@ -91,6 +97,8 @@ def write_system_card(folder: Path, result: dict[str, Any], like: str, parameter
 def write_clip_card(folder: Path, training: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Write README.md of the scorer from its measured error."""
     text = _HEAD.format(name="nano-clip", banner=EMBEDDED_BANNER, library="transformers")
-    text += _CLIP.format(**training) + _DATA.format(world=world_size(training))
+    text += _CLIP.format(**{**training, "note": note(training)}) + _DATA.format(
+        world=world_size(training)
+    )
     text += _ERRORS + table(rows)
     write_atomic(folder / "README.md", text.encode())
