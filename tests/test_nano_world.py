@@ -34,7 +34,7 @@ TRUTH = load_json("planted.json")
 HELD = TRUTH["held_out"]
 GOLDEN = [
     "a picture of a pilot on an orange background in fluent style",
-    "a croissant below an hourglass done",
+    "a large man artist",
     "a small koala on a brown background",
 ]
 ENOUGH = 1e-4  # a p value below it would be no accident of the fixed seeds
