@@ -55,7 +55,11 @@ def noisy_inputs(
 
 
 def scaled(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Return latents as the U-Net sees them: the inverse of what the pipeline does to decode."""
+    """Return latents as the U-Net sees them: the inverse of what SDXL's pipeline does to decode.
+
+    Without a mean and deviation a channel (nano models have them) a channel of small variance,
+    often colour, would drown in the noise.
+    """
     config = vae.config
     mean = config.get("latents_mean") or [0.0] * config.latent_channels
     deviation = config.get("latents_std") or [1.0] * config.latent_channels

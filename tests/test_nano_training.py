@@ -24,8 +24,9 @@ from koala_nb.nano import render, train_unet, training  # noqa: E402
 from koala_nb.nano.models import build_tokenizer, build_vae  # noqa: E402
 from koala_nb.nano.presets import SMALL
 from koala_nb.nano.train_unet import Batches, Denoiser, distillation_losses  # noqa: E402
-from koala_nb.nano.train_vae import crop, denormalise, normalise, train_vae  # noqa: E402
+from koala_nb.nano.train_vae import crop, denormalise, train_vae  # noqa: E402
 from koala_nb.nano.world import HELD_OUT_SEEDS, World  # noqa: E402
+from koala_nb.similarity import scaled  # noqa: E402
 from koala_nb.training_loop import (  # noqa: E402
     Loop,
     Stage,  # noqa: E402
@@ -410,7 +411,7 @@ def test_normalised_latents_come_back_and_decode_as_in_a_pipeline():
         latents_std=[3.0, 0.2, 1.0, 0.7],
     )
     latents = torch.randn(2, 4, 5, 5)
-    seen = normalise(vae, latents)
+    seen = scaled(vae, latents)
     assert torch.allclose(denormalise(vae, seen), latents, atol=1e-6)
     assert torch.allclose(generation._unscale(vae.config, seen), latents, atol=1e-6)
     assert not torch.allclose(seen, latents, atol=0.1)

@@ -28,6 +28,7 @@ from koala_nb.nano.train_clip import thing_text
 from koala_nb.nano.world import Scene, World
 from koala_nb.pipelines import load
 from koala_nb.provenance import banner, versions, write_atomic, write_json
+from koala_nb.stats import share_interval
 
 # Of the project's plan: small must, full must, full goal.
 BARS = {
@@ -45,16 +46,12 @@ FIRST_SEED = 10_000_000  # scenes of training have seeds above 1e9
 
 def row(measure: str, hits: Sequence[bool] | np.ndarray, instrument: str) -> dict[str, Any]:
     """Return one line of the quality table: a share with its Wilson interval (95 %)."""
-    n, k = len(hits), int(np.sum(hits))
-    interval = stats.binomtest(k, n).proportion_ci(method="wilson")
+    found = share_interval(int(np.sum(hits)), len(hits))
     bars = dict(zip(("small_must", "full_must", "full_goal"), BARS.get(measure, (None,) * 3)))
     return {
         "measure": measure,
         **bars,
-        "value": round(k / n, 4),
-        "low": round(float(interval.low), 4),
-        "high": round(float(interval.high), 4),
-        "n": n,
+        **{name: round(value, 4) for name, value in found._asdict().items()},
         "instrument": instrument,
     }
 

@@ -54,7 +54,7 @@ SMALL = Preset(
         "decoder": Stage(samples=45_000, batch=128, rate=1e-3, warmup=50),
         "clip": Stage(samples=700_000, batch=128, rate=1e-3, warmup=200),
         "direct": Stage(samples=416_000, batch=64, rate=1e-3),
-        "teacher": Stage(samples=150_000, batch=64, rate=8e-4),
+        "teacher": Stage(samples=125_000, batch=64, rate=8e-4),
         "student": Stage(samples=200_000, batch=64, rate=5e-4),
     },
 )

@@ -17,9 +17,10 @@ from koala_nb.catalog import data_folder
 from koala_nb.nano.models import build_tokenizer, pick_device, reduced_precision, save_tokenizer
 from koala_nb.nano.presets import Preset, training_record
 from koala_nb.nano.render import Renderer
-from koala_nb.nano.train_vae import denormalise, latest_vae, normalise
+from koala_nb.nano.train_vae import denormalise, latest_vae
 from koala_nb.nano.world import BACKGROUNDS, COUNTS, HELD_OUT_SEEDS, STYLES, Scene, Thing, World
 from koala_nb.provenance import write_json
+from koala_nb.similarity import scaled
 from koala_nb.training_loop import Loop
 
 LATENT_NOISE = 0.3  # of the latents' deviation, at most
@@ -127,7 +128,7 @@ def degrade(images: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
     """
     mixed = images.clone()
     with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
-        latents = normalise(vae, vae.encode(images[::2]).latent_dist.sample().float())
+        latents = scaled(vae, vae.encode(images[::2]).latent_dist.sample().float())
         level = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, device=images.device)
         noisy = latents + level * torch.randn_like(latents)
         mixed[::2] = vae.decode(denormalise(vae, noisy)).sample.float().clamp(-1, 1)

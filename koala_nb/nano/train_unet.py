@@ -25,9 +25,10 @@ from koala_nb.nano.models import (
 )
 from koala_nb.nano.presets import Preset, training_record
 from koala_nb.nano.render import Renderer
-from koala_nb.nano.train_vae import grid_png, latest_vae, normalise
+from koala_nb.nano.train_vae import grid_png, latest_vae
 from koala_nb.nano.world import HELD_OUT_SEEDS, World
 from koala_nb.provenance import write_json
+from koala_nb.similarity import scaled
 from koala_nb.training_loop import Loop, random_draws
 
 DROPPED = 0.10  # half to zeros, as a pipeline without a negative prompt has it, half to no text
@@ -119,7 +120,7 @@ class Batches:
         uniform, noise, spread = random_draws(first, size, tuple(posterior.mean.shape[1:]))
         noise, chance = noise.to(device), uniform[:, 0]
         latents = posterior.mean.float() + posterior.std.float() * spread.to(device)
-        latents = normalise(self.vae, latents)
+        latents = scaled(self.vae, latents)
         empty = (chance >= DROPPED / 2) & (chance < DROPPED)
         texts = ["" if gone else s.caption for gone, s in zip(empty, scenes, strict=True)]
         timesteps = (uniform[:, 1] * len(self.alphas)).long().to(device)

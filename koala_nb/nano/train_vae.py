@@ -17,6 +17,7 @@ from koala_nb.nano.models import build_vae
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.world import HELD_OUT_SEEDS, World
+from koala_nb.similarity import scaled
 from koala_nb.training_loop import Loop
 
 KL_WEIGHT = 1e-6
@@ -43,7 +44,7 @@ class Autoencoder(nn.Module):
         if self.frozen:
             level = DECODER_NOISE * torch.rand(len(images), 1, 1, 1, device=images.device)
             latents = denormalise(
-                self.vae, normalise(self.vae, latents) + level * torch.randn_like(latents)
+                self.vae, scaled(self.vae, latents) + level * torch.randn_like(latents)
             )
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return self.vae.decode(latents).sample, kl
@@ -108,28 +109,14 @@ def train_vae(
     return finished
 
 
-def normalise(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Return latents with mean 0 and deviation 1 a channel, as the U-Net sees them.
-
-    The inverse of what diffusers' SDXL pipeline does before decoding: without it, a channel of
-    small variance (often colour) drowns in the noise.
-    """
-    mean, std = _statistics(vae, latents)
-    return (latents - mean) * vae.config.scaling_factor / std
-
-
 def denormalise(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Return latents as the decoder takes them."""
-    mean, std = _statistics(vae, latents)
-    return latents * std / vae.config.scaling_factor + mean
-
-
-def _statistics(vae: AutoencoderKL, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return latents as the decoder takes them: the inverse of `similarity.scaled`."""
     config = vae.config
-    return tuple(
-        torch.tensor(values).to(like).view(1, -1, 1, 1)
+    mean, std = (
+        torch.tensor(values).to(latents).view(1, -1, 1, 1)
         for values in (config.latents_mean, config.latents_std)
     )
+    return latents * std / config.scaling_factor + mean
 
 
 def latest_vae(folder: Path) -> Path:
