@@ -39,5 +39,6 @@ train: $(STAMP)
 
 # Whoever changes weights runs this: it measures them again and re-executes every notebook.
 refresh: $(STAMP)
+	$(BIN)/python -m koala_nb evaluate --model nano-sdxl --n 60 --per-occupation 5
 	$(BIN)/python -m koala_nb evaluate
 	$(BIN)/python -m koala_nb refresh

@@ -52,5 +52,5 @@ def test_scenes_with_their_captions():
 
 
 def test_a_missing_teacher_is_one_sentence():
-    with pytest.raises(FileNotFoundError, match="No teacher nano-nothing"):
+    with pytest.raises(FileNotFoundError, match="The teacher nano-nothing is not at"):
         Lesson("nano-koala", "nano-nothing")
