@@ -7,6 +7,7 @@ with the same arguments. Call it again after an interruption: it goes on where i
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Sequence
@@ -222,8 +223,6 @@ def draw(pipe: Any, student: Any, prompts: list[str]) -> bytes:
 
 def save(pipe: Any, student: Any, options: argparse.Namespace) -> None:
     """Write an ordinary pipeline folder: the student's U-Net, all else its teacher's."""
-    import copy
-
     teacher, folder = pipe.unet, options.out / "student"
     pipe.unet = copy.deepcopy(student).to(teacher.dtype)
     try:

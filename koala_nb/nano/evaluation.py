@@ -41,6 +41,7 @@ BARS = {
     "planted against generated women's share, r, guidance 1": (0.60, 0.85, 0.95),
 }
 LIKE = {"nano-sdxl": "SDXL-Base", "nano-koala-large": "KOALA-1B", "nano-koala": "KOALA-700M"}
+DEFAULT = "nano-koala"
 FIRST_SEED = 10_000_000  # scenes of training have seeds above 1e9
 
 
@@ -224,10 +225,12 @@ def evaluate(model: str, n: int, per_occupation: int, folder: Path) -> Path:
 
 
 def write_cards(pipe: Any, result: dict[str, Any]) -> None:
-    """Write the model cards of the evaluated system and of the scorer into their folders."""
+    """Write the model card of the evaluated system and, with DEFAULT, the scorer's."""
     models = data_folder() / "models"
     parameters = sum(p.numel() for p in pipe.unet.parameters())
     write_system_card(models / result["model"], result, LIKE[result["model"]], parameters)
+    if result["model"] != DEFAULT:
+        return  # one model's evaluation states the scorer's error
     training = json.loads((models / "nano-clip" / "training.json").read_text("utf-8"))
     write_clip_card(models / "nano-clip", training, result["instruments"])
 
@@ -247,7 +250,7 @@ def first_look(pipe: Any, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; print the table."""
     parser = argparse.ArgumentParser(prog="koala-nb evaluate", description=__doc__)
-    parser.add_argument("--model", default="nano-koala")
+    parser.add_argument("--model", default=DEFAULT)
     parser.add_argument("--n", type=int, default=500, help="prompts a kind")
     parser.add_argument("--per-occupation", type=int, default=50)
     parser.add_argument("--out", type=Path, default=None, help="default: data/results")
