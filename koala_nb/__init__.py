@@ -15,6 +15,7 @@ _PUBLIC = {
     "load": ("pipelines", "load"),
     "quiet": ("pipelines", "quiet"),
     "build_unet": ("architecture", "build_unet"),
+    "capture_attention": ("attention", "capture_attention"),
     "generate": ("generation", "generate"),
     "list_steps": ("pipelines", "list_steps"),
     "environment": ("provenance", "environment"),

@@ -176,7 +176,7 @@ def _draw(
 
     @lru_cache(maxsize=64)
     def encode(text: str | None) -> list[torch.Tensor]:
-        return _encode(pipe, text)
+        return embed(pipe, text)
 
     for batch in batches:
         with torch.no_grad():
@@ -203,7 +203,7 @@ def _draw(
         yield batch, drawn
 
 
-def _encode(pipe: Any, text: str | None) -> "list[torch.Tensor]":
+def embed(pipe: Any, text: str | None) -> "list[torch.Tensor]":
     """Embeddings of one text, always alone in its batch, so that company cannot change them."""
     found = pipe.encode_prompt(
         prompt=text or "",

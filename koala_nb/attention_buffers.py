@@ -1,0 +1,162 @@
+"""Where captured attention is added up: a buffer a layer, or a resolution, of a batch of images."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+
+SCRATCH = {"cpu": 2**18, "cuda": 2**24}  # floats of one softmax: small ones stay in a CPU's cache
+SOFTMAX = ("cross", "probe", "self")  # the other channels hold logits
+
+
+@dataclass(frozen=True)
+class Source:
+    """One layer's contribution to one channel."""
+
+    channel: str
+    name: str
+    heads: int
+    scale: float
+
+
+def grid_of(name: str, blocks: int, height: int, width: int) -> tuple[int, int]:
+    """Return the rows and columns of a layer's positions, for latents of that size.
+
+    Each of the U-Net's `blocks` down blocks but the last halves the size, rounding up.
+    """
+    kind, number, *_ = name.split(".")
+    levels = {"down_blocks": number, "up_blocks": f"-{number}"}.get(kind, "-0")
+    level = blocks - 1 + int(levels) if levels.startswith("-") else int(levels)
+    for _ in range(level):
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+    return height, width
+
+
+def cell_grid(grid: tuple[int, int], cells: int) -> tuple[int, int]:
+    """Return rows and columns of cells, `cells` along the longer side of a grid of positions."""
+    rows, columns = (max(1, round(cells * side / max(grid))) for side in grid)
+    return rows, columns
+
+
+@dataclass
+class Batch:
+    """The maps of images drawn together, added up over the passes of the U-Net."""
+
+    size: tuple[int, int, int, int]  # images, guidance halves drawn, latent rows and columns
+    halves: tuple[int, ...]  # those kept: 0 unconditional, 1 conditional; 0 without guidance
+    keep: tuple[str, ...]
+    blocks: int
+    cells: int  # along the longer side, for self-attention
+    tokens: int  # that the text encoder reads
+    passes: int = 0
+    buffers: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
+    grids: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    added: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the U-Net's batch whose maps are kept."""
+        return slice(self.halves[0] * self.size[0], (self.halves[-1] + 1) * self.size[0])
+
+    def shape(self, source: Source) -> tuple[str, tuple[int, int], tuple[int, ...]]:
+        """Return a source's key, its grid, and the shape of its buffer for one row."""
+        grid = grid_of(source.name, self.blocks, *self.size[2:])
+        if source.channel == "self":
+            grid = cell_grid(grid, self.cells)
+        tokens = math.prod(grid) if source.channel == "self" else self.tokens
+        key = source.name if "layer" in self.keep else f"{grid[0]} x {grid[1]}"
+        heads = source.heads if "head" in self.keep else 1
+        return key, grid, (heads, math.prod(grid), tokens)
+
+    def predict(self, sources: list[Source], steps: int) -> int:
+        """Return the bytes that all buffers will take."""
+        shapes = {}
+        for source in sources:
+            key, _, shape = self.shape(source)
+            shapes[source.channel, key] = math.prod(shape)
+        rows = len(self.halves) * self.size[0]
+        return 4 * rows * sum(shapes.values()) * (steps if "step" in self.keep else 1)
+
+    def add(self, source: Source, query: torch.Tensor, key: torch.Tensor) -> None:
+        """Add the softmax (or the logits) of queries and keys, (rows, positions, channels) each."""
+        name, grid, (heads, positions, _) = self.shape(source)
+        place = (source.channel, name, self.passes - 1 if "step" in self.keep else 0)
+        query, key = (
+            value.detach().unflatten(-1, (source.heads, -1)).transpose(1, 2)
+            for value in (query, key)
+        )
+        tokens = positions if source.channel == "self" else key.shape[2]
+        if place not in self.buffers:
+            shape = (len(query), heads, positions, tokens)
+            self.buffers[place] = torch.zeros(shape, device=query.device)
+            self.grids[place[:2]] = grid
+        into = self.buffers[place]
+        if source.channel == "self":
+            fine = grid_of(source.name, self.blocks, *self.size[2:])
+            for row in range(len(query)):
+                _add_cells(into[row], query[row], key[row], source.scale, fine, grid)
+        else:
+            _add_maps(into, query, key, source)
+        self.added[place] += 1
+        self.seen[source.channel, source.name] += 1
+
+
+def _add_maps(into: torch.Tensor, query: torch.Tensor, key: torch.Tensor, source: Source) -> None:
+    """Add maps, (rows, heads or 1, positions, tokens), in pieces that fit the scratch space."""
+    rows, heads, positions, _ = query.shape
+    room = SCRATCH.get(query.device.type, SCRATCH["cpu"]) // (positions * key.shape[2])
+    if room >= rows * heads:
+        pieces = [(slice(None), slice(None))]
+    else:
+        size = max(1, room)
+        pieces = [
+            (slice(row, row + 1), slice(head, head + size))
+            for row in range(rows)
+            for head in range(0, heads, size)
+        ]
+    for row, some in pieces:
+        maps = (query[row, some].float() * source.scale) @ key[row, some].float().mT
+        if source.channel in SOFTMAX:
+            maps = torch.softmax(maps, -1)
+        if into.shape[1] == 1:
+            into[row].add_(maps.sum(1, keepdim=True), alpha=1 / heads)
+        else:
+            into[row, some] += maps
+
+
+def _add_cells(
+    into: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    grid: tuple[int, int],
+    cells: tuple[int, int],
+) -> None:
+    """Add self-attention between cells: summed over a cell's keys, the mean over its queries.
+
+    Adds to (heads or 1, cells, cells) for queries and keys of (heads, positions, channels).
+    """
+    index = [
+        torch.arange(side, device=query.device) * n // side
+        for side, n in zip(grid, cells, strict=True)
+    ]
+    rows, columns = (
+        torch.nn.functional.one_hot(i, n).float() for i, n in zip(index, cells, strict=True)
+    )
+    cell = (index[0][:, None] * cells[1] + index[1]).flatten()
+    share = 1 / torch.bincount(cell).float()
+    heads, positions, _ = query.shape
+    size = max(1, SCRATCH.get(query.device.type, SCRATCH["cpu"]) // positions)
+    for head in range(heads):
+        target = into[head if len(into) > 1 else 0]
+        for start in range(0, positions, size):
+            some = slice(start, start + size)
+            maps = (query[head, some].float() * scale) @ key[head].float().mT
+            maps = torch.softmax(maps, -1).unflatten(-1, grid)
+            summed = (rows.T @ maps @ columns).flatten(1)
+            weight = share[cell[some]] * (1.0 if len(into) > 1 else 1 / heads)
+            target.index_add_(0, cell[some], summed * weight[:, None])

@@ -1,0 +1,521 @@
+"""Attention maps: exact, complete, and without a trace in the image or the pipeline."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hub_layout import tiny_pipeline
+from hypothesis import given
+from hypothesis import strategies as st
+
+import koala_nb as kn
+from koala_nb.attention import CannotCapture
+from koala_nb.attention_buffers import cell_grid, grid_of
+from koala_nb.attention_maps import AXES, words_of
+
+PROMPT = "a red koala"
+CROSS = 2 + 5 + 2 * 5 + 2 * 2  # layers of KOALA-700M's structure
+
+
+def draw(pipe, prompt=PROMPT, *, steps=3, guidance=3.5, seed=0, height=64, width=64, **more):
+    return pipe(
+        prompt,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(seed),
+        height=height,
+        width=width,
+        output_type="latent",
+        **more,
+    ).images
+
+
+class Reference:
+    """What the layers were given, by plain hooks, and the maps from it in float64."""
+
+    def __init__(self, unet, wanted="attn2"):
+        self.modules = {n: m for n, m in unet.named_modules() if n.endswith(wanted)}
+        self.inputs = {name: [] for name in self.modules}
+
+    def __enter__(self):
+        self.hooks = []
+        for name, module in self.modules.items():
+
+            def note(module, args, kwargs, name=name):
+                text = kwargs.get("encoder_hidden_states")
+                self.inputs[name].append((args[0], args[0] if text is None else text))
+
+            self.hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
+        return self
+
+    def __exit__(self, *_):
+        for hook in self.hooks:
+            hook.remove()
+
+    def logits(self, name, parts=slice(None)):
+        """(passes, rows, heads, positions, tokens) in float64."""
+        module = self.modules[name]
+        found = []
+        for hidden, text in self.inputs[name]:
+            weight_q, weight_k = (p.weight.double() for p in (module.to_q, module.to_k))
+            q = hidden.double() @ weight_q.T
+            k = text.double()[..., parts] @ weight_k[:, parts].T
+            q, k = (v.unflatten(-1, (module.heads, -1)).transpose(1, 2) for v in (q, k))
+            found.append(q @ k.mT / math.sqrt(q.shape[-1]))
+        return torch.stack(found).detach()
+
+    def maps(self, name):
+        return self.logits(name).softmax(-1)
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A tiny KOALA of our own, to change."""
+    pipe = tiny_pipeline(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# --- exact ------------------------------------------------------------------------------------
+
+CASES = {
+    "plain": {},
+    "no guidance": {"guidance": 1.0},
+    "negative prompt": {"negative_prompt": "a blue dog"},
+    "several images a prompt": {"num_images_per_prompt": 2},
+    "batch": {"prompt": [PROMPT, "two dogs", "a cat"]},
+    "not square": {"height": 40, "width": 88},
+    "one step": {"steps": 1},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_maps_equal_float64_and_the_image_does_not_change(loaded, case):
+    settings = CASES[case]
+    with Reference(loaded.unet) as truth:
+        before = draw(loaded, **settings)
+    with kn.capture_attention(loaded, keep=("layer", "head", "step"), half="both") as attention:
+        after = draw(loaded, **settings)
+    assert torch.equal(before, after)
+    assert attention.images == len(before)
+    assert attention.layers() == list(truth.modules) and len(truth.modules) == CROSS
+    arrays = attention.arrays()
+    halves = 1 if settings.get("guidance") == 1.0 else 2
+    for name in truth.modules:
+        found = arrays[f"cross/{name}"]  # image, half, step, head, row, column, token
+        expected = truth.maps(name).unflatten(1, (halves, -1)).permute(2, 1, 0, 3, 4, 5).numpy()
+        expected = expected.reshape(found.shape)
+        assert abs(found - expected).max() < 1e-6
+        assert abs(found.sum(-1) - 1).max() < 1e-6
+        assert found.shape[4:6] in {
+            tuple(-(-side // 2**level) for side in before.shape[2:]) for level in (1, 2)
+        }
+
+
+def test_means_are_means_of_what_was_kept_apart(loaded):
+    everything, merged = {"keep": ("layer", "head", "step")}, {"keep": ()}
+    with kn.capture_attention(loaded, **everything) as apart:
+        draw(loaded, num_images_per_prompt=2)
+    with kn.capture_attention(loaded, **merged) as together:
+        draw(loaded, num_images_per_prompt=2)
+    with kn.capture_attention(loaded) as by_layer:
+        draw(loaded, num_images_per_prompt=2)
+    name = apart.layers()[3]
+    heads = [apart.maps(1, layers=name, head=h, step=s) for h in (0, 1) for s in range(3)]
+    assert np.mean(heads, 0) == pytest.approx(by_layer.maps(1, layers=name), abs=1e-6)
+    assert together.maps(1) == pytest.approx(apart.maps(1), abs=1e-6)
+    assert by_layer.maps(1) == pytest.approx(apart.maps(1), abs=1e-6)
+    assert together.layers() == ["4 x 4", "2 x 2"]
+    inside = apart.maps(1, layers="up_blocks.0")
+    assert inside == pytest.approx(np.mean([
+        apart.maps(1, layers=n) for n in apart.layers() if n.startswith("up_blocks.0.")
+    ], 0), abs=1e-6)  # fmt: skip
+
+
+def test_halves_are_the_prompt_and_the_negative_prompt(loaded):
+    """Exchanging both prompts exchanges the halves of the first step."""
+    settings = {"steps": 1, "keep": (), "half": "both"}
+    found = []
+    for first, second in (("a cat", "two dogs"), ("two dogs", "a cat")):
+        with kn.capture_attention(loaded, keep=(), half="both") as attention:
+            draw(loaded, first, negative_prompt=second, steps=settings["steps"])
+        found.append([attention.maps(half=h) for h in ("conditional", "unconditional")])
+    assert found[0][0] == pytest.approx(found[1][1], abs=1e-6)
+    assert found[0][1] == pytest.approx(found[1][0], abs=1e-6)
+    assert abs(found[0][0] - found[0][1]).max() > 1e-4
+    with kn.capture_attention(loaded, keep=(), half="unconditional") as attention:
+        draw(loaded, "a cat", negative_prompt="two dogs", steps=1)
+    assert attention.maps(half="unconditional") == pytest.approx(found[0][1], abs=1e-6)
+    with pytest.raises(ValueError, match="'conditional' was not captured"):
+        attention.maps()
+
+
+def test_every_batch_of_a_run_has_its_images_in_order(loaded):
+    settings = {"steps": 2, "guidance": 3.5, "height": 64, "width": 64, "progress": False}
+    with kn.capture_attention(loaded, keep=("step",)) as attention:
+        kn.generate(loaded, ["a cat", "two dogs"], seeds=range(3), batch_size=2, **settings)
+    assert attention.images == 6
+    with kn.capture_attention(loaded, keep=("step",)) as alone:
+        kn.generate(loaded, "two dogs", seeds=[1], **settings)
+    for step in range(2):
+        found = attention.maps(4, step=step)
+        assert found == pytest.approx(alone.maps(step=step), abs=1e-5)
+        assert abs(found - attention.maps(1, step=step)).max() > 3e-4
+    assert {v.shape[0] for v in attention.arrays().values()} == {6}
+
+
+def test_calls_of_the_unet_alone(loaded):
+    """Without a pipeline call there is no guidance, whatever the pipeline drew before."""
+    draw(loaded)
+    inputs = {
+        "sample": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.randn(2, 77, 64),
+        "added_cond_kwargs": {"text_embeds": torch.randn(2, 32), "time_ids": torch.ones(2, 6)},
+    }
+    with torch.no_grad(), kn.capture_attention(loaded) as attention:
+        loaded.unet(**inputs)
+    with torch.no_grad(), Reference(loaded.unet) as truth:
+        loaded.unet(**inputs)
+    name = attention.layers()[0]
+    expected = truth.maps(name).mean((0, 2))[1].reshape(4, 4, 77)
+    assert attention.images == 2
+    assert attention.maps(1, layers=name) == pytest.approx(expected.numpy(), abs=1e-6)
+    assert loaded.do_classifier_free_guidance  # still what the pipeline's own call left
+
+
+# --- every kind of pipeline -------------------------------------------------------------------
+
+
+def test_half_precision(fresh):
+    fresh.to(torch.bfloat16)
+    before = draw(fresh)
+    with kn.capture_attention(fresh, keep=("layer", "head", "step")) as attention:
+        assert torch.equal(draw(fresh), before)
+    module = fresh.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2
+    seen = {}
+    hook = module.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.update(h=args[0], e=kwargs["encoder_hidden_states"]),
+        with_kwargs=True,
+    )
+    draw(fresh, steps=1)
+    hook.remove()
+    with kn.capture_attention(fresh, keep=("layer", "head")) as attention:
+        draw(fresh, steps=1)
+    with torch.no_grad():  # the maps of the very queries and keys that the model rounds to bf16
+        q, k = (p(v).double() for p, v in ((module.to_q, seen["h"]), (module.to_k, seen["e"])))
+    q, k = (v[1].unflatten(-1, (module.heads, -1)).transpose(0, 1) for v in (q, k))
+    expected = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1).mean(0).reshape(4, 4, 77)
+    found = attention.maps(layers=attention.layers()[0])
+    assert found == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_fused_projections(fresh):
+    plain = draw(fresh)
+    with kn.capture_attention(fresh) as expected:
+        draw(fresh)
+    fresh.fuse_qkv_projections()
+    before = draw(fresh)
+    with kn.capture_attention(fresh, self_grid=2) as attention:
+        assert torch.equal(draw(fresh), before)
+    assert torch.allclose(plain, before, atol=1e-4)
+    assert attention.maps() == pytest.approx(expected.maps(), abs=1e-5)
+
+
+@pytest.mark.parametrize("how", ["blocks", "whole"])
+def test_compiled(fresh, how):
+    torch._dynamo.reset()
+    if how == "blocks":
+        fresh.unet.compile_repeated_blocks(fullgraph=True)
+    else:
+        fresh.unet = torch.compile(fresh.unet, fullgraph=True)
+    unguided = draw(fresh, guidance=1.0)
+    before = draw(fresh)
+    with kn.capture_attention(fresh, half="both") as attention:
+        assert torch.equal(draw(fresh), before)  # fullgraph: a graph break would raise
+        assert torch.equal(draw(fresh, guidance=1.0), unguided)
+    assert torch.equal(draw(fresh), before)
+    torch._dynamo.reset()
+    with torch.compiler.set_stance("force_eager"), kn.capture_attention(fresh) as expected:
+        draw(fresh)
+        draw(fresh, guidance=1.0)
+    assert attention.images == expected.images == 2
+    for image in range(2):
+        assert attention.maps(image) == pytest.approx(expected.maps(image), abs=1e-5)
+
+
+def test_weights_that_wait_elsewhere(fresh):
+    from accelerate import cpu_offload
+
+    before = draw(fresh)
+    with kn.capture_attention(fresh) as expected:
+        draw(fresh)
+    cpu_offload(fresh.unet, torch.device("cpu"))
+    assert next(fresh.unet.parameters()).is_meta
+    with kn.capture_attention(fresh) as attention:
+        assert torch.equal(draw(fresh), before)
+    assert attention.maps() == pytest.approx(expected.maps(), abs=1e-6)
+
+
+def test_a_unet_with_a_mid_block(fresh):
+    from diffusers import UNet2DConditionModel
+
+    config = {**fresh.unet.config, "mid_block_type": "UNetMidBlock2DCrossAttn"}
+    fresh.unet = UNet2DConditionModel.from_config(config).eval()
+    before = draw(fresh, height=88, width=40)
+    with Reference(fresh.unet) as truth:
+        draw(fresh, height=88, width=40)
+    with kn.capture_attention(fresh) as attention:
+        assert torch.equal(draw(fresh, height=88, width=40), before)
+    order = [name.split("_")[0] for name in attention.layers()]
+    assert order == sorted(order, key=("down", "mid", "up").index)  # as they run
+    assert set(attention.layers()) == set(truth.modules)
+    name = next(n for n in attention.layers() if n.startswith("mid_block"))
+    expected = truth.maps(name)[:, 1].mean((0, 1)).reshape(3, 2, 77)  # 11 x 5 latents
+    assert attention.maps(layers=name) == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_a_model_of_one_text_encoder(fresh):
+    """Stable Diffusion v2.0's kind, four resolutions."""
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(8, 8, 16, 16), layers_per_block=1,
+        cross_attention_dim=32, attention_head_dim=[1, 1, 2, 2], norm_num_groups=4,
+        use_linear_projection=True,
+    ).eval()  # fmt: skip
+    pipe = StableDiffusionPipeline(
+        fresh.vae, fresh.text_encoder, fresh.tokenizer, unet, fresh.scheduler, None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    before = draw(pipe, height=128, width=128)
+    with Reference(unet) as truth:
+        draw(pipe, height=128, width=128)
+    with kn.capture_attention(pipe) as attention:
+        assert torch.equal(draw(pipe, height=128, width=128), before)
+    assert set(attention.layers()) == set(truth.modules)
+    for name in attention.layers():
+        found = attention.maps(layers=name)
+        expected = truth.maps(name)[:, 1].mean((0, 1)).numpy().reshape(found.shape)
+        assert found == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(CannotCapture, match="two text encoders"):
+        with kn.capture_attention(pipe, by_encoder=True):
+            pass
+
+
+# --- more channels ----------------------------------------------------------------------------
+
+
+def test_the_encoders_parts_add_up(loaded):
+    with Reference(loaded.unet) as truth:
+        draw(loaded, steps=2)
+    with kn.capture_attention(loaded, by_encoder=True) as attention:
+        draw(loaded, steps=2)
+    name = attention.layers()[0]
+    for channel, parts in (("logits", slice(None)), ("logits_clip_l", slice(0, 32))):
+        expected = truth.logits(name, parts)[:, 1].mean((0, 1)).reshape(4, 4, 77)
+        found = attention.maps(layers=name, channel=channel)
+        assert found == pytest.approx(expected.numpy(), abs=2e-6)
+    table = attention.encoder_split(PROMPT, layers=name)
+    expected = truth.logits(name, slice(32, None))[:, 1].mean((0, 1, 2))[0].item()
+    start = table.set_index("word").loc["[start]"]
+    assert start.clip_g == pytest.approx(expected, abs=2e-6)
+    assert start.clip_l + start.clip_g == pytest.approx(start.logit, abs=1e-9)
+
+
+def test_a_probe_of_the_prompt_is_the_prompt(loaded):
+    with kn.capture_attention(loaded, probe=PROMPT) as attention:
+        before = draw(loaded)
+    assert attention.maps(channel="probe") == pytest.approx(attention.maps(), abs=1e-6)
+    with kn.capture_attention(loaded, probe="a dog") as attention:
+        after = draw(loaded)
+    assert torch.equal(before, after)
+    assert attention.words("a dog", channel="probe").texts[:2] == ["a", "dog"]
+    assert abs(attention.maps(channel="probe") - attention.maps()).max() > 1e-4
+
+
+@pytest.mark.parametrize("height, width, cells", [(64, 64, 2), (64, 64, 4), (48, 88, 3)])
+def test_self_attention_between_cells(loaded, height, width, cells):
+    size = {"height": height, "width": width, "steps": 2}
+    with Reference(loaded.unet, "attn1") as truth:
+        draw(loaded, **size)
+    layers = "down_blocks.1"
+    with kn.capture_attention(loaded, layers=layers, self_grid=cells) as attention:
+        draw(loaded, **size)
+    name = attention.layers("self")[1]
+    full = truth.maps(name)[:, 1].mean((0, 1)).numpy()
+    grid = grid_of(name, 3, height // 8, width // 8)
+    rows, columns = cell_grid(grid, cells)
+    cell = np.array(
+        [(y * rows // grid[0]) * columns + x * columns // grid[1]
+         for y in range(grid[0]) for x in range(grid[1])]
+    )  # fmt: skip
+    expected = np.array(
+        [[full[cell == i][:, cell == j].sum(1).mean() for j in range(rows * columns)]
+         for i in range(rows * columns)]
+    )  # fmt: skip
+    found = attention.maps(layers=name, channel="self")
+    assert found.shape == (rows, columns, rows * columns)
+    assert found.reshape(expected.shape) == pytest.approx(expected, abs=1e-6)
+
+
+def test_clusters_find_what_looks_alike(loaded):
+    with kn.capture_attention(loaded, layers="down_blocks.1", self_grid=4) as attention:
+        draw(loaded)
+    found = attention.clusters(3)
+    assert found.shape == (4, 4) and set(found.flat) <= {0, 1, 2}
+    assert (found == attention.clusters(3)).all()
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+def test_words_of_a_prompt(loaded):
+    words = words_of(loaded.tokenizer, "Koala, koala!")
+    assert [w.text for w in words] == ["koala", ",", "koala", "!", "[start]", "[end]", "[padding]"]
+    assert words[0].tokens == (1, 2, 3, 4, 5) and words[1].tokens == (6,)
+    with pytest.raises(ValueError, match="has 82 tokens and the text encoder reads 77"):
+        words_of(loaded.tokenizer, "x" * 80)
+
+
+@given(st.text(max_size=30))
+def test_words_share_out_the_tokens(loaded, prompt):
+    try:
+        words = words_of(loaded.tokenizer, prompt)
+    except ValueError:
+        assert len(loaded.tokenizer(prompt).input_ids) > 77
+        return
+    assert sorted(t for word in words for t in word.tokens) == list(range(77))
+    assert all(list(w.tokens) == list(range(w.tokens[0], w.tokens[-1] + 1)) for w in words)
+
+
+def test_word_maps(loaded):
+    prompt = "a cat and a Red cat"
+    with kn.capture_attention(loaded) as attention:
+        draw(loaded, prompt)
+    maps, raw = attention.words(prompt), attention.maps()
+    assert maps.array.sum(0) == pytest.approx(1, abs=1e-6)
+    assert maps["cat"] == pytest.approx(raw[..., 2:5].sum(-1), abs=1e-7)
+    assert maps["red cat"] == pytest.approx(raw[..., 9:15].sum(-1), abs=1e-6)
+    assert maps["cat", 2] == pytest.approx(raw[..., 12:15].sum(-1), abs=1e-7)
+    with pytest.raises(ValueError, match="'cta' is not in the prompt. Did you mean 'cat'"):
+        maps["cta"]
+    with pytest.raises(ValueError, match="'cat' is not in the prompt 3 times"):
+        maps["cat", 3]
+
+
+# --- memory, errors, files --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [(), ("layer",), ("layer", "head"), ("layer", "head", "step")])
+def test_memory_is_predicted(loaded, keep):
+    options = {"keep": keep, "self_grid": 2, "half": "both", "by_encoder": True, "probe": "a dog"}
+    with kn.capture_attention(loaded, **options) as attention:
+        draw(loaded, num_images_per_prompt=2)
+    stored = sum(b.numel() * 4 for batch in attention.batches for b in batch.buffers.values())
+    with kn.capture_attention(loaded, **options, limit_gb=stored / 1e9):
+        draw(loaded, num_images_per_prompt=2)
+    with pytest.raises(CannotCapture, match="These maps need .* GB, over the limit"):
+        with kn.capture_attention(loaded, **options, limit_gb=(stored - 1) / 1e9):
+            draw(loaded, num_images_per_prompt=2)
+
+
+def test_memory_does_not_grow_with_steps(loaded):
+    sizes = []
+    for steps in (1, 4):
+        with kn.capture_attention(loaded) as attention:
+            draw(loaded, steps=steps)
+        sizes.append(sum(value.nbytes for value in attention.arrays().values()))
+    assert sizes[0] == sizes[1]
+
+
+def test_the_pipeline_is_restored(loaded):
+    processors, first = dict(loaded.unet.attn_processors), loaded.unet.conv_in
+    with kn.capture_attention(loaded):
+        draw(loaded, steps=1)
+    with pytest.raises(RuntimeError, match="on the way"):
+        with kn.capture_attention(loaded):
+            draw(loaded, steps=1)
+            raise RuntimeError("on the way")
+    assert loaded.unet.attn_processors == processors and loaded.unet.conv_in is first
+
+
+BAD = [
+    ({"layers": "up_block.0"}, "No attention layer of this U-Net is, or is in, 'up_block.0'.*up_b"),
+    ({"layers": ["up_blocks.0", "x"]}, "is in, 'x'"),
+    ({"keep": ("heads",)}, "keep='heads': choose from layer, head, step"),
+    ({"keep": ("head",)}, "keep 'layer' too"),
+    ({"half": "first"}, "half='first': use one of conditional, unconditional, both"),
+    ({"self_grid": 1}, "self_grid=1: use 2 or more"),
+    ({"self_grid": 3}, "self_grid=3 is finer than the 2 x 2 positions of down_blocks.2"),
+    ({"probe": "x" * 80}, "has 82 tokens"),
+]
+
+
+@pytest.mark.parametrize("options, message", BAD)
+def test_bad_options(loaded, options, message):
+    before = dict(loaded.unet.attn_processors)
+    with pytest.raises(ValueError, match=message):
+        with kn.capture_attention(loaded, **options):
+            draw(loaded, steps=1)
+    assert loaded.unet.attn_processors == before
+
+
+def test_nothing_drawn_is_an_error(loaded):
+    with pytest.raises(CannotCapture, match="Nothing was captured"):
+        with kn.capture_attention(loaded):
+            pass
+
+
+def test_what_cannot_be_exact_is_refused(fresh):
+    module = fresh.unet.up_blocks[0].attentions[0].transformer_blocks[0].attn2
+    module.norm_q = torch.nn.LayerNorm(8)
+    with pytest.raises(CannotCapture, match="up_blocks.0.*attn2 has norm_q"):
+        with kn.capture_attention(fresh):
+            pass
+    module.norm_q = None
+    with pytest.raises(CannotCapture, match="image prompts"):
+        with torch.no_grad(), kn.capture_attention(fresh):
+            mask = torch.ones(1, 1, 77)
+            fresh.unet(
+                torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 77, 64),
+                encoder_attention_mask=mask[:, 0],
+                added_cond_kwargs={"text_embeds": torch.zeros(1, 32), "time_ids": torch.ones(1, 6)},
+            )  # fmt: skip
+
+
+def test_reading_what_is_not_there(loaded):
+    with kn.capture_attention(loaded) as attention:
+        draw(loaded)
+    for chosen, message in (
+        ({"image": 1}, "image=1: 1 images were captured"),
+        ({"layers": "mid_block"}, "layers='mid_block' were not captured; these were: down_blocks"),
+        ({"head": 0}, "head=0: 0 heads were kept"),
+        ({"step": 0}, "step=0: 0 steps were kept"),
+        ({"half": "unconditional"}, "'unconditional' was not captured"),
+        ({"channel": "self"}, "channel='self' was not captured; these were: cross"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attention.maps(**chosen)
+
+
+def test_arrays_are_saved_with_their_axes(loaded, tmp_path):
+    from safetensors import safe_open
+
+    with kn.capture_attention(loaded, keep=("layer", "step")) as attention:
+        draw(loaded)
+    attention.save(tmp_path / "maps.safetensors")
+    with safe_open(tmp_path / "maps.safetensors", "numpy") as file:
+        assert all(axis in file.metadata()["axes"] for axis in AXES)
+        for name, value in attention.arrays().items():
+            assert (file.get_tensor(name) == value).all() and value.ndim == len(AXES)
+    draw_two_sizes = kn.capture_attention(loaded)
+    with draw_two_sizes as attention:
+        draw(loaded)
+        draw(loaded, height=48)
+    assert attention.images == 2 and attention.maps(1).shape[0] == 3
+    with pytest.raises(ValueError, match="several sizes"):
+        attention.arrays()
