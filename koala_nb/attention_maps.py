@@ -98,6 +98,11 @@ class Attention:
         """The number of images."""
         return sum(batch.size[0] for batch in self.batches)
 
+    def steps(self, image: int = 0) -> int:
+        """Return the number of steps kept apart; 1 where only their mean was kept."""
+        batch = self._find(image, None)[0]
+        return batch.passes if "step" in batch.keep else 1
+
     def layers(self, channel: str = "cross") -> list[str]:
         """Return what is told apart: layers, or resolutions where layers were merged."""
         return list(dict.fromkeys(k for b in self.batches for c, k in b.grids if c == channel))
@@ -213,17 +218,17 @@ class Attention:
         arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
         write_atomic(path, save(arrays, metadata=told))
 
-    def _find(self, image: int, half: str) -> tuple[Batch, int]:
-        """Return an image's batch and its row in the buffers."""
+    def _find(self, image: int, half: str | None) -> tuple[Batch, int]:
+        """Return an image's batch and its row in the buffers; None is any half."""
         number = image
         for batch in self.batches:
             if 0 <= number < batch.size[0]:
-                wanted = {"unconditional": 0, "conditional": 1}.get(half)
-                if batch.size[1] == 1 and half == "conditional":
-                    wanted = 0  # without guidance the only half
-                if wanted not in batch.halves or (batch.size[1] == 1 and half != "conditional"):
+                # Without guidance the only half is the conditional one.
+                drawn = ("conditional",) if batch.size[1] == 1 else ("unconditional", "conditional")
+                kept = [drawn[h] for h in batch.halves]
+                if half is not None and half not in kept:
                     raise ValueError(f"The half {half!r} was not captured.")
-                return batch, batch.halves.index(wanted) * batch.size[0] + number
+                return batch, kept.index(half or kept[0]) * batch.size[0] + number
             number -= batch.size[0]
         raise ValueError(f"image={image}: {self.images} images were captured, 0 is the first.")
 

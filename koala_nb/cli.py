@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 when done, 1 where a report's notebook failed, 2 for a user's error (one line on stderr).
     """
     options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command not in ("train", "evaluate"):
+    if rest and options.command not in ("train", "evaluate", "benchmark"):
         _parser().error(f"unrecognised arguments: {' '.join(rest)}")
     options.rest = rest
     try:
@@ -64,13 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     refresh.add_argument("notebook", nargs="*", help="names (default: all)")
     refresh.set_defaults(call=_refresh)
 
-    nano = (
-        ("train", "training", "train the embedded models; train student | study: distil"),
-        ("evaluate", "evaluation", "measure the embedded models into data/results"),
+    delegates = (
+        ("train", "nano.training", "train the embedded models; train student | study: distil"),
+        ("evaluate", "nano.evaluation", "measure the embedded models; attention: word maps"),
+        ("benchmark", "benchmark", "measure the cost of capturing attention, as ratios"),
     )
-    for name, module, what in nano:
+    for name, module, what in delegates:
         delegate = commands.add_parser(name, help=what, add_help=False)
-        delegate.set_defaults(call=_nano, module=module)
+        delegate.set_defaults(call=_delegate, module=module)
     return parser
 
 
@@ -112,13 +113,17 @@ def _refresh(options: argparse.Namespace) -> None:
     refresh.refresh(options.notebook)
 
 
-def _nano(options: argparse.Namespace) -> None:
+def _delegate(options: argparse.Namespace) -> None:
     from importlib import import_module
 
-    name, rest = f"nano.{options.module}", options.rest
-    own = {"student": "train_student", "study": "nano.study"}
-    if options.module == "training" and rest and rest[0] in own:
-        name, rest = own[rest[0]], rest[1:]
+    name, rest = options.module, options.rest
+    own = {
+        ("train", "student"): "train_student",
+        ("train", "study"): "nano.study",
+        ("evaluate", "attention"): "nano.attention_truth",
+    }
+    if rest and (options.command, rest[0]) in own:
+        name, rest = own[options.command, rest[0]], rest[1:]
     code = import_module(f"koala_nb.{name}").main(rest)
     if code:
         raise SystemExit(code)

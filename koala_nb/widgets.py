@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from koala_nb import architecture, catalog, generation, pipelines, report_sections
+from koala_nb import architecture, attention_view, catalog, generation, pipelines, report_sections
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from diffusers import UNet2DConditionModel
     from IPython.display import HTML
     from PIL import Image
 
+    from koala_nb.attention_maps import Attention
     from koala_nb.pipelines import Pipeline
 
 MAX_STEPS = 100
@@ -117,11 +120,44 @@ def prompt_explorer(pipe: Pipeline, **start: Any) -> PromptExplorer:
     return PromptExplorer(pipe, **start)
 
 
-class UNetExplorer(ipywidgets.VBox):
+class _Chooser(ipywidgets.VBox):
+    """Drop-down lists that depend on each other, and what they choose; `_show` says it."""
+
+    nothing = "Nothing shown"  # begins the sentence of an error
+
+    def __init__(self, controls: Sequence[ipywidgets.Dropdown]) -> None:
+        self.status, self.output = ipywidgets.HTML(), ipywidgets.HTML()
+        self._filling = False
+        for control in controls:
+            control.observe(lambda _: self.show(), names="value")
+        self.show()
+        super().__init__([*controls, self.status, self.output])
+
+    def show(self) -> None:
+        """Show what is chosen; any error becomes one sentence in the widget."""
+        if self._filling:
+            return
+        self._filling = True  # new options change the values, which must not start this again
+        try:
+            text = self._show()
+        except Exception as error:  # the widget is the last to hear of it
+            self.output.value = ""
+            text = f"{self.nothing}: {_sentence(error)}"
+        finally:
+            self._filling = False
+        self.status.value = _spoken(text)
+
+    def _show(self) -> str:
+        raise NotImplementedError
+
+
+class UNetExplorer(_Chooser):
     """System, stage and block in; the block's type, parameters and tensors out. Needs no weights.
 
     A stage or block that the newly chosen system has as well stays chosen, to compare the two.
     """
+
+    nothing = "No table"
 
     def __init__(self, system: str = "koala-lightning-700m") -> None:
         names = [catalog.find(system).name, *(s.name for s in catalog.SYSTEMS if _known(s))]
@@ -130,35 +166,19 @@ class UNetExplorer(ipywidgets.VBox):
         )
         self.stage = ipywidgets.Dropdown(description="Stage", **_style())
         self.block = ipywidgets.Dropdown(description="Block", **_style())
-        self.status, self.table = ipywidgets.HTML(), ipywidgets.HTML()
-        self._filling = False
-        for control in (self.system, self.stage, self.block):
-            control.observe(lambda _: self.show(), names="value")
-        self.show()
-        super().__init__([self.system, self.stage, self.block, self.status, self.table])
+        super().__init__([self.system, self.stage, self.block])
 
     def __repr__(self) -> str:
         """Return a text that does not change with what is chosen: notebooks store it."""
         return "U-Net explorer: system, stage and block in, the block's tensors out"
 
-    def show(self) -> None:
-        """Show the chosen block; any error becomes one sentence in the widget."""
-        if self._filling:
-            return
-        self._filling = True  # new options change the values, which must not start this again
-        try:
-            found = _built(self.system.value)[1]
-            _fill(self.stage, found["stage"])
-            _fill(self.block, found[found["stage"] == self.stage.value]["block"])
-            chosen = self.system.value, self.stage.value, self.block.value
-            self.table.value = block_table(*chosen).data
-            text = f"Shown: {', '.join(chosen)}."
-        except Exception as error:  # the widget is the last to hear of it
-            self.table.value = ""
-            text = f"No table: {_sentence(error)}"
-        finally:
-            self._filling = False
-        self.status.value = _spoken(text)
+    def _show(self) -> str:
+        found = _built(self.system.value)[1]
+        _fill(self.stage, found["stage"])
+        _fill(self.block, found[found["stage"] == self.stage.value]["block"])
+        chosen = self.system.value, self.stage.value, self.block.value
+        self.output.value = block_table(*chosen).data
+        return f"Shown: {', '.join(chosen)}."
 
 
 def unet_explorer(system: str = "koala-lightning-700m") -> UNetExplorer:
@@ -191,6 +211,48 @@ def block_table(system: str, stage: str, block: str) -> HTML:
         f"{len(tensors)} tensors; the largest {len(rows)} of them"
     )
     return report_sections.table(("tensor", "shape", "parameters"), rows, caption)
+
+
+class AttentionExplorer(_Chooser):
+    """Word, layers and step in, the word's map over its picture out; `attention` was captured."""
+
+    nothing = "No map"
+
+    def __init__(
+        self, attention: Attention, pictures: Sequence[Image.Image], prompts: Sequence[str]
+    ) -> None:
+        if not len(pictures) == len(prompts) == attention.images:
+            raise ValueError(f"Give {attention.images} pictures and prompts, as were captured.")
+        self.attention, self.pictures, self.prompts = attention, pictures, prompts
+        labels = [(f"{i + 1}: {prompt}", i) for i, prompt in enumerate(prompts)]
+        self.image = ipywidgets.Dropdown(options=labels, description="Image", **_wide())
+        self.word = ipywidgets.Dropdown(description="Word", **_style())
+        layers = ["all", *attention.layers()]
+        self.layers = ipywidgets.Dropdown(options=layers, description="Layers", **_wide())
+        self.step = ipywidgets.Dropdown(description="Step", **_style())
+        super().__init__([self.image, self.word, self.layers, self.step])
+
+    def __repr__(self) -> str:
+        """Return a text that does not change with what is chosen: notebooks store it."""
+        return "Attention explorer: image, word, layers and step in, the word's map out"
+
+    def _show(self) -> str:
+        number, layers = self.image.value, self.layers.value
+        steps = self.attention.steps(number)
+        _fill(self.step, ["mean", *map(str, range(1, steps + 1))] if steps > 1 else ["mean"])
+        maps = self.attention.words(
+            self.prompts[number], number, layers=None if layers == "all" else layers,
+            step=None if self.step.value == "mean" else int(self.step.value) - 1,
+        )  # fmt: skip
+        _fill(self.word, [f"{i + 1} {text}" for i, text in enumerate(maps.texts)])
+        chosen = maps.array[list(self.word.options).index(self.word.value)]
+        said = (
+            f"{self.word.value.split(' ', 1)[1]!r}, layers: {layers}, step: {self.step.value}. "
+            f"Mean {100 * chosen.mean():.1f} % of the attention, at most {100 * chosen.max():.1f} "
+            f"%, {attention_view.place(chosen)}."
+        )
+        self.output.value = picture(attention_view.overlay(self.pictures[number], chosen), said)
+        return said
 
 
 def _known(system: catalog.System) -> bool:

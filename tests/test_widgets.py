@@ -1,10 +1,12 @@
 """The prompt explorer draws what generate draws, and says in the widget what went wrong."""
 
+import html
 import warnings
 
 import pytest
 from PIL import Image
 
+import koala_nb
 from koala_nb import generation, widgets
 from koala_nb.widgets import block_table, picture, prompt_explorer, unet_explorer
 
@@ -105,7 +107,7 @@ def shown(explorer):
 def test_it_shows_a_block_from_the_start():
     explorer = unet_explorer("koala-700m")
     assert shown(explorer) == ("koala-700m", "down_blocks.0", "resnets.0")
-    assert explorer.table.value == block_table(*shown(explorer)).data
+    assert explorer.output.value == block_table(*shown(explorer)).data
     assert "Shown: koala-700m, down_blocks.0, resnets.0." in explorer.status.value
     assert 'role="status"' in explorer.status.value
 
@@ -120,7 +122,7 @@ def test_stages_and_blocks_follow_the_system():
     explorer.system.value = "koala-700m"  # has no mid block
     assert "mid_block" not in explorer.stage.options
     assert shown(explorer) == ("koala-700m", "down_blocks.0", "resnets.0")
-    assert explorer.table.value == block_table(*shown(explorer)).data
+    assert explorer.output.value == block_table(*shown(explorer)).data
 
 
 def test_the_table_of_a_block_is_exact():
@@ -160,10 +162,10 @@ def test_a_failure_of_the_explorer_is_one_sentence(monkeypatch):
     monkeypatch.setattr(widgets, "_built", fail)
     explorer.system.value = "koala-1b"
     assert "No table: a &lt;broken&gt; configuration<" in explorer.status.value
-    assert explorer.table.value == ""
+    assert explorer.output.value == ""
     monkeypatch.undo()
     explorer.system.value = "sdxl-base"
-    assert "Shown: sdxl-base" in explorer.status.value and explorer.table.value
+    assert "Shown: sdxl-base" in explorer.status.value and explorer.output.value
 
 
 def test_the_explorers_controls_have_names_and_its_text_is_constant():
@@ -178,3 +180,50 @@ def test_the_explorers_controls_have_names_and_its_text_is_constant():
 def test_the_explorer_offers_no_system_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path))
     assert not [name for name in unet_explorer().system.options if name.startswith("nano-")]
+
+
+# --- attention --------------------------------------------------------------------------------
+
+PROMPTS = ["a cat", "two red dogs"]
+
+
+@pytest.fixture(scope="module")
+def captured(loaded):
+    with koala_nb.capture_attention(loaded, keep=("layer", "step")) as attention:
+        drawn = koala_nb.generate(
+            loaded, PROMPTS, [0], steps=2, height=64, width=64, progress=False
+        )
+    return attention, list(drawn.images)
+
+
+@pytest.fixture
+def attended(captured):
+    return widgets.AttentionExplorer(*captured, PROMPTS)
+
+
+def test_a_words_map_follows_the_choice(attended, captured):
+    assert attended.word.options[:2] == ("1 a", "2 cat") and "<img" in attended.output.value
+    attended.image.value = 1
+    attended.layers.value, attended.step.value = captured[0].layers()[3], "2"
+    attended.word.value = "3 dogs"
+    expected = captured[0].words(PROMPTS[1], 1, layers=attended.layers.value, step=1)["dogs"]
+    share = f"Mean {100 * expected.mean():.1f} % of the attention"
+    assert share in attended.status.value and "step: 2" in attended.status.value
+    assert html.unescape(attended.output.value).count(share) == 1  # also the picture's text
+
+
+def test_a_word_that_the_next_prompt_lacks_is_left(attended):
+    attended.word.value = "2 cat"
+    attended.image.value = 1
+    assert attended.word.value == "1 two"
+
+
+def test_the_attention_explorer_needs_as_many_prompts(captured):
+    with pytest.raises(ValueError, match="Give 2 pictures and prompts"):
+        widgets.AttentionExplorer(*captured, PROMPTS[:1])
+
+
+def test_a_prompt_that_is_too_long_is_one_sentence(captured):
+    explorer = widgets.AttentionExplorer(*captured, ["x" * 90, "a dog"])
+    assert "No map: The prompt has 92 tokens" in explorer.status.value
+    assert explorer.output.value == ""

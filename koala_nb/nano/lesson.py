@@ -1,6 +1,5 @@
 """A small distillation to run inside a notebook: an embedded student, its teacher, fixed scenes."""
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,7 @@ import torch
 from koala_nb import pipelines
 from koala_nb.catalog import data_folder
 from koala_nb.generation import generate
-from koala_nb.nano.presets import PRESETS
+from koala_nb.nano.presets import preset_of
 from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.study import held_out_losses
 from koala_nb.nano.train_unet import Batches, Denoiser, distillation_losses, distiller_of
@@ -34,8 +33,7 @@ class Lesson:
             raise FileNotFoundError(
                 f"The teacher {teacher} is not at {folder}: restore the folder."
             )
-        record = json.loads((folder / "training.json").read_text("utf-8"))
-        self.preset = PRESETS[record["configuration"]]
+        self.preset = preset_of(teacher)
         self.pipe = pipelines.load(teacher, device="cpu", dtype="float32")
         self.module = Denoiser(self.preset, system, self.pipe.tokenizer).eval()
         self.distiller = distiller_of(self.module, folder, "cpu", feature)
@@ -68,8 +66,7 @@ def scenes(
     """Return pictures of held-out scenes at an embedded system's size, and their captions."""
     from PIL import Image
 
-    record = json.loads((data_folder() / "models" / system / "training.json").read_text("utf-8"))
-    preset = PRESETS[record["configuration"]]
+    preset = preset_of(system)
     world = World(preset.n_objects)
     drawn = [world.scene(seed, kind) for seed in range(count)]
     pixels = to_pixels(Renderer(preset.image_size, world.things())(drawn))

@@ -1,8 +1,10 @@
 """The two configurations of the embedded family; nothing outside this file knows a size."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from koala_nb.catalog import data_folder
 from koala_nb.training_loop import Stage
 
 FACTOR = 4  # pixels a latent
@@ -54,7 +56,7 @@ SMALL = Preset(
         "decoder": Stage(samples=45_000, batch=128, rate=1e-3, warmup=50),
         "clip": Stage(samples=700_000, batch=128, rate=1e-3, warmup=200),
         "direct": Stage(samples=416_000, batch=64, rate=1e-3),
-        "teacher": Stage(samples=125_000, batch=64, rate=8e-4),
+        "teacher": Stage(samples=240_000, batch=64, rate=8e-4),
         "student": Stage(samples=200_000, batch=64, rate=5e-4),
     },
 )
@@ -76,6 +78,12 @@ FULL = Preset(
     },
 )
 PRESETS = {"small": SMALL, "full": FULL}
+
+
+def preset_of(system: str) -> Preset:
+    """Return the configuration that the embedded system's weights were trained at."""
+    record = data_folder() / "models" / system / "training.json"
+    return PRESETS[json.loads(record.read_text("utf-8"))["configuration"]]
 
 
 def training_record(preset: Preset, stage: str) -> dict[str, Any]:

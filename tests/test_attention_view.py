@@ -1,0 +1,94 @@
+"""Maps over pictures, and the page that stands alone."""
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import koala_nb as kn
+from koala_nb import attention_view as view
+
+PROMPT = "a <red> cat & dog"
+
+
+@pytest.fixture(scope="module")
+def captured(loaded):
+    settings = {"steps": 3, "height": 64, "width": 64, "progress": False}
+    with kn.capture_attention(loaded, keep=("step",)) as attention:
+        run = kn.generate(loaded, PROMPT, [0], **settings)
+    return attention, run.images[0]
+
+
+def test_an_overlay_is_bright_where_the_map_is_large():
+    values = np.zeros((8, 8))
+    values[1, 6] = 0.2
+    found = view.overlay(Image.new("RGB", (64, 64), (90, 120, 60)), values)
+    assert found.size == (256, 256)
+    light = np.asarray(found.convert("L"), dtype=float)
+    row, column = np.unravel_index(light.argmax(), light.shape)
+    assert 32 <= row < 64 and 192 <= column < 224
+    half = view.overlay(Image.new("RGB", (64, 64), (90, 120, 60)), values, top=0.4)
+    assert np.asarray(half.convert("L")).max() < light.max()
+
+
+def test_a_large_picture_keeps_its_size():
+    assert view.overlay(Image.new("RGB", (300, 512)), np.eye(4)).size == (300, 512)
+
+
+@pytest.mark.parametrize("values", [np.zeros((4, 4)), np.ones(4), np.full((2, 2), np.nan)])
+def test_what_is_no_map_is_refused(values):
+    with pytest.raises(ValueError, match="overlay: give a map of rows x columns"):
+        view.overlay(Image.new("RGB", (64, 64)), values)
+
+
+@pytest.mark.parametrize(
+    "cell, said",
+    [((0, 0), "upper left"), ((4, 4), "in the center"), ((8, 4), "lower center"),
+     ((4, 8), "middle right")],
+)  # fmt: skip
+def test_a_place_in_words(cell, said):
+    values = np.zeros((9, 9))
+    values[cell] = 1
+    assert view.place(values) == said
+
+
+def test_the_page_holds_every_map(captured, tmp_path):
+    attention, picture = captured
+    path = view.write_page(tmp_path / "page.html", attention, picture, PROMPT, banner="Careful")
+    text = path.read_text("utf-8")
+    assert len(text.encode()) < 1_000_000 and "Careful." in text
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    steps, words, rows, columns = data["shape"]
+    maps = np.frombuffer(base64.b64decode(data["maps"]), np.uint8).reshape(data["shape"])
+    assert data["steps"] == ["mean over steps", "step 1", "step 2", "step 3"]
+    assert data["words"][:4] == ["a", "<", "red", ">"]
+    for step in range(3):
+        expected = attention.words(PROMPT, step=step)
+        found = maps[step + 1] / 255 * np.array(data["largest"])[:, None, None]
+        assert abs(found - expected.array).max() <= max(data["largest"]) / 255
+        assert data["mean"][step + 1] == pytest.approx(expected.array.mean((1, 2)))
+    assert sum(data["mean"][0]) == pytest.approx(1, abs=1e-5)
+    assert (rows, columns) == (4, 4) and words == len(data["words"])
+
+
+def test_the_page_asks_for_nothing_and_cannot_be_broken_out_of(captured, tmp_path):
+    attention, picture = captured
+    nasty = '</script><img src="https://example.org/x">'
+    with pytest.raises(ValueError, match="shorten it"):
+        view.write_page(tmp_path / "page.html", attention, picture, nasty * 3)
+    assert not list(tmp_path.iterdir())
+    text = view.write_page(tmp_path / "page.html", attention, picture, nasty).read_text("utf-8")
+    assert "<img src=" not in text.replace("<img class=", "") and "https://" not in text.replace(
+        "&quot;https://", ""
+    )
+    assert text.count("<script") == text.count("</script>") == 2
+
+
+def test_fine_maps_are_made_smaller():
+    maps = np.random.default_rng(0).random((2, 96, 144))
+    found = view._shrink(maps)
+    assert found.shape == (2, 32, 48)
+    assert found.mean((1, 2)) == pytest.approx(maps.mean((1, 2)))

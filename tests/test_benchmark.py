@@ -1,0 +1,43 @@
+"""The benchmark measures what it says; its numbers are no test."""
+
+import json
+
+import pytest
+import torch
+
+from koala_nb import benchmark, cli
+
+
+def test_ways_take_turns_and_draw_the_same(loaded):
+    rows = {row["way"]: row for row in benchmark.take_turns(loaded, 64, 1, 2)}
+    assert list(rows) == list(benchmark.ways()) and len(rows) >= 4
+    assert rows["no capture"]["ratio"] == 1 and "low" not in rows["no capture"]
+    for name, row in rows.items():
+        assert row["seconds"] > 0 and row["n"] == 2
+        if "koala_nb" in name:
+            assert row["same_latents"] and row["low"] <= row["ratio"] <= row["high"]
+
+
+def test_a_unet_with_random_weights_draws():
+    pipe = benchmark.random_pipeline("nano-koala", "bfloat16")
+    latents = benchmark.draw(pipe, 64, 2)
+    assert latents.shape == (1, 4, 8, 8) and torch.isfinite(latents.float()).all()
+    assert sum(p.numel() for p in pipe.unet.parameters()) > 3e6
+
+
+@pytest.mark.parametrize("arguments", [["latency"], ["attention", "--repeats", "1"]])
+def test_bad_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["benchmark", *arguments])
+    assert error.value.code == 2 and "koala-nb benchmark: error" in capsys.readouterr().err
+
+
+def test_the_command_writes_ratios_and_memory(tmp_path, monkeypatch):
+    ways = {name: way for name, way in benchmark.ways().items() if name != "koala_nb, merged"}
+    monkeypatch.setattr(benchmark, "ways", lambda: dict(list(ways.items())[:2]))
+    given = ["attention", "--repeats", "2", "--steps", "1", "--out", str(tmp_path)]
+    assert cli.main(["benchmark", *given]) == 0
+    found = json.loads((tmp_path / "benchmark-attention-nano-koala.json").read_text("utf-8"))
+    assert [row["way"] for row in found["rows"]] == ["no capture", "koala_nb, by layer"]
+    assert all(row["extra_peak_mb"] >= 0 for row in found["rows"])
+    assert found["command"].startswith("koala-nb benchmark attention --repeats 2")
