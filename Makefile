@@ -41,4 +41,5 @@ train: $(STAMP)
 refresh: $(STAMP)
 	$(BIN)/python -m koala_nb evaluate --model nano-sdxl --n 60 --per-occupation 5
 	$(BIN)/python -m koala_nb evaluate
+	$(BIN)/python -m koala_nb evaluate attention
 	$(BIN)/python -m koala_nb refresh

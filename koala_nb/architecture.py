@@ -188,7 +188,7 @@ def costs(unet: nn.Module, latent: tuple[int, int] | None = None, tokens: int = 
         )
     unet = build_unet(unet.config)  # the given one may hold real weights: do not compute with them
     with FlopCounterMode(display=False) as counter:
-        unet(**_inputs(unet, height, width, tokens))
+        unet(**meta_inputs(unet, height, width, tokens))
     counts = {  # neither the sum "Global" nor the whole U-Net has a dot in its name
         name.partition(".")[2]: sum(ops.values())
         for name, ops in counter.get_flop_counts().items() if "." in name
@@ -216,7 +216,8 @@ def _own(flops: Mapping[str, int]) -> dict[str, int]:
     return own
 
 
-def _inputs(unet: nn.Module, height: int, width: int, tokens: int) -> dict[str, Any]:
+def meta_inputs(unet: nn.Module, height: int, width: int, tokens: int) -> dict[str, Any]:
+    """Return a U-Net's arguments for one image, latents of height x width, on the meta device."""
     import torch
 
     config = unet.config

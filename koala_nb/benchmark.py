@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from koala_nb.architecture import build_unet
+from koala_nb.architecture import build_unet, meta_inputs
 from koala_nb.attention import capture_attention
 from koala_nb.catalog import data_folder
 from koala_nb.pipelines import load
@@ -97,10 +97,9 @@ def draw(pipe: Pipeline, size: int | None, steps: int) -> torch.Tensor:
     """Return the latents of one guided image; random embeddings where there are no encoders."""
     text: dict[str, Any] = {"prompt": "a koala on a blue background"}
     if pipe.text_encoder is None:
-        config, kind = pipe.unet.config, pipe.unet.dtype
-        states = torch.randn(2, 1, 77, config.cross_attention_dim)
-        sizes = 6 * config.addition_time_embed_dim
-        pooled = torch.randn(2, 1, config.projection_class_embeddings_input_dim - sizes)
+        like, kind = meta_inputs(pipe.unet, 8, 8, 77), pipe.unet.dtype
+        states = torch.randn(2, *like["encoder_hidden_states"].shape)
+        pooled = torch.randn(2, *like["added_cond_kwargs"]["text_embeds"].shape)
         text = {"prompt_embeds": states[0].to(kind), "pooled_prompt_embeds": pooled[0].to(kind)}
         text |= {f"negative_{k}": v[1].to(kind) for k, v in zip(text, (states, pooled))}
     return pipe(

@@ -98,6 +98,8 @@ class Features:
     """
 
     def __init__(self, unet: nn.Module, names: Iterable[str]) -> None:
+        # A block compiled without hooks must not stand in for its like that has one.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         self.names, self.listening = list(dict.fromkeys(names)), False
         self.found: dict[str, torch.Tensor] = {}
         modules = [unet.get_submodule(name) for name in self.names]  # a bad name hooks nothing

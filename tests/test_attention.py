@@ -1,6 +1,7 @@
 """Attention maps: exact, complete, and without a trace in the image or the pipeline."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import koala_nb as kn
+from koala_nb.architecture import build_unet, meta_inputs
 from koala_nb.attention import CannotCapture
 from koala_nb.attention_buffers import cell_grid, grid_of
 from koala_nb.attention_maps import AXES, words_of
+from koala_nb.catalog import SYSTEMS, find, unet_parameters
 
 PROMPT = "a red koala"
 CROSS = 2 + 5 + 2 * 5 + 2 * 2  # layers of KOALA-700M's structure
@@ -304,6 +307,31 @@ def test_a_model_of_one_text_encoder(fresh):
     with pytest.raises(CannotCapture, match="two text encoders"):
         with kn.capture_attention(pipe, by_encoder=True):
             pass
+
+
+def on_meta(system, fresh, size, **options):
+    """The maps of one pass of a catalogued U-Net at full width: shapes without values."""
+    unet = build_unet(system)
+    pipe = SimpleNamespace(unet=unet, tokenizer=fresh.tokenizer)
+    with torch.no_grad(), kn.capture_attention(pipe, **options) as attention:
+        unet(**meta_inputs(unet, *size, 77))
+    return attention.batches[0].buffers, [n for n, _ in unet.named_modules() if n.endswith("attn2")]
+
+
+@pytest.mark.parametrize("system", [s.name for s in SYSTEMS if not s.embedded])
+def test_every_catalogued_unet_has_all_its_layers_captured(fresh, system):
+    if unet_parameters(find(system)) is None:
+        pytest.skip("only its published figures are known")
+    buffers, names = on_meta(system, fresh, (72, 104))
+    assert {place[1] for place in buffers} == set(names) and len(names) >= 15
+    assert {b.shape[2] for b in buffers.values()} <= {72 * 104 // 4**level for level in range(4)}
+
+
+def test_memory_at_1024_pixels(fresh):
+    """KOALA-700M: at most 12 MiB by layer and 1.6 MiB merged, however many steps."""
+    for keep, most in (("layer",), 12), ((), 1.6):
+        buffers, _ = on_meta("koala-lightning-700m", fresh, (128, 128), keep=keep)
+        assert 0 < sum(b.numel() * 4 for b in buffers.values()) <= most * 2**20
 
 
 # --- more channels ----------------------------------------------------------------------------

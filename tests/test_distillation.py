@@ -288,10 +288,10 @@ def test_checkpointing_does_not_change_features_or_gradients(teacher):
     torch.testing.assert_close(found[True], found[False])
 
 
-@pytest.mark.parametrize("regional", [False, True])
-def test_features_of_a_compiled_student_are_the_same(teacher, regional):
+@pytest.mark.parametrize("regional, stages", [(False, ()), (True, ()), (True, ("up_blocks.1",))])
+def test_features_of_a_compiled_student_are_the_same(teacher, regional, stages):
     unet = build("koala-lightning-700m")
-    pairs = feature_pairs(unet, teacher)
+    pairs = feature_pairs(unet, teacher, stages=stages)
     distiller = Distiller(unet, teacher, pairs)
     noise = torch.ones(1, 4, 8, 8)
     plain, _ = distiller.losses(lambda: call(unet), inputs(), noise)

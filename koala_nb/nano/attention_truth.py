@@ -107,7 +107,10 @@ def combine(maps: dict[str, np.ndarray], names: Sequence[str], size: int) -> np.
 
     With all heads of all layers this is DAAM's map, each head of each layer of equal weight.
     """
-    return np.mean([enlarge(maps[name], size) for name in names], axis=0)
+    total = np.zeros(())
+    for name in names:  # one at a time: all heads together would take gigabytes
+        total = total + enlarge(maps[name], size)
+    return total / len(names)
 
 
 def finest(maps: dict[str, np.ndarray]) -> list[str]:
