@@ -245,7 +245,7 @@ def test_costs_of_a_tiny_unet_by_hand(tiny):
 def test_stages_add_up_to_torchs_own_total(tiny):
     table = architecture.costs(tiny, (16, 8), tokens=7)
     with FlopCounterMode(display=False) as counter:
-        tiny(**architecture._inputs(tiny, 16, 8, 7))
+        tiny(**architecture.meta_inputs(tiny, 16, 8, 7))
     assert table["flops"].sum() == counter.get_total_flops() > 0
     assert table["parameters"].sum() == sum(p.numel() for p in tiny.parameters())
     assert (table[["parameters", "flops"]] >= 0).all(axis=None)
