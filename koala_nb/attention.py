@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from koala_nb.attention_buffers import Batch, Source, grid_of
+from koala_nb.attention_buffers import Batch, Source, grid_of, within
 from koala_nb.attention_maps import Attention, words_of
 from koala_nb.attention_processor import CannotCapture, Entry, Watching, forget, register
 from koala_nb.generation import embed
@@ -103,16 +103,12 @@ def _chosen(unet: Any, layers: str | Sequence[str] | None, with_self: bool) -> d
     kinds = {n: m for n, m in every.items() if m.is_cross_attention or with_self}
     wanted = [layers] if isinstance(layers, str) else layers
     for name in wanted or ():
-        if not any(n == name or n.startswith(f"{name}.") for n in kinds):
+        if not any(within(n, name) for n in kinds):
             parts = {n.rsplit(".", cut)[0] for n in kinds for cut in range(n.count(".") + 1)}
             near = get_close_matches(name, sorted(parts), 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise CannotCapture(f"No attention layer of this U-Net is, or is in, {name!r}.{hint}")
-    found = {
-        n: m
-        for n, m in kinds.items()
-        if wanted is None or any(n == w or n.startswith(f"{w}.") for w in wanted)
-    }
+    found = {n: m for n, m in kinds.items() if wanted is None or within(n, wanted)}
     for name, module in found.items():
         for part in ("norm_q", "norm_k", "norm_cross", "group_norm", "spatial_norm"):
             if getattr(module, part, None) is not None:

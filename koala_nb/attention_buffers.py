@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,12 @@ class Source:
     name: str
     heads: int
     scale: float
+
+
+def within(name: str, places: str | Sequence[str]) -> bool:
+    """Whether a layer is, or is in, one of some places, such as "up_blocks.0"."""
+    wanted = [places] if isinstance(places, str) else places
+    return any(name == place or name.startswith(f"{place}.") for place in wanted)
 
 
 def grid_of(name: str, blocks: int, height: int, width: int) -> tuple[int, int]:

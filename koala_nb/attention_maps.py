@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from koala_nb.attention_buffers import Batch
+from koala_nb.attention_buffers import Batch, within
 from koala_nb.provenance import write_atomic
 
 if TYPE_CHECKING:
@@ -235,14 +235,13 @@ class Attention:
     def _places(
         self, batch: Batch, channel: str, layers: str | Sequence[str] | None, step: int | None
     ) -> list[tuple[str, str, int]]:
-        wanted = [layers] if isinstance(layers, str) else layers
         found = [p for p in batch.buffers if p[0] == channel]
         if not found:
             have = ", ".join(dict.fromkeys(p[0] for p in batch.buffers))
             raise ValueError(f"channel={channel!r} was not captured; these were: {have}.")
-        if wanted is not None:
+        if layers is not None:
             known = found
-            found = [p for p in known if any(p[1] == w or p[1].startswith(f"{w}.") for w in wanted)]
+            found = [p for p in known if within(p[1], layers)]
             if not found:
                 names = ", ".join(dict.fromkeys(p[1] for p in known))
                 raise ValueError(f"layers={layers!r} were not captured; these were: {names}.")
