@@ -68,16 +68,18 @@ def capture_attention(
     unet = getattr(pipe.unet, "_orig_mod", pipe.unet)  # of a compiled one
     chosen = _chosen(unet, layers, self_grid is not None)
     capture = Capture(pipe, unet, chosen, options, probe)
-    original, first = dict(unet.attn_processors), unet.conv_in
+    original, first = {name: module.processor for name, module in chosen.items()}, unet.conv_in
     told = {name: pipe.__dict__.pop(name, None) for name in ("_guidance_scale", "_num_timesteps")}
     try:
-        unet.set_attn_processor(capture.processors(original))
+        for name, processor in capture.processors(original).items():
+            chosen[name].set_processor(processor)
         unet.conv_in = Entry(first, capture)
         yield capture.attention
         capture.check_complete()
     finally:
         unet.conv_in = first
-        unet.set_attn_processor(dict(original))  # it empties the dictionary that it is given
+        for name, processor in original.items():
+            chosen[name].set_processor(processor)
         forget(capture)
         for name, value in told.items():
             if value is not None and name not in pipe.__dict__:
@@ -99,7 +101,7 @@ def _check(pipe: Any, options: Options) -> None:
 
 def _chosen(unet: Any, layers: str | Sequence[str] | None, with_self: bool) -> dict[str, Any]:
     """Return the attention modules to watch, by name; refuse those whose maps would be wrong."""
-    every = {n: m for n, m in unet.named_modules() if hasattr(m, "set_processor")}
+    every = {n: m for n, m in unet.named_modules() if hasattr(type(m), "set_processor")}
     kinds = {n: m for n, m in every.items() if m.is_cross_attention or with_self}
     wanted = [layers] if isinstance(layers, str) else layers
     for name in wanted or ():
@@ -136,8 +138,8 @@ class Capture:
         self.state = register(self)
 
     def processors(self, original: dict[str, Any]) -> dict[str, Any]:
-        """Return the U-Net's processors, those of the chosen layers inside watching ones."""
-        found = dict(original)
+        """Return a watching processor around the original one of every chosen layer."""
+        found = {}
         for name, module in self.modules.items():
             channels = ["cross"] if module.is_cross_attention else ["self"]
             if module.is_cross_attention:
@@ -147,19 +149,13 @@ class Capture:
             for channel in channels:
                 source = Source(channel, name, module.heads, float(module.scale))
                 states[channel] = self._register(source)
-            key = f"{name}.processor"
-            found[key] = Watching(original[key], self, states)
+            found[name] = Watching(original[name], self, states)
         return found
 
     def _register(self, source: Source) -> torch.Tensor:
         state = register(self)
         self.sources[int(state)] = source
         return state
-
-    @property
-    def rows(self) -> slice:
-        """The rows of the U-Net's batch whose maps are kept."""
-        return self.attention.batches[-1].rows
 
     def begin_pass(self, sample: torch.Tensor) -> None:
         """Note a pass of the U-Net: a further step, or the first of further images."""

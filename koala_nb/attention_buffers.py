@@ -13,7 +13,7 @@ SCRATCH = {"cpu": 2**18, "cuda": 2**24}  # floats of one softmax: small ones sta
 SOFTMAX = ("cross", "probe", "self")  # the other channels hold logits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """One layer's contribution to one channel."""
 
@@ -63,21 +63,24 @@ class Batch:
     grids: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     added: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+    shapes: dict[Source, tuple[str, tuple[int, int], tuple[int, ...]]] = field(default_factory=dict)
 
-    @property
-    def rows(self) -> slice:
-        """The rows of the U-Net's batch whose maps are kept."""
-        return slice(self.halves[0] * self.size[0], (self.halves[-1] + 1) * self.size[0])
+    def __post_init__(self) -> None:
+        """Note the rows of the U-Net's batch whose maps are kept."""
+        self.rows = range(self.halves[0] * self.size[0], (self.halves[-1] + 1) * self.size[0])
 
     def shape(self, source: Source) -> tuple[str, tuple[int, int], tuple[int, ...]]:
         """Return a source's key, its grid, and the shape of its buffer for one row."""
+        if known := self.shapes.get(source):
+            return known
         grid = grid_of(source.name, self.blocks, *self.size[2:])
         if source.channel == "self":
             grid = cell_grid(grid, self.cells)
         tokens = math.prod(grid) if source.channel == "self" else self.tokens
         key = source.name if "layer" in self.keep else f"{grid[0]} x {grid[1]}"
         heads = source.heads if "head" in self.keep else 1
-        return key, grid, (heads, math.prod(grid), tokens)
+        self.shapes[source] = key, grid, (heads, math.prod(grid), tokens)
+        return self.shapes[source]
 
     def predict(self, sources: list[Source], steps: int) -> int:
         """Return the bytes that all buffers will take."""
@@ -90,49 +93,49 @@ class Batch:
 
     def add(self, source: Source, query: torch.Tensor, key: torch.Tensor) -> None:
         """Add the softmax (or the logits) of queries and keys, (rows, positions, channels) each."""
-        name, grid, (heads, positions, _) = self.shape(source)
+        name, grid, (heads, positions, tokens) = self.shape(source)
         place = (source.channel, name, self.passes - 1 if "step" in self.keep else 0)
-        query, key = (
-            value.detach().unflatten(-1, (source.heads, -1)).transpose(1, 2)
-            for value in (query, key)
-        )
-        tokens = positions if source.channel == "self" else key.shape[2]
-        if place not in self.buffers:
-            shape = (len(query), heads, positions, tokens)
-            self.buffers[place] = torch.zeros(shape, device=query.device)
+        into = self.buffers.get(place)
+        if into is None:
+            tokens = tokens if source.channel == "self" else key.shape[1]
+            into = torch.zeros(len(self.rows), heads, positions, tokens, device=query.device)
+            self.buffers[place] = into
             self.grids[place[:2]] = grid
-        into = self.buffers[place]
-        if source.channel == "self":
-            fine = grid_of(source.name, self.blocks, *self.size[2:])
-            for row in range(len(query)):
-                _add_cells(into[row], query[row], key[row], source.scale, fine, grid)
-        else:
-            _add_maps(into, query, key, source)
+        if query.requires_grad:
+            query, key = query.detach(), key.detach()
+        for image, row in enumerate(self.rows):
+            read = [x[row].view(x.shape[1], source.heads, -1) for x in (query, key)]
+            if source.channel == "self":
+                fine = grid_of(source.name, self.blocks, *self.size[2:])
+                _add_cells(into[image], *read, source.scale, fine, grid)
+            else:
+                _add_maps(into[image], *read, source)
         self.added[place] += 1
         self.seen[source.channel, source.name] += 1
 
 
 def _add_maps(into: torch.Tensor, query: torch.Tensor, key: torch.Tensor, source: Source) -> None:
-    """Add maps, (rows, heads or 1, positions, tokens), in pieces that fit the scratch space."""
-    rows, heads, positions, _ = query.shape
-    room = SCRATCH.get(query.device.type, SCRATCH["cpu"]) // (positions * key.shape[2])
-    if room >= rows * heads:
-        pieces = [(slice(None), slice(None))]
-    else:
-        size = max(1, room)
-        pieces = [
-            (slice(row, row + 1), slice(head, head + size))
-            for row in range(rows)
-            for head in range(0, heads, size)
-        ]
-    for row, some in pieces:
-        maps = (query[row, some].float() * source.scale) @ key[row, some].float().mT
+    """Add maps, (heads or 1, positions, tokens), in pieces that fit the scratch space.
+
+    Queries are (positions, heads, channels), keys (tokens, heads, channels). Few operations: in
+    small models the time is that of calling them.
+    """
+    positions, heads, _ = query.shape
+    room = SCRATCH.get(query.device.type, SCRATCH["cpu"]) // (positions * len(key))
+    size = max(1, min(heads, room))
+    query, key = query.transpose(0, 1), key.permute(1, 2, 0)
+    for head in range(0, heads, size):
+        q, k, part = query, key, into
+        if size < heads:
+            some = slice(head, head + size)
+            q, k, part = query[some], key[some], into if len(into) == 1 else into[some]
+        maps = torch.baddbmm(part, q.float(), k.float(), beta=0, alpha=source.scale)
         if source.channel in SOFTMAX:
             maps = torch.softmax(maps, -1)
-        if into.shape[1] == 1:
-            into[row].add_(maps.sum(1, keepdim=True), alpha=1 / heads)
+        if len(into) == 1:
+            part.add_(maps.sum(0, keepdim=True), alpha=1 / heads)
         else:
-            into[row, some] += maps
+            part.add_(maps)
 
 
 def _add_cells(
@@ -145,7 +148,7 @@ def _add_cells(
 ) -> None:
     """Add self-attention between cells: summed over a cell's keys, the mean over its queries.
 
-    Adds to (heads or 1, cells, cells) for queries and keys of (heads, positions, channels).
+    Adds to (heads or 1, cells, cells) for queries and keys of (positions, heads, channels).
     """
     index = [
         torch.arange(side, device=query.device) * n // side
@@ -156,13 +159,14 @@ def _add_cells(
     )
     cell = (index[0][:, None] * cells[1] + index[1]).flatten()
     share = 1 / torch.bincount(cell).float()
+    query, key = query.transpose(0, 1), key.permute(1, 2, 0)
     heads, positions, _ = query.shape
     size = max(1, SCRATCH.get(query.device.type, SCRATCH["cpu"]) // positions)
     for head in range(heads):
         target = into[head if len(into) > 1 else 0]
         for start in range(0, positions, size):
             some = slice(start, start + size)
-            maps = (query[head, some].float() * scale) @ key[head].float().mT
+            maps = (query[head, some].float() * scale) @ key[head].float()
             maps = torch.softmax(maps, -1).unflatten(-1, grid)
             summed = (rows.T @ maps @ columns).flatten(1)
             weight = share[cell[some]] * (1.0 if len(into) > 1 else 1 / heads)

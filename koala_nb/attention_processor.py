@@ -19,6 +19,7 @@ class CannotCapture(ValueError):
     """What is asked for, or this pipeline, does not allow exact maps; the message says why."""
 
 
+READ_BY_LAYER = ("cross", "self", "logits")  # channels with the keys of the layer itself
 _OPEN: dict[int, Capture] = {}  # by handle: what a compiled graph cannot hold
 _NUMBERS = itertools.count()
 
@@ -36,12 +37,30 @@ def forget(capture: Capture) -> None:
         del _OPEN[handle]
 
 
+class Recorder:
+    """A projection of a layer that keeps what it returned last."""
+
+    def __init__(self, projection: nn.Module) -> None:
+        self.projection = projection
+        self.last: torch.Tensor | None = None
+
+    def __call__(self, states: torch.Tensor, *args: Any) -> torch.Tensor:
+        """Return what the projection returns."""
+        self.last = self.projection(states, *args)
+        return self.last
+
+
 class Watching:
-    """A layer's processor: calls the layer's own, unchanged, and shows queries and keys."""
+    """A layer's processor: calls the layer's own, unchanged, and shows queries and keys.
+
+    In eager mode they are those that the layer's own processor computed; a compiled graph, and one
+    that fuses projections, computes them once more.
+    """
 
     def __init__(self, inner: Any, capture: Capture, states: dict[str, torch.Tensor]) -> None:
         self.inner, self.capture, self.states = inner, capture, states
         self.probe, self.width_l, self.order = capture.probe, capture.width_l, capture.order
+        self.handles = {channel: int(state) for channel, state in states.items()}
 
     def __call__(
         self,
@@ -59,21 +78,36 @@ class Watching:
                 "Attention masks and image prompts (IP-Adapter) change the softmax in ways that "
                 "the maps would leave out: draw without them."
             )
-        result = self.inner(
-            attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
-        )
-        compiling = torch.compiler.is_compiling()
-        rows = slice(None) if compiling else self.capture.rows
-        seen = hidden_states[rows]
-        query = attn.to_q(seen)
-        text = seen if encoder_hidden_states is None else encoder_hidden_states[rows]
-        for channel, state in self.states.items():
-            key = attn.to_k(self._read_by(channel, text))
-            if compiling:
+        given = (attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args)
+        text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if torch.compiler.is_compiling():
+            result = self.inner(*given, **kwargs)
+            query = attn.to_q(hidden_states)
+            for channel, state in self.states.items():
+                key = attn.to_k(self._read_by(channel, text))
                 torch.ops.koala_nb.attend(query, key, state, self.order)
-            else:
-                self.capture.add(int(state), query, key)
+            return result
+        result, query, key = self._record(given, kwargs)
+        query = attn.to_q(hidden_states) if query is None else query
+        for channel, handle in self.handles.items():
+            read = key if channel in READ_BY_LAYER else None
+            read = attn.to_k(self._read_by(channel, text)) if read is None else read
+            self.capture.add(handle, query, read)
         return result
+
+    def _record(
+        self, given: tuple, kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Return what the layer's own processor returns, and the queries and keys it used."""
+        attn = given[0]
+        to_q, to_k = Recorder(attn.to_q), Recorder(attn.to_k)
+        # What an instance holds comes before what its class finds: no module is exchanged.
+        attn.__dict__.update(to_q=to_q, to_k=to_k)
+        try:
+            return self.inner(*given, **kwargs), to_q.last, to_k.last
+        finally:
+            attn.__dict__.pop("to_q", None)
+            attn.__dict__.pop("to_k", None)
 
     def _read_by(self, channel: str, text: torch.Tensor) -> torch.Tensor:
         """Return the embeddings whose keys a channel compares the queries with."""
@@ -115,6 +149,5 @@ def _begin(sample: torch.Tensor, state: torch.Tensor, order: torch.Tensor) -> No
 def _attend(
     query: torch.Tensor, key: torch.Tensor, state: torch.Tensor, order: torch.Tensor
 ) -> None:
-    capture = _OPEN[int(state)]
-    capture.add(int(state), query[capture.rows], key[capture.rows])
+    _OPEN[int(state)].add(int(state), query, key)
     order += 1
