@@ -104,12 +104,12 @@ class Batch:
         if query.requires_grad:
             query, key = query.detach(), key.detach()
         for image, row in enumerate(self.rows):
-            read = [x[row].view(x.shape[1], source.heads, -1) for x in (query, key)]
+            q, k = (x[row].view(x.shape[1], source.heads, -1) for x in (query, key))
             if source.channel == "self":
                 fine = grid_of(source.name, self.blocks, *self.size[2:])
-                _add_cells(into[image], *read, source.scale, fine, grid)
+                _add_cells(into[image], q, k, source.scale, fine, grid)
             else:
-                _add_maps(into[image], *read, source)
+                _add_maps(into[image], q, k, source)
         self.added[place] += 1
         self.seen[source.channel, source.name] += 1
 

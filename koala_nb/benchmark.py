@@ -1,16 +1,16 @@
 """`koala-nb benchmark attention`: what a capture of attention costs, as ratios in one run.
 
 Ways of capturing take turns in one process, so that the machine's moods hit all alike. Extra memory
-is the growth of a fresh process' peak over that of the same generation without capture.
+is the peak of live tensors less that of the same generation without capture.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from koala_nb.architecture import build_unet, meta_inputs
 from koala_nb.attention import capture_attention
@@ -146,19 +149,41 @@ def take_turns(pipe: Pipeline, size: int | None, steps: int, repeats: int) -> li
     return rows
 
 
-def extra_memory(arguments: Sequence[str], name: str) -> float:
-    """Return the MB by which one way raises the peak of a fresh process."""
-    command = [sys.executable, "-m", "koala_nb.benchmark", "attention", *arguments, "--way", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside it, and their peak; scratch in kernels is not.
+
+    A process' resident memory moves by tens of MB from run to run, which hides what is looked for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in self._storages((args, kwargs)):
+            self.known[storage] = True  # weights, of which an operation may return a view
+        found = func(*args, **(kwargs or {}))
+        for storage in self._storages(found):
+            if storage not in self.known:
+                self.known[storage] = True
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        return found
+
+    def _storages(self, values: Any) -> list[Any]:
+        return [x.untyped_storage() for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
 
 
-def peak() -> float:
-    """Return this process' largest resident memory so far, in MB."""
-    import resource  # not on Windows
-
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes / (1e6 if sys.platform == "darwin" else 1e3)
+def peak_bytes(pipe: Pipeline, way: Way, size: int | None, steps: int) -> int:
+    """Return the peak of live tensors of one generation, beyond what was there before."""
+    with LiveBytes() as live:
+        captured(pipe, way, size, steps)
+    return live.peak
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,7 +197,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--out", type=Path, default=None, help="default: data/results")
-    parser.add_argument("--way", choices=list(ways()), help=argparse.SUPPRESS)  # of a child
     given = list(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(given)
     if options.repeats < 2 or options.steps < 1:
@@ -181,18 +205,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         pipe = random_pipeline(options.random, options.dtype)
     else:
         pipe = load(options.model, device="cpu", dtype=options.dtype)
-    if options.way:
-        captured(pipe, ways()["no capture"], options.size, options.steps)
-        before = peak()
-        captured(pipe, ways()[options.way], options.size, options.steps)
-        print(peak() - before)
-        return 0
     rows = take_turns(pipe, options.size, options.steps, options.repeats)
+    base = peak_bytes(pipe, ways()["no capture"], options.size, options.steps)
     for row in rows:
-        row["extra_peak_mb"] = extra_memory(given[1:], row["way"])
+        peak = peak_bytes(pipe, ways()[row["way"]], options.size, options.steps)
+        row["extra_peak_mb"] = (peak - base) / 1e6
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
     name = options.random or options.model
-    told = {k: v for k, v in vars(options).items() if k not in ("out", "way", "what")}
+    told = {k: v for k, v in vars(options).items() if k not in ("out", "what")}
     result = {
         "command": " ".join(["koala-nb benchmark", *given]),
         "options": told,

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 when done, 1 where a report's notebook failed, 2 for a user's error (one line on stderr).
     """
     options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command not in ("train", "evaluate", "benchmark"):
+    if rest and options.command not in ("train", "evaluate", "benchmark", "probe"):
         _parser().error(f"unrecognised arguments: {' '.join(rest)}")
     options.rest = rest
     try:
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", "nano.training", "train the embedded models; train student | study: distil"),
         ("evaluate", "nano.evaluation", "measure the embedded models; attention: word maps"),
         ("benchmark", "benchmark", "measure the cost of capturing attention, as ratios"),
+        ("probe", "probes", "measure a limitation at full size: text | composition | frequency"),
     )
     for name, module, what in delegates:
         delegate = commands.add_parser(name, help=what, add_help=False)
@@ -121,9 +122,15 @@ def _delegate(options: argparse.Namespace) -> None:
         ("train", "student"): "train_student",
         ("train", "study"): "nano.study",
         ("evaluate", "attention"): "nano.attention_truth",
+        ("evaluate", "coverage"): "coverage",
+        ("probe", "text"): "probes.text",
+        ("probe", "composition"): "probes.composition",
+        ("probe", "frequency"): "probes.frequency",
     }
     if rest and (options.command, rest[0]) in own:
         name, rest = own[options.command, rest[0]], rest[1:]
+    elif options.command == "probe":
+        raise ValueError("probe: choose one of text, composition, frequency.")
     code = import_module(f"koala_nb.{name}").main(rest)
     if code:
         raise SystemExit(code)

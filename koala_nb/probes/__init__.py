@@ -1,0 +1,1 @@
+"""Probes: prompts -> images -> a scorer -> a tidy table -> estimates with intervals."""
