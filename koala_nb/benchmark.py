@@ -221,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rows": rows,
     }
     folder = options.out or data_folder() / "results"
+    folder.mkdir(parents=True, exist_ok=True)
     print(write_json(folder / f"benchmark-attention-{name}.json", result))
     return 0
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+Values = Sequence[Any] | np.ndarray  # one entry an image
+
 
 class Estimate(NamedTuple):
     """A value, its interval's ends and the number of observations behind it."""
@@ -22,7 +24,7 @@ class Estimate(NamedTuple):
     n: int
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+def mean_interval(values: Values, confidence: float = 0.95) -> Estimate:
     """Return the mean with Student's t interval (`scipy.stats.ttest_1samp`).
 
     For a comparison of pairs, give their differences; for clusters, the clusters' means. ValueError
@@ -48,7 +50,12 @@ def share_interval(hits: int, n: int, confidence: float = 0.95) -> Estimate:
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
 
 
-def by_cluster(hits: Sequence[Any], clusters: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+def numbered(clusters: Values) -> np.ndarray:
+    """Return the number of each entry's cluster, from 0, in the order of the names."""
+    return np.unique([str(name) for name in clusters], return_inverse=True)[1]
+
+
+def by_cluster(hits: Values, clusters: Values) -> tuple[np.ndarray, np.ndarray]:
     """Return hits and images of each cluster, two arrays; one entry an image in the arguments.
 
     ValueError where the two differ in length or there are no images.
@@ -56,7 +63,7 @@ def by_cluster(hits: Sequence[Any], clusters: Sequence[Any]) -> tuple[np.ndarray
     found = np.asarray(hits, dtype=float)
     if len(found) != len(clusters) or not len(found):
         raise ValueError(f"{len(found)} hits do not fit {len(clusters)} images' clusters.")
-    _, where = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
+    where = numbered(clusters)
     return np.bincount(where, weights=found), np.bincount(where)
 
 
@@ -82,9 +89,7 @@ def design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
     return float(1 + (size - 1) * (telling * correlation + prior) / (telling + prior))
 
 
-def clustered_share(
-    hits: Sequence[Any], clusters: Sequence[Any], confidence: float = 0.95
-) -> Estimate:
+def clustered_share(hits: Values, clusters: Values, confidence: float = 0.95) -> Estimate:
     """Return a share with Wilson's interval on the effective number of images.
 
     One entry an image: hit or not, and its prompt. Student's t with clusters - 1 degrees takes the
@@ -110,9 +115,7 @@ def _wilson(share: float, n: float, z: float) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def clustered_mean(
-    values: Sequence[float], clusters: Sequence[Any], confidence: float = 0.95
-) -> Estimate:
+def clustered_mean(values: Values, clusters: Values, confidence: float = 0.95) -> Estimate:
     """Return a mean over images with the t interval of its clusters (a linearised ratio).
 
     For measures that are no shares, such as error rates; n is the number of images. The images of
@@ -132,24 +135,30 @@ def clustered_mean(
 
 def cluster_bootstrap(
     statistic: Callable[[np.ndarray], float],
-    clusters: Sequence[Any],
+    clusters: Values,
     confidence: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Return any statistic of images with a percentile interval over resampled clusters.
+    """Return any statistic of images with an expanded percentile interval over resampled clusters.
 
-    `statistic` takes the positions of images, some of them several times. With fewer than about 20
-    clusters it is too narrow: see `coverage`. NaN values of resamples are left out.
+    `statistic` takes the positions of images, some of them several times. The percentiles are those
+    that make up for few clusters (Hesterberg 2015, section 5.2). NaN values of resamples are left
+    out. ValueError for fewer than two clusters.
     """
-    _, where = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
+    where = numbered(clusters)
     groups = [np.flatnonzero(where == c) for c in range(where.max() + 1)]
+    m = len(groups)
+    if m < 2:
+        raise ValueError("cluster_bootstrap: one prompt tells nothing of how prompts differ.")
     rng = np.random.default_rng(seed)
     found = [
-        statistic(np.concatenate([groups[c] for c in rng.integers(len(groups), size=len(groups))]))
+        statistic(np.concatenate([groups[c] for c in rng.integers(m, size=m)]))
         for _ in range(draws)
     ]
-    edges = np.nanquantile(found, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    t = stats.t.ppf(0.5 - confidence / 2, m - 1)
+    tail = float(stats.norm.cdf(np.sqrt(m / (m - 1)) * t))
+    edges = np.nanquantile(found, [tail, 1 - tail])
     value = statistic(np.arange(len(where)))
     return Estimate(float(value), float(edges[0]), float(edges[1]), len(where))
 
@@ -223,7 +232,7 @@ def _on_simplex(values: np.ndarray) -> np.ndarray:
     return np.maximum(values - excess[np.arange(len(values)), last][:, None], 0)
 
 
-def adjust(p_values: Sequence[float], method: str = "holm") -> np.ndarray:
+def adjust(p_values: Values, method: str = "holm") -> np.ndarray:
     """Return p values adjusted for how many they are (`statsmodels` `multipletests`).
 
     method: "holm" for claims, "fdr_bh" (Benjamini and Hochberg) for exploration.

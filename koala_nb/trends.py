@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from koala_nb.stats import Estimate, by_cluster
+from koala_nb.stats import Estimate, Values, by_cluster, numbered
 
 
 class Trend(NamedTuple):
@@ -24,7 +23,7 @@ class Trend(NamedTuple):
 
 
 def logistic_trend(
-    x: Sequence[float], hits: Sequence[Any], clusters: Sequence[Any], confidence: float = 0.95
+    x: Values, hits: Values, clusters: Values, confidence: float = 0.95
 ) -> Trend | None:
     """Return the logistic regression of hits on x, its errors clustered by prompt.
 
@@ -38,8 +37,8 @@ def logistic_trend(
     values, found = np.asarray(x, dtype=float), np.asarray(hits, dtype=float)
     if np.ptp(found) == 0 or np.ptp(values) == 0 or _separated(values, found):
         return None
-    names, groups = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
-    if len(names) < 3:
+    groups = numbered(clusters)
+    if groups.max() < 2:
         return None
     import warnings
 
@@ -53,7 +52,7 @@ def logistic_trend(
         return None
     a, b = (float(v) for v in fit.params)
     covariance = np.asarray(fit.cov_params())
-    t = float(stats.t.ppf(0.5 + confidence / 2, len(names) - 1))
+    t = float(stats.t.ppf(0.5 + confidence / 2, groups.max()))
     half = t * float(np.sqrt(covariance[1, 1]))
     slope = Estimate(b, b - half, b + half, len(found))
     return Trend(a, slope, _fieller(a, b, covariance, t, len(found)))
@@ -77,7 +76,7 @@ def _fieller(a: float, b: float, cov: np.ndarray, t: float, n: int) -> Estimate:
 
 
 def linear_trend(
-    x: Sequence[float], y: Sequence[float], clusters: Sequence[Any], confidence: float = 0.95
+    x: Values, y: Values, clusters: Values, confidence: float = 0.95
 ) -> Estimate | None:
     """Return the slope of y on x by least squares, its error clustered by prompt (`statsmodels`).
 
@@ -86,8 +85,8 @@ def linear_trend(
     import statsmodels.api as sm
 
     values = np.asarray(x, dtype=float)
-    names, groups = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
-    if len(names) < 3 or np.ptp(values) == 0:
+    groups = numbered(clusters)
+    if groups.max() < 2 or np.ptp(values) == 0:
         return None
     fit = sm.OLS(np.asarray(y, dtype=float), sm.add_constant(values)).fit(
         cov_type="cluster", cov_kwds={"groups": groups, "use_correction": True}, use_t=True
@@ -152,7 +151,7 @@ def detectable(
     return float("nan")
 
 
-def correlation(hits: Sequence[Any], clusters: Sequence[Any]) -> float:
+def correlation(hits: Values, clusters: Values) -> float:
     """Return the intra-class correlation of hits within clusters, 0 to 1 (analysis of variance)."""
     sums, sizes = by_cluster(hits, clusters)
     m, n = len(sizes), sizes.sum()

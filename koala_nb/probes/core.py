@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
-from koala_nb import runs, stats, trends
+from koala_nb import coverage, runs, stats, trends
 from koala_nb.catalog import data_folder
 from koala_nb.generation import generate
 from koala_nb.pipelines import identity, load
@@ -142,11 +142,8 @@ def measure(
     With `out` images and readings are kept in a folder, and the same call goes on after an
     interruption. `recipe` goes to `generate`. The same seeds give the same table.
     """
-    seeds = (
-        [list(range(first_seed, first_seed + images))] * len(prompts)
-        if same_seeds
-        else own_seeds(len(prompts), images, first_seed)
-    )
+    seeds = own_seeds(1 if same_seeds else len(prompts), images, first_seed)
+    seeds *= len(prompts) if same_seeds else 1
     run = generate(pipe, prompts.prompt.tolist(), seeds, out=out, progress=progress, **recipe)
     asked = prompts.to_dict("records")
     rows = [asked[i] for i in run.records.prompt_index]
@@ -218,6 +215,17 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Esti
     return stats.mean_interval(differences.to_numpy())
 
 
+def cautions(table: pd.DataFrame) -> dict[str, str]:
+    """Return, for each column of yes and no, a sentence where its interval may be too narrow."""
+    found: dict[str, str] = {}
+    for name in table:
+        asked = table[table[name].notna()]
+        if len(asked) and asked[name].map(type).eq(bool).all():
+            told = coverage.caution(asked[name], asked.id)
+            found |= {str(name): told} if told else {}
+    return found
+
+
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a table's rows for JSON: None for what is missing or not finite."""
     finite = table.replace([np.inf, -np.inf], np.nan).astype(object)
@@ -280,9 +288,11 @@ def main(probe: Probe, argv: Sequence[str] | None = None) -> int:
         "scorer": f"{scorer.name} {scorer.version}",
         "environment": environment(),
         "estimates": plain(probe.estimates(table)),
+        "cautions": cautions(table),
     }
     place = options.out or data_folder() / "results"
-    stem = f"probe-{probe.name}-{about.name.replace('/', '--')}"
+    place.mkdir(parents=True, exist_ok=True)
+    stem = folder.name
     save_table(table, place / f"{stem}.csv")
     print(write_json(place / f"{stem}.json", result))
     return 0

@@ -1,0 +1,172 @@
+"""What every probe shares: prompt sets, plans, resumable measuring, clustered estimates."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import koala_nb as kn
+from koala_nb import stats
+from koala_nb.figures import brightness
+from koala_nb.probes import core
+
+PROMPTS = pd.DataFrame({
+    "id": ["a", "b", "c"],
+    "prompt": ["a koala on a blue background", "a red apple", "a dog face"],
+    "kind": ["animal", "food", "animal"],
+})  # fmt: skip
+
+
+class Bright:
+    """Measures brightness; counts what it was shown."""
+
+    name, version = "brightness", "1"
+
+    def __init__(self):
+        self.shown = 0
+
+    def score(self, images, prompts):
+        self.shown += len(images)
+        return [{"level": brightness(i) / 3, "bright": brightness(i) > 128} for i in images]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return kn.load("nano-koala", device="cpu")
+
+
+def measure(pipe, scorer, **more):
+    return core.measure(pipe, PROMPTS, scorer, images=2, steps=1, progress=False, **more)
+
+
+def test_one_row_an_image_with_seeds_of_its_own(pipe):
+    table = measure(pipe, Bright())
+    assert list(table.columns) == ["id", "prompt", "kind", "seed", "level", "bright"]
+    assert table.id.tolist() == ["a", "a", "b", "b", "c", "c"]
+    assert table.seed.tolist() == [0, 1, 2, 3, 4, 5]
+    assert measure(pipe, Bright(), same_seeds=True).seed.tolist() == [0, 1] * 3
+
+
+def test_the_same_table_to_the_byte_after_a_kill(pipe, tmp_path, monkeypatch):
+    core.save_table(measure(pipe, Bright(), out=tmp_path / "whole"), tmp_path / "whole.csv")
+    monkeypatch.setattr(core, "CHUNK", 2)
+
+    class Killed(Bright):
+        def score(self, images, prompts):
+            if self.shown:
+                raise KeyboardInterrupt
+            return super().score(images, prompts)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(pipe, Killed(), out=tmp_path / "run")
+    (tmp_path / "run" / "images" / sorted_images(tmp_path)[3]).unlink()
+    again = Bright()
+    table = measure(pipe, again, out=tmp_path / "run")
+    assert again.shown == 4  # the two read before are not read again
+    core.save_table(table, tmp_path / "resumed.csv")
+    assert (tmp_path / "resumed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def sorted_images(folder):
+    return sorted(path.name for path in (folder / "run" / "images").glob("*.png"))
+
+
+def test_readings_of_another_version_are_not_mixed(pipe, tmp_path):
+    measure(pipe, Bright(), out=tmp_path / "run")
+    other = Bright()
+    other.version = "2"
+    with pytest.raises(ValueError, match="brightness 2: remove the file"):
+        measure(pipe, other, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("prompt\nx\n", "no column 'id'"),
+        ("id,prompt\n1,\n", "line 2: prompt is empty"),
+        ("id,prompt\n1,x\n1,y\n", "'1' stands twice"),
+        ("", "not a CSV"),
+        ('id,prompt\n1,"x\n', "not a CSV"),
+    ],
+)
+def test_a_broken_prompt_set_is_named(tmp_path, text, message):
+    path = tmp_path / "prompts.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        core.read_prompts(path)
+
+
+def test_a_missing_prompt_set_is_named(tmp_path):
+    with pytest.raises(ValueError, match="There is no prompt set"):
+        core.read_prompts(tmp_path / "none.csv")
+
+
+def test_words_that_pandas_takes_for_nothing_stay(tmp_path):
+    path = tmp_path / "prompts.csv"
+    path.write_text("id,prompt,text\n01,a sign,null\n02,a sign,\n")
+    table = core.read_prompts(path)
+    assert table.id.tolist() == ["01", "02"]
+    assert table.text.tolist() == ["null", None]
+
+
+def test_some_prompts_of_every_kind():
+    prompts = pd.DataFrame({"id": range(100), "kind": ["x"] * 90 + ["y"] * 10})
+    assert core.some(prompts, 10, by="kind").kind.value_counts().to_dict() == {"x": 5, "y": 5}
+    assert core.some(prompts, 0) is prompts and core.some(prompts, 200) is prompts
+    assert len(core.some(prompts, 7)) == 7
+
+
+def test_the_plan_says_what_it_can_find():
+    assert "50 prompts x 4 images = 200 images, worth 174" in core.plan(50, 4)
+    assert "nothing reliably" in core.plan(1, 1)
+
+
+def test_shares_by_factor_are_clustered_and_leave_out_what_was_not_asked():
+    table = pd.DataFrame({
+        "id": np.repeat(list("abcd"), 5), "kind": np.repeat(["x", "y"], 10),
+        "right": [True] * 5 + [False] * 5 + [None] * 5 + [True, False] * 2 + [True],
+    })  # fmt: skip
+    found = core.shares(table, "right", "kind")
+    assert found[["kind", "value", "n", "prompts"]].values.tolist() == [
+        ["x", 0.5, 10, 2],
+        ["y", 0.6, 5, 1],
+    ]
+    expected = stats.clustered_share([1] * 5 + [0] * 5, ["a"] * 5 + ["b"] * 5)
+    assert found.low[0] == pytest.approx(expected.low, abs=1e-6)
+    assert core.shares(table, "right").n.tolist() == [15]
+
+
+def test_pairs_are_prompts():
+    first = pd.DataFrame({"id": list("aabbc"), "right": [1, 1, 1, 0, 1]})
+    second = pd.DataFrame({"id": list("aabbd"), "right": [0, 0, 1, 0, 1]})
+    found = core.paired(first, second, "right")
+    assert (found.value, found.n) == (0.5, 2)  # a: 1, b: 0; c and d have no partner
+
+
+def test_results_are_plain_json():
+    value = {"x": stats.Estimate(0.5, -np.inf, np.inf, 3), "t": pd.DataFrame({"v": [1.0, np.nan]})}
+    assert core.plain(value) == {
+        "x": {"value": 0.5, "low": None, "high": None, "n": 3},
+        "t": [{"v": 1.0}, {"v": None}],
+    }
+
+
+def test_cautions_name_the_column():
+    images = pd.DataFrame({"id": np.repeat(range(20), 10), "sure": [True, False] * 100})
+    images["rare"] = images.id == 0  # one prompt always, the others never
+    assert set(core.cautions(images)) <= {"rare"}
+    assert core.cautions(images.assign(level=0.5)) == core.cautions(images)
+
+
+def test_a_probe_runs_from_the_command_line_and_again(pipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    probe = core.Probe(
+        "brightness", lambda domain: PROMPTS, lambda pipe: Bright(),
+        lambda table: {"bright": core.shares(table, "bright")}, images=1,
+    )  # fmt: skip
+    results = []
+    for _ in range(2):
+        assert core.main(probe, ["--out", "out", "--prompts", "2"]) == 0
+        results.append([p.read_bytes() for p in sorted((tmp_path / "out").iterdir())])
+    assert results[0] == results[1]
+    assert "2 prompts x 1 images" in capsys.readouterr().out
+    assert b"Embedded teaching model" in results[0][1]
