@@ -176,22 +176,17 @@ def caution(found: Values, clusters: Values) -> str | None:
     Looks up the simulated cell next to these images: prompts, images a prompt, correlation, share.
     """
     sums, sizes = stats.by_cluster(found, clusters)
-    here = {
-        "prompts": np.log(len(sizes)),
-        "images": np.log(sizes.mean()),
-        "correlation": 5 * trends.correlation(found, clusters),
-        "share": 5 * sums.sum() / sizes.sum(),
-    }
-    scale = {
-        "prompts": np.log,
-        "images": np.log,
-        "correlation": (5.0).__mul__,
-        "share": (5.0).__mul__,
-    }
     grid = [cell for cell in published() if cell["interval"] == "clustered_share"]
     if not grid:
         return None
-    near = min(grid, key=lambda c: sum((scale[k](c[k]) - here[k]) ** 2 for k in here))
+
+    def at(prompts: float, images: float, correlation: float, share: float) -> np.ndarray:
+        return np.array([np.log(prompts), np.log(images), 5 * correlation, 5 * share])
+
+    related = trends.correlation(found, clusters)
+    here = at(len(sizes), sizes.mean(), related, sums.sum() / sizes.sum())
+    names = ("prompts", "images", "correlation", "share")
+    near = min(grid, key=lambda c: float(np.square(at(*(c[k] for k in names)) - here).sum()))
     if near["coverage"] >= LOW:
         return None
     return (

@@ -196,8 +196,8 @@ def corrected_share(
 
 
 def corrected_shares(
-    counts: Sequence[float],
-    confusion: Sequence[Sequence[int]],
+    counts: Values,
+    confusion: Sequence[Values] | np.ndarray,
     confidence: float = 0.95,
     draws: int = 4000,
     seed: int = 0,
