@@ -67,6 +67,8 @@ def capture_attention(
     _check(pipe, options)
     unet = getattr(pipe.unet, "_orig_mod", pipe.unet)  # of a compiled one
     chosen = _chosen(unet, layers, self_grid is not None)
+    if by_encoder:
+        _check_keys(chosen)
     capture = Capture(pipe, unet, chosen, options, probe)
     original, first = {name: module.processor for name, module in chosen.items()}, unet.conv_in
     told = {name: pipe.__dict__.pop(name, None) for name in ("_guidance_scale", "_num_timesteps")}
@@ -118,6 +120,13 @@ def _chosen(unet: Any, layers: str | Sequence[str] | None, with_self: bool) -> d
     if not found:
         raise CannotCapture("This U-Net has no cross-attention.")
     return found
+
+
+def _check_keys(modules: dict[str, Any]) -> None:
+    """Refuse to split logits by encoder where a bias belongs to neither."""
+    for name, module in modules.items():
+        if module.is_cross_attention and module.to_k.bias is not None:
+            raise CannotCapture(f"by_encoder: {name}.to_k has a bias, which is of no encoder.")
 
 
 class Capture:

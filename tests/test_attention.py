@@ -309,6 +309,14 @@ def test_a_model_of_one_text_encoder(fresh):
             pass
 
 
+def test_keys_with_a_bias_are_not_split_by_encoder(fresh):
+    layer = next(m for n, m in fresh.unet.named_modules() if n.endswith("attn2.to_k"))
+    layer.bias = torch.nn.Parameter(torch.zeros(layer.out_features))
+    with pytest.raises(CannotCapture, match="to_k has a bias"):
+        with kn.capture_attention(fresh, by_encoder=True):
+            pass
+
+
 def on_meta(system, fresh, size, **options):
     """The maps of one pass of a catalogued U-Net at full width: shapes without values."""
     unet = build_unet(system)
