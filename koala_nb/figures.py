@@ -145,25 +145,33 @@ def lines(
     return figure
 
 
-def heatmap(values: Sequence[Sequence[float]], labels: Sequence[str], title: str = "") -> Figure:
-    """Draw a square table of numbers as colours, with each number written in its cell.
+def heatmap(
+    values: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    title: str = "",
+    columns: Sequence[str] = (),
+    form: str = ".2f",
+) -> Figure:
+    """Draw a table of numbers as colours, with each number written in its cell.
 
-    ValueError where the table is not len(labels) x len(labels).
+    A row has a label; a column its own in `columns`, or else the number of the row of that label.
+    ValueError where the table does not fit the labels.
     """
     table = np.asarray(values, dtype=float)
-    if not len(labels) or table.shape != (len(labels), len(labels)):
+    across = list(columns) or [f"{i + 1}" for i in range(len(labels))]
+    if not len(labels) or table.shape != (len(labels), len(across)):
         raise ValueError(f"heatmap: a table of {table.shape} does not fit {len(labels)} labels.")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.8 + 0.75 * len(labels), 0.9 + 0.6 * len(labels)))
-        figure.set_layout_engine("constrained")
+        size = (2.8 + 0.75 * len(across), 0.9 + (0.35 if columns else 0.6) * len(labels))
+        figure = Figure(figsize=size, layout="constrained")
         axis = figure.subplots()
         axis.imshow(table, cmap="cividis", aspect="auto")
         for (row, column), value in np.ndenumerate(table):
             dark = value < (table.min() + table.max()) / 2
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="kw"[int(dark)])
-        names = [_plain(_wrap(label)) for label in labels]
-        axis.set_yticks(range(len(labels)), names)
-        axis.set_xticks(range(len(labels)), [f"{i + 1}" for i in range(len(labels))])
+            text = format(value, form)
+            axis.text(column, row, text, ha="center", va="center", color="kw"[int(dark)])
+        axis.set_yticks(range(len(labels)), [_plain(_wrap(label)) for label in labels])
+        axis.set_xticks(range(len(across)), [_plain(label) for label in across])
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         if title:

@@ -135,3 +135,12 @@ def test_intervals_show_value_and_ends():
 def test_intervals_refuse_what_is_none(estimates):
     with pytest.raises(ValueError, match="low <= value <= high"):
         figures.intervals(estimates, "x")
+
+
+def test_a_heatmap_of_rows_and_columns():
+    figure = figures.heatmap([[0.1, 0.25, 1]], ["row"], "title", ["a", "b", "c"], ".0%")
+    axis = figure.axes[0]
+    assert [text.get_text() for text in axis.texts] == ["10%", "25%", "100%"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="does not fit 1 labels"):
+        figures.heatmap([[0.1, 0.2]], ["row"], columns=["a"])
