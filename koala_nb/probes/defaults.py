@@ -1,0 +1,162 @@
+"""What a model paints when the prompt does not say: grounds, styles, bars, and how alike seeds are.
+
+Everything here is read from pixels or from a scored table, so it needs no training frequencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from koala_nb import stats
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# The names of an audit's colours, fixed in advance; sRGB centres chosen by this project.
+PALETTE = {
+    "red": (210, 45, 45), "orange": (240, 145, 45), "yellow": (245, 220, 80),
+    "green": (80, 150, 75), "blue": (75, 130, 210), "purple": (130, 80, 180),
+    "pink": (245, 170, 200), "brown": (125, 85, 55), "gray": (135, 135, 135),
+    "white": (250, 250, 250), "black": (20, 20, 20),
+}  # fmt: skip
+MEDIA = ("photograph", "painting", "drawing", "3d render", "cartoon", "sculpture")
+EMBEDDED = {"painted": tuple(PALETTE)[:10], "style_read": ("noto", "fluent", "twemoji")}
+BAR = 2.0  # grey levels: a row or column of less spread is uniform
+NOT_NAMED = ("concept", "tied, reworded")  # parts of a prompt set that name no ground and no style
+
+
+def ground(image: Image.Image) -> str:
+    """Return the named colour nearest to the median of an image's border, in sRGB."""
+    pixels = np.asarray(image.convert("RGB"), dtype=float)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    apart = ((np.array([*PALETTE.values()]) - np.median(edge, axis=0)) ** 2).sum(1)
+    return list(PALETTE)[int(apart.argmin())]
+
+
+def has_bars(image: Image.Image, least: float = 0.03) -> bool:
+    """Return whether an image of one aspect was painted into another one.
+
+    True where opposite edges both have uniform bars of one colour, each at least this share of the
+    side, around something that is not uniform.
+    """
+    pixels = np.asarray(image.convert("RGB"), dtype=float)
+    for way in (pixels, pixels.swapaxes(0, 1)):
+        other = way.swapaxes(0, 1)
+        uniform = way.std(axis=1).max(axis=1) < BAR
+        across = other.std(axis=1).max(axis=1) < BAR
+        n = max(1, round(least * len(uniform)))
+        same = np.abs(way[:n].mean((0, 1)) - way[-n:].mean((0, 1))).max() < 2 * BAR
+        # A plain ground all around is no bar: bars end where the picture reaches both other edges.
+        framed = not across[: max(1, round(least * len(across)))].all()
+        if uniform[:n].all() and uniform[-n:].all() and not uniform.all() and same and framed:
+            return True
+    return False
+
+
+def looks(table: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """Return the values of each look, fixed in advance: those of the set that the table is of."""
+    return EMBEDDED if "tie" in table else {"painted": tuple(PALETTE), "style_read": MEDIA}
+
+
+def distribution(
+    table: pd.DataFrame, column: str, values: Sequence[str], clusters: str = "id"
+) -> dict[str, Any]:
+    """Return the share of each of fixed values, and their total variation from an even spread.
+
+    `null`: the total variation that 95 % of samples of this effective size stay below when the
+    truth is even. A distance below it is no finding.
+    """
+    seen = [table[column] == value for value in values]
+    rows = [stats.clustered_share(hit, table[clusters])._asdict() for hit in seen]
+    shares = pd.DataFrame(rows).assign(value_of=list(values))
+    effects = [
+        stats.design_effect(*stats.by_cluster(hit, table[clusters])) for hit in seen if hit.any()
+    ]
+    n = max(1, round(len(table) / float(np.mean(effects)))) if effects else len(table)
+    even = np.full(len(values), 1 / len(values))
+    return {
+        "shares": shares.rename(columns={"value": "share", "value_of": "painted"}),
+        "total variation": variation(list(shares.value), list(even)),
+        "null": null(list(even), n),
+        "effective n": n,
+    }
+
+
+def variation(shares: Sequence[float], reference: Sequence[float]) -> float:
+    """Return half the sum of absolute differences, 0 to 1; what has no value counts as another."""
+    first, second = np.asarray(shares, dtype=float), np.asarray(reference, dtype=float)
+    rest = abs((1 - first.sum()) - (1 - second.sum()))
+    return float((np.abs(first - second).sum() + rest) / 2)
+
+
+def null(reference: Sequence[float], n: int, draws: int = 4000, seed: int = 0) -> float:
+    """Return the 95 % quantile of the total variation of n independent draws from a reference."""
+    shares = np.asarray(reference, dtype=float)
+    drawn = np.random.default_rng(seed).multinomial(n, shares, draws) / n
+    return float(np.quantile(np.abs(drawn - shares).sum(1) / 2, 0.95))
+
+
+def ties(table: pd.DataFrame, kind: str, column: str) -> pd.DataFrame:
+    """Return how strongly a planted tie holds: shares with intervals clustered by concept.
+
+    `kind`: "background" or "style", `column` what was read. Untied objects are read on the same
+    values, each weighing alike.
+    """
+    plain = table[table.part.isin(NOT_NAMED)]
+    tied, free = plain[plain.tie == kind], plain[plain.tie == "none"]
+    named = table[table.part == f"{kind} named"]
+    mine, other = named[named.tie == kind], named[named.tie == "none"]
+    values = tied.groupby("concept", sort=False).tied_to.first().tolist()
+    cases = {
+        f"tied, no {kind} named: the tied one": (tied[column] == tied.tied_to, tied),
+        f"tied, another {kind} named: the named one": (mine[column] == mine[kind], mine),
+        f"tied, another {kind} named: the tied one": (mine[column] == mine.tied_to, mine),
+        f"untied, a {kind} named: the named one": (other[column] == other[kind], other),
+    }
+    rows = [
+        {"case": case, **stats.clustered_share(hit, rows.concept)._asdict()}
+        for case, (hit, rows) in cases.items()
+        if len(rows)
+    ]
+    if len(free) and values:
+        even = [float(np.mean([value == seen for value in values])) for seen in free[column]]
+        found = stats.clustered_mean(even, free.concept)
+        label = f"untied, no {kind} named: the same ones"
+        rows.insert(1, {"case": label, **found._asdict()})
+    return pd.DataFrame(rows)
+
+
+def tie_test(table: pd.DataFrame, kind: str, column: str) -> float:
+    """Return the p of "tied objects get their look no more often than untied ones get the same".
+
+    Two-sided, by flipping the signs of the tied concepts' differences (`stats.paired_test`); with
+    six concepts it cannot fall below 2 / 2**6. NaN where nothing is tied.
+    """
+    plain = table[table.part.isin(NOT_NAMED)]
+    tied, free = plain[plain.tie == kind], plain[plain.tie == "none"]
+    apart = [
+        float((own[column] == own.tied_to).mean() - (free[column] == own.tied_to.iloc[0]).mean())
+        for _, own in tied.groupby("concept", sort=False)
+    ]
+    return stats.paired_test(apart) if apart and len(free) else float("nan")
+
+
+def agreement(table: pd.DataFrame, columns: Sequence[str]) -> stats.Estimate:
+    """Return the share of pairs of a prompt's images that agree in all columns, over prompts.
+
+    1 where every seed gives the same. The prompt is the unit. ValueError for fewer than two
+    prompts of two images.
+    """
+    shares = []
+    for _, group in table.groupby("id", sort=False):
+        n = len(group)
+        if n > 1:
+            same = group.groupby(list(columns), dropna=False).size()
+            shares.append((same * (same - 1)).sum() / (n * (n - 1)))
+    if len(shares) < 2:
+        raise ValueError("agreement: give two or more prompts with two or more images each.")
+    return stats.mean_interval(shares)

@@ -1,0 +1,250 @@
+"""The composition probe: rules of atoms, detectors, estimates, calibration, resumption."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from koala_nb import pipelines
+from koala_nb.detection import Detection, items_of
+from koala_nb.probes import atoms, composition, core
+from koala_nb.probes import composition_estimates as ce
+
+NONE = dict.fromkeys(atoms.SINGLE)
+
+
+@pytest.fixture(scope="module")
+def instruments():
+    from koala_nb.nano import detector_card
+
+    return detector_card.instruments("nano-koala")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipelines.load("nano-koala")
+
+
+def box(x, y, side=0.3):
+    return x, y, x + side, y + side
+
+
+def row(task, asks, **asked):
+    return NONE | {"id": asks, "prompt": asks, "task": task, "asks": asks} | asked
+
+
+# --- rules --------------------------------------------------------------------------------------
+
+
+def test_items():
+    assert items_of("1 circle [red]; 2 red apple") == [(1, "circle", "red"), (2, "red apple", None)]
+    with pytest.raises(ValueError, match="1 to 4 entries"):
+        items_of("a koala")
+
+
+@pytest.mark.parametrize(
+    "other, expected",
+    [
+        (box(0.6, 0.1), {"left of"}),
+        (box(0.1, 0.6), {"above"}),
+        (box(0.6, 0.6), {"left of", "above"}),
+        (box(0.14, 0.1), set()),  # nearer than a tenth of both sides
+    ],
+)
+def test_relations_follow_geneval(other, expected):
+    assert atoms.relations(box(0.1, 0.1), other) == expected
+    swap = {"left of": "right of", "above": "below"}
+    assert atoms.relations(other, box(0.1, 0.1)) == {swap[name] for name in expected}
+
+
+def test_a_right_and_a_swapped_pair():
+    asked = row("color_attr", "1 circle [red]; 1 square [blue]", relation="left of")
+    right = [Detection("circle", 0.9, box(0.1, 0.3), "red"),
+             Detection("square", 0.8, box(0.6, 0.3), "blue")]  # fmt: skip
+    read = atoms.judge(asked, right)
+    assert read["all_right"] and read["correct"] and read["leak"] is False
+    assert read["right"] == 5 and read["missing"] == read["extra"] == 0
+    swapped = [Detection("circle", 0.9, box(0.1, 0.3), "blue"),
+               Detection("square", 0.8, box(0.6, 0.3), "red")]  # fmt: skip
+    read = atoms.judge(asked, swapped)
+    assert read["item_1"] and not read["color_1"] and not read["correct"] and read["leak"]
+    assert read["relation_right"] and read["right"] == 3
+
+
+def test_counts_missing_extra_and_absent():
+    three = [Detection("koala", 1, box(0.1, y)) for y in (0, 0.3, 0.6)]
+    read = atoms.judge(row("counting", "2 koala"), three)
+    assert read["item_1"] and read["count_right"] is False and read["correct"] is False
+    assert (read["missing"], read["extra"]) == (0, 1)
+    read = atoms.judge(row("negation", "1 koala", absent="sun"), [Detection("sun", 1, box(0, 0))])
+    assert read["absent_right"] is False and (read["missing"], read["extra"]) == (1, 1)
+    assert read["correct"] is None, "negation is no task of GenEval"
+
+
+def test_nothing_found_is_wrong_not_left_out():
+    asked = row("position", "1 koala; 1 sun", relation="above", size="small", style="noto")
+    read = atoms.judge(asked, [])
+    assert read["correct"] is False and read["right"] == 0 and read["missing"] == 2
+    assert all(read[f"{name}_right"] is False for name in ("relation", "size", "style"))
+    assert read["background_right"] is None
+
+
+@pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
+def test_prompt_sets_say_how_many_atoms_they_have(domain):
+    prompts = composition.read_prompts(domain)
+    assert set(atoms.TASKS) < set(prompts.task)
+    for asked in prompts.to_dict("records"):
+        read = atoms.judge(asked, [])
+        assert sum(read[a] is not None for a in atoms.ATOMS) == asked["atoms"], asked["id"]
+
+
+def test_seen_and_held_out_are_as_planted():
+    from koala_nb.nano.world import load_json
+
+    held = load_json("planted.json")["held_out"]
+    pairs = {frozenset(p) for p in held["pairs"]}
+    shapes = {tuple(s) for s in held["colored_shapes"]}
+    for asked in composition.read_prompts("emoji-world").to_dict("records"):
+        items = items_of(asked["asks"])
+        new = any((i.color, i.label) in shapes for i in items)
+        new |= len(items) == 2 and frozenset(i.label for i in items) in pairs
+        assert (asked["seen"] == "no") == new or asked["seen"] == ce.OUTSIDE, asked["id"]
+
+
+# --- estimates ----------------------------------------------------------------------------------
+
+
+def injected(share, n=150, images=4, seed=0):
+    """Rendered pairs, `images` a prompt, of which a known share has one object left out."""
+    from dataclasses import replace
+
+    from koala_nb.nano.detector_card import scenes_of
+    from koala_nb.nano.world import World
+
+    rng = np.random.default_rng(seed)
+    scenes = scenes_of(World(150, balanced=True), "pair", n, seed=60_000_000 + seed)
+    asked = [
+        row("two_object", "; ".join(f"1 {p.thing.name}" for p in s.placed))
+        | {"id": str(i // images)}
+        for i, s in enumerate(scenes)
+    ]
+    fails = rng.permutation(n) < round(share * n)
+    drawn = [replace(s, placed=s.placed[:1]) if f else s for s, f in zip(scenes, fails)]
+    return drawn, asked, fails.mean()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
+def test_the_interval_covers_the_injected_failures(share, instruments):
+    from koala_nb.nano.render import to_pixels
+
+    scenes, asked, truth = injected(share, n=100, seed=int(100 * share))
+    images = [Image.fromarray(p) for p in to_pixels(instruments[0].matcher.render(scenes))]
+    table = pd.DataFrame(composition.Composition(instruments[0]).score(images, asked))
+    table["id"] = [a["id"] for a in asked]
+    (found,) = core.shares(table.assign(failed=~table.correct.astype(bool)), "failed").to_dict(
+        "records"
+    )
+    assert found["low"] <= truth <= found["high"], (found, truth)
+    assert found["high"] - found["low"] < 0.35
+
+
+def simulated(n=40, images=4, shared=0.0, seed=0):
+    """A table of two-object prompts; with `shared` both items fail together more often."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for prompt in range(n):
+        rates = rng.uniform(0.3, 0.9, 2)
+        for image in range(images):
+            coin = rng.random()
+            draws = np.where(rng.random(2) < shared, coin, rng.random(2))
+            items = draws < rates
+            found = dict.fromkeys((*atoms.ATOMS, "leak", "quality")) | {
+                "item_1": bool(items[0]), "item_2": bool(items[1]),
+            }  # fmt: skip
+            rows.append({"id": f"p{prompt}", "seed": prompt * images + image, "task": "two_object",
+                         "seen": "yes" if prompt % 2 else "no", "atoms": 2, **found,
+                         "relation": None, "correct": bool(items.all()),
+                         "all_right": bool(items.all()), "missing": int(2 - items.sum()),
+                         "extra": 0})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_independent_and_joined_failures_are_told_apart():
+    (free,) = ce.independence(simulated(200)).to_dict("records")
+    assert free["low"] <= 0 <= free["high"] and free["joint"] < 0.6
+    (joined,) = ce.independence(simulated(200, shared=1.0)).to_dict("records")
+    assert joined["low"] > 0
+
+
+def test_the_gap_and_the_comparison_find_what_is_there():
+    one, other = simulated(60, seed=1), simulated(60, seed=1)
+    worse = (other.seen == "no") & (other.index % 4 < 3)
+    other.loc[worse, ["item_1", "correct", "all_right"]] = False
+    (gap,) = ce.gap(other).to_dict("records")
+    assert gap["low"] > 0 and gap["seen"] > gap["held out"]
+    found = ce.compared(one, other).set_index("measure")
+    assert found.loc["all_right", "low"] > 0 and found.loc["all_right", "p"] < 0.01
+    assert found.loc["extra", "difference"] == 0
+    same = ce.compared(one, one).set_index("measure")
+    assert (same.difference == 0).all() and (same.p == 1).all()
+
+
+def test_estimates_of_a_model_that_draws_nothing():
+    table = simulated(12)
+    table[["item_1", "item_2", "correct", "all_right"]] = False
+    found = core.plain(ce.estimates(table))
+    assert found["geneval"]["score"]["value"] == 0 and found["trend"] is None
+    assert found["generalisation gap"][0]["low"] is None
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def test_same_table_after_a_kill_and_resume(pipe, instruments, tmp_path, monkeypatch):
+    prompts = composition.read_prompts("emoji-world").iloc[[0, 20, 120]].reset_index(drop=True)
+    read = composition.Composition(*instruments)
+    settings = {"images": 2, "steps": 2, "progress": False}
+    whole = core.measure(pipe, prompts, read, out=tmp_path / "whole", **settings)
+    scored = composition.Composition.score
+
+    def killed(self, images, asked):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(composition.Composition, "score", killed)
+    with pytest.raises(KeyboardInterrupt):
+        core.measure(pipe, prompts, read, out=tmp_path / "killed", **settings)
+    monkeypatch.setattr(composition.Composition, "score", scored)
+    images = sorted((tmp_path / "killed" / "images").glob("*.png"))
+    images[-1].unlink()
+    again = core.measure(pipe, prompts, read, out=tmp_path / "killed", **settings)
+    paths = [core.save_table(t, tmp_path / f"{i}.csv") for i, t in enumerate((whole, again))]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    paired = composition.like(pipe, whole, prompts, read, steps=2, progress=False)
+    pd.testing.assert_frame_equal(paired, whole)
+
+
+def test_saved_results_follow_from_their_table():
+    for model in ("nano-koala", "nano-sdxl"):
+        table = core.saved("composition", model)
+        assert table is not None and len(table) >= 1000
+        path = core.data_folder() / "results" / f"probe-composition-{model}.json"
+        result = json.loads(path.read_text("utf-8"))
+        card = result["estimates"]["instrument card"]
+        again = dict(leaves(core.plain(ce.estimates(table, card))))
+        stored = dict(leaves(result["estimates"]))
+        assert again.keys() == stored.keys() and len(stored) > 100
+        for name, value in stored.items():
+            close = pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
+            assert again[name] == close, name
+
+
+def leaves(value, name=""):
+    """Every number and word of nested results, with where it stands."""
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in items:
+            yield from leaves(part, f"{name}/{key}")
+    else:
+        yield name, value

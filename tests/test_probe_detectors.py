@@ -1,0 +1,181 @@
+"""The composition probe's detectors and quality scorers: cards, real code on tiny weights."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from koala_nb import pipelines
+from koala_nb.detection import Detection, intersection_over_union, non_maximum, overlap
+from koala_nb.probes import atoms, composition, detectors, quality
+
+NONE = dict.fromkeys(atoms.SINGLE)
+
+
+@pytest.fixture(scope="module")
+def instruments():
+    from koala_nb.nano import detector_card
+
+    return detector_card.instruments("nano-koala")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipelines.load("nano-koala")
+
+
+def box(x, y, side=0.3):
+    return x, y, x + side, y + side
+
+
+def row(task, asks, **asked):
+    return NONE | {"id": asks, "prompt": asks, "task": task, "asks": asks} | asked
+
+
+def test_boxes():
+    assert overlap((0, 0, 1, 1), (0.5, 0.5, 1, 1)) == 1
+    assert intersection_over_union((0, 0, 1, 1), (0.5, 0.5, 1, 1)) == pytest.approx(0.25)
+    twice = [Detection("a", 0.5, box(0, 0)), Detection("a", 0.9, box(0.02, 0)),
+             Detection("b", 0.4, box(0, 0))]  # fmt: skip
+    assert [d.score for d in non_maximum(twice)] == [0.9, 0.4]
+
+
+def test_unknown_words_are_refused(instruments):
+    with pytest.raises(ValueError, match="knows no 'koalla'.*'koala'"):
+        instruments[0].detect([Image.new("RGB", (64, 64))], [["koalla"]])
+
+
+def test_instrument_card(instruments, pipe):
+    from koala_nb.nano.detector_card import measure_card
+
+    card = measure_card(*instruments, pipe.vae.float(), n=30)
+    found = {(r["scenes"], r["images"], r["measure"]): r for r in card["ceiling"]}
+    for kind in ("object", "pair", "shape", "shapes"):
+        for measure in ("recall", "precision"):
+            assert found[kind, "rendered", measure]["value"] >= 0.9, (kind, measure)
+    assert found["count", "rendered", "recall"]["value"] >= 0.6
+    assert card["floor"]["value"] < 0.2
+    right, of = card["single object"]["specificity"]
+    assert right >= 0.95 * of
+    fit = card["quality"]
+    assert fit["right prompt"].low > fit["another prompt"].high
+
+
+def test_the_threshold_is_a_good_one(instruments, pipe):
+    from koala_nb.nano.detector_card import choose_threshold
+
+    found = choose_threshold(instruments[0], pipe.vae.float(), n=4)
+    assert found[instruments[0].threshold] >= max(found.values()) - 0.05
+    assert instruments[0].threshold == 0.4 and min(found.values()) < max(found.values())
+
+
+def test_reading_does_not_depend_on_the_batch(instruments):
+    from koala_nb.nano.detector_card import scenes_of
+
+    scenes = scenes_of(instruments[0].world, "pair", 6)
+    images = instruments[0].matcher.render(scenes)
+    alone = [instruments[0].find(images[i : i + 1])[0] for i in range(6)]
+    assert alone == instruments[0].find(images)
+
+
+def tiny_tokenizer():
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<|startoftext|>", "<|endoftext|>", "a", "cat", "dog", "photo", "of", "red", "."]
+    model = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="a"))
+    model.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, bos_token=words[0], eos_token=words[1], pad_token=words[1],
+        unk_token="a", model_max_length=16,
+    )  # fmt: skip
+
+
+SIDES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+         "num_attention_heads": 2}  # fmt: skip
+TEXT = {**SIDES, "vocab_size": 9, "max_position_embeddings": 16, "eos_token_id": 1}
+VISION = {**SIDES, "image_size": 64, "patch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def owl(tmp_path_factory):
+    from transformers import (
+        Owlv2Config,
+        Owlv2ForObjectDetection,
+        Owlv2ImageProcessor,
+        Owlv2Processor,
+    )
+
+    folder = tmp_path_factory.mktemp("owl")
+    torch.manual_seed(0)
+    config = Owlv2Config(text_config=TEXT, vision_config=VISION, projection_dim=32)
+    Owlv2ForObjectDetection(config).save_pretrained(folder)
+    images = Owlv2ImageProcessor(size={"height": 64, "width": 64})
+    Owlv2Processor(images, tiny_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=32)
+    CLIPModel(config).save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    CLIPProcessor(images, tiny_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def noise(n, width=96, height=64):
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8)) for _ in range(n)]
+
+
+def test_an_open_vocabulary_detector(owl, clip):
+    everything = detectors.OpenVocabulary(str(owl), threshold=0.0, colors=str(clip))
+    found = everything.detect(noise(2), [["cat", "dog"], ["dog"]])
+    assert {d.label for d in found[0]} <= {"cat", "dog"} and found[0]
+    assert {d.label for d in found[1]} == {"dog"}
+    for d in (*found[0], *found[1]):
+        assert d.color in detectors.COLORS and 0 <= d.score <= 1
+        assert 0 <= d.box[0] < d.box[2] <= 1 and 0 <= d.box[1] < d.box[3] <= 1
+    nothing = detectors.OpenVocabulary(str(owl), threshold=0.999, colors="")
+    assert nothing.detect(noise(1), [["cat"]]) == [[]]
+    assert nothing.background(noise(1)) == [None]
+
+
+def test_missing_weights_are_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="The detector .* cannot be loaded: download it"):
+        detectors.OpenVocabulary(str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError, match="The scorer"):
+        quality.CLIPScore(str(tmp_path / "nothing"))
+    with pytest.raises(ModuleNotFoundError, match="needs the package"):
+        quality.quality("hpsv2")
+    with pytest.raises(ValueError, match="choose one of"):
+        quality.quality("beauty")
+
+
+def test_clipscore_is_the_scaled_cosine(clip):
+    scorer = quality.CLIPScore(str(clip))
+    (value,) = scorer.score(noise(1), [{"prompt": "a photo of a cat"}])
+    inputs = scorer.processor(text=["a photo of a cat"], images=noise(1), return_tensors="pt")
+    with torch.no_grad():
+        logits = scorer.model(**inputs).logits_per_image
+        cosine = float(logits / scorer.model.logit_scale.exp())
+    assert value == pytest.approx(2.5 * max(cosine, 0), abs=1e-5)
+
+
+def test_the_probe_with_a_detector_of_transformers(owl, clip):
+    prompts = pd.DataFrame([row("single_object", "1 cat"), row("colors", "1 dog [red]")])
+    detector = detectors.OpenVocabulary(str(owl), 0.0, str(clip))
+    read = composition.Composition(detector, quality.CLIPScore(str(clip)))
+    rows = read.score(noise(2), prompts.to_dict("records"))
+    assert rows[0]["correct"] is True and isinstance(rows[0]["quality"], float)
+    with pytest.raises(ValueError, match="asks for a background"):
+        read.score(noise(1), [row("attributes", "1 cat", background="red")])

@@ -1,0 +1,411 @@
+"""The frequency probe: its tables, estimates, scorers and their errors, and that it can go on."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from koala_nb import stats
+from koala_nb.catalog import data_folder
+from koala_nb.probes import core, defaults, zero_shot
+from koala_nb.probes import frequency as probe
+
+WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
+in_the_world = pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
+
+
+# --- prompts and frequency tables -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
+def test_prompts_name_their_concept_once_each(domain):
+    table = core.read_prompts(core.prompt_file("frequency", domain))
+    plain = table[table.part == "concept"]
+    assert len(plain) >= 60 and plain.concept.is_unique
+    assert all(c in p for c, p in zip(plain.concept, plain.prompt))
+    assert all(len(p.split()) == len(c.split()) + 1 for c, p in zip(plain.concept, plain.prompt)
+               if p != c)  # fmt: skip
+
+
+def test_reading_needs_no_embedded_family():
+    code = (
+        "import sys; from koala_nb.probes import frequency as f; f.prompts('photographic');"
+        "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def table_file(tmp_path, text):
+    path = tmp_path / "counts.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("concept,n\ndog,3\n", "no column 'count'"),
+        ("concept,count\ndog,3\ndog,4\n", "'dog' stands twice"),
+        ("concept,count\ndog,3\n,4\n", "line 3"),
+        ("concept,count\ndog,many\n", "line 2.*'many'"),
+        ("concept,count\ndog,-1\n", "0 or more"),
+        ("concept,count\ndog,inf\n", "0 or more"),
+        ("concept,count\ndog,0\n", "no concept has a count above 0"),
+        ("", "not a CSV"),
+    ],
+)
+def test_a_wrong_frequency_table_is_named(tmp_path, text, says):
+    with pytest.raises(ValueError, match=says):
+        probe.read_frequencies(table_file(tmp_path, text))
+
+
+def test_a_missing_frequency_table_is_named():
+    with pytest.raises(ValueError, match="no frequency table none.csv"):
+        probe.read_frequencies("none.csv")
+
+
+def test_ones_own_frequencies_choose_the_concepts(tmp_path):
+    path = table_file(tmp_path, "concept,count\nquokka,12\ndog,90000\nflying carpet,0\n")
+    table = probe.prompts("photographic", str(path))
+    assert table.concept.tolist() == ["dog", "quokka", "flying carpet"]
+    assert table.part.tolist() == ["concept", "concept", probe.NEVER]
+    assert table.prompt.iloc[2] == "a picture of flying carpet"
+    assert probe.binned(table).bin.tolist() == ["ranks 1 to 1", "ranks 2 to 2", probe.NEVER]
+
+
+# --- estimates ------------------------------------------------------------------------------------
+
+
+def drawn(concepts=60, images=8, slope=1.5, seed=0):
+    """A table of a model whose success follows log10 frequency exactly, 0.5 at 100."""
+    rng = np.random.default_rng(seed)
+    frequency = np.round(10 ** rng.uniform(0, 4, concepts), 1)
+    share = 1 / (1 + np.exp(-slope * (np.log10(frequency) - 2)))
+    rows = [
+        {"id": f"c{i}", "concept": f"thing {i}", "part": "concept", "frequency": frequency[i],
+         "hit": bool(rng.random() < share[i])}
+        for i in range(concepts) for _ in range(images)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_trend_holds_the_true_slope_and_middle():
+    found = [probe.trend(drawn(seed=seed)) for seed in range(60)]
+    assert np.mean([t.slope.low <= 1.5 <= t.slope.high for t in found]) >= 0.88
+    assert np.mean([t.half.low <= 2 <= t.half.high for t in found]) >= 0.88
+    flat = [probe.trend(drawn(slope=0.0, seed=seed)) for seed in range(60)]
+    assert np.mean([t.slope.low <= 0 <= t.slope.high for t in flat]) >= 0.88
+
+
+def test_there_is_no_trend_without_misses_or_frequencies():
+    assert probe.trend(drawn().assign(hit=True)) is None
+    assert probe.trend(drawn().assign(frequency=None)) is None
+    assert "trend over log10 frequency" not in probe.estimates(drawn().assign(frequency=None))
+    unread = probe.estimates(drawn().assign(hit=None))  # no scorer: nothing is claimed of success
+    assert unread["success by part"].empty and "success by bin" not in unread
+
+
+def test_bins_are_even_and_a_perfect_scorer_changes_no_share():
+    table = drawn()
+    bins = probe.by_bin(table)
+    assert len(bins) == probe.BINS and bins.prompts.tolist() == [12] * 5
+    assert bins.frequency.is_monotonic_decreasing and bins.value.iloc[0] > bins.value.iloc[-1]
+    perfect = {"sensitivity": dict.fromkeys(bins.bin, [900, 900]), "specificity": [900, 900]}
+    same = probe.by_bin(table, perfect)
+    assert np.allclose(same["corrected value"], same.value)
+    blunt = {"sensitivity": dict.fromkeys(bins.bin, [450, 900]), "specificity": [900, 900]}
+    twice = probe.by_bin(table, blunt).set_index("bin")["corrected value"]
+    assert twice.iloc[-1] == pytest.approx(2 * bins.value.iloc[-1], abs=1e-3)
+
+
+def test_total_variation_and_its_null():
+    assert defaults.variation([1, 0], [0.5, 0.5]) == 0.5
+    assert defaults.variation([0.25, 0.25], [0.5, 0.5]) == 0.5  # half was read as neither
+    even = np.full(4, 0.25)
+    limit = defaults.null(even, 50)
+    counts = np.random.default_rng(1).multinomial(50, even, 2000) / 50
+    below = np.mean([defaults.variation(share, even) <= limit for share in counts])
+    assert 0.93 <= below <= 0.975
+    assert defaults.null(even, 5000) < limit / 5
+
+
+def test_ties_are_told_from_chance():
+    rows = []
+    for i in range(40):
+        tied = i % 2 == 0
+        base = {"id": f"p{i}", "concept": f"thing {i}", "tie": "background" if tied else "none",
+                "tied_to": "red" if tied else None}  # fmt: skip
+        rows += [{**base, "part": "concept", "painted": "red" if tied or k == 0 else "blue"}
+                 for k in range(4)]  # fmt: skip
+        rows += [{**base, "id": f"q{i}", "part": "background named", "background": "blue",
+                  "painted": "blue" if k else "red"} for k in range(4)]  # fmt: skip
+    found = defaults.ties(pd.DataFrame(rows), "background", "painted").set_index("case").value
+    assert found.tolist() == [1.0, 0.25, 0.75, 0.25, 0.75]
+    assert defaults.tie_test(pd.DataFrame(rows), "background", "painted") < 0.001
+    none = pd.DataFrame(rows).assign(painted=["red", "blue"] * 160)
+    assert defaults.tie_test(none, "background", "painted") > 0.5
+    assert np.isnan(defaults.tie_test(pd.DataFrame(rows), "style", "painted"))
+
+
+def test_agreement_of_seeds():
+    table = pd.DataFrame({"id": list("aaaabbbb"), "look": list("xxxxxxyy")})
+    found = defaults.agreement(table, ["look"])
+    assert found.value == pytest.approx((1 + 1 / 3) / 2) and found.n == 2
+    with pytest.raises(ValueError, match="two or more prompts"):
+        defaults.agreement(table[:4], ["look"])
+
+
+# --- pixels ---------------------------------------------------------------------------------------
+
+
+def test_ground_is_the_colour_around():
+    for name, color in defaults.PALETTE.items():
+        image = Image.new("RGB", (48, 32), color)
+        ImageDraw.Draw(image).ellipse((8, 8, 40, 24), "black")
+        assert defaults.ground(image) == name
+
+
+def test_bars_are_told_from_a_plain_ground():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert not defaults.has_bars(Image.fromarray(noise))
+    for rows in (slice(0, 8), slice(56, 64)):
+        noise[rows] = 12
+    assert defaults.has_bars(Image.fromarray(noise))
+    assert defaults.has_bars(Image.fromarray(noise.swapaxes(0, 1)))
+    plain = Image.new("RGB", (64, 64), "white")
+    assert not defaults.has_bars(plain)
+    ImageDraw.Draw(plain).ellipse((16, 16, 48, 48), "red")
+    assert not defaults.has_bars(plain)
+
+
+# --- zero-shot CLIP -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clip_folder(snapshot, tmp_path_factory):
+    """A tiny CLIP with random weights, as a folder of transformers."""
+    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
+    tokenizer = AutoTokenizer.from_pretrained(snapshot / "tokenizer")
+    layer = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2}  # fmt: skip
+    text = {**layer, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    config = CLIPConfig(
+        text_config=text, vision_config={**layer, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def test_a_random_clip_reads_no_better_than_chance(clip_folder):
+    concepts = [f"thing {i}" for i in range(20)]
+    reader = zero_shot.Reader(concepts, str(clip_folder), ocr=False)
+    assert reader.name == "zero-shot tiny-clip"
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))] * 40
+    rows = reader.score(images, [{"concept": concepts[i % 20]} for i in range(40)])
+    assert sum(row["hit"] for row in rows) == 2  # one answer for all: right for 1 of 20
+    assert {row["read"] for row in rows} < set(concepts) and 0 < rows[0]["confidence"] <= 1
+
+
+def test_a_missing_clip_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="The scorer .*none cannot be loaded"):
+        zero_shot.Reader(["dog"], str(tmp_path / "none"))
+
+
+def test_a_real_layout_with_random_weights_draws_nothing_right(loaded, clip_folder):
+    asked = core.some(probe.prompts("photographic"), 8)
+    scorer = probe.make_scorer(loaded, asked, str(clip_folder), ocr=False)
+    table = core.measure(loaded, asked, scorer, images=2, steps=1, height=64, width=64,
+                         progress=False)  # fmt: skip
+    found = probe.estimates(table)
+    (share,) = found["success by part"].to_dict("records")
+    assert share["n"] == 16 and share["low"] <= 1 / 8
+    assert table.painted.isin(defaults.PALETTE).all() and not table.bars.any()
+
+
+# --- sprite matching and its card -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return probe.prompts("emoji-world")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    import koala_nb
+
+    return koala_nb.load("nano-koala", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reader(pipe, asked):
+    return probe.make_scorer(pipe, asked)
+
+
+@pytest.fixture(scope="module")
+def card(pipe, reader, asked):
+    return probe.make_card(pipe, reader, asked, 20)
+
+
+@in_the_world
+def test_the_prompt_set_is_what_was_planted(asked):
+    from koala_nb.nano.presets import preset_of
+    from koala_nb.nano.world import World
+
+    world = World(preset_of("nano-koala").n_objects)
+    expected = dict(zip(world.objects, 1e6 * world.frequency))
+    seen = asked[asked.part == "concept"]
+    assert seen.concept.tolist() == world.objects
+    assert np.allclose(seen.frequency.astype(float), [expected[c] for c in seen.concept], atol=0.06)
+    never = asked[asked.part == probe.NEVER]
+    assert len(never) == 20 and not set(never.concept) & set(world.objects)
+    planted = world.planted
+    for kind in ("background", "style"):
+        tied = asked[(asked.tie == kind) & (asked.part == "concept")]
+        assert dict(zip(tied.concept, tied.tied_to)) == planted[f"tied_{kind}"]
+        named = asked[(asked.part == f"{kind} named") & (asked.tie == kind)]
+        assert len(named) == 12 and (named[kind] != named.tied_to).all()
+    words = asked[asked.part == "word held out"].word
+    assert set(words) <= set(planted["held_out"]["words"]) and len(words) == 10
+
+
+@in_the_world
+@pytest.mark.parametrize("wrong", [0.1, 0.3, 0.6])
+def test_the_corrected_interval_holds_an_injected_failure_rate(reader, pipe, asked, card, wrong):
+    """Perfect drawings of which a known share shows something else than was asked for."""
+    from koala_nb.nano.evaluation import through
+    from koala_nb.nano.memorisation import _with, scenes
+    from koala_nb.nano.render import to_pixels
+    from koala_nb.nano.world import Thing
+
+    concepts = asked[asked.part == "concept"].concept.tolist()
+    rng = np.random.default_rng(round(100 * wrong))
+    some = scenes(concepts, 120, 60_000_000)
+    fails = rng.permutation(120) < round(120 * wrong)
+    shown = [
+        _with(s, Thing("object", concepts[(i + 7) % 150])) if bad else s
+        for i, (s, bad) in enumerate(zip(some, fails))
+    ]
+    pixels = to_pixels(through(pipe.vae.float(), reader.matcher("object", 64).render(shown)))
+    prompts = [{"concept": s.placed[0].thing.name} for s in some]
+    rows = reader.score([Image.fromarray(p) for p in pixels], prompts)
+    right = np.sum([v for k, v in card["sensitivity"].items() if k != probe.NEVER], axis=0)
+    found = probe.corrected([row["hit"] for row in rows], [p["concept"] for p in prompts], right,
+                            card["specificity"])  # fmt: skip
+    assert found.low <= 1 - wrong <= found.high and found.high - found.low < 0.3
+
+
+@in_the_world
+def test_the_instrument_card(card):
+    for right, n in card["sensitivity"].values():
+        assert n == 20 and right >= 17
+    assert card["specificity"][0] >= card["specificity"][1] - 1
+    for name in ("nothing read in noise", "nothing read on an empty ground"):
+        assert card[name][0] == card[name][1] == 20
+    near, far = card["copy"]["sensitivity"], card["copy"]["specificity"]
+    assert near[0] / near[1] > 0.7 and far[0] / far[1] > 0.7
+    assert card["words"][0] >= 18
+
+
+@in_the_world
+def test_distance_is_zero_for_a_clean_sprite_and_grows(reader):
+    from koala_nb.nano.memorisation import mixtures, scenes
+
+    matcher = reader.matcher("object", 64)
+    some = scenes(reader.concepts, 12)
+    clean = reader.read(matcher.render(some))
+    assert [r["read"] for r in clean] == [s.placed[0].thing.name for s in some]
+    assert max(r["distance"] for r in clean) < 1
+    assert min(r["distance"] for r in reader.read(mixtures(matcher, some))) > 5
+
+
+@in_the_world
+def test_an_unknown_concept_is_named():
+    from koala_nb.nano.memorisation import SpriteReader
+
+    with pytest.raises(ValueError, match="no drawing of 'quokka'"):
+        SpriteReader(["koala", "quokka"]).matcher("object", 64)
+
+
+# --- the same table, also after an interruption ---------------------------------------------------
+
+
+@in_the_world
+def test_killed_and_resumed_the_table_is_the_same_to_the_byte(
+    reader, pipe, asked, tmp_path, monkeypatch
+):
+    some = pd.concat([asked[:3], asked[-1:]]).reset_index(drop=True)
+    how = {"images": 2, "steps": 2, "progress": False}
+    monkeypatch.setattr(core, "CHUNK", 2)
+
+    class Killed:
+        name, version, calls = reader.name, reader.version, 0
+
+        def score(self, images, prompts):
+            self.calls += 1
+            if self.calls > 2:
+                raise KeyboardInterrupt
+            return reader.score(images, prompts)
+
+    with pytest.raises(KeyboardInterrupt):
+        core.measure(pipe, some, Killed(), out=tmp_path / "run", **how)
+    last = sorted((tmp_path / "run" / "images").glob("*.png"))[-1]
+    last.unlink()  # and an image lost
+    resumed = core.measure(pipe, some, reader, out=tmp_path / "run", **how)
+    fresh = core.measure(pipe, some, reader, **how)
+    assert resumed.to_csv(index=False) == fresh.to_csv(index=False)
+    assert fresh.hit.notna().all() and stats.share_interval(int(fresh.hit.sum()), 8).n == 8
+
+
+@in_the_world
+def test_the_command_writes_a_table_and_estimates(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probe, "CARD", 4)
+    assert probe.main(["--prompts", "10", "--images", "1", "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "probe-frequency-nano-koala.csv")
+    said = core_json(tmp_path / "probe-frequency-nano-koala.json")
+    assert len(table) == 10 == said["estimates"]["images"]
+    assert said["banner"] and said["scorer"] == "sprite matching 1"
+    assert "specificity" in said["estimates"]["instrument"]
+
+
+def core_json(path):
+    import json
+
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_the_notebook_on_a_real_layout_finds_nothing_drawn(
+    clip_folder, hub_home, tmp_path, monkeypatch
+):
+    """With a scorer, one's own frequencies and a second model: no trend and no difference."""
+    from koala_nb import reports
+
+    monkeypatch.setenv("HF_HOME", str(hub_home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    counts = table_file(tmp_path, "concept,count\ndog,9000\nkoala,40\nquokka,3\nglobe,0\n")
+    given = {"model": "koala-lightning-700m", "compare": "koala-lightning-700m", "size": 64,
+             "seeds": 2, "n": 0, "scorer": str(clip_folder),
+             "frequencies": str(counts)}  # fmt: skip
+    book = reports.NOTEBOOKS / "08_probe_dataset_dependence.ipynb"
+    page = reports.run(book, given, out=tmp_path)
+    text = page.read_text("utf-8")
+    assert reports.status(page.parent)["state"] == "done"
+    assert "+0.00" in text and "never seen" in text and "No ties are planted" in text
+    # One of four concepts at most is "found" by a scorer that gives one answer to everything.
+    low = float(text.split("right: ")[1].split("interval ")[1].split(" to ")[0])
+    assert low <= 1 / 3
