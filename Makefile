@@ -42,4 +42,5 @@ refresh: $(STAMP)
 	$(BIN)/python -m koala_nb evaluate --model nano-sdxl --n 60 --per-occupation 5
 	$(BIN)/python -m koala_nb evaluate
 	$(BIN)/python -m koala_nb evaluate attention
+	for probe in text composition frequency; do $(BIN)/python -m koala_nb probe $$probe || exit 1; done
 	$(BIN)/python -m koala_nb refresh

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from koala_nb import stats, trends
 from koala_nb.catalog import data_folder
 from koala_nb.provenance import versions, write_json
 from koala_nb.stats import Estimate, Values
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DESIGNS = ((20, 5), (20, 10), (50, 4), (50, 10), (100, 10))  # prompts, images a prompt
 CORRELATIONS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -168,6 +171,15 @@ def published() -> list[dict[str, Any]]:
     """Return the grid of `data/results/coverage.json`; empty where the file is missing."""
     path = data_folder() / "results" / "coverage.json"
     return json.loads(path.read_text("utf-8"))["cells"] if path.is_file() else []
+
+
+def by_design() -> pd.DataFrame:
+    """Return the published coverage of `clustered_share`: a row a design, a column a share."""
+    import pandas as pd
+
+    cells = pd.DataFrame([c for c in published() if c["interval"] == "clustered_share"])
+    design = ["prompts", "images", "correlation"]
+    return cells.pivot_table(index=design, columns="share", values="coverage")
 
 
 def caution(found: Values, clusters: Values) -> str | None:

@@ -90,7 +90,7 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int
             axis.set_axis_off()
         for axis, image, caption in zip(axes, images, captions):
             axis.imshow(image, interpolation="nearest" if image.width < 256 else "antialiased")
-            text = _plain(_wrap(caption, 22))
+            text = _plain(_wrap(caption, 20))
             axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top")
     return figure
 

@@ -65,3 +65,11 @@ def test_main_writes_the_grid(tmp_path, monkeypatch):
     assert [cell["audits"] for cell in found["cells"]] == [20, 20]
     with pytest.raises(SystemExit):
         coverage.main(["--audits", "0"])
+
+
+def test_a_row_a_design_and_a_column_a_share():
+    table = coverage.by_design()
+    assert list(table.columns) == list(coverage.SHARES)
+    assert len(table) == len(coverage.DESIGNS) * len(coverage.CORRELATIONS)
+    first = CELLS[0][0]
+    assert table.iloc[0, 0] == coverage.published()[0]["coverage"] and first["share"] == 0.02

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 
 from koala_nb import refresh, reports
+from koala_nb.catalog import data_folder
 
 PATHS = sorted(reports.NOTEBOOKS.glob("*.ipynb"))
 TYPED = re.compile(r"\w+: (str|int|float|bool) = \S.*  # \S.*")
@@ -103,8 +104,32 @@ def test_no_absolute_path_is_committed(path):
 # --- other parameters, the real path ------------------------------------------------------------
 
 
+BLOCK_NANO = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("koala_nb.nano"):
+            raise ModuleNotFoundError(f"{name} belongs to the embedded family")
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+@pytest.fixture
+def without_the_embedded_family(tmp_path, monkeypatch):
+    """Kernels find neither `koala_nb.nano` nor `data/models`: real models need none of it."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BLOCK_NANO)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    shutil.copytree(data_folder(), tmp_path / "data", ignore=shutil.ignore_patterns("models"))
+    monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path / "data"))
+
+
 @every_notebook
-def test_it_runs_on_the_hubs_layout(path, hub_home, tmp_path, monkeypatch):
+def test_it_runs_on_the_hubs_layout(
+    path, hub_home, tmp_path, monkeypatch, without_the_embedded_family
+):
     monkeypatch.setenv("HF_HOME", str(hub_home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     given = {k: v for k, v in TINY.items() if k in reports.parameters_of(path)}

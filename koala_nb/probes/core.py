@@ -1,7 +1,6 @@
 """What every probe shares: prompt sets, a plan with its power, resumable runs, clustered estimates.
 
-A probe names its prompts, its scorer and its estimates; see `Probe`. The same functions serve
-embedded and real models.
+A probe names its prompts, scorer and estimates; see `Probe`. Real and embedded models are alike.
 """
 
 from __future__ import annotations
@@ -72,8 +71,7 @@ def prompt_file(probe: str, domain: str) -> Path:
 def read_prompts(path: str | Path) -> pd.DataFrame:
     """Read a prompt set: a CSV with `id`, `prompt` and any number of columns of factors.
 
-    Empty cells of factors are None. ValueError for a missing column, file or prompt, or two equal
-    ids.
+    Empty factors are None. ValueError for a missing column, file or prompt, or two equal ids.
     """
     path = Path(path)
     try:
@@ -139,8 +137,7 @@ def measure(
     """Draw and score a prompt set; returns one row an image: factors, seed, what was read.
 
     Each prompt has seeds of its own; `same_seeds` gives all the same, for paired contrasts only.
-    With `out` images and readings are kept in a folder, and the same call goes on after an
-    interruption. `recipe` goes to `generate`. The same seeds give the same table.
+    With `out`, a folder, the same call goes on after an interruption. `recipe` goes to `generate`.
     """
     seeds = own_seeds(1 if same_seeds else len(prompts), images, first_seed)
     seeds *= len(prompts) if same_seeds else 1
@@ -252,14 +249,19 @@ def save_table(table: pd.DataFrame, path: str | Path) -> Path:
     return write_atomic(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
-def saved(probe: str, model: str) -> pd.DataFrame | None:
-    """Return the table of a probe's large run from `data/results/`, or None where there is none."""
+def saved(probe: str, model: str, texts: Sequence[str] = ()) -> pd.DataFrame | None:
+    """Return the table of a probe's large run, or None; `texts` are columns kept as written."""
     path = data_folder() / "results" / f"probe-{probe}-{model}.csv"
-    return pd.read_csv(path, dtype={"id": str}) if path.is_file() else None
+    kinds = dict.fromkeys(("id", *texts), str)
+    if not path.is_file():
+        return None
+    return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
 
 
-def main(probe: Probe, argv: Sequence[str] | None = None) -> int:
+def main(probe: Probe, argv: Sequence[str] | None = None, own: Sequence[str] = ()) -> int:
     """Run a probe at its full size: `koala-nb probe <name>`; resumable in `runs/`.
+
+    `own`: arguments that the probe has read itself, to be told in the results.
 
     Writes `probe-<name>-<model>.csv` (one row an image) and `.json` (estimates, provenance).
     """
@@ -281,7 +283,7 @@ def main(probe: Probe, argv: Sequence[str] | None = None) -> int:
         pipe, prompts, scorer, images=options.images, first_seed=options.seed, out=folder
     )
     result = {
-        "command": " ".join([f"koala-nb probe {probe.name}", *given]),
+        "command": " ".join([f"koala-nb probe {probe.name}", *given, *own]),
         "model": about.name,
         "revision": about.revision,
         "banner": banner(about.domain),

@@ -277,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def found(table: pd.DataFrame) -> dict[str, Any]:
         return estimates(table, make_card(kept["pipe"], kept["scorer"], kept["prompts"]))
 
-    return core.main(core.Probe(NAME, asked, scorer, found, IMAGES), rest)
+    told = [f"--{name}={value}" for name, value in vars(own).items() if value]
+    return core.main(core.Probe(NAME, asked, scorer, found, IMAGES), rest, told)
 
 
 def make_card(

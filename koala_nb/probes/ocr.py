@@ -1,0 +1,166 @@
+"""Readers of text in images (OCR) behind one interface; both work without a network."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Short side in pixels up to which an image is enlarged before it is read. On signs of 64 pixels the
+# detector takes the board's edges for brackets ("[river]") at native size, and no longer at 128
+# and above; larger sizes only cost time.
+LEAST_SIDE = 256
+
+
+class Reading(NamedTuple):
+    """What stands in an image: its text ("" for none), its boxes and a confidence.
+
+    Boxes are (left, top, right, bottom) in pixels of the image as given, one a line of text; the
+    confidence is the mean over boxes, 0 to 1, and 0 where nothing was read.
+    """
+
+    text: str
+    boxes: tuple[tuple[float, float, float, float], ...]
+    confidence: float
+
+
+class Reader(Protocol):
+    """Reads text; `name` and `version` (package and models) say who did."""
+
+    name: str
+    version: str
+
+    def read(self, images: Sequence[Image.Image]) -> list[Reading]:
+        """Return one reading an image; an image without text has the text ""."""
+
+
+def enlarged(image: Image.Image, least: int = LEAST_SIDE) -> tuple[Image.Image, int]:
+    """Return an image, its sides multiplied by the whole factor that lifts them to `least` pixels.
+
+    Bicubic; the factor comes second and is 1 for an image that is large enough.
+    """
+    from PIL import Image as pillow
+
+    factor = max(1, -(-least // min(image.size)))
+    if factor == 1:
+        return image.convert("RGB"), 1
+    size = (image.width * factor, image.height * factor)
+    return image.convert("RGB").resize(size, pillow.Resampling.BICUBIC), factor
+
+
+class RapidReader:
+    """PP-OCRv6 by rapidocr on onnxruntime; its weights come inside the package.
+
+    Lines that it reads with less than .5 confidence are left out (rapidocr's own threshold). It
+    corrects no spelling: the recogniser knows no dictionary. ValueError where it is not installed.
+    """
+
+    name = "rapidocr"
+
+    def __init__(self) -> None:
+        try:
+            self.version = f"{version('rapidocr')} PP-OCRv6 small, enlarged to {LEAST_SIDE}"
+            from rapidocr import RapidOCR
+        except (ImportError, PackageNotFoundError):
+            raise ValueError(
+                "The reader rapidocr is not installed: run `pip install rapidocr onnxruntime`."
+            ) from None
+        threads = "EngineConfig.onnxruntime.intra_op_num_threads"
+        self._engine = RapidOCR(
+            params={
+                "Global.log_level": "critical",
+                "Global.use_cls": False,  # no upside-down text is asked for
+                "Det.limit_side_len": LEAST_SIDE,
+                threads: 1,  # the order of sums, and so the last digits, depend on it
+            }
+        )
+
+    def read(self, images: Sequence[Image.Image]) -> list[Reading]:
+        """Return one reading an image, its lines from top to bottom joined by spaces."""
+        return [self._one(image) for image in images]
+
+    def _one(self, image: Image.Image) -> Reading:
+        large, factor = enlarged(image)
+        pixels = np.ascontiguousarray(np.asarray(large)[:, :, ::-1])  # rapidocr reads BGR
+        found: Any = self._engine(pixels, use_cls=False)
+        if not found.txts:
+            return Reading("", (), 0.0)
+        boxes = [np.asarray(box, dtype=float) / factor for box in found.boxes]
+        return Reading(
+            " ".join(" ".join(found.txts).split()),
+            tuple((*box.min(0).tolist(), *box.max(0).tolist()) for box in boxes),
+            float(np.mean(found.scores)),
+        )
+
+
+class TesseractReader:
+    """Tesseract (English), a second and independent reader, where the program is installed.
+
+    ValueError where it is not.
+    """
+
+    name = "tesseract"
+
+    def __init__(self, program: str = "tesseract") -> None:
+        found = shutil.which(program)
+        if found is None:
+            raise ValueError(
+                "The reader tesseract is not installed: install the program `tesseract` with its "
+                "English data, or use the reader rapidocr."
+            )
+        self._program = Path(found)
+        told = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+        self.version = f"{(told.stdout or told.stderr).split()[1]} eng, enlarged to {LEAST_SIDE}"
+
+    def read(self, images: Sequence[Image.Image]) -> list[Reading]:
+        """Return one reading an image, its words in the program's order joined by spaces."""
+        return [self._one(image) for image in images]
+
+    def _one(self, image: Image.Image) -> Reading:
+        large, factor = enlarged(image)
+        large.save(png := io.BytesIO(), "PNG")
+        command = [str(self._program), "stdin", "stdout", "-l", "eng", "--psm", "11", "tsv"]
+        done = subprocess.run(command, input=png.getvalue(), capture_output=True, check=False)
+        if done.returncode:
+            raise ValueError(f"tesseract failed: {done.stderr.decode(errors='replace').strip()}")
+        return from_tsv(done.stdout.decode("utf-8"), factor)
+
+
+def from_tsv(text: str, factor: int = 1) -> Reading:
+    """Return the reading in tesseract's TSV of an image that was enlarged `factor` times."""
+    rows = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
+    words = [row for row in rows if (row.get("text") or "").strip()]
+    if not words:
+        return Reading("", (), 0.0)
+    boxes = []
+    for row in words:
+        left, top, width, height = (
+            int(row[k]) / factor for k in ("left", "top", "width", "height")
+        )
+        boxes.append((left, top, left + width, top + height))
+    sure = [max(0.0, float(row["conf"])) / 100 for row in words]
+    read = " ".join(row["text"].strip() for row in words)
+    return Reading(read, tuple(boxes), float(np.mean(sure)))
+
+
+READERS: dict[str, type[RapidReader] | type[TesseractReader]] = {
+    "rapidocr": RapidReader,
+    "tesseract": TesseractReader,
+}
+
+
+def reader(name: str = "rapidocr") -> Reader:
+    """Return a reader by name; ValueError for an unknown name or one that is not installed."""
+    if name not in READERS:
+        raise ValueError(f"There is no reader {name!r}: choose one of {', '.join(READERS)}.")
+    return READERS[name]()
