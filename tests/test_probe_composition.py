@@ -5,14 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from composition_rows import box, row
 from PIL import Image
 
 from koala_nb import pipelines
 from koala_nb.detection import Detection, items_of
 from koala_nb.probes import atoms, composition, core
 from koala_nb.probes import composition_estimates as ce
-
-NONE = dict.fromkeys(atoms.SINGLE)
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +24,6 @@ def instruments():
 @pytest.fixture(scope="module")
 def pipe():
     return pipelines.load("nano-koala")
-
-
-def box(x, y, side=0.3):
-    return x, y, x + side, y + side
-
-
-def row(task, asks, **asked):
-    return NONE | {"id": asks, "prompt": asks, "task": task, "asks": asks} | asked
 
 
 # --- rules --------------------------------------------------------------------------------------

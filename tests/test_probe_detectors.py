@@ -4,13 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from composition_rows import box, row
 from PIL import Image
 
 from koala_nb import pipelines
 from koala_nb.detection import Detection, intersection_over_union, non_maximum, overlap
-from koala_nb.probes import atoms, composition, detectors, quality
-
-NONE = dict.fromkeys(atoms.SINGLE)
+from koala_nb.probes import composition, detectors, quality
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +22,6 @@ def instruments():
 @pytest.fixture(scope="module")
 def pipe():
     return pipelines.load("nano-koala")
-
-
-def box(x, y, side=0.3):
-    return x, y, x + side, y + side
-
-
-def row(task, asks, **asked):
-    return NONE | {"id": asks, "prompt": asks, "task": task, "asks": asks} | asked
 
 
 def test_boxes():
