@@ -277,7 +277,8 @@ def main(probe: Probe, argv: Sequence[str] | None = None, own: Sequence[str] = (
     about = identity(pipe)
     prompts = some(probe.prompts(about.domain), options.prompts)
     print(plan(len(prompts), options.images))
-    folder = Path("runs") / f"probe-{probe.name}-{about.name.replace('/', '--')}"
+    stem = f"probe-{probe.name}-{about.name.replace('/', '--')}"
+    folder = Path("runs") / f"{stem}-{str(about.revision)[-8:]}"  # other weights, another run
     scorer = probe.scorer(pipe)
     table = measure(
         pipe, prompts, scorer, images=options.images, first_seed=options.seed, out=folder
@@ -294,7 +295,6 @@ def main(probe: Probe, argv: Sequence[str] | None = None, own: Sequence[str] = (
     }
     place = options.out or data_folder() / "results"
     place.mkdir(parents=True, exist_ok=True)
-    stem = folder.name
     save_table(table, place / f"{stem}.csv")
     print(write_json(place / f"{stem}.json", result))
     return 0
