@@ -240,3 +240,8 @@ def test_every_system_draws(system, tmp_path):
     assert sum(p.numel() for p in pipe.unet.parameters()) == PARAMETERS[system]
     run = kn.generate(pipe, "a koala", steps=1, progress=False)
     assert run.records.iloc[0]["system"] == system
+
+
+def test_no_folder_of_the_training_machine_is_published():
+    for path in (data_folder() / "models").glob("*/**/config.json"):
+        assert "_name_or_path" not in path.read_text("utf-8"), path

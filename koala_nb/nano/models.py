@@ -177,5 +177,8 @@ def save_pipeline(folder: Path, system: str, parts: dict[str, Any]) -> None:
     pipe.save_pretrained(folder, safe_serialization=True)
     for name in ("tokenizer", "tokenizer_2"):
         save_tokenizer(parts["tokenizer"], folder / name)
+    told = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
+    told.pop("_name_or_path", None)  # a folder of the machine that trained it
+    (folder / "vae" / "config.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
     identity = {"name": system, "domain": "emoji-world"}
     (folder / "koala_nb.json").write_text(json.dumps(identity) + "\n", "utf-8")
