@@ -101,7 +101,7 @@ class Batch:
             into = torch.zeros(len(self.rows), heads, positions, tokens, device=query.device)
             self.buffers[place] = into
             self.grids[place[:2]] = grid
-        if query.requires_grad:
+        if query.requires_grad or key.requires_grad:
             query, key = query.detach(), key.detach()
         for image, row in enumerate(self.rows):
             q, k = (x[row].view(x.shape[1], source.heads, -1) for x in (query, key))
