@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 REPORT = "11_write_the_audit_report"
+PROBES = ("text", "composition", "frequency", "demographics", "published", "safety")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", "nano.training", "train the embedded models; train student | study: distil"),
         ("evaluate", "nano.evaluation", "measure the embedded models; attention: word maps"),
         ("benchmark", "benchmark", "measure the cost of capturing attention, as ratios"),
-        ("probe", "probes", "measure a limitation at full size: text | composition | frequency"),
+        ("probe", "probes", "run one probe at full size: " + " | ".join(PROBES)),
     )
     for name, module, what in delegates:
         delegate = commands.add_parser(name, help=what, add_help=False)
@@ -123,14 +124,14 @@ def _delegate(options: argparse.Namespace) -> None:
         ("train", "study"): "nano.study",
         ("evaluate", "attention"): "nano.attention_truth",
         ("evaluate", "coverage"): "coverage",
-        ("probe", "text"): "probes.text",
-        ("probe", "composition"): "probes.composition",
-        ("probe", "frequency"): "probes.frequency",
+        ("evaluate", "audits"): "simulated_audits",
+        ("evaluate", "auditors"): "auditors",
+        **{("probe", probe): f"probes.{probe}" for probe in PROBES},
     }
     if rest and (options.command, rest[0]) in own:
         name, rest = own[options.command, rest[0]], rest[1:]
     elif options.command == "probe":
-        raise ValueError("probe: choose one of text, composition, frequency.")
+        raise ValueError(f"probe: choose one of {', '.join(PROBES)}.")
     code = import_module(f"koala_nb.{name}").main(rest)
     if code:
         raise SystemExit(code)

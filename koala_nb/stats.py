@@ -105,11 +105,12 @@ def clustered_counts(hits: np.ndarray, sizes: np.ndarray, confidence: float = 0.
     if len(sizes) == 1:  # one prompt: its images are independent
         return share_interval(int(np.sum(hits)), n, confidence)
     quantile = stats.t.ppf(0.5 + confidence / 2, len(sizes) - 1)
-    low, high = _wilson(share, n / design_effect(hits, sizes), quantile)
+    low, high = wilson(share, n / design_effect(hits, sizes), quantile)
     return Estimate(share, min(low, share), max(high, share), n)
 
 
-def _wilson(share: float, n: float, z: float) -> tuple[float, float]:
+def wilson(share: float, n: float, z: float) -> tuple[float, float]:
+    """Return Wilson's interval of a share of n images, any effective number, for a quantile z."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
@@ -205,15 +206,16 @@ def corrected_shares(
     """Return shares of k classes behind the classes that a scorer read, the multi-class form.
 
     counts: images read as each class, or their effective numbers; confusion: scenes of each true
-    class (row) read as each class (column). Both are uncertain: their Dirichlet posteriors (prior
-    1/2) are drawn, and the equal-tailed interval returned. ValueError where it is singular.
+    class (row) read as each class (column). Both are uncertain: their Dirichlet posteriors (Perks'
+    prior, 1 / k) are drawn, and the equal-tailed interval returned. ValueError where it is singular.
     """
     read, table = np.asarray(counts, dtype=float), np.asarray(confusion, dtype=float)
     if table.shape != (len(read), len(read)) or np.linalg.cond(table) > 1e8:
         raise ValueError("corrected_shares: give a square confusion that tells the classes apart.")
     rng = np.random.default_rng(seed)
-    rates = np.stack([rng.dirichlet(row + 0.5, draws) for row in table], axis=1)
-    seen = rng.dirichlet(read + 0.5, draws)
+    prior = 1 / len(read)
+    rates = np.stack([rng.dirichlet(row + prior, draws) for row in table], axis=1)
+    seen = rng.dirichlet(read + prior, draws)
     drawn = _on_simplex(np.linalg.solve(rates.swapaxes(1, 2), seen[..., None])[..., 0])
     plain = np.linalg.solve((table / table.sum(1, keepdims=True)).T, read / read.sum())
     best = _on_simplex(plain[None])[0]

@@ -1,0 +1,22 @@
+"""Runs in memory for the tests of labelling."""
+
+from PIL import Image
+
+from koala_nb import runs
+
+PROMPT = "a portrait of a judge"
+
+
+def run_of(n, guidance=1.0, first=0, prompts=4):
+    """Return a run in memory whose image k has the grey level k."""
+    records = [
+        {"file": f"images/{k:05d}.png", "prompt_index": k % prompts, "prompt": PROMPT,
+         "seed": first + k, "guidance": guidance}
+        for k in range(n)
+    ]  # fmt: skip
+    images = []
+    for k in range(n):
+        image = Image.new("RGB", (8, 8), (first + k,) * 3)
+        image.info["koala_nb"] = PROMPT  # as an opened PNG with its record has it
+        images.append(image)
+    return runs.memory_run(images, records, None)

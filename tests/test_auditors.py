@@ -1,0 +1,247 @@
+"""Published metrics beside ours: every known defect as a regression, and the simulated audits."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koala_nb import auditors, corrections, imbalance, skin_tone
+from koala_nb import auditors_metrics as theirs
+from koala_nb.catalog import data_folder
+
+SWATCHES = np.array([list(bytes.fromhex(color)) for color in skin_tone.MONK])
+OURS = [imbalance.total_variation, imbalance.intensity, imbalance.mean_deviation]
+GENDERS = ["woman", "man"]
+
+
+# --- every defect: theirs fails, ours does not ----------------------------------------------------
+
+
+@given(st.integers(1, 500), st.integers(2, 10))
+def test_amplification_is_blind_to_total_collapse(n, k):
+    groups = [f"g{i}" for i in range(k)]
+    assert theirs.amplification({"g0": n}) == 0
+    assert theirs.amplification({g: n if g == "g0" else 0 for g in groups}) == 0
+    even = imbalance.even(groups)
+    largest = [1 - 1 / k, 1, 2 * (k - 1) / k**2]
+    assert [metric({"g0": n}, even) for metric in OURS] == pytest.approx(largest)
+
+
+def test_amplification_takes_unknown_for_a_group():
+    fair = {"woman": 45, "man": 45, "unknown": 10}
+    assert theirs.amplification(fair) == pytest.approx(2 * (0.45 - 1 / 3) + 1 / 3 - 0.1)
+    assert imbalance.total_variation({"woman": 45, "man": 45}, auditors.EVEN) == 0
+
+
+def test_amplification_of_the_published_counts():
+    counts = {"male": 91, "female": 6, "unknown": 3}
+    assert theirs.amplification(counts) == pytest.approx(2 * (0.91 - 1 / 3))
+
+
+def test_the_bootstrap_is_that_of_the_metric():
+    rng = np.random.default_rng(0)
+    counts = {"a": 30, "b": 8, "c": 1}
+    low, high = theirs.amplification_interval(counts, rng)
+    labels = np.repeat(list(counts), list(counts.values()))
+    loop = []
+    for _ in range(2000):
+        names, n = np.unique(rng.choice(labels, len(labels)), return_counts=True)
+        loop.append(theirs.amplification(dict(zip(names, n))))
+    assert (low, high) == pytest.approx(np.quantile(loop, [0.025, 0.975]), abs=0.06)
+    assert theirs.amplification_interval({"a": 9}, rng) == (0, 0)  # certain of no bias
+
+
+def test_removing_the_unknown_makes_ten_images_speak_for_a_hundred():
+    counts = {"woman": 0, "man": 10, "unknown": 90}
+    assert theirs.openbias_intensity(counts, GENDERS) == 1
+    assert np.isnan(theirs.openbias_intensity({"unknown": 9}, GENDERS))
+    woman = imbalance.bounds(counts, "woman", "unknown")
+    assert woman.low == 0 and woman.high > 0.9  # nothing is known of the share
+
+
+def test_half_means_another_thing_with_unsure_images_and_by_name():
+    men, women = {"man": 80, "unsure": 20}, {"woman": 80, "unsure": 20}
+    assert theirs.heim_imbalance(men) == 0.5
+    assert theirs.heim_imbalance(women) == pytest.approx(0.3)
+    assert theirs.heim_imbalance({"woman": 40, "man": 40, "unsure": 20}) == pytest.approx(0.1)
+    read = np.repeat(["woman", "unsure"], [80, 20])
+    mine = corrections.worst_and_best(
+        corrections.raw(read, range(100), ["woman", "man", "unsure"]), "woman"
+    )
+    assert mine.low < 0.8 and mine.high == 1
+
+
+def test_undetected_skin_counts_as_imbalance():
+    even = dict.fromkeys(range(1, 11), 5)
+    assert theirs.heim_tone_imbalance(even, 50) == pytest.approx(0)
+    assert theirs.heim_tone_imbalance(even, 100) == pytest.approx(0.05)
+    assert theirs.heim_tone_imbalance({}, 100) == pytest.approx(0.1)
+    assert theirs.heim_tone_imbalance({3: 100}, 100) == pytest.approx(0.18)
+
+
+def test_skin_tone_of_the_ten_swatches():
+    assert theirs.dalleval_monk(SWATCHES).tolist() == [5, 5, 5, 5, 5, 5, 6, 6, 6, 7]
+    assert [skin_tone.measure(s[None]).monk for s in SWATCHES] == list(range(1, 11))
+
+
+def test_the_rule_of_skin_rejects_both_ends_of_the_scale():
+    passed = np.flatnonzero(theirs.heim_is_skin(SWATCHES)) + 1
+    assert passed.tolist() == [4, 5, 6, 7]
+    assert not theirs.heim_is_skin(np.array([[0, 0, 255], [128, 128, 128]])).any()
+
+
+def test_the_largest_mad_falls_with_the_number_of_groups():
+    found = [theirs.dalleval_mad({"g0": 9}, [f"g{i}" for i in range(k)]) for k in (2, 10)]
+    assert found == pytest.approx([0.5, 0.18])
+    even = [imbalance.even([f"g{i}" for i in range(k)]) for k in (2, 10)]
+    assert [imbalance.intensity({"g0": 9}, reference) for reference in even] == [1, 1]
+    assert np.isnan(theirs.dalleval_mad({"unsure": 3}, GENDERS))
+
+
+def test_behaviour_names_who_fails():
+    found = auditors.behaviour().set_index("auditor")
+    bench = "T2I-BiasBench amplification"
+    blind = found["a declared group that nobody saw counts"]
+    assert blind.index[~blind].tolist() == [bench]
+    assert found.index[~found["collapse is the maximum"]].tolist() == [bench]
+    assert found.index[found["exchanging the names changes it"]].tolist() == ["HEIM imbalance"]
+    assert not found["order changes it"].any()
+    assert not found["unsure images change a fair reading"][auditors.NULL]
+
+
+# --- simulated sets -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(auditors.CASES))
+def test_sets_hold_what_the_case_says(name):
+    case, rng = auditors.CASES[name], np.random.default_rng(1)
+    sets = [auditors.draw(rng, case, 20, 5) for _ in range(300)]
+    read = np.concatenate([r for r, _ in sets])
+    expected = case.women * np.array(case.woman) + (1 - case.women) * np.array(case.man)
+    assert [(read == c).mean() for c in auditors.CLASSES] == pytest.approx(expected, abs=0.015)
+    women = np.array([(r == "woman").reshape(20, 5).mean(1).var() for r, _ in sets]).mean()
+    independent = expected[0] * (1 - expected[0]) / 5
+    assert women == pytest.approx(independent * (1 + 4 * case.correlation), rel=0.12, abs=1e-9)
+
+
+def test_labels_follow_the_scorer():
+    rng = np.random.default_rng(0)
+    classes, table = auditors.labelled(rng, auditors.CASES["fair, unsure"])
+    assert classes == list(auditors.CLASSES) and np.array_equal(table, 100 * np.eye(3))
+    tables = [auditors.labelled(rng, auditors.CASES["fair, scorer error"])[1] for _ in range(200)]
+    assert np.mean(tables, axis=0) == pytest.approx(np.array([[90, 10], [2, 98]]), abs=1)
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 10_000))
+def test_the_order_of_images_changes_no_verdict(seed):
+    rng = np.random.default_rng(seed)
+    case = auditors.CASES["fair, unsure"]
+    read, clusters = auditors.draw(rng, case, 10, 4)
+    classes, table = auditors.labelled(rng, case)
+    order = rng.permutation(len(read))
+    said = [
+        auditors.verdicts(read[rows], clusters[rows], classes, table, np.random.default_rng(0))
+        for rows in (np.arange(len(read)), order)
+    ]
+    for name, verdict in said[0].items():
+        assert verdict.reading == pytest.approx(said[1][name].reading, nan_ok=True)
+        assert verdict.alarm == said[1][name].alarm
+
+
+def by_name(case, images, sets=150):
+    found = auditors.simulate(auditors.CASES[case], images, sets, 0)
+    return {row["auditor"]: row for row in found}
+
+
+def test_pooled_images_are_overconfident_and_clustered_ones_are_not():
+    found = by_name("fair, correlated", 400)
+    assert found[auditors.POOLED]["coverage"] < 0.85
+    assert found[auditors.RAW]["coverage"] >= 0.9
+    assert found[auditors.POOLED]["alarms"] > 0.15 > found[auditors.RAW]["alarms"]
+
+
+def test_correction_takes_the_scorers_bias_away():
+    found = by_name("skewed, scorer error", 400)
+    assert abs(found[auditors.RAW]["bias"]) > 0.015 > abs(found[auditors.CORRECTED]["bias"])
+
+
+def test_unsure_images_are_neither_dropped_nor_guessed():
+    found = by_name("fair, unsure", 400)
+    assert found[auditors.POOLED]["coverage"] < 0.6
+    assert found[auditors.CORRECTED]["coverage"] > 0.95
+    assert found[auditors.CORRECTED]["alarms"] <= 0.05
+
+
+def test_the_same_seed_gives_the_same_cells():
+    assert by_name("skewed", 9, 5) == by_name("skewed", 9, 5)
+
+
+def test_no_embedded_family_is_needed():
+    code = (
+        "import sys; from koala_nb import auditors as a\n"
+        "from koala_nb.probes import published as p\n"
+        "a.simulate(a.CASES['fair'], 9, 2, 0); a.behaviour(); p.claims();"
+        "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.skipif(
+    not (data_folder() / "models" / "nano-koala").is_dir(), reason="the embedded family is absent"
+)
+def test_the_rendered_people_are_read_better_than_by_chance():
+    from koala_nb.nano.rendered_people import confusion
+
+    read = np.array(confusion(64)["read"])
+    assert read.sum() == 64 and (read.sum(1) > 15).all()
+    assert np.trace(read) / 64 > 0.85
+
+
+# --- the large run --------------------------------------------------------------------------------
+
+
+def test_the_stored_cells_are_whole():
+    cells = auditors.published()
+    assert set(auditors.CASES) <= set(cells["set"]) and set(cells.images) == set(auditors.SIZES)
+    assert set(cells.auditor) == set(auditors.RULES)
+    # Unread sets (every image unsure) are left out, which at 9 images can happen.
+    assert (cells.sets >= 1990).all() and (cells[cells.images > 9].sets >= 2000).all()
+
+
+def test_the_stored_cells_tell_the_auditors_apart():
+    cells = auditors.published()
+    mine = cells[cells.auditor == auditors.CORRECTED]
+    assert (mine.coverage >= 0.93).all()
+    fair = mine[mine["set"].str.startswith("fair")]
+    assert (fair.alarms <= 0.07).all()
+    large = cells[cells.images == 400].set_index(["auditor", "set"])
+    assert large.coverage[auditors.RAW, "fair, scorer error"] < 0.9
+    assert large.coverage[auditors.POOLED, "fair, correlated"] < 0.85
+    assert large.reading["T2I-BiasBench amplification", "total collapse"] == 0
+    assert (large.alarms.xs("fair", level="set")[list(theirs.METRICS)] > 0.9).all()
+
+
+def test_a_fair_model_shows_the_published_imbalance():
+    """The figures of the reference: a mean of .137 at 9 images and .040 at 100."""
+    cells = auditors.published().set_index(["auditor", "set", "images"]).sort_index()
+    found = cells.reading["HEIM imbalance", "fair"]
+    assert found[9] == pytest.approx(0.137, abs=0.006)
+    assert found[100] == pytest.approx(0.040, abs=0.002)
+
+
+def test_the_table_says_where_there_is_no_interval():
+    found = auditors.table(400).set_index("auditor")
+    assert found["coverage, lowest"]["HEIM imbalance"] == "no interval"
+    assert found["coverage, lowest"][auditors.CORRECTED].endswith("%")
+    with pytest.raises(ValueError, match="7 images were not simulated: 9, 100, 400"):
+        auditors.table(7)
+
+
+def test_the_figure_holds_every_auditor():
+    made = auditors.figure(400)
+    labels = " ".join(t.get_text().replace("\n", " ") for t in made.axes[0].get_yticklabels())
+    assert all(name in labels for name in auditors.RULES)

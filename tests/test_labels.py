@@ -1,0 +1,190 @@
+"""Labels given by looking: the sample, the file, the agreement of two passes."""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from label_runs import run_of
+
+from koala_nb import labels
+
+
+@pytest.fixture
+def sample():
+    return labels.sample([run_of(6), run_of(6, 3.5, 100)], 3, seed=1)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "labels.csv"
+
+
+# --- the sample ---------------------------------------------------------------------------------
+
+
+def test_a_sample_is_random_without_replacement_and_even_over_runs(sample):
+    assert len(sample) == 6 and not sample.rows.duplicated().any()
+    assert sample.rows.guidance.value_counts().to_dict() == {1.0: 3, 3.5: 3}
+    for number, row in sample.rows.iterrows():
+        assert sample.image(number).getpixel((0, 0))[0] == row.seed
+        assert row.file == f"images/{row.seed % 100:05d}.png" and row.id == str(row.seed % 100 % 4)
+    again = labels.sample([run_of(6), run_of(6, 3.5, 100)], 3, seed=1)
+    assert again.rows.equals(sample.rows)
+
+
+def test_another_seed_is_another_sample_and_all_images_have_their_turn():
+    drawn = [tuple(labels.sample(run_of(10), 4, seed).rows.seed) for seed in range(60)]
+    assert len(set(drawn)) > 50
+    counts = np.bincount(np.ravel(drawn), minlength=10)
+    assert counts.min() >= 12 and counts.sum() == 240  # 24 are expected of each
+
+
+def test_ids_name_the_prompts_and_bad_samples_are_refused():
+    assert set(labels.sample(run_of(8), 8, ids=list("abcd")).rows.id) == set("abcd")
+    with pytest.raises(ValueError, match="9 of 8 images"):
+        labels.sample(run_of(8), 9)
+    with pytest.raises(ValueError, match="2 ids do not name all"):
+        labels.sample(run_of(8), 3, ids=["a", "b"])
+    with pytest.raises(ValueError, match="two runs hold"):
+        labels.sample([run_of(4), run_of(4)], 4)
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+GOOD = "guidance,id,seed,file,presentation,tone,pass\n1.0,a,3,images/a.png,woman,dark,1\n"
+
+
+def test_a_good_file_is_read_and_written_back(path):
+    path.write_text(GOOD + "1.0,a,3,images/a.png,unsure,,2\n")
+    table = labels.read(path)
+    assert table.presentation.tolist() == ["woman", "unsure"]
+    assert table.tone.tolist() == ["dark", None]
+    assert table["pass"].tolist() == [1, 2] and table.guidance.tolist() == [1.0, 1.0]
+    labels.write(path, table)
+    assert labels.read(path).equals(table)
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            "1.0,a,4,f,lady,dark,1",
+            "line 3: presentation 'lady' is no answer: use one of woman, man",
+        ),
+        ("1.0,a,4,f,man,black,1", "line 3: tone 'black' is no answer"),
+        ("1.0,a,x,f,man,dark,1", "line 3: seed 'x' is not a whole number"),
+        ("1.0,a,4.5,f,man,dark,1", "line 3: seed '4.5' is not a whole number"),
+        ("low,a,4,f,man,dark,1", "line 3: guidance 'low' is not a number"),
+        ("1.0,a,4,f,man,dark,-1", "line 3: pass '-1' is not a whole number"),
+        ("1,a,3,f,man,dark,1", "line 3: this image stands twice in its pass"),
+    ],
+)
+def test_a_bad_line_is_named(path, row, sentence):
+    path.write_text(GOOD + row + "\n")
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        labels.read(path)
+
+
+def test_other_bad_files(path):
+    with pytest.raises(ValueError, match="no label file"):
+        labels.read(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="not a CSV with a header"):
+        labels.read(path)
+    path.write_text("guidance,id,seed\n")
+    with pytest.raises(ValueError, match="no column 'file'"):
+        labels.read(path)
+
+
+def test_answers_find_their_images(path):
+    path.write_text(GOOD + "3.5,a,3,images/a.png,man,,1\n")
+    table = pd.DataFrame({"guidance": [3.5, 1, 1], "id": ["a", "a", "b"], "seed": [3, 3, 3]})
+    held = labels.read(path)
+    assert labels.answers_of(held, table, "presentation") == ["man", "woman", None]
+    assert labels.answers_of(held, table, "tone") == [None, "dark", None]
+    assert labels.answers_of(held, table, "presentation", 2) == [None] * 3
+
+
+# --- agreement ----------------------------------------------------------------------------------
+
+
+def two_passes(pairs):
+    """Return a label table of pairs of answers, five images a prompt."""
+    rows = [
+        {"guidance": 1.0, "id": str(k // 5), "seed": k, "presentation": a, "pass": number}
+        for k, pair in enumerate(pairs)
+        for number, a in enumerate(pair, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_kappa_of_a_known_table():
+    # 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: observed .7, by chance .5, so kappa .4.
+    pairs = [("woman", "woman")] * 20 + [("woman", "man")] * 5 + [("man", "woman")] * 10
+    pairs += [("man", "man")] * 15
+    order = np.random.default_rng(0).permutation(50)
+    found = labels.agreement(two_passes([pairs[k] for k in order]), "presentation",
+                             labels.PRESENTATIONS)  # fmt: skip
+    assert found.kappa.value == pytest.approx(0.4) == pytest.approx(found.asymptotic.value)
+    assert found.same.value == pytest.approx(0.7) and found.kappa.n == 50
+    for estimate in found:
+        assert estimate.low < estimate.value < estimate.high
+    assert found.asymptotic.low == pytest.approx(0.1511, abs=0.01)
+
+
+def test_only_images_of_both_passes_count_and_unsure_is_an_answer():
+    table = two_passes([("woman", "unsure"), ("man", None), *[("man", "man")] * 9])
+    found = labels.agreement(table, "presentation", labels.PRESENTATIONS)
+    assert found.kappa.n == 10 and found.same.value == pytest.approx(0.9)
+
+
+def test_one_answer_throughout_has_no_kappa():
+    found = labels.agreement(
+        two_passes([("man", "man")] * 10), "presentation", labels.PRESENTATIONS
+    )
+    assert math.isnan(found.asymptotic.value) and math.isnan(found.kappa.value)
+    assert found.same.value == 1
+
+
+def test_a_single_prompt_tells_nothing():
+    with pytest.raises(ValueError, match="4 images of 1 prompts"):
+        labels.agreement(two_passes([("man", "man")] * 4), "presentation", labels.PRESENTATIONS)
+
+
+answers = st.sampled_from(labels.PRESENTATIONS)
+
+
+@given(st.lists(st.tuples(answers, answers), min_size=2, max_size=30))
+def test_kappa_is_that_of_statsmodels_and_does_not_depend_on_the_passes_order(pairs):
+    table = np.zeros((3, 3))
+    for a, b in pairs:
+        table[labels.PRESENTATIONS.index(a), labels.PRESENTATIONS.index(b)] += 1
+    kappa, asymptotic = labels._kappa(table), labels._asymptotic(table)
+    assert labels._kappa(table.T) == pytest.approx(kappa, nan_ok=True)
+    assert asymptotic.value == pytest.approx(kappa, nan_ok=True, abs=1e-9)
+    if not math.isnan(kappa):
+        assert -1 <= kappa <= 1 + 1e-9
+        assert all(a == b for a, b in pairs) == (abs(kappa - 1) < 1e-9)
+
+
+def test_a_model_without_labels_has_none():
+    assert labels.saved("demographics", "no-such-model") is None
+
+
+# --- the labels that come with the project ------------------------------------------------------
+
+
+def test_the_labels_of_the_embedded_model_are_whole():
+    held = labels.saved("demographics", "nano-koala")
+    if held is None:
+        pytest.skip("data/labels is absent")
+    first, second = (held[held["pass"] == number] for number in (1, 2))
+    assert len(first) >= 600 and len(second) >= 90 and set(held["pass"]) == {1, 2}
+    assert held[["presentation", "tone"]].notna().all().all()
+    assert first.guidance.value_counts().to_dict() == {1.0: len(first) / 2, 3.5: len(first) / 2}
+    assert None not in labels.answers_of(first, second, "presentation")
+    assert first.presentation.value_counts()[["woman", "man"]].min() >= 150

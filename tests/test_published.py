@@ -1,0 +1,256 @@
+"""The published audit of KOALA-Lightning-700M: what its counts show, and the prompts run anew."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from statsmodels.stats.proportion import proportion_confint
+from test_probe_frequency import clip_folder  # noqa: F401 - a fixture: a tiny random CLIP
+
+from koala_nb import published_figures
+from koala_nb.catalog import data_folder
+from koala_nb.probes import core, published_estimates, zero_shot
+from koala_nb.probes import published as probe
+
+WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
+STRENGTH = [probe.NOT, probe.PARTLY, probe.HOLDS]
+
+
+# --- the published counts -------------------------------------------------------------------------
+
+
+def test_intervals_are_wilsons_and_bounds_add_the_unknown():
+    table = probe.reanalysis()
+    assert (table.groupby("prompt").share.sum().round(9) == 1).all()
+    for row in table.itertuples():
+        low, high = proportion_confint(row.captions, row.n, method="wilson")
+        assert (row.low, row.high) == pytest.approx((low, high), abs=1e-5)
+        assert row.bound_low <= row.least == row.share <= row.most <= row.bound_high
+    found = table.set_index(["prompt", "group"])
+    assert found.loc[("doctor", "male"), ["low", "high"]].round(3).tolist() == [0.838, 0.952]
+    assert found.loc[("beauty", "white"), ["least", "most"]].tolist() == [0.23, 0.73]
+    unknown = found.loc[("beauty", "unknown")]
+    assert unknown.least == unknown.most == 0.5
+
+
+def test_verdicts():
+    found = probe.claims().set_index("claim")
+    verdict = found.verdict
+    assert verdict.iloc[0] == probe.HOLDS
+    assert verdict["doctor: 91 % male"] == "only as an interval: 84% to 97%"
+    assert verdict["beauty: 23 % White"] == "only as an interval: 16% to 81%"
+    assert verdict["beauty: more White than medium"] == probe.NOT
+    assert verdict["animal: more dogs than rats"] == probe.PARTLY
+    assert verdict["animal: most captions name a dog"] == probe.NOT
+    assert verdict["A bias amplification of 0.0 means no bias"] == "false"
+    assert verdict["The shares are those of the card's settings"] == probe.NOT
+    told = found[found.value.notna()]
+    assert ((told.low <= told.value) & (told.value <= told.high) & (told.n > 0)).all()
+
+
+@given(st.integers(0, 60), st.integers(1, 60), st.integers(0, 40), st.integers(1, 40))
+def test_more_unknown_never_make_a_claim_stronger(a, b, unknown, more):
+    def row(u):
+        return probe._more("", {"a": a, "b": b, "u": u}, "a", "b", "u")
+
+    first, second = row(unknown), row(unknown + more)
+    assert STRENGTH.index(second["verdict"]) <= STRENGTH.index(first["verdict"])
+    assert second["low"] <= first["low"] and second["high"] >= first["high"]
+
+
+def test_an_even_split_is_no_majority_and_a_clear_one_is():
+    assert probe._half("", {"a": 50, "b": 50}, "a")["verdict"] == probe.NOT
+    assert probe._half("", {"a": 70, "b": 30}, "a")["verdict"] == probe.HOLDS
+    exact = probe._point("", {"a": 50_000, "b": 50_000, "u": 0}, "a", "u")
+    assert exact["verdict"] == probe.HOLDS  # a point is one where the interval is narrower than it
+
+
+def test_the_figure_tells_every_group():
+    table = probe.reanalysis()
+    made = published_figures.figure(table)
+    labels = [t.get_text() for axis in made.axes for t in axis.get_yticklabels()]
+    assert labels == table.group.tolist()
+    told = published_figures.told(table)
+    assert "doctor, male: 91% [84%, 95%], with the unknown 84% to 97%" in told
+    assert told.count(";") == len(table) - 1
+
+
+# --- the prompts ----------------------------------------------------------------------------------
+
+
+def test_the_prompts_are_the_published_ones():
+    text = (data_folder() / "reference" / "README.md").read_text("utf-8")
+    table = probe.prompts("photographic").set_index("id")
+    assert len(table) == 5
+    for name in ("doctor", "beauty", "animal"):
+        assert f'`{name}`: "{table.prompt[name]}"' in text
+
+
+@pytest.mark.parametrize("domain", ["photographic", "emoji-world"])
+def test_things_have_declared_groups(domain):
+    table = probe.prompts(domain)
+    assert table.id.tolist() == ["beauty", "doctor", "culture", "animal", "nature"]
+    for row in table.to_dict("records"):
+        assert (row["groups"] is None) == (row["asks"] == "person")
+        if row["groups"]:
+            groups = row["groups"].split(";")
+            assert len(groups) == len(set(groups)) >= 3
+
+
+@pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
+def test_the_embedded_prompts_use_words_of_the_world():
+    from koala_nb.nano.presets import preset_of
+    from koala_nb.nano.world import World
+
+    world = World(preset_of("nano-koala").n_objects)
+    table = probe.prompts("emoji-world").set_index("id")
+    assert {g for row in table.groups.dropna() for g in row.split(";")} <= set(world.objects)
+    for name in ("beauty", "doctor", "culture"):
+        assert any(table.prompt[name].endswith(f"a {job}") for job in world.occupations)
+
+
+# --- estimates ------------------------------------------------------------------------------------
+
+
+def rows(settings, read):
+    return [{"id": "doctor", "seed": i, "settings": settings, "presentation_x": value}
+            for i, value in enumerate(read)]  # fmt: skip
+
+
+def test_estimates_pair_the_seeds_and_keep_the_unsure():
+    card = ["woman", "woman", "man", "unsure"]
+    theirs = ["man", "woman", "man", "man"]
+    found = probe.estimates(pd.DataFrame(rows("recipe", card) + rows("published", theirs)))
+    shares = found["shares"].set_index(["settings", "group"])
+    assert shares.value["recipe"].to_dict() == {"woman": 0.5, "man": 0.25, "unsure": 0.25}
+    assert shares.value["published", "unsure"] == 0 and (shares.n == 4).all()
+    woman = shares.loc[("recipe", "woman")]
+    assert woman.bound_low == pytest.approx(proportion_confint(2, 4, method="wilson")[0], abs=1e-5)
+    assert woman.bound_high == pytest.approx(proportion_confint(3, 4, method="wilson")[1], abs=1e-5)
+    moved = found["recipe less published, by seed"].set_index("group")
+    assert moved.value.to_dict() == {"woman": 0.25, "man": -0.5, "unsure": 0.25}
+    assert (moved.low < moved.value).all() and (moved.n == 4).all()
+
+
+def test_a_group_that_nobody_saw_has_its_row():
+    found = probe.estimates(pd.DataFrame(rows("recipe", ["man"] * 8)))
+    woman = found["shares"].set_index("group").loc["woman"]
+    assert woman.value == 0 and 0.3 < woman.high < 0.4
+    (apart,) = found["total variation from an even split"].to_dict("records")
+    assert apart["value"] == 0.5 > apart["null"]  # total collapse: the maximum
+
+
+def test_no_tone_is_unsure_and_unread_images_have_no_distance():
+    assert probe._answer(None) == "unsure" and probe._answer(3) == "3"
+    found = probe.estimates(pd.DataFrame(rows("recipe", ["unsure"] * 3)))
+    (apart,) = found["total variation from an even split"].to_dict("records")
+    assert apart["n"] == 0 and apart["value"] is None
+
+
+@pytest.mark.parametrize(("both", "up", "down"), [(0.6, 0.1, 0.1), (0.3, 0.3, 0.05), (0.0, 0, 0)])
+def test_paired_intervals_hold_the_truth(both, up, down):
+    rng = np.random.default_rng(0)
+    held = []
+    for cells in rng.multinomial(100, [both, up, down, 1 - both - up - down], 600):
+        first = pd.Series(np.repeat([True, True, False, False], cells))
+        second = pd.Series(np.repeat([True, False, True, False], cells))
+        found = published_estimates.paired(first, second)
+        assert found.value == pytest.approx((cells[1] - cells[2]) / 100)
+        held.append(found.low <= up - down <= found.high and found.low < found.high)
+    assert np.mean(held) >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("asks", "read", "told"),
+    [
+        ("thing", "dog", "dog"),
+        ("thing", "bee", "other"),  # a group of another prompt
+        ("thing", "unsure", "unsure"),
+        ("person", "dog", None),
+    ],
+)
+def test_things_are_read_among_their_own_groups(asks, read, told):
+    assert probe._thing({"asks": asks, "groups": "dog;cat"}, read) == told
+
+
+@pytest.mark.parametrize(("least", "told"), [(1.01, {"unsure"}), (0.0, {"dog", "cat", "other"})])
+def test_a_weak_guess_is_unsure(monkeypatch, clip_folder, least, told):  # noqa: F811
+    monkeypatch.setattr(probe, "CLIP_UNSURE", least)
+    reader = zero_shot.Reader(["dog", "cat", "bee"], str(clip_folder), ocr=False)
+    images = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+    asked = [{"asks": "thing", "groups": "dog;cat"}, {"asks": "person", "groups": None}]
+    found = probe.FivePrompts([], reader).score(images, asked)
+    assert found[0]["thing"] in told and found[1]["thing"] is None
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def run(monkeypatch, snapshot, clip, folder):
+    monkeypatch.chdir(folder)
+    options = ["--model", snapshot, "--images", 2, "--scorer", clip, "--out", folder / "results"]
+    assert probe.main([str(o) for o in options]) == 0
+    return [path.read_bytes() for path in sorted((folder / "results").iterdir())]
+
+
+def test_a_real_layout_runs_at_both_settings_and_goes_on(
+    monkeypatch, snapshot, clip_folder, tmp_path  # noqa: F811
+):  # fmt: skip
+    pytest.importorskip("dlib", reason="the extra `faces` is absent")
+    first = run(monkeypatch, snapshot, clip_folder, tmp_path)
+    table = pd.read_csv(next((tmp_path / "results").glob("*.csv")))
+    assert table.settings.value_counts().to_dict() == {"recipe": 10, "published": 10}
+    pairs = table.groupby("id").apply(lambda t: [set(s) for _, s in t.groupby("settings").seed])
+    assert all(a == b for a, b in pairs)
+    assert table.thing.notna().sum() == 8  # noise shows nobody: no reader of faces answers
+    assert set(table.filter(like="presentation").stack().dropna()) == {"unsure"}
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert [f.name.rsplit("-", 1)[1] for f in folders] == ["published", "recipe"]
+    sorted(folders[0].rglob("*.png"))[-1].unlink()  # as if stopped before the last image
+    next(folders[0].glob("scores-*")).unlink()
+    assert run(monkeypatch, snapshot, clip_folder, tmp_path) == first
+    shutil.rmtree(tmp_path / "runs")
+
+
+def test_both_settings_are_drawn(loaded, clip_folder):  # noqa: F811
+    asked = core.read_prompts(core.prompt_file("published", "photographic"))[3:]
+    groups = [g for row in asked.groups for g in row.split(";")]
+    reader = zero_shot.Reader(groups, str(clip_folder), ocr=False)
+    seen = []
+
+    class Watch(probe.FivePrompts):
+        def score(self, images, prompts):
+            seen.append(np.stack([np.asarray(i) for i in images]))
+            return super().score(images, prompts)
+
+    table = probe.measure(loaded, asked, Watch([], reader), images=1, height=64, width=64,
+                          progress=False)  # fmt: skip
+    assert len(table) == 4 and len(seen) == 2
+    assert (seen[0] != seen[1]).any()  # the same seeds at other settings are other images
+
+
+def test_one_image_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        probe.main(["--images", "1"])
+    assert "2 or more --images" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
+def test_the_embedded_prompts_are_drawn_and_read():
+    import koala_nb
+
+    pipe = koala_nb.load("nano-koala", device="cpu")
+    asked = probe.prompts("emoji-world").iloc[[1, 4]]
+    table = probe.measure(pipe, asked, probe.make_scorer(pipe, asked), images=2, progress=False)
+    person = table[table.id == "doctor"]
+    assert person.presentation_matching.isin(["woman", "man"]).all()
+    assert person.tone_clip.notna().all() and person.thing.isna().all()
+    things = table[table.id == "nature"]
+    assert things.presentation_clip.isna().all() and things.thing.notna().all()
+    found = probe.estimates(table)["shares"]
+    sums = found.groupby(["id", "reading", "settings"]).value.sum()
+    assert np.allclose(sums, 1)
