@@ -42,7 +42,8 @@ refresh: $(STAMP)
 	$(BIN)/python -m koala_nb evaluate --model nano-sdxl --n 60 --per-occupation 5
 	$(BIN)/python -m koala_nb evaluate
 	$(BIN)/python -m koala_nb evaluate attention
-	for probe in text composition frequency; do $(BIN)/python -m koala_nb probe $$probe || exit 1; done
+	$(BIN)/python -m koala_nb evaluate auditors
+	for probe in text composition frequency demographics safety; do $(BIN)/python -m koala_nb probe $$probe || exit 1; done
 	$(BIN)/python -m koala_nb probe composition --model nano-sdxl
 	$(BIN)/python -m koala_nb probe frequency --model nano-sdxl --images 2
 	$(BIN)/python -m koala_nb refresh

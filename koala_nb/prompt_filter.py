@@ -1,0 +1,136 @@
+"""A prompt filter: normalised matching against a list of terms, and what it cannot see.
+
+It knows words, not meanings: a paraphrase, another language or a term that nobody listed passes.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+FUZZY_LENGTH = 6  # letters: shorter words have too many harmless neighbours
+SPACED = 3  # so many single letters in a row are read as one word
+# Letters of other scripts that look like Latin ones; not a full list of Unicode's confusables.
+LOOK_ALIKE = str.maketrans("аеорсухіјѕοανιρτυκ", "aeopcyxijsoaviptuk")
+WORD = re.compile(r"[^\W_]+")
+
+
+class Hit(NamedTuple):
+    """A listed term found in a prompt, its category, and whether letter by letter or nearly."""
+
+    term: str
+    category: str
+    how: str  # "exact" or "similar"
+
+
+def read_terms(path: str | Path) -> pd.DataFrame:
+    """Read a list of terms: a CSV with `term` and `category`.
+
+    ValueError that names the line for a missing file or column, an empty or repeated term.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no list of terms {path}: give a CSV with term,category.")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV with term,category: {error}.") from None
+    for column in ("term", "category"):
+        if column not in table:
+            raise ValueError(f"{path} has no column {column!r}: its first line is term,category.")
+    seen: set[str] = set()
+    for row, term in enumerate(table.term, start=2):
+        plain = " ".join(words(term))
+        if not plain:
+            raise ValueError(f"{path}, line {row}: {term!r} holds no letter or digit.")
+        if plain in seen:
+            raise ValueError(f"{path}, line {row}: {term!r} stands twice.")
+        seen.add(plain)
+    return table
+
+
+def plain(text: str) -> str:
+    """Return a text in one form: compatibility letters (NFKC), no case, accents or hidden signs."""
+    text = unicodedata.normalize("NFKC", text).casefold().translate(LOOK_ALIKE)
+    kept = (c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c)[0] != "M")
+    return "".join(c for c in kept if unicodedata.category(c) != "Cf")
+
+
+def singular(word: str) -> str:
+    """Return an English word without its plural's ending, by rule: berries, boxes, owls."""
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ches", "shes", "xes", "sses")):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, normalised; letters that stand alone in a row make one word."""
+    return [singular(word) for word in _unspaced(WORD.findall(plain(text)))]
+
+
+def _unspaced(found: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    run: list[str] = []
+    for word in [*found, ""]:  # the empty word ends the last run
+        if len(word) == 1:
+            run.append(word)
+            continue
+        whole = run[1:] if run[:1] == ["a"] and len(run) > SPACED else run  # "a h o r s e"
+        kept += run[: len(run) - len(whole)]
+        kept += ["".join(whole)] if len(whole) >= SPACED else whole
+        run = []
+        kept += [word] if word else []
+    return kept
+
+
+class PromptFilter:
+    """Finds listed terms in prompts, also in capitals, plurals, other widths, spaced or hyphened.
+
+    `terms` as from `read_terms`. `similar`: how many letters of a long word may be wrong.
+    """
+
+    def __init__(self, terms: pd.DataFrame, similar: int = 1) -> None:
+        if similar < 0:
+            raise ValueError(f"similar is {similar}: give 0 or more letters.")
+        self.terms = [
+            (row.term, row.category, words(row.term)) for row in terms.itertuples(index=False)
+        ]
+        self.similar = similar
+
+    def hits(self, prompt: str) -> list[Hit]:
+        """Return the terms found, in the order of the list."""
+        joined = [singular("".join(WORD.findall(part))) for part in plain(prompt).split()]
+        views = [words(prompt), [word for word in joined if word]]  # "hor-se" as two, and as one
+        found = []
+        for term, category, own in self.terms:
+            forms = (own, ["".join(own)])  # "beer mug" may be written as one word
+            hows = [self._how(form, view[i : i + len(form)]) for form in forms for view in views
+                    for i in range(len(view) - len(form) + 1)]  # fmt: skip
+            if "exact" in hows or "similar" in hows:
+                found.append(Hit(term, category, "exact" if "exact" in hows else "similar"))
+        return found
+
+    def _how(self, own: list[str], there: list[str]) -> str | None:
+        if own == there:
+            return "exact"
+        near = self.similar and all(map(self._near, own, there))
+        return "similar" if near else None
+
+    def _near(self, term: str, word: str) -> bool:
+        from rapidfuzz.distance import OSA
+
+        if term == word:
+            return True
+        long = min(len(term), len(word)) >= FUZZY_LENGTH
+        return long and OSA.distance(term, word, score_cutoff=self.similar) <= self.similar
+
+    def flags(self, prompts: Sequence[str]) -> list[bool]:
+        """Return for each prompt whether the filter would stop it."""
+        return [bool(self.hits(prompt)) for prompt in prompts]

@@ -1,0 +1,242 @@
+"""The safety probe: rates with bounds, leaks, pairs, the checklist; the stand-in's instruments."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import koala_nb as kn
+from koala_nb import report_sections, reports, safety
+from koala_nb.catalog import data_folder
+from koala_nb.probes import core
+from koala_nb.probes import safety as probe
+from koala_nb.probes import safety_estimates as estimate
+from koala_nb.prompt_filter import PromptFilter
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+@given(st.integers(1, 3000))
+def test_a_zero_has_the_exact_bound(n):
+    bound = estimate.at_most(0, n)
+    assert bound == pytest.approx(1 - 0.05 ** (1 / n), abs=1e-9)
+    assert bound <= 3 / n  # the rule of three
+
+
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_bound_grows_with_hits_and_holds_the_share(pair):
+    hits, n = pair
+    bound = estimate.at_most(hits, n)
+    assert hits / n <= bound <= 1
+    assert hits == n or bound < estimate.at_most(hits + 1, n)
+
+
+def test_no_share_has_no_bound():
+    with pytest.raises(ValueError, match="3 of 2"):
+        estimate.at_most(3, 2)
+
+
+def test_a_zero_counts_prompts_and_not_images():
+    found = estimate.rate([False] * 12, list("aaabbbcccddd"))
+    assert found["at most"] == pytest.approx(1 - 0.05 ** (1 / 4))
+    assert estimate.rate([True] + [False] * 11, list("aaabbbcccddd"))["at most"] is None
+
+
+def rows(*given):
+    """Rows of (id, part, shown, shown_clip, stopped), as the probe measures them."""
+    names = ["id", "part", "shown", "shown_clip", "stopped"]
+    table = pd.DataFrame(given, columns=names)
+    return table.assign(way="w", setting=estimate.PLAIN, flagged=False, drawn=False)
+
+
+TABLE = rows(
+    ("a", "asked", True, True, True),
+    ("a", "asked", True, False, True),
+    ("b", "paraphrased", True, True, False),
+    ("b", "paraphrased", False, False, False),
+    ("c", "paraphrased", True, False, False),
+    ("d", "not asked", True, True, False),
+)
+
+
+def test_a_leak_is_shown_and_not_stopped():
+    found = estimate.leakage(TABLE).set_index("part")
+    assert found.value.to_dict() == {"asked": 0.0, "paraphrased": pytest.approx(2 / 3, abs=1e-6)}
+    assert found.n.to_dict() == {"asked": 2, "paraphrased": 3}
+
+
+def test_every_defence_takes_away_and_both_take_most():
+    found = estimate.chain(TABLE).set_index("defence").value
+    expected = {"no defence": 4, "prompt filter": 2, "checker after generation": 2, "both": 1}
+    assert found.to_dict() == pytest.approx({k: v / 5 for k, v in expected.items()})
+
+
+def test_agreement_of_equal_readings_is_one():
+    assert estimate.agreement(TABLE.assign(shown_clip=TABLE.shown))["kappa"] == pytest.approx(1)
+    both, either = (estimate.agreement(TABLE)[k]["value"] for k in ("both", "either"))
+    assert (both, either) == (0.5, pytest.approx(5 / 6))
+
+
+def test_a_negative_prompts_effect_is_paired_by_prompt():
+    after = TABLE.assign(setting=estimate.NEGATIVE, shown=False, drawn=True)
+    found = estimate.negative_effect(pd.concat([TABLE, after]))
+    assert found["paraphrased: shown"].value == pytest.approx(-0.75)  # b: 1/2, c: 1
+    assert found["paraphrased: shown"].n == 2
+
+
+def test_the_checklist_fills_itself_and_never_invents():
+    empty = estimate.checklist({})
+    assert not any(row["tested"] for row in empty)
+    assert all(row["value"] is None for row in empty)
+    said = {"filter": {"asked": {"n": 9, "value": 0.5, "low": 0.2, "high": 0.8}}}
+    filled = {row["item"]: row for row in estimate.checklist(said) if row["tested"]}
+    assert list(filled) == ["prompt filter: stops direct names"]
+    assert filled["prompt filter: stops direct names"]["n"] == 9
+
+
+def test_a_script_in_a_prompt_is_text_on_every_page():
+    words = PromptFilter(pd.DataFrame({"term": ["owl"], "category": [SCRIPT]}))
+    hits = [f"{hit.term} {hit.category}" for hit in words.hits(f"{SCRIPT} owl")]
+    lines = estimate.checklist({"i2p": {"n": SCRIPT, "value": 0.0}})
+    for cells in ([(SCRIPT, *hits)], [(row["item"], row["n"]) for row in lines]):
+        page = report_sections.table(("prompt", SCRIPT), cells, SCRIPT).data
+        assert "&lt;script&gt;" in page and "<script" not in page
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
+def test_prompt_sets_hold_what_the_notebook_promises(domain):
+    asked = probe.prompts(domain)
+    assert set(estimate.ASKING) | {estimate.NOT_ASKED} <= set(asked.part)
+    words = PromptFilter(probe.terms(domain))
+    stopped = asked.assign(stopped=words.flags(asked.prompt.tolist()))
+    direct = stopped[stopped.part.isin(["asked", "respelled"])]
+    assert direct.stopped.all(), direct[~direct.stopped].prompt.tolist()
+    assert not stopped[stopped.way.isin(["ordinary", "another object", "synonym"])].stopped.any()
+
+
+def test_the_emoji_words_are_those_that_were_planted():
+    planted = json.loads((data_folder() / "world" / "planted.json").read_text())["stand_in_unsafe"]
+    asked = probe.prompts("emoji-world")
+    assert set(asked[asked.part != "not asked"].concept) == set(planted)
+    assert not set(asked[asked.part == "not asked"].concept) & set(planted)
+    assert probe.terms("emoji-world").term.tolist() == planted
+
+
+def test_other_sets_leave_out_what_asks_for_a_term():
+    every, some = (estimate.other_sets("emoji-world", t) for t in ((), ("koala",)))
+    assert 0 < len(some) < len(every)
+    assert "a koala" in set(every.prompt) and "a koala" not in set(some.prompt)
+
+
+def test_i2p_is_taken_whole_and_by_row(tmp_path):
+    path = tmp_path / "i2p.csv"
+    with pytest.raises(ValueError, match="There is no file"):
+        probe.read_i2p(path)
+    path.write_text("prompt,categories\nx,hate\n")
+    with pytest.raises(ValueError, match="holds 1 prompts, and I2P 4703"):
+        probe.read_i2p(path)
+    path.write_text("text\nx\n")
+    with pytest.raises(ValueError, match="no column 'prompt'"):
+        probe.read_i2p(path)
+    path.write_text("prompt,categories\n" + 'x,"hate, violence"\n' * 4703)
+    table = probe.read_i2p(path)
+    assert (table.id.iloc[-1], table.way.iloc[0]) == ("i2p-4702", "hate, violence")
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return kn.load("nano-koala", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    from koala_nb.nano.stand_in import StandIn
+
+    return StandIn("nano-koala")
+
+
+def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tmp_path):
+    asked = probe.prompts("emoji-world").iloc[[0, 60, 200]].reset_index(drop=True)
+    words = PromptFilter(probe.terms("emoji-world"))
+    scorer = probe.Reader(safety.Checker(safety.classifier()), stand_in)
+
+    def table(folder):
+        found = probe.measure(pipe, asked, scorer, words, "owl, star", tmp_path / folder, images=2,
+                              steps=2, progress=False)  # fmt: skip
+        return core.save_table(found, tmp_path / f"{folder}.csv").read_bytes(), found
+
+    whole, found = table("whole")
+    assert found.groupby("setting").seed.apply(list).map(tuple).nunique() == 1
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    second = tmp_path / "killed" / "setting-1"
+    next(iter(sorted(second.glob("images/*.png")))).unlink()
+    for scores in second.glob("scores-*.jsonl"):
+        scores.unlink()
+    assert table("killed")[0] == whole
+    said = probe.all_estimates(found, asked, words, "emoji-world")
+    json.dumps(core.plain(said), allow_nan=False)
+    assert {r["setting"] for r in core.plain(said["shown, by sprite matching"])} == {
+        estimate.PLAIN, estimate.NEGATIVE,
+    }  # fmt: skip
+
+
+def test_the_stand_in_is_read_where_it_is_and_not_elsewhere(pipe, stand_in):
+    from PIL import Image
+
+    from koala_nb.nano.memorisation import scenes
+    from koala_nb.nano.render import to_pixels
+    from koala_nb.nano.stand_in import StandInClassifier, card, concepts
+
+    made = card(stand_in, pipe.vae.float(), 64, n=24)
+    assert made["shown"]["recall"].value > 0.8 and made["shown"]["false alarms"].value < 0.2
+    assert made["shown_clip"]["recall"].value > made["shown_clip"]["false alarms"].value + 0.5
+    render = stand_in.sprites.matcher("object", 64).render
+    drawn = to_pixels(render(scenes([concepts()[3], "koala"], 2)))
+    pictures = [Image.fromarray(pixels) for pixels in drawn]
+    there, absent = StandInClassifier("nano-koala").scores(pictures)
+    assert there > 0.5 > absent
+
+
+def test_other_pictures_and_statements_are_counted(tmp_path):
+    class Half:
+        name = version = licence = threshold_source = "half"
+        threshold = 0.5
+
+        def scores(self, images):
+            return [float(i % 2) for i in range(len(images))]
+
+    found = probe.picture_alarms(safety.Checker(Half()), "photographic", 8)
+    assert found.set_index("pictures").value.to_dict() == {
+        "colour gradients": 0.5, "one photograph of a person": 0.0,
+    }  # fmt: skip
+    run = kn.generate(kn.load("nano-koala", device="cpu"), ["a koala"], [0, 1], steps=1,
+                      out=tmp_path / "run", progress=False)  # fmt: skip
+    kept = probe.statements_kept([Path(run.folder) / file for file in run.records.file])
+    assert (kept["as saved"]["value"], kept["re-encoded"]["value"]) == (1.0, 0.0)
+    assert kept["re-encoded"]["at most"] == pytest.approx(1 - 0.05**0.5)
+
+
+def test_the_stored_run_is_large_and_of_this_prompt_set():
+    table = core.saved(probe.NAME, "nano-koala")
+    stored = json.loads((data_folder() / "results" / "probe-safety-nano-koala.json").read_text())
+    assert (table.setting == estimate.PLAIN).sum() >= 1000
+    assert set(table.id) == set(probe.prompts("emoji-world").id)
+    assert stored["estimates"]["images"] == len(table)
+    assert stored["checklist"] == estimate.checklist(stored["estimates"])
+    assert stored["banner"] and stored["pipeline's own checker"] is None
+
+
+def test_the_notebooks_page_shows_a_script_as_text():
+    page = reports.html(reports.NOTEBOOKS / "10_audit_safety.ipynb")
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 1
+    assert SCRIPT not in page

