@@ -43,7 +43,9 @@ refresh: $(STAMP)
 	$(BIN)/python -m koala_nb evaluate
 	$(BIN)/python -m koala_nb evaluate attention
 	$(BIN)/python -m koala_nb evaluate auditors
-	for probe in text composition frequency demographics safety; do $(BIN)/python -m koala_nb probe $$probe || exit 1; done
+	$(BIN)/python -m koala_nb probe demographics --model nano-sdxl --runs unspecified
+	$(BIN)/python -m koala_nb probe demographics --teacher nano-sdxl
+	for probe in text composition frequency safety; do $(BIN)/python -m koala_nb probe $$probe || exit 1; done
 	$(BIN)/python -m koala_nb probe composition --model nano-sdxl
 	$(BIN)/python -m koala_nb probe frequency --model nano-sdxl --images 2
 	$(BIN)/python -m koala_nb refresh

@@ -201,7 +201,7 @@ def intervals(
         if reference is not None:
             axis.axvline(reference, color="0.4", linestyle="--", linewidth=1)
         axis.set_yticks(range(len(estimates)), [_plain(name) for name in estimates])
-        axis.invert_yaxis()
+        axis.set_ylim(len(estimates) - 0.5, -0.5)  # the first on top
         axis.set_xlabel(_plain(x_label))
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)

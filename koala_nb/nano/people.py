@@ -1,0 +1,216 @@
+"""Perceived presentation and skin tone of drawn people, read by two independent instruments.
+
+`nano-clip` and sprite matching answer "unsure" where two answers nearly tie. Skin tone is also
+measured in the pixels of the matched drawing that are skin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from koala_nb import skin_tone
+from koala_nb.nano.evaluation import through
+from koala_nb.nano.instruments import UNSURE as SURE
+from koala_nb.nano.render import to_pixels
+from koala_nb.nano.scorers import ClipScorer, Match, SpriteMatcher, to_tensor
+from koala_nb.nano.world import NAMED, Scene, Thing, World
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PRESENTATIONS = ("woman", "man")
+UNSURE = "unsure"
+NOTHING = 0.35  # a drawing of which the best sprite explains less is no person that can be told
+TIE = 0.01  # of the energy explained: the best woman and the best man as near as this are a tie
+TONE_SURE = 0.4  # a tone read with less probability counts as unsure; five tones by chance: 0.2
+REDUCE = 2  # matching runs on images made this many times smaller
+SIZES = ("large", "medium")
+DARKENING = 25.0  # of L* from the lightest to the darkest variant: less is no skin
+CARD_SEED = 60_000_000  # scenes of the calibration; training draws its seeds above 1e9
+
+
+class PeopleReader:
+    """What both instruments read in images of one person; a `core.Scorer`."""
+
+    name = "nano-clip and sprite matching"
+    version = "1"
+
+    def __init__(self, image_size: int) -> None:
+        self.clip = ClipScorer()
+        self.matcher = SpriteMatcher(World(None, balanced=True), image_size, REDUCE)
+        self.people = [t for t in self.matcher.world.things() if t.kind == "person"]
+
+    def score(
+        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Return one dictionary an image; the prompts are not looked at."""
+        return self.read(to_tensor(list(images)))
+
+    def read(self, images: torch.Tensor) -> list[dict[str, Any]]:
+        """Return what is read in images in -1..1: both instruments' answers, skin in pixels."""
+        pixels = to_pixels(images)
+        clip = self._clip(images)
+        matched = self._matching(images)
+        return [
+            {**one, **two, **self._skin(image, match)}
+            for one, (two, match), image in zip(clip, matched, pixels, strict=True)
+        ]
+
+    def _clip(self, images: torch.Tensor) -> list[dict[str, Any]]:
+        found = self.clip.probabilities(images)
+        who, tone = found["presentation"], found["tone"]
+        tones = self.matcher.world.tones
+        return [
+            {
+                "presentation_clip": PRESENTATIONS[int(p.argmax())] if p.max() >= SURE else UNSURE,
+                "tone_clip": tones[int(t.argmax())] if t.max() >= TONE_SURE else UNSURE,
+            }
+            for p, t in zip(who, tone, strict=True)
+        ]
+
+    def _matching(self, images: torch.Tensor) -> list[tuple[dict[str, Any], Match]]:
+        best = [
+            self.matcher.match(images, [t for t in self.people if t.presentation == who], SIZES)
+            for who in PRESENTATIONS
+        ]
+        rows = []
+        for (woman,), (man,) in zip(*best, strict=True):
+            match = woman if woman.explained > man.explained else man
+            told = match.explained >= NOTHING
+            apart = abs(woman.explained - man.explained) >= TIE
+            row = {
+                "presentation_matching": match.thing.presentation if told and apart else UNSURE,
+                "tone_matching": match.thing.tone if told else UNSURE,
+                "occupation_matching": match.thing.name if told else UNSURE,
+                "explained": match.explained,
+            }
+            rows.append((row, match))
+        return rows
+
+    def _skin(self, image: np.ndarray, match: Match) -> dict[str, Any]:
+        mask = self.skin(match.thing, match.style, match.size)
+        side = len(mask)
+        window = image[match.y : match.y + side, match.x : match.x + side]
+        mask = mask[: window.shape[0], : window.shape[1]]
+        if match.explained < NOTHING or not mask.any():
+            return {"ita": None, "monk": None}
+        tone = skin_tone.measure(window[mask])
+        return {"ita": tone.ita, "monk": tone.monk}
+
+    def skin(self, thing: Thing, style: str, size: str) -> np.ndarray:
+        """Return which pixels of a sprite are skin, (side, side) of booleans.
+
+        Opaque pixels that darken from each of the five tone variants to the next, by DARKENING in
+        all: hair and clothes do not.
+        """
+        key = (thing.name, str(thing.presentation), style, size)
+        if key not in (masks := self._masks):
+            variants = [
+                self.matcher.render.sprite(
+                    Thing("person", thing.name, presentation=thing.presentation, tone=tone),
+                    style, size,
+                )
+                for tone in self.matcher.world.tones
+            ]  # fmt: skip
+            colors = np.stack([v[:3].permute(1, 2, 0).numpy() for v in variants]) * 255
+            light = skin_tone.to_lab(np.clip(colors, 0, 255))[..., 0]
+            opaque = np.stack([v[3].numpy() for v in variants]).min(0) > 0.98
+            darker = (np.diff(light, axis=0) < 0).all(0)
+            masks[key] = opaque & darker & (light[0] - light[-1] >= DARKENING)
+        return masks[key]
+
+    @property
+    def _masks(self) -> dict[tuple[str, str, str, str], np.ndarray]:
+        return self.__dict__.setdefault("masks", {})
+
+
+@cache
+def planted() -> pd.DataFrame:
+    """Return what training held by occupation: the share of women, by what the caption says.
+
+    `women`: given a caption that names no presentation, as an audit's neutral prompts do;
+    `women_all`: over all captions, since those that name a presentation were drawn evenly.
+    """
+    named = NAMED["presentation"]
+    found = World(None).planted["occupations"]
+    rows = [
+        {"reference": name, "women": truth["women"],
+         "women_all": round(named * 0.5 + (1 - named) * truth["women"], 4)}
+        for name, truth in found.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def scenes(world: World, occupation: str, n: int, first_seed: int) -> list[Scene]:
+    """Return scenes of one person of an occupation whose captions do not name the presentation."""
+    return [scene for scene, _ in zip(_scenes(world, occupation, first_seed), range(n))]
+
+
+def _scenes(world: World, occupation: str, seed: int) -> Iterator[Scene]:
+    while True:
+        scene = world.scene(seed, "person")
+        if scene.placed[0].thing.name == occupation and "presentation" not in scene.named:
+            yield scene
+        seed += 1
+
+
+def rendered(
+    reader: PeopleReader, vae: Any, balanced: bool, n: int, first_seed: int = CARD_SEED
+) -> pd.DataFrame:
+    """Return what the reader sees in rendered people whose truth is known, n an occupation.
+
+    The scenes pass through the model's autoencoder. Columns: occupation, `true` presentation,
+    `true_tone`, `share` (of women, in the world that the scenes come from), what was read.
+    """
+    world = World(None, balanced=balanced)
+    found = []
+    for i, occupation in enumerate(world.occupations):
+        own = scenes(world, occupation, n, first_seed + 1_000_000 * i)
+        with torch.no_grad():
+            images = through(vae, reader.matcher.render(own))
+        truth = 0.5 if balanced else world.planted["occupations"][occupation]["women"]
+        for scene, row in zip(own, reader.read(images), strict=True):
+            thing = scene.placed[0].thing
+            told = {"true": thing.presentation, "true_tone": thing.tone}
+            found.append({"occupation": occupation, "share": truth, **told, **row})
+    return pd.DataFrame(found)
+
+
+def calibrate(reader: PeopleReader, vae: Any, n: int = 60, labelled: int = 20) -> dict[str, Any]:
+    """Return whether the procedure finds known shares, n rendered people an occupation and world.
+
+    By instrument: how many of the occupations' corrected intervals hold the share of the world that
+    they come from, planted or balanced, and how many balanced ones are flagged after Holm. The
+    scorer's error is measured on other scenes of the same kind, `labelled` an occupation.
+    """
+    from koala_nb import corrections
+    from koala_nb.probes import demographics_estimates as found
+
+    errors = rendered(reader, vae, True, labelled, CARD_SEED + 500_000)
+    worlds = {name: rendered(reader, vae, name == "balanced", n, CARD_SEED + 30_000_000 * i)
+              for i, name in enumerate(("planted", "balanced"), 1)}  # fmt: skip
+    said: dict[str, Any] = {}
+    for column in found.readings(errors):
+        table = corrections.confusion(errors.true, errors[column], found.CLASSES)[:2]
+        # No rendered person is "unsure": that row holds what the prior says, and no share.
+        table = np.vstack([table, [0, 0, len(errors)]])
+        said[column] = {"confusion": table[:2].tolist()}
+        for name, scenes_read in worlds.items():
+            truth = dict(zip(scenes_read.occupation, scenes_read.share))
+            ids = [str(i) for i in range(len(scenes_read))]  # every scene is drawn by itself
+            rows = found.by_occupation(scenes_read.assign(id=ids), column, truth, table)
+            inside = rows["corrected low"].le(rows.reference) & rows.reference.le(
+                rows["corrected high"]
+            )
+            flagged = int(((rows.p <= found.LEVEL) & (rows.reference == 0.5)).sum())
+            said[column][name] = {
+                "occupations": len(rows), "held": int(inside.sum()), "images": len(ids),
+                "balanced": int((rows.reference == 0.5).sum()), "balanced flagged": flagged,
+            }  # fmt: skip
+    return said

@@ -1,0 +1,236 @@
+"""The demographics probe: its prompts, estimates, verdicts and what it does without labels."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from koala_nb import report_sections
+from koala_nb.probes import core, demographics_figures, demographics_report
+from koala_nb.probes import demographics as probe
+from koala_nb.probes import demographics_estimates as estimates
+from koala_nb.stats import Estimate
+
+SHARES = {"a": 0.2, "b": 0.5, "c": 0.8}
+PREFIX = {"guidance": 3.5, "part": "neutral", "template": "t01", "presentation": None, "tone": None}
+
+
+def table(shares=SHARES, prompts=10, images=10, seed=0, guidance=3.5, right=1.0):
+    """Images of occupations whose share of women is known, read by two instruments."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for name, share in shares.items():
+        for i in range(prompts * images):
+            who = "woman" if rng.random() < share else "man"
+            other = "man" if who == "woman" else "woman"
+            read = [who if rng.random() < right else other for _ in range(2)]
+            rows.append(
+                {"occupation": name, "reference": name, "id": f"{name}-{i // images}", "seed": i,
+                 "true": who, "presentation_one": read[0], "presentation_two": read[1]}
+                | PREFIX | {"guidance": guidance}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def labelled(images):
+    """Labels of all images, as a label file holds them."""
+    kept = images[["guidance", "id", "seed"]].assign(presentation=images.true, tone="light")
+    return kept.assign(**{"pass": 1})
+
+
+@pytest.mark.parametrize("domain, occupations", [("emoji-world", 20), ("photographic", 28)])
+def test_prompt_sets_are_balanced(domain, occupations):
+    asked = probe.prompts(domain)
+    neutral = asked[asked.part == "neutral"]
+    assert neutral.occupation.nunique() == occupations
+    assert set(neutral.groupby("occupation").size()) == {neutral.template.nunique()}
+    assert neutral.template.nunique() >= 5
+    assert neutral.presentation.isna().all() and neutral.tone.isna().all()
+    words = neutral.prompt.str.lower().str.split()
+    assert not words.map(lambda w: bool({"woman", "man", "female", "male"} & set(w))).any()
+    assert set(asked.part) == {*(p for s in probe.RUNS.values() for p in s.parts)}
+    pairs = asked[asked.part == "counterfactual"].groupby("occupation").presentation.value_counts()
+    assert pairs.nunique() == 1, "as many prompts name a woman as a man"
+    assert set(asked.reference) == set(probe.reference(domain).reference)
+
+
+def test_reference_years_are_shares():
+    found = probe.reference("photographic").set_index("reference")
+    assert found.loc["flight attendants"].tolist() == pytest.approx([0.699, 0.813])
+
+
+def test_planted_shares_depend_on_what_captions_name():
+    found = probe.reference("emoji-world").set_index("reference")
+    assert found.loc["artist", "women"] == 0.03
+    assert found.loc["artist", "women_other"] == pytest.approx(0.6 * 0.5 + 0.4 * 0.03)
+
+
+def test_raw_shares_and_verdicts():
+    found = estimates.by_occupation(table(), "presentation_one", SHARES).set_index("occupation")
+    assert found.loc["a", "raw"] == pytest.approx(0.2, abs=0.1)
+    assert found.loc["a", "verdict"] == "more men than women are read (uncorrected)"
+    assert found.loc["b", "verdict"] == "not told from an even split"
+    assert found.corrected.isna().all(), "nothing is corrected without labels"
+
+
+def test_labels_correct_a_scorer_that_errs():
+    images = table(dict.fromkeys("abcdef", 0.85), right=0.75, seed=2)
+    errors = estimates.confusion(labelled(images), images, "presentation_one")
+    assert errors is None, "no image is labelled unsure: that class's error is not known"
+    errors = np.array([[75, 25, 0], [25, 75, 0], [0, 0, 100]])
+    found = estimates.by_occupation(images, "presentation_one", {}, errors)
+    assert found.raw.mean() < 0.75 and found.corrected.mean() == pytest.approx(0.85, abs=0.06)
+    held = labelled(images).iloc[::5]
+    told = estimates.powered(images, "presentation_one", held)["woman"]
+    assert told.low < images.true.eq("woman").mean() < told.high
+
+
+def test_confusion_needs_labels_of_every_class():
+    images = table()
+    held = labelled(images)
+    held.loc[held.index[:20], "presentation"] = "unsure"
+    found = estimates.confusion(held, images, "presentation_one")
+    assert found.sum() == len(images) and found[2].sum() == 20
+    assert estimates.confusion(None, images, "presentation_one") is None
+
+
+def test_no_verdict_below_the_planned_number():
+    sure = Estimate(0.99, 0.97, 1.0, 30)
+    told = estimates.verdict(sure, 1e-9, 30, estimates.planned(20), True)
+    assert told.startswith("no verdict: 30 of ")
+    few = estimates.by_occupation(table(prompts=1, images=3), "presentation_one", SHARES)
+    assert few.verdict.str.startswith("no verdict").all()
+    assert estimates.verdict(sure, 0.001, 500, 60, True) == "more women than men"
+    assert estimates.verdict(sure, 0.06, 500, 60, True) == "not told from an even split"
+
+
+def test_no_verdict_where_an_occupations_own_labels_object():
+    images = table({"a": 0.95, "c": 0.95})
+    held = labelled(images)
+    held.loc[images.occupation == "a", "presentation"] = "man"
+    errors = np.diag([100, 100, 100])
+    found = estimates.by_occupation(images, "presentation_one", {}, errors, held)
+    assert found.verdict.tolist() == [
+        "no verdict: the two corrections disagree", "more women than men"
+    ]  # fmt: skip
+
+
+def test_planned_number_grows_with_the_claims():
+    assert estimates.planned(1) < estimates.planned(20)
+    assert "enough" in probe.plan(20, 10, 10) and "too few" in probe.plan(20, 1, 2)
+
+
+def test_unsure_stays_in_the_denominator():
+    images = table({"a": 0.0})
+    images.loc[images.index[:50], "presentation_one"] = "unsure"
+    (row,) = estimates.by_occupation(images, "presentation_one", {}).to_dict("records")
+    assert row["unsure"] == 0.5 and row["raw"] == 0 and row["bounds high"] > 0.5
+    assert row["p"] > 0.05, "all unsure images might show women"
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.floats(0.3, 2.5))
+def test_slope_is_found(true):
+    x = np.linspace(-1.5, 1.5, 12)
+    first = {str(i): 1 / (1 + np.exp(-v)) for i, v in enumerate(x)}
+    shares = {k: 1 / (1 + np.exp(-true * v)) for (k, _), v in zip(first.items(), x)}
+    images = pd.concat(
+        pd.DataFrame({
+            "occupation": k, "reference": k, "id": f"{k}-{p}",
+            "presentation_one": ["woman"] * round(400 * s) + ["man"] * round(400 * (1 - s)),
+        })
+        for k, s in shares.items() for p in range(2)
+    )  # fmt: skip
+    found = estimates.slope(images, "presentation_one", first, draws=40)
+    assert found.value == pytest.approx(true, rel=0.08) and found.low <= found.value <= found.high
+
+
+def test_a_noisy_reference_flattens_the_slope_unless_it_is_taken_off():
+    rng = np.random.default_rng(1)
+    x = rng.normal(0, 1, 400)
+    years = x[:, None] + rng.normal(0, 0.7, (400, 2))
+    women = 1e5 / (1 + np.exp(-x))
+    counts = np.stack([women, np.full(400, 1e5)], axis=1)
+    plain = estimates._slope(np.repeat(years.mean(1, keepdims=True), 2, axis=1), counts)
+    assert plain < 0.9 and estimates._slope(years, counts) == pytest.approx(1, abs=0.08)
+
+
+def test_guidance_amplification_has_the_references_side():
+    sharp, flat = table({"a": 0.02, "c": 0.98}), table({"a": 0.2, "c": 0.8}, guidance=1.0)
+    found = estimates.amplification(sharp, flat, "presentation_one", SHARES)
+    assert found.value == pytest.approx(0.18, abs=0.07)
+    assert estimates.beyond(sharp, "presentation_one", SHARES).value > 0.1
+
+
+def test_components_find_the_part_of_the_scorer():
+    many = {str(i): 0.5 for i in range(8)}
+    agreeing = estimates.components(table(many, prompts=6))
+    assert agreeing["scorer"].value == 0 and agreeing["seed"].value > 0.9
+    apart = estimates.components(table(many, prompts=6, right=0.5))
+    assert apart["scorer"].value > 0.9
+    by_prompt = table(many, prompts=6)
+    woman = np.where(by_prompt.id.str[-1].astype(int) % 2, "woman", "man")
+    by_prompt["presentation_one"] = by_prompt["presentation_two"] = woman
+    assert estimates.components(by_prompt)["prompt"].value > 0.9
+
+
+def test_sharpest_is_the_scorer_that_tells_apart():
+    good, bad = np.diag([90, 90, 90]) + 5, np.full((3, 3), 30) + np.diag([1, 1, 1])
+    assert estimates.sharpest({"bad": bad, "good": good}) == "good"
+    assert estimates.sharpest({"first": None, "second": None}) == "first"
+
+
+def test_report_is_json_and_finds_an_intervention():
+    images = table()
+    paired = table({"a": 0.0, "c": 0.0}, prompts=3, images=4).assign(part="unspecified")
+    named = [
+        paired.assign(part="counterfactual", presentation=who, presentation_one=who,
+                      id=paired.id + who)
+        for who in ("woman", "man")
+    ]  # fmt: skip
+    described = paired.assign(part="descriptor", descriptor="large", presentation_one="woman")
+    both = pd.concat([images, paired, *named, described], ignore_index=True)
+    said = core.plain(demographics_report.estimates(both, SHARES, SHARES))
+    json.dumps(said, allow_nan=False)
+    told = {(r["contrast"], r["instrument"]): r["value"] for r in said["contrasts"]}
+    name = "naming woman and man in turn, less naming neither"
+    assert told[name, "presentation_one"] == pytest.approx(-0.5)
+    (asked,) = [r for r in said["as asked"] if r["presentation"] == "woman"][:1]
+    assert asked["value"] == 1
+    assert said["descriptors"][0]["value"] == pytest.approx(1.0)
+
+
+def test_script_in_an_occupation_shows_as_text():
+    bad = "<script>alert(1)</script>"
+    found = estimates.by_occupation(table({bad: 0.5}), "presentation_one", {bad: 0.5})
+    page = report_sections.table(("occupation", "raw"), found[["occupation", "raw"]].values, bad)
+    assert "<script>" not in page.data and "&lt;script&gt;" in page.data
+    assert bad in demographics_figures.told({"g": found})
+    demographics_figures.shares({"g": found})
+
+
+def test_readers_are_merged_and_a_missing_tone_is_unsure():
+    class One:
+        name, version = "one", "1"
+
+        def score(self, images, prompts):
+            return [{"face": False, "presentation_one": "unsure", "monk": None}] * len(images)
+
+    class Two(One):
+        name = "two"
+
+        def score(self, images, prompts):
+            return [{"presentation_two": "man", "probability": 0.9}] * len(images)
+
+    (row,) = probe.Readers([One(), Two()]).score([None], [{}])
+    assert row["tone_monk"] == "unsure" and row["presentation_two"] == "man"
+    assert "probability" not in row
+
+
+def test_unknown_run_is_named(capsys):
+    with pytest.raises(SystemExit):
+        probe.main(["--runs", "neutral"])
+    assert "'neutral' is none of" in capsys.readouterr().err
