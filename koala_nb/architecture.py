@@ -24,15 +24,15 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Each up stage keeps the pairs 0 and 2 of three, numbered 0 and 1 in the student (BK-SDM's rule).
 _MOVED = re.compile(r"^(up_blocks\.\d+\.(?:resnets|attentions))\.1(?=\.|$)")
 # The parts beside the U-Net, as the released configurations of SDXL-Base and SD v2.0 give them.
-_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
-_CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23}
-_CLIP_BIGG = {
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23}
+CLIP_BIGG = {
     "hidden_size": 1280,
     "intermediate_size": 5120,
     "num_hidden_layers": 32,
     "projection_dim": 1280,
 }
-_VAE = {
+SDXL_VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "block_out_channels": (128, 256, 512, 512),
@@ -242,7 +242,7 @@ def other_parts(system: str) -> dict[str, int]:
     """
     if catalog.find(system).embedded:
         raise ValueError(f"{system} has small parts of its own: load it and count them.")
-    texts = [_CLIP_H] if system == "sdm-v2.0" else [_CLIP_L, _CLIP_BIGG]
+    texts = [CLIP_H] if system == "sdm-v2.0" else [CLIP_L, CLIP_BIGG]
     return _parts(json.dumps(texts)).copy()
 
 
@@ -253,7 +253,7 @@ def _parts(texts: str) -> dict[str, int]:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     with torch.device("meta"):
-        parts: dict[str, nn.Module] = {"vae": AutoencoderKL(**_VAE)}
+        parts: dict[str, nn.Module] = {"vae": AutoencoderKL(**SDXL_VAE)}
         for i, config in enumerate(json.loads(texts)):
             kind: Callable = CLIPTextModelWithProjection if i else CLIPTextModel
             parts["text_encoder_2" if i else "text_encoder"] = kind(CLIPTextConfig(**config))

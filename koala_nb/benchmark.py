@@ -1,230 +1,25 @@
-"""`koala-nb benchmark attention`: what a capture of attention costs, as ratios in one run.
-
-Ways of capturing take turns in one process, so that the machine's moods hit all alike. Extra memory
-is the peak of live tensors less that of the same generation without capture.
-"""
+"""`koala-nb benchmark NAME`: what generation, its parts and capturing attention cost here."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import time
-import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from importlib import import_module
 
-import numpy as np
-import torch
-from scipy import stats
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
-
-from koala_nb.architecture import build_unet, meta_inputs
-from koala_nb.attention import capture_attention
-from koala_nb.catalog import data_folder
-from koala_nb.pipelines import load
-from koala_nb.provenance import environment, write_json
-
-if TYPE_CHECKING:
-    from koala_nb.pipelines import Pipeline
-
-Way = Callable[[Any], AbstractContextManager]
-
-
-def attention_map_diffusers(**options: Any) -> Way:
-    """Return attention-map-diffusers' own capture with its maps computed at the end."""
-    from attention_map_diffusers import AttentionCapture
-
-    class Computed(AttentionCapture):
-        def __exit__(self, *error: Any) -> Any:
-            found = super().__exit__(*error)
-            self.maps = self.compute()
-            return found
-
-    return lambda pipe: Computed(pipe, relations="image->text", timesteps="all", **options)
-
-
-def ways() -> dict[str, Way]:
-    """Return the ways of capturing to compare; another library's where it is installed."""
-    found: dict[str, Way] = {
-        "no capture": lambda pipe: nullcontext(),
-        "koala_nb, by layer": capture_attention,
-        "koala_nb, merged": lambda pipe: capture_attention(pipe, keep=()),
-        "koala_nb, by layer, head and step": lambda pipe: capture_attention(
-            pipe, keep=("layer", "head", "step"), limit_gb=16
-        ),
-    }
-    try:
-        exact = attention_map_diffusers(heads="mean", mode="exact")
-        every = attention_map_diffusers(heads="all", mode="exact")
-    except ImportError:
-        return found
-    name = "attention-map-diffusers, all steps"
-    return {**found, f"{name}, head mean": exact, f"{name}, all heads": every}
-
-
-def random_pipeline(system: str, dtype: str) -> Pipeline:
-    """Return a pipeline around a catalogued U-Net at full width with random weights.
-
-    Its text encoders are left out: `draw` gives random embeddings of the right size. Speed and
-    memory do not depend on the weights' values.
-    """
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
-
-    torch.manual_seed(0)
-    unet = build_unet(system).to(getattr(torch, dtype)).to_empty(device="cpu")
-    with torch.no_grad():
-        for name, weight in unet.named_parameters():
-            weight.normal_(std=0.02) if weight.ndim > 1 else weight.fill_(name.endswith("weight"))
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=4,
-    )
-    tokenizer = load("nano-koala", device="cpu").tokenizer
-    tokenizer.model_max_length = 77
-    pipe = StableDiffusionXLPipeline(
-        vae=vae, text_encoder=None, text_encoder_2=None, tokenizer=tokenizer, tokenizer_2=None,
-        unet=unet, scheduler=EulerDiscreteScheduler(),
-    )  # fmt: skip
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def draw(pipe: Pipeline, size: int | None, steps: int) -> torch.Tensor:
-    """Return the latents of one guided image; random embeddings where there are no encoders."""
-    text: dict[str, Any] = {"prompt": "a koala on a blue background"}
-    if pipe.text_encoder is None:
-        like, kind = meta_inputs(pipe.unet, 8, 8, 77), pipe.unet.dtype
-        states = torch.randn(2, *like["encoder_hidden_states"].shape)
-        pooled = torch.randn(2, *like["added_cond_kwargs"]["text_embeds"].shape)
-        text = {"prompt_embeds": states[0].to(kind), "pooled_prompt_embeds": pooled[0].to(kind)}
-        text |= {f"negative_{k}": v[1].to(kind) for k, v in zip(text, (states, pooled))}
-    return pipe(
-        **text,
-        height=size,
-        width=size,
-        num_inference_steps=steps,
-        guidance_scale=3.5,
-        generator=torch.Generator().manual_seed(0),
-        output_type="latent",
-    ).images
-
-
-def captured(pipe: Pipeline, way: Way, size: int | None, steps: int) -> tuple[float, torch.Tensor]:
-    """Return the seconds of one generation inside a way of capturing, and its latents."""
-    torch.manual_seed(0)
-    begin = time.perf_counter()
-    with way(pipe):
-        latents = draw(pipe, size, steps)
-    return time.perf_counter() - begin, latents
-
-
-def take_turns(pipe: Pipeline, size: int | None, steps: int, repeats: int) -> list[dict[str, Any]]:
-    """Return per way the median ratio of its time to that without capture, with its interval."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways()}
-    same = dict.fromkeys(seconds, True)
-    expected = captured(pipe, ways()["no capture"], size, steps)[1]  # and a warm-up
-    order = list(ways().items())
-    for turn in range(repeats):
-        for name, way in order[turn % len(order) :] + order[: turn % len(order)]:
-            taken, latents = captured(pipe, way, size, steps)
-            seconds[name].append(taken)
-            same[name] &= torch.equal(latents, expected)
-    base = np.array(seconds["no capture"])
-    rows = []
-    for name, values in seconds.items():
-        ratio = np.array(values) / base
-        row = {"way": name, "seconds": float(np.median(values)), "ratio": float(np.median(ratio))}
-        if ratio.std():
-            found = stats.bootstrap((ratio,), np.median, method="percentile", rng=0)
-            low, high = found.confidence_interval
-            row |= {"low": float(low), "high": float(high)}
-        rows.append({**row, "n": repeats, "same_latents": same[name]})
-    return rows
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside it, and their peak; scratch in kernels is not.
-
-    A process' resident memory moves by tens of MB from run to run, which hides what is looked for.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for storage in self._storages((args, kwargs)):
-            self.known[storage] = True  # weights, of which an operation may return a view
-        found = func(*args, **(kwargs or {}))
-        for storage in self._storages(found):
-            if storage not in self.known:
-                self.known[storage] = True
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, storage.nbytes())
-        return found
-
-    def _storages(self, values: Any) -> list[Any]:
-        return [x.untyped_storage() for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
-
-    def _freed(self, size: int) -> None:
-        self.now -= size
-
-
-def peak_bytes(pipe: Pipeline, way: Way, size: int | None, steps: int) -> int:
-    """Return the peak of live tensors of one generation, beyond what was there before."""
-    with LiveBytes() as live:
-        captured(pipe, way, size, steps)
-    return live.peak
+NAMES = {
+    "attention": "what capturing attention costs beside a generation without",
+    "generation": "kn.generate against diffusers' own loop, with the difference of the images",
+    "latency": "seconds and memory of systems by part, with or without weights; the roofline",
+    "full": "load and draw with a full-size system of random weights from a hub's cache",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write `data/results/benchmark-attention-<model>.json`."""
-    parser = argparse.ArgumentParser(prog="koala-nb benchmark", description=__doc__)
-    parser.add_argument("what", choices=("attention",))
-    parser.add_argument("--model", default="nano-koala", help="a model whose weights are here")
-    parser.add_argument("--random", metavar="SYSTEM", help="instead: random weights, full width")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--size", type=int, default=None, help="pixels a side")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    """Run the benchmark that the first argument names; the rest are its own options."""
     given = list(sys.argv[1:] if argv is None else argv)
-    options = parser.parse_args(given)
-    if options.repeats < 2 or options.steps < 1:
-        parser.error("give 2 or more --repeats and 1 or more --steps")
-    if options.random:
-        pipe = random_pipeline(options.random, options.dtype)
-    else:
-        pipe = load(options.model, device="cpu", dtype=options.dtype)
-    rows = take_turns(pipe, options.size, options.steps, options.repeats)
-    base = peak_bytes(pipe, ways()["no capture"], options.size, options.steps)
-    for row in rows:
-        peak = peak_bytes(pipe, ways()[row["way"]], options.size, options.steps)
-        row["extra_peak_mb"] = (peak - base) / 1e6
-        print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
-    name = options.random or options.model
-    told = {k: v for k, v in vars(options).items() if k not in ("out", "what")}
-    result = {
-        "command": " ".join(["koala-nb benchmark", *given]),
-        "options": told,
-        "threads": torch.get_num_threads(),
-        "environment": environment() | {"cores": os.cpu_count()},
-        "rows": rows,
-    }
-    folder = options.out or data_folder() / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    print(write_json(folder / f"benchmark-attention-{name}.json", result))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    about = "; ".join(f"{name}: {what}" for name, what in NAMES.items())
+    parser = argparse.ArgumentParser(prog="koala-nb benchmark", description=about)
+    parser.add_argument("name", choices=NAMES)
+    name = parser.parse_args(given[:1]).name
+    return import_module(f"koala_nb.benchmark_{name}").main(given[1:])

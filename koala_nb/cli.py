@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     delegates = (
         ("train", "nano.training", "train the embedded models; train student | study: distil"),
         ("evaluate", "nano.evaluation", "measure the embedded models; attention: word maps"),
-        ("benchmark", "benchmark", "measure the cost of capturing attention, as ratios"),
+        ("benchmark", "benchmark", "measure speed: attention | generation | latency | full"),
         ("probe", "probes", "run one probe at full size: " + " | ".join(PROBES)),
     )
     for name, module, what in delegates:

@@ -105,7 +105,8 @@ def prediction_powered(
 
     `labels`: one entry an image, None where it was not labelled; labelled images must be a random
     sample. Angelopoulos et al. 2023 (arXiv 2301.09633) with their power tuning (2311.01453, PPI++);
-    the variance is clustered by prompt, the interval Wilson's on the effective number. ValueError for fewer than two labels.
+    the variance is clustered by prompt, the interval Wilson's on the effective number.
+    ValueError for fewer than two labels.
     """
     told = np.array([label is not None for label in labels])
     if told.sum() < 2:

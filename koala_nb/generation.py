@@ -4,12 +4,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from koala_nb import provenance, runs
+from koala_nb import fast, provenance, runs
+from koala_nb.decoding import decode
 from koala_nb.pipelines import Loaded, identity
 from koala_nb.runs import RECIPE, Plan, Request, Run, make_plan
 
@@ -129,16 +131,29 @@ def _run_in_folder(pipe: Any, plan: Plan, base: dict[str, Any], out: Path, progr
     # A batch with one image missing is drawn whole, as before, and only the missing is written.
     batches = [batch for batch in plan.batches() if todo.intersection(batch)]
     started = time.perf_counter()
-    with _bar(len(todo), progress) as advance:
+    with _bar(len(todo), progress) as advance, ThreadPoolExecutor(1) as writer:
+        writing: list[Future[Any]] = []
         for batch, drawn in _draw(pipe, plan, iter(batches)):
-            new = [(r, d) for r, d in zip(batch, drawn) if r in todo]
-            for request, (image, how) in new:
-                provenance.save_png(image, out / request.file, _record(base, request, how))
-            advance(len(new))
+            _finish(writing)  # so that no more than two batches are held
+            writing = [
+                writer.submit(
+                    provenance.save_png, image, out / request.file, _record(base, request, how)
+                )
+                for request, (image, how) in zip(batch, drawn)
+                if request in todo
+            ]
+            advance(len(writing))
+        _finish(writing)
     seconds = time.perf_counter() - started
     drawn_now = sum(map(len, batches))
     records = runs.close_folder(out, plan.requests)
     return runs.folder_run(out, records, seconds / drawn_now if drawn_now else None)
+
+
+def _finish(writing: "list[Future[Any]]") -> None:
+    """Wait until files are written. Raises what went wrong."""
+    for file in writing:
+        file.result()
 
 
 @contextmanager
@@ -168,39 +183,56 @@ def _spacing(pipe: Any, timestep_spacing: str | None) -> Iterator[None]:
 def _draw(
     pipe: Any, plan: Plan, batches: Iterator[tuple[Request, ...]]
 ) -> Iterator[tuple[tuple[Request, ...], "list[tuple[Image.Image, dict[str, Any]]]"]]:
-    """Each batch with its images and how they were decoded."""
-    import torch
-
-    guided = plan.guidance > 1  # as in diffusers: no unconditional half otherwise
-    is_xl = hasattr(pipe, "text_encoder_2")
+    """Each batch with its images and how they were decoded; in halves where memory runs out."""
 
     @lru_cache(maxsize=64)
-    def encode(text: str | None) -> list[torch.Tensor]:
+    def encode(text: str | None) -> "list[torch.Tensor]":
         return embed(pipe, text)
 
-    for batch in batches:
-        with torch.no_grad():
-            asked = [encode(r.prompt) for r in batch]
-            named = {"prompt_embeds": 0, **({"pooled_prompt_embeds": 1} if is_xl else {})}
-            inputs = {k: torch.cat([e[i] for e in asked]) for k, i in named.items()}
-            if guided:
-                against = _negative(pipe, plan.negative_prompt, encode, asked[0])
-                for key, i in named.items():
-                    inputs[f"negative_{key}"] = torch.cat([against[i]] * len(batch))
-            generators = [torch.Generator("cpu").manual_seed(r.seed) for r in batch]
-            latents = pipe(
-                **inputs,
-                latents=_noise(pipe, plan, generators),
-                generator=generators,  # for samplers that add noise on the way
-                num_inference_steps=plan.steps,
-                guidance_scale=plan.guidance,
-                height=plan.height,
-                width=plan.width,
-                output_type="latent",
-            ).images
-            drawn = [decode(pipe, latent[None]) for latent in latents]
-            pipe.maybe_free_model_hooks()
-        yield batch, drawn
+    def together(
+        requests: Sequence[Request],
+    ) -> "list[tuple[Image.Image, dict[str, Any]]]":
+        return _draw_together(pipe, plan, requests, encode)
+
+    draw = fast.Halving(together)
+    with fast.cpu_kernels(pipe):
+        for batch in batches:
+            drawn = draw(batch)
+            if draw.most is not None:
+                for _, how in drawn:
+                    how["batch_halved_to"] = draw.most
+            yield batch, drawn
+
+
+def _draw_together(
+    pipe: Any, plan: Plan, batch: Sequence[Request], encode: Callable[[str | None], Any]
+) -> "list[tuple[Image.Image, dict[str, Any]]]":
+    import torch
+
+    is_xl = hasattr(pipe, "text_encoder_2")
+    with torch.no_grad():
+        asked = [encode(r.prompt) for r in batch]
+        named = {"prompt_embeds": 0, **({"pooled_prompt_embeds": 1} if is_xl else {})}
+        inputs = {k: torch.cat([e[i] for e in asked]) for k, i in named.items()}
+        if plan.guidance > 1:  # as in diffusers: no unconditional half otherwise
+            against = _negative(pipe, plan.negative_prompt, encode, asked[0])
+            for key, i in named.items():
+                inputs[f"negative_{key}"] = torch.cat([against[i]] * len(batch))
+        generators = [torch.Generator("cpu").manual_seed(r.seed) for r in batch]
+        latents = pipe(
+            **inputs,
+            latents=_noise(pipe, plan, generators),
+            generator=generators,  # for samplers that add noise on the way
+            num_inference_steps=plan.steps,
+            guidance_scale=plan.guidance,
+            height=plan.height,
+            width=plan.width,
+            output_type="latent",
+        ).images
+        at_once = runs.default_batch_size(max(latents.shape[2:]), latents.device.type)
+        drawn = [one for part in latents.split(at_once) for one in decode(pipe, part)]
+        pipe.maybe_free_model_hooks()
+    return drawn
 
 
 def embed(pipe: Any, text: str | None) -> "list[torch.Tensor]":
@@ -231,60 +263,3 @@ def _noise(pipe: Any, plan: Plan, generators: "list[torch.Generator]") -> "torch
     shape = (1, pipe.unet.config.in_channels, plan.height // factor, plan.width // factor)
     noise = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
     return torch.cat(noise).to(pipe.unet.dtype)
-
-
-def decode(pipe: "Pipeline", latent: "torch.Tensor") -> "tuple[Image.Image, dict[str, Any]]":
-    """Turn one latent, (1, channels, h, w), into an image, as the pipeline itself would.
-
-    SDXL's VAE can overflow in half precision and give a black image: such a one is decoded again
-    in float32. Also returns `decoded_in`, the precision that counted, and `finite`, which is
-    False where even float32 gave no picture because the latent itself holds NaN.
-    """
-    import torch
-
-    own = pipe.vae.dtype
-    upcast = own == torch.float16 and pipe.vae.config.force_upcast and hasattr(pipe, "upcast_vae")
-    dtype = torch.float32 if upcast else own
-    pixels = _decode_in(pipe, latent, dtype)
-    if dtype != torch.float32 and _is_broken(pixels):
-        dtype = torch.float32
-        pixels = _decode_in(pipe, latent, dtype)
-    finite = bool(torch.isfinite(pixels).all())
-    if not finite:
-        pixels = torch.nan_to_num(pixels, nan=-1.0)
-    image = pipe.image_processor.postprocess(pixels, output_type="pil")[0]
-    return image, {"decoded_in": str(dtype).removeprefix("torch."), "finite": finite}
-
-
-def _is_broken(pixels: "torch.Tensor") -> bool:
-    """Whether decoded pixels, -1 to 1, hold NaN or infinity or are black all over."""
-    return not bool(pixels.isfinite().all()) or bool((pixels <= -1).all())
-
-
-def _decode_in(pipe: Any, latent: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
-    """Decode with the VAE in a precision, which is its own again afterwards."""
-    import torch
-
-    vae, own = pipe.vae, pipe.vae.dtype
-    if dtype != own:
-        vae.to(dtype=dtype)
-    try:
-        latent = _unscale(vae.config, latent.to(dtype)).to(pipe._execution_device)
-        with torch.no_grad():
-            pixels = vae.decode(latent, return_dict=False)[0]
-    finally:
-        if dtype != own:
-            vae.to(dtype=own)
-    watermark = getattr(pipe, "watermark", None)
-    return watermark.apply_watermark(pixels) if watermark is not None else pixels
-
-
-def _unscale(config: Any, latent: "torch.Tensor") -> "torch.Tensor":
-    """Undo the scaling (and shift, where the VAE has one) that latents are drawn in."""
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is None or std is None:
-        return latent / config.scaling_factor
-    shape = (1, -1, 1, 1)
-    return latent * latent.new_tensor(std).view(shape) / config.scaling_factor + (
-        latent.new_tensor(mean).view(shape)
-    )

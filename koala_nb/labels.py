@@ -17,11 +17,11 @@ import pandas as pd
 
 from koala_nb import provenance, runs, stats
 from koala_nb.catalog import data_folder
+from koala_nb.corrections import UNSURE
 
 if TYPE_CHECKING:
     from PIL import Image
 
-UNSURE = "unsure"
 PRESENTATIONS = ("woman", "man", UNSURE)
 TONES = ("light", "medium light", "medium", "medium dark", "dark", UNSURE)  # as drawn
 MONK = (*(str(step) for step in range(1, 11)), UNSURE)  # of photographs, ten-step scale

@@ -207,7 +207,8 @@ def corrected_shares(
 
     counts: images read as each class, or their effective numbers; confusion: scenes of each true
     class (row) read as each class (column). Both are uncertain: their Dirichlet posteriors (Perks'
-    prior, 1 / k) are drawn, and the equal-tailed interval returned. ValueError where it is singular.
+    prior, 1 / k) are drawn, and the equal-tailed interval returned. ValueError where it is
+    singular.
     """
     read, table = np.asarray(counts, dtype=float), np.asarray(confusion, dtype=float)
     if table.shape != (len(read), len(read)) or np.linalg.cond(table) > 1e8:
@@ -220,9 +221,12 @@ def corrected_shares(
     plain = np.linalg.solve((table / table.sum(1, keepdims=True)).T, read / read.sum())
     best = _on_simplex(plain[None])[0]
     low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
+    # Readings that no shares explain put every draw on an edge: never surer than without error.
+    z = stats.norm.ppf(0.5 + confidence / 2)
+    plain_ends = [wilson(float(b), float(read.sum()), z) for b in best]
     return [
-        Estimate(float(b), float(min(b, a)), float(max(b, c)), round(read.sum()))
-        for b, a, c in zip(best, low, high)
+        Estimate(float(b), float(min(b, a, ends[0])), float(max(b, c, ends[1])), round(read.sum()))
+        for b, a, c, ends in zip(best, low, high, plain_ends)
     ]
 
 

@@ -1,16 +1,17 @@
 """The benchmark measures what it says; its numbers are no test."""
 
 import json
+import re
 
 import pytest
 import torch
 
-from koala_nb import benchmark, cli
+from koala_nb import benchmark_attention, cli
 
 
 def test_ways_take_turns_and_draw_the_same(loaded):
-    rows = {row["way"]: row for row in benchmark.take_turns(loaded, 64, 1, 2)}
-    assert list(rows) == list(benchmark.ways()) and len(rows) >= 4
+    rows = {row["way"]: row for row in benchmark_attention.take_turns(loaded, 64, 1, 2)}
+    assert list(rows) == list(benchmark_attention.ways()) and len(rows) >= 4
     assert rows["no capture"]["ratio"] == 1 and "low" not in rows["no capture"]
     for name, row in rows.items():
         assert row["seconds"] > 0 and row["n"] == 2
@@ -19,22 +20,26 @@ def test_ways_take_turns_and_draw_the_same(loaded):
 
 
 def test_a_unet_with_random_weights_draws():
-    pipe = benchmark.random_pipeline("nano-koala", "bfloat16")
-    latents = benchmark.draw(pipe, 64, 2)
+    pipe = benchmark_attention.random_pipeline("nano-koala", "bfloat16")
+    latents = benchmark_attention.draw(pipe, 64, 2)
     assert latents.shape == (1, 4, 8, 8) and torch.isfinite(latents.float()).all()
     assert sum(p.numel() for p in pipe.unet.parameters()) > 3e6
 
 
-@pytest.mark.parametrize("arguments", [["latency"], ["attention", "--repeats", "1"]])
+@pytest.mark.parametrize("arguments", [["speed"], [], ["attention", "--repeats", "1"]])
 def test_bad_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main(["benchmark", *arguments])
-    assert error.value.code == 2 and "koala-nb benchmark: error" in capsys.readouterr().err
+    assert error.value.code == 2 and re.search(
+        r"koala-nb benchmark( attention)?: error", capsys.readouterr().err
+    )
 
 
 def test_the_command_writes_ratios_and_memory(tmp_path, monkeypatch):
-    ways = {name: way for name, way in benchmark.ways().items() if name != "koala_nb, merged"}
-    monkeypatch.setattr(benchmark, "ways", lambda: dict(list(ways.items())[:2]))
+    ways = {
+        name: way for name, way in benchmark_attention.ways().items() if name != "koala_nb, merged"
+    }
+    monkeypatch.setattr(benchmark_attention, "ways", lambda: dict(list(ways.items())[:2]))
     given = ["attention", "--repeats", "2", "--steps", "1", "--out", str(tmp_path)]
     assert cli.main(["benchmark", *given]) == 0
     found = json.loads((tmp_path / "benchmark-attention-nano-koala.json").read_text("utf-8"))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from koala_nb import generate, list_steps, load, provenance
-from koala_nb.generation import decode
+from koala_nb.decoding import decode
 from koala_nb.runs import Request, default_batch_size, slug
 
 SMALL = {"height": 64, "width": 64, "steps": 2, "guidance": 3.5}
@@ -185,7 +185,7 @@ def test_a_broken_image_is_decoded_again_in_float32(overflowing):
     with torch.no_grad():
         scaled = latent / overflowing.vae.config.scaling_factor
         assert not overflowing.vae.decode(scaled).sample.isfinite().all()  # the fault is real
-        image, how = decode(overflowing, latent)
+        [(image, how)] = decode(overflowing, latent)
     assert how == {"decoded_in": "float32", "finite": True}
     assert pixels(image).std() > 5
     assert overflowing.vae.dtype == torch.float16  # its own again
@@ -203,7 +203,7 @@ def test_the_record_says_which_images_were_decoded_again(overflowing, snapshot):
 def test_an_upcast_vae_decodes_in_float32_at_once(snapshot):
     pipe = load(snapshot, device="cpu", dtype="float16")
     assert pipe.vae.config.force_upcast
-    _, how = decode(pipe, torch.zeros(1, 4, 8, 8).half())
+    [(_, how)] = decode(pipe, torch.zeros(1, 4, 8, 8).half())
     assert (how["decoded_in"], pipe.vae.dtype) == ("float32", torch.float16)
 
 
@@ -212,14 +212,14 @@ def test_an_all_black_image_is_decoded_again(snapshot):
     with torch.no_grad():
         pipe.vae.decoder.conv_out.weight.zero_()
         pipe.vae.decoder.conv_out.bias.fill_(-3)
-        image, how = decode(pipe, torch.zeros(1, 4, 8, 8).bfloat16())
+        [(image, how)] = decode(pipe, torch.zeros(1, 4, 8, 8).bfloat16())
     assert how == {"decoded_in": "float32", "finite": True}
     assert pixels(image).max() == 0  # black indeed: two precisions agree
 
 
 def test_a_latent_of_nan_is_recorded(loaded):
     with torch.no_grad():
-        image, how = decode(loaded, torch.full((1, 4, 8, 8), float("nan")))
+        [(image, how)] = decode(loaded, torch.full((1, 4, 8, 8), float("nan")))
     assert how["finite"] is False
     assert pixels(image).max() == 0
 

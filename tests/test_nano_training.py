@@ -12,7 +12,7 @@ from scipy import stats
 from torch import nn
 
 import koala_nb as kn
-from koala_nb import generation
+from koala_nb import decoding
 from koala_nb.catalog import data_folder
 
 pytest.importorskip("koala_nb.training_loop", reason="koala_nb/nano is absent")
@@ -413,5 +413,5 @@ def test_normalised_latents_come_back_and_decode_as_in_a_pipeline():
     latents = torch.randn(2, 4, 5, 5)
     seen = scaled(vae, latents)
     assert torch.allclose(denormalise(vae, seen), latents, atol=1e-6)
-    assert torch.allclose(generation._unscale(vae.config, seen), latents, atol=1e-6)
+    assert torch.allclose(decoding.unscale(vae.config, seen), latents, atol=1e-6)
     assert not torch.allclose(seen, latents, atol=0.1)

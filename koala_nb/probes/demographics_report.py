@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from koala_nb import labels, stats
+from koala_nb import labels, simulated_audits, stats, trends
 from koala_nb.probes import core
 from koala_nb.probes import demographics_estimates as found
 from koala_nb.stats import Estimate
@@ -44,6 +44,7 @@ def _neutral(
         told = {"by occupation": rows, "labels": 0 if errors is None else int(errors.sum())}
         if errors is not None:
             told["confusion"] = errors.tolist()
+            told["cautions"] = cautions(rows, own, column)
             told["overall, prediction-powered"] = found.powered(own, column, held)
         if own.occupation.nunique() > 2:
             told["slope"] = found.slope(own, column, reference)
@@ -58,6 +59,20 @@ def _neutral(
         said["agreement"] = labels.compare(own[one], own[two], own.id, found.CLASSES)
         if own.groupby("id").size().min() > 1 and own.id.nunique() > own.occupation.nunique():
             said["variance of the answer woman"] = found.components(own)
+    return said
+
+
+def cautions(rows: pd.DataFrame, own: pd.DataFrame, column: str) -> dict[str, str]:
+    """Return, by occupation, a sentence where such a corrected interval held the truth too rarely.
+
+    `rows` as `by_occupation` returns them; simulated audits say how often (`simulated_audits`).
+    """
+    said: dict[str, str] = {}
+    for name, images in own.groupby("occupation", sort=False):
+        share = rows.set_index("occupation").corrected[name]
+        alike = trends.correlation(images[column] == "woman", images.id)
+        told = simulated_audits.caution(share, len(found.CLASSES), images.id.nunique(), alike)
+        said |= {str(name): told} if told else {}
     return said
 
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from koala_nb import skin_tone
+from koala_nb.corrections import UNSURE
 from koala_nb.probes import core, zero_shot
 
 if TYPE_CHECKING:
     from PIL import Image
 
-UNSURE = "unsure"
 # Least probability of an answer. A convention: what it costs is measured by labels, not assumed.
 SURE = 0.8
 # Least score of a detection. On the one photograph of the tests, at 192 to 512 pixels a side, the

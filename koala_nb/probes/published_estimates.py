@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from koala_nb import imbalance, stats
+from koala_nb.corrections import UNSURE
 from koala_nb.probes import core
 
-UNSURE = "unsure"
 READINGS = ("presentation_", "tone_", "monk", "thing")  # how columns that hold one begin
 Z = 1.96  # the normal quantile of 95 %
 

@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from koala_nb import corrections as c
+from koala_nb import simulated_audits, stats
+from koala_nb.stats import Estimate
+
+CLASSES = ["woman", "man", "unsure"]
+
+
+def images(woman, man, unsure, prompts=10):
+    read = ["woman"] * woman + ["man"] * man + ["unsure"] * unsure
+    return read, [i % prompts for i in range(len(read))]
+
+
+def test_confusion_counts_labels_by_row_and_readings_by_column():
+    table = c.confusion(["woman", "woman", "man"], ["woman", "man", "man"], CLASSES)
+    assert table.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    with pytest.raises(ValueError, match="'child' was not declared"):
+        c.confusion(["child"], ["woman"], CLASSES)
+    with pytest.raises(ValueError, match="2 labels do not fit 1"):
+        c.confusion(["man", "man"], ["woman"], CLASSES)
+    with pytest.raises(ValueError, match="no images"):
+        c.confusion([], [], CLASSES)
+
+
+def test_unsure_stays_in_the_denominator():
+    found = c.raw(*images(30, 50, 20), CLASSES)
+    assert [found[name].value for name in CLASSES] == pytest.approx([0.3, 0.5, 0.2])
+    bounds = c.worst_and_best(found, "woman")
+    assert bounds.low == found["woman"].low and bounds.high > 0.5
+    assert c.worst_and_best(found, "unsure") == found["unsure"]
+    with pytest.raises(ValueError, match="no share of 'cat'"):
+        c.worst_and_best(found, "cat")
+
+
+def test_an_exact_scorer_needs_no_correction():
+    read, prompts = images(30, 60, 10)
+    found = c.corrected(read, prompts, CLASSES, np.eye(3) * 100)
+    for name, share in zip(CLASSES, (0.3, 0.6, 0.1)):
+        assert found[name].value == pytest.approx(share, abs=1e-9)
+        assert found[name].low < share < found[name].high and found[name].n == 100
+
+
+def test_the_known_error_is_taken_back():
+    table = np.array([[80, 20], [10, 90]])  # 40 % true: .4 x .8 + .6 x .1 = .38 read
+    found = c.corrected(*images(38, 62, 0), CLASSES[:2], table)
+    assert found["woman"].value == pytest.approx(0.4)
+
+
+def test_readings_that_no_shares_explain_are_no_certainty():
+    table = np.array([[80, 20], [20, 80]])  # a scorer that calls a fifth of the men women
+    found = c.corrected(*images(0, 100, 0), CLASSES[:2], table)["woman"]
+    assert found.value == 0 and found.high > 0.03  # as for none of 100, read without error
+
+
+def test_prompts_that_are_alike_widen_the_interval():
+    read = ["woman"] * 50 + ["man"] * 50
+    table = np.eye(2) * 100
+    wide = c.corrected(read, [i // 10 for i in range(100)], CLASSES[:2], table)["woman"]
+    thin = c.corrected(read, [i % 10 for i in range(100)], CLASSES[:2], table)["woman"]
+    assert wide.high - wide.low > 2 * (thin.high - thin.low)
+    counts = c.effective_counts(np.repeat([0, 1], 50), [i // 10 for i in range(100)], 2)
+    assert counts.sum() < 15  # ten prompts of one group each tell as much as ten images, or less
+
+
+def test_prediction_powered_equals_the_labels_mean_without_a_telling_scorer():
+    labels = ["woman"] * 3 + ["man"] * 7 + [None] * 90
+    found = c.prediction_powered(["man"] * 100, range(100), CLASSES[:2], labels)["woman"]
+    assert found.value == pytest.approx(0.3) and found.n == 100
+    with pytest.raises(ValueError, match="two or more"):
+        c.prediction_powered(["man"] * 3, [0, 1, 2], CLASSES, [None, None, "man"])
+
+
+def test_prediction_powered_uses_the_unlabelled_images():
+    rng = np.random.default_rng(0)
+    true = rng.choice(["woman", "man"], 2000, p=[0.3, 0.7])
+    read = np.where(rng.random(2000) < 0.95, true, np.where(true == "man", "woman", "man"))
+    labels = [name if i < 200 else None for i, name in enumerate(true)]
+    found = c.prediction_powered(read, np.arange(2000), CLASSES[:2], labels)["woman"]
+    plain = stats.share_interval(int((true[:200] == "woman").sum()), 200)
+    assert found.low < (true == "woman").mean() < found.high
+    assert found.high - found.low < 0.65 * (plain.high - plain.low)
+
+
+def test_no_error_among_few_labels_is_no_certainty():
+    labels = ["woman"] * 5 + [None] * 5
+    found = c.prediction_powered(["woman"] * 10, range(10), CLASSES[:2], labels)["woman"]
+    assert found.value == 1 and found.low < 0.6
+
+
+def test_a_claim_holds_whatever_the_unsure_are():
+    table = np.eye(3) * 100
+    far = c.claim(*images(70, 30, 0), CLASSES, table, "woman", 0.5)
+    assert far < 0.01
+    # 40 women, 20 unsure: half may be women, so nothing is claimed.
+    assert c.claim(*images(40, 40, 20), CLASSES, table, "woman", 0.5) > 0.5
+    assert c.claim(*images(5, 65, 30), CLASSES, None, "woman", 0.5) < 0.05
+    for bad in (("child", 0.5), ("woman", 1.0)):
+        with pytest.raises(ValueError, match="is no declared group"):
+            c.claim(*images(5, 5, 0), CLASSES, None, *bad)
+
+
+def test_a_claim_and_its_mirror_agree():
+    table = np.array([[90, 10], [10, 90]])
+    one = c.claim(*images(30, 70, 0), CLASSES[:2], table, "woman", 0.4)
+    other = c.claim(*images(30, 70, 0), CLASSES[:2], table, "man", 0.6)
+    assert one == pytest.approx(other)
+
+
+@given(st.lists(st.sampled_from(CLASSES), min_size=2, max_size=60), st.integers(1, 12))
+def test_intervals_hold_their_value_and_stay_shares(read, prompts):
+    clusters = [i % prompts for i in range(len(read))]
+    table = np.array([[80, 10, 10], [5, 90, 5], [20, 20, 60]])
+    labels = [name if i % 2 == 0 or i < 3 else None for i, name in enumerate(read)]
+    for found in (
+        c.raw(read, clusters, CLASSES),
+        c.corrected(read, clusters, CLASSES, table),
+        c.prediction_powered(read, clusters, CLASSES, labels),
+    ):
+        assert list(found) == CLASSES
+        for each in found.values():
+            assert isinstance(each, Estimate)
+            assert 0 <= each.low <= each.value <= each.high <= 1 and each.n == len(read)
+    assert sum(e.value for e in c.corrected(read, clusters, CLASSES, table).values()) == (
+        pytest.approx(1)
+    )
+    assert 0 <= c.claim(read, clusters, CLASSES, table, "woman", 0.5) <= 1
+
+
+@given(st.permutations(range(40)))
+def test_the_order_of_images_does_not_matter(order):
+    read, clusters = images(12, 20, 8)
+    table = np.array([[80, 10, 10], [5, 90, 5], [20, 20, 60]])
+    there = c.corrected(read, clusters, CLASSES, table)
+    again = c.corrected([read[i] for i in order], [clusters[i] for i in order], CLASSES, table)
+    assert all(again[k] == pytest.approx(there[k]) for k in CLASSES)
+
+
+def test_simulated_audits_hold_what_they_promise():
+    rows = list(simulated_audits.coverage((10, 10), 3, 0.05, 0.7, 300, seed=5))
+    found = {row["interval"]: row["coverage"] for row in rows}
+    assert found["corrected"] >= 0.93 and found["prediction-powered"] >= 0.9
+    assert found["uncorrected"] < found["corrected"] - 0.03  # reads .65 of .70
+    alarms = {
+        r["claim"]: r["false alarms"] for r in simulated_audits.false_alarms(0.8, 0, 0, 60, 1)
+    }
+    assert alarms["corrected"] <= 0.06 < alarms["uncorrected"]
+
+
+def test_the_published_grid_is_the_code_s():
+    told = simulated_audits.published()
+    cells = {
+        (c["prompts"], c["images"], c["groups"], c["correlation"], c["share"])
+        for c in told["cells"]
+    }
+    assert len(cells) == (
+        len(simulated_audits.DESIGNS) * len(simulated_audits.GROUPS)
+        * len(simulated_audits.CORRELATIONS) * len(simulated_audits.SHARES)
+    )  # fmt: skip
+    assert all(c["audits"] >= 2000 for c in told["cells"])
+    assert told["below"] == [
+        c for c in told["cells"]
+        if c["coverage"] < simulated_audits.LOW and c["interval"] != "uncorrected"
+    ]  # fmt: skip
+    for cell in told["cells"]:
+        if cell["interval"] == "corrected":
+            easy = 0.1 <= cell["share"] <= 0.9 and cell["correlation"] <= 0.05
+            assert cell["coverage"] >= (0.93 if easy else 0.88)
+    corrected = [a for a in told["false alarms"] if a["claim"] == "corrected"]
+    assert max(a["false alarms"] for a in corrected) <= 0.06
+
+
+def test_a_weak_cell_is_told():
+    said = [
+        simulated_audits.caution(cell["share"], cell["groups"], cell["prompts"],
+                                 cell["correlation"])
+        for cell in simulated_audits.published()["below"]
+        if cell["interval"] == "corrected"
+    ]  # fmt: skip
+    assert all("held the truth in" in text for text in said)
+    assert simulated_audits.caution(0.5, 2, 40, 0.0) is None
