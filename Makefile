@@ -1,22 +1,26 @@
-# make report | test | lab | train CONFIG=full|small | refresh | lint
+# make report | test | lab | train CONFIG=full|small | refresh | lint | check-browser | site
 # The first target that you call makes .venv; later ones find it. Where there is no make:
 # `pip install -c constraints.txt -e ".[dev]"`, then `python -m koala_nb report`.
 
 PYTHON ?= python3
 CONFIG ?= small
 MODEL  ?= nano-koala
-BIN    := .venv/bin
-STAMP  := .venv/.installed
+# make test CONSTRAINTS=oldest: the same with the oldest supported versions, in an environment of its own.
+CONSTRAINTS ?=
+VENV   := .venv$(addprefix -,$(CONSTRAINTS))
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PINS   := constraints$(addprefix -,$(CONSTRAINTS)).txt
 NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout=600 \
           --nbval-sanitize-with tests/nbval_sanitize.cfg
 export PYTHONUTF8 := 1
 
-.PHONY: report test lab train refresh lint
+.PHONY: report test lab train refresh lint check-browser site
 .DEFAULT_GOAL := report
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+$(STAMP): pyproject.toml $(PINS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e ".[dev]"
 	touch $@
 
 report: $(STAMP)
@@ -30,6 +34,15 @@ lint: $(STAMP)
 # Two workers with one thread each; a notebook or a test file stays on one worker.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(NBVAL) tests notebooks
+
+# Every notebook in JupyterLab and every page, in a headless Chromium (Debian: chromium chromium-driver).
+check-browser: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser --browser=all tests
+
+# The collection as a static site in docs/_build/html.
+site: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e ".[site]"
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks

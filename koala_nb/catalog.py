@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koala_nb.card import CARD, CARD_SOURCE, FIGURE_SOURCE, LATENCY_FIGURE, LATENCY_GPUS
+from koala_nb.provenance import short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -237,7 +238,7 @@ def find(name: str) -> System:
             return system
     near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"Unknown system {name!r}.{hint} Known: {', '.join(names)}.")
+    raise ValueError(f"Unknown system {short(name)}.{hint} Known: {', '.join(names)}.")
 
 
 def installed(system: System) -> bool:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 REPORT = "11_write_the_audit_report"
+DELEGATES = ("train", "evaluate", "benchmark", "probe", "receipt")
 PROBES = ("text", "composition", "frequency", "demographics", "published", "safety")
 
 
@@ -16,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 when done, 1 where a report's notebook failed, 2 for a user's error (one line on stderr).
     """
     options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command not in ("train", "evaluate", "benchmark", "probe"):
+    if rest and options.command not in DELEGATES:
         _parser().error(f"unrecognised arguments: {' '.join(rest)}")
     options.rest = rest
     try:
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("notebook", nargs="?", default=REPORT, help=f"default {REPORT}")
     report.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", dest="parameters")
     report.add_argument("--out", default="reports", help="folder (default reports)")
+    report.add_argument("--sweep", metavar="FILE", help="a YAML file: one run a combination")
     report.set_defaults(call=_report)
 
     refresh = commands.add_parser("refresh", help="execute the committed notebooks in place")
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", "nano.evaluation", "measure the embedded models; attention: word maps"),
         ("benchmark", "benchmark", "measure speed: attention | generation | latency | full"),
         ("probe", "probes", "run one probe at full size: " + " | ".join(PROBES)),
+        ("receipt", "receipts", "check results measured elsewhere: receipt check FILE"),
     )
     for name, module, what in delegates:
         delegate = commands.add_parser(name, help=what, add_help=False)
@@ -90,9 +93,9 @@ def _generate(options: argparse.Namespace) -> None:
 
     given = {"steps": options.steps, "guidance": options.guidance}
     given |= {"height": options.size, "width": options.size}
-    pipe = pipelines.load(options.model)
     seeds = range(options.seed, options.seed + options.seeds)
     recipe = {name: value for name, value in given.items() if value is not None}
+    pipe = pipelines.load(options.model)
     run = generation.generate(pipe, options.prompt, seeds, out=options.out, **recipe)
     print(f"{len(run.images)} images in {run.folder}")
 
@@ -106,6 +109,14 @@ def _report(options: argparse.Namespace) -> None:
         if not equals:
             raise ValueError(f"-p {pair!r}: write NAME=VALUE, such as -p model=nano-koala.")
         given[name] = value
+    if options.sweep:
+        from koala_nb import sweeps
+
+        page, failed = sweeps.run(options.notebook, options.sweep, given, out=options.out)
+        print(page)
+        if failed:
+            raise reports.ReportFailed(f"{failed} of the sweep's runs failed: see {page}")
+        return
     print(reports.run(options.notebook, given, out=options.out, text=True))
 
 

@@ -45,29 +45,33 @@ def generate(
     an interruption. Raises ValueError for a bad argument or a folder with other settings.
     """
     told = identity(pipe)
+    folder = None if out is None else runs.folder_at(out)
     plan = make_plan(pipe, told, locals())
-    _warn_long_prompts(pipe, plan)
+    unread = _unread(pipe, plan)
     with _spacing(pipe, plan.timestep_spacing):
         base = _settings(pipe, told, plan)
-        if out is None:
-            return _run_in_memory(pipe, plan, base, progress)
-        return _run_in_folder(pipe, plan, base, Path(out), progress)
+        if folder is None:
+            return _run_in_memory(pipe, plan, base, unread, progress)
+        return _run_in_folder(pipe, plan, base, unread, folder, progress)
 
 
-def _warn_long_prompts(pipe: Any, plan: Plan) -> None:
+def _unread(pipe: Any, plan: Plan) -> dict[str, str]:
+    """Prompts longer than the text encoder reads -> what it does not; one warning of them all."""
     tokenizer = pipe.tokenizer
     limit = tokenizer.model_max_length
-    lost = []
+    lost = {}
     for text in dict.fromkeys([r.prompt for r in plan.requests] + [plan.negative_prompt or ""]):
         ids = tokenizer(text, truncation=False, verbose=False).input_ids
         if len(ids) > limit:
-            lost.append(tokenizer.decode(ids[limit - 1 : -1]).strip())
+            lost[text] = tokenizer.decode(ids[limit - 1 : -1]).strip()
     if lost:
+        first = provenance.short(next(iter(lost.values())))
         more = f" and of {len(lost) - 1} more prompts" if len(lost) > 1 else ""
         warnings.warn(
-            f"Longer than the text encoder's {limit} tokens: it does not read {lost[0]!r}{more}.",
+            f"Longer than the text encoder's {limit} tokens: it does not read {first}{more}.",
             stacklevel=3,
         )
+    return lost
 
 
 def _settings(pipe: Any, told: Loaded, plan: Plan) -> dict[str, Any]:
@@ -98,12 +102,16 @@ def _tiles(pipe: Any, plan: Plan) -> bool:
     return bool(pipe.vae.use_tiling) and latent > pipe.vae.tile_latent_min_size
 
 
-def _record(base: dict[str, Any], request: Request, how: dict[str, Any]) -> dict[str, Any]:
+def _record(
+    base: dict[str, Any], unread: dict[str, str], request: Request, how: dict[str, Any]
+) -> dict[str, Any]:
+    cut = {"prompt_unread": unread[request.prompt]} if request.prompt in unread else {}
     return {
         "file": request.file,
         "prompt_index": request.index,
         "prompt": request.prompt,
         "seed": request.seed,
+        **cut,
         **base,
         **how,
         "banner": provenance.banner(base["domain"]),
@@ -112,22 +120,27 @@ def _record(base: dict[str, Any], request: Request, how: dict[str, Any]) -> dict
     }
 
 
-def _run_in_memory(pipe: Any, plan: Plan, base: dict[str, Any], progress: bool) -> Run:
+def _run_in_memory(
+    pipe: Any, plan: Plan, base: dict[str, Any], unread: dict[str, str], progress: bool
+) -> Run:
     images, records = [], []
     started = time.perf_counter()
     with _bar(len(plan.requests), progress) as advance:
         for batch, drawn in _draw(pipe, plan, plan.batches()):
             for request, (image, how) in zip(batch, drawn):
                 images.append(image)
-                records.append(_record(base, request, how))
+                records.append(_record(base, unread, request, how))
             advance(len(batch))
     return runs.memory_run(images, records, (time.perf_counter() - started) / len(images))
 
 
-def _run_in_folder(pipe: Any, plan: Plan, base: dict[str, Any], out: Path, progress: bool) -> Run:
+def _run_in_folder(
+    pipe: Any, plan: Plan, base: dict[str, Any], unread: dict[str, str], out: Path, progress: bool
+) -> Run:
     device = base["device"].split(":")[0]  # which GPU of several does not matter
     runs.open_folder(out, {**base, "device": device, **plan.asked()})
     todo = runs.missing(out, plan.requests)
+    runs.check_space(out, plan, len(todo))
     # A batch with one image missing is drawn whole, as before, and only the missing is written.
     batches = [batch for batch in plan.batches() if todo.intersection(batch)]
     started = time.perf_counter()
@@ -137,7 +150,10 @@ def _run_in_folder(pipe: Any, plan: Plan, base: dict[str, Any], out: Path, progr
             _finish(writing)  # so that no more than two batches are held
             writing = [
                 writer.submit(
-                    provenance.save_png, image, out / request.file, _record(base, request, how)
+                    provenance.save_png,
+                    image,
+                    out / request.file,
+                    _record(base, unread, request, how),
                 )
                 for request, (image, how) in zip(batch, drawn)
                 if request in todo

@@ -2,14 +2,27 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from koala_nb import catalog
+from koala_nb.provenance import short
 
 WEIGHTED = ("unet", "vae", "text_encoder", "text_encoder_2")
+NEEDED = {
+    "scheduler": ("scheduler_config.json",),
+    "tokenizer": ("vocab.json", "merges.txt"),  # or tokenizer.json
+    "tokenizer_2": ("vocab.json", "merges.txt"),
+}
+WEIGHT_OF = {  # a weight that each class has and the files of the others lack
+    "UNet2DConditionModel": r"conv_in\.weight",
+    "AutoencoderKL": r"decoder\.conv_in\.weight",
+    "CLIPTextModel": r".*token_embedding\.weight",
+    "CLIPTextModelWithProjection": r"text_projection\.weight",
+}
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack")
 
 
@@ -126,7 +139,7 @@ def _cached(repository: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except HFValidationError:
-        raise ValueError(f"{repository!r} is not a hub id of the form owner/name.") from None
+        raise ValueError(f"{short(repository)} is not a hub id of the form owner/name.") from None
     except LocalEntryNotFoundError as error:
         found = getattr(error, "snapshot_path", None)  # files that the pipeline may not need
         if found:
@@ -155,8 +168,8 @@ def from_folder(
 ) -> Source:
     """Check a diffusers folder and say how to load it.
 
-    Raises WeightsMissing naming the first missing or damaged file, and ValueError for a folder
-    that holds no diffusers pipeline. Falls back to no variant, with a note, where none is there.
+    Raises WeightsMissing naming the first missing, damaged or foreign file. Falls back to no
+    variant, with a note, where none is there.
     """
     index_file = folder / "model_index.json"
     if not index_file.is_file():
@@ -164,9 +177,14 @@ def from_folder(
             f"{folder} holds no model_index.json: give a folder saved by a diffusers pipeline."
         )
     index = read_json(index_file)
+    if not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= set(components(index)):
+        raise WeightsMissing(f"{index_file} does not name the parts of a pipeline: restore it.")
     listing = [f.relative_to(folder).as_posix() for f in folder.glob("*/*")]
     files, lacking = files_needed(listing, index, variant, skip)
     facts = read_json(folder / "koala_nb.json") if (folder / "koala_nb.json").is_file() else {}
+    for key in ("name", "domain", "parts_from"):
+        if not isinstance(facts.get(key, ""), str):
+            raise WeightsMissing(f"{folder / 'koala_nb.json'}: {key} is no text: correct it.")
     source = Source(folder, name or str(folder), None, variant, index, facts)
     if "parts_from" in facts:
         source.donor = from_folder(folder / facts["parts_from"], variant)
@@ -179,7 +197,9 @@ def from_folder(
     for part in components(index):
         lent = source.donor and not (folder / part).exists()
         if part != skip and not lent:
-            check_part(folder, part, [f for f in weights if f.startswith(f"{part}/")], again)
+            own = [f for f in weights if f.startswith(f"{part}/")]
+            check_part(folder, part, own, again)
+            check_owner(folder, part, components(index)[part][1], own)
     if name is None:
         source.revision = fingerprint([folder / f for f in weights], source.donor)
     return source
@@ -198,6 +218,12 @@ def check_part(folder: Path, part: str, weights: list[str], again: str) -> None:
 
     if not (folder / part).is_dir():
         raise WeightsMissing(f"{folder} lacks the part {part}: {again}.")
+    for file in sorted((folder / part).glob("*.json")):
+        read_json(file)
+    whole = part.startswith("tokenizer") and (folder / part / "tokenizer.json").is_file()
+    for name in () if whole else NEEDED.get(part, ()):
+        if not (folder / part / name).is_file():
+            raise WeightsMissing(f"{folder} lacks {part}/{name}: {again}.")
     if part not in WEIGHTED:
         return
     if not (folder / part / "config.json").is_file():
@@ -206,14 +232,29 @@ def check_part(folder: Path, part: str, weights: list[str], again: str) -> None:
         pickled = [f.name for f in (folder / part).glob("*") if f.suffix in PICKLES]
         why = f" (only {pickled[0]}, a pickle, which is never loaded)" if pickled else ""
         raise WeightsMissing(f"{folder} lacks safetensors weights in {part}/{why}: {again}.")
-    for file in weights:
+    for weight in weights:
         try:
-            with safe_open(folder / file, framework="np"):
+            with safe_open(folder / weight, framework="np"):
                 pass
         except (SafetensorError, OSError) as error:
             raise WeightsMissing(
-                f"{folder / file} is damaged or incomplete ({error}): delete it and {again}."
+                f"{folder / weight} is damaged or incomplete ({error}): delete it and {again}."
             ) from None
+
+
+def check_owner(folder: Path, part: str, kind: str, weights: list[str]) -> None:
+    """Raise WeightsMissing where weights are those of another class, which loads as noise."""
+    from safetensors import safe_open
+
+    if not weights or kind not in WEIGHT_OF:
+        return
+    for file in weights:
+        with safe_open(folder / file, framework="np") as opened:
+            if any(re.fullmatch(WEIGHT_OF[kind], key) for key in opened.keys()):
+                return
+    raise WeightsMissing(
+        f"{folder / weights[0]} holds no weights of a {kind}: put those of {part} there."
+    )
 
 
 def fingerprint(weights: list[Path], donor: Source | None) -> str:
@@ -230,13 +271,15 @@ def fingerprint(weights: list[Path], donor: Source | None) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises WeightsMissing where it is damaged."""
+    """A JSON object from a file. Raises WeightsMissing where it is absent or damaged."""
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsMissing(f"{path} is not readable JSON ({error}).") from None
+    except OSError as error:
+        raise WeightsMissing(f"{path} cannot be read ({error.strerror}): restore it.") from None
+    except (ValueError, RecursionError) as error:
+        raise WeightsMissing(f"{path} is not readable JSON ({error}): restore it.") from None
     if not isinstance(value, dict):
-        raise WeightsMissing(f"{path} is not a JSON object.")
+        raise WeightsMissing(f"{path} is not a JSON object: restore it.")
     return value
 
 

@@ -10,6 +10,7 @@ from koala_nb import catalog, hub
 from koala_nb.catalog import Recipe, System
 from koala_nb.devices import gigabytes, pick_device, pick_dtype, plan_memory
 from koala_nb.hub import WeightsMissing
+from koala_nb.provenance import short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,8 @@ def load(
     """
     if offload is not None and offload not in OFFLOADS:
         raise ValueError(f"Unknown offload {offload!r}: use one of {', '.join(OFFLOADS)}.")
+    if revision is not None and not isinstance(revision, str):
+        raise ValueError(f"revision must be a text such as 'main', not {short(revision)}.")
     quiet()
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
@@ -136,7 +139,7 @@ def _resolve(
     name: str, revision: str | None, local_only: bool | None, dtype: "torch.dtype"
 ) -> tuple[System | None, hub.Source, dict[str, Any]]:
     """The system (if catalogued), where its files are, and parts that come from elsewhere."""
-    if name not in {s.name for s in catalog.SYSTEMS} and Path(name).is_dir():
+    if name not in {s.name for s in catalog.SYSTEMS} and _is_folder(name):
         _no_revision(name, revision)
         return None, _folder(Path(name)), {}
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name:
@@ -146,7 +149,7 @@ def _resolve(
         return _resolve(known.name, revision, local_only, dtype)
     if "/" in name or "\\" in name:
         raise ValueError(
-            f"There is no folder {name}, and it is not a hub id of the form owner/name."
+            f"There is no folder {short(name)}, and it is not a hub id of the form owner/name."
         )
     system = catalog.find(name)
     if system.repository is None:
@@ -164,6 +167,13 @@ def _resolve(
         unet = (system.repository, system.unet_file)
         return system, *_unet_file(unet, system.parts, revision, local_only, dtype)
     return system, hub.from_hub(system.repository, revision, system.variant, local_only), {}
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).is_dir()
+    except (OSError, ValueError):  # too long for a path, or with a NUL
+        return False
 
 
 def _folder(folder: Path) -> hub.Source:
@@ -216,14 +226,21 @@ def _assemble(source: hub.Source, dtype: "torch.dtype", extra: dict[str, Any]) -
         here = {part.name for part in source.folder.iterdir()}
         extra = {part: value for part, value in donor.components.items() if part not in here}
         extra = {part: value for part, value in extra.items() if part in source.index}
-    pipe = cls.from_pretrained(
-        source.folder,
-        dtype=dtype,
-        variant=source.variant,
-        use_safetensors=True,
-        local_files_only=True,
-        **extra,
-    )
+    try:
+        pipe = cls.from_pretrained(
+            source.folder,
+            dtype=dtype,
+            variant=source.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            **extra,
+        )
+    except (ValueError, OSError, TypeError, NotImplementedError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:120].rstrip(".")
+        raise WeightsMissing(
+            f"{source.source} cannot be loaded ({why}): its configurations and weights do not "
+            "belong together; copy or download them again."
+        ) from error
     if getattr(pipe, "safety_checker", None) is not None:
         source.notes.append("the repository's safety checker is not applied")
     return pipe

@@ -80,10 +80,17 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+def short(value: Any) -> str:
+    """A value as in code, in at most 60 characters, for an error's sentence."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes, *, sync: bool = False) -> Path:
     """Write a file whole or not at all: a hidden temporary file beside it, then a rename.
 
     With `sync` the bytes are on the disk before the rename, so that a power cut cannot empty it.
+    OSError that names the file where it cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -94,10 +101,22 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, sync: bool = Fals
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        _remove(temporary)
+        if not isinstance(error, OSError):
+            raise
+        why = error.strerror or type(error).__name__
+        raise OSError(
+            f"{path} cannot be written ({why}): free some space, or write to another folder."
+        ) from error
     return path
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink()
+    except OSError:  # it was never made
+        pass
 
 
 def clean_temporary(folder: str | os.PathLike[str]) -> None:
@@ -119,13 +138,20 @@ def write_lines(path: str | os.PathLike[str], records: Iterable[dict[str, Any]])
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read JSON lines. Raises ValueError naming the file and line that is not JSON."""
+    """Read JSON lines. Raises ValueError naming the file and line that is no JSON object."""
+    try:
+        lines = Path(path).read_bytes().decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text in UTF-8: {error}.") from None
     records = []
-    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}, is not JSON: {error}.") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number}, is not a JSON object: {short(record)}.")
+        records.append(record)
     return records
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from koala_nb import catalog, provenance
+from koala_nb.report_page import NOT_IN_REPORT as NOT_IN_REPORT
+from koala_nb.report_page import html as html
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-TEMPLATES = Path(__file__).resolve().parent / "templates"
-NOT_IN_REPORT = "not-in-report"  # tag of cells that teach or set up
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 RUN_FOLDER = "KOALA_NB_RUN_FOLDER"  # how the notebook's kernel learns where its run stands
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # else a notice on its transport at each start
@@ -81,7 +81,7 @@ def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[s
     """Check parameters against a notebook's and return all of them, defaults included.
 
     `text=True` reads the values from command-line text. ValueError for an unknown name (with the
-    nearest) or a value of another type.
+    nearest), a value of another type or a model that the catalogue lacks.
     """
     known = parameters_of(path)
     values = {name: default for name, (_, default) in known.items()}
@@ -98,6 +98,7 @@ def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[s
                 f"give a value of type {kind.__name__}, such as {known[name][1]!r}."
             )
         values[name] = value
+    _check_model(values.get("model"))
     return values
 
 
@@ -136,8 +137,7 @@ def run(
     """
     path = find(notebook)
     values = check(path, {**(parameters or {}), **more}, text=text)
-    _check_model(values.get("model"))
-    folder = (Path(out) / _run_name(path, values)).resolve()
+    folder = folder_of(path, values, out)
     _open_folder(folder)
     state: dict[str, Any] = {
         "state": "running",
@@ -171,10 +171,12 @@ def _check_model(model: Any) -> None:
         catalog.find(model)
 
 
-def _run_name(path: Path, values: Mapping[str, Any]) -> str:
+def folder_of(path: Path, values: Mapping[str, Any], out: str | Path = "reports") -> Path:
+    """Return the folder of a run: the notebook, the model and a hash of all its parameters."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     model = "".join(c if c.isalnum() or c in ".-" else "-" for c in str(values.get("model", "")))
-    return "-".join(part for part in (path.stem, model.strip("-.")[-60:], digest) if part)
+    name = "-".join(part for part in (path.stem, model.strip("-.")[-60:], digest) if part)
+    return (Path(out) / name).resolve()
 
 
 def _open_folder(folder: Path) -> None:
@@ -198,10 +200,14 @@ def status(folder: str | Path) -> dict[str, Any]:
     if not file.is_file():
         return {"state": "absent"}
     state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    here = state.get("host") == socket.gethostname()
-    if state["state"] == "running" and here and not _alive(state["pid"]):
+    if state["state"] == "running" and is_here(state) and not _alive(state["pid"]):
         state |= {"state": "failed", "cell": "an unknown cell", "error": "The run was killed."}
     return state
+
+
+def is_here(state: Mapping[str, Any]) -> bool:
+    """Whether the process of a run, by its status, is one of this machine."""
+    return state.get("host") == socket.gethostname()
 
 
 def _alive(pid: int) -> bool:
@@ -241,30 +247,6 @@ def _explain(error: BaseException, injected: bool) -> dict[str, str]:
     if type(error).__name__ == "DeadKernelError":
         return {"cell": "an unknown cell", "error": "The kernel died (out of memory, or killed)."}
     return {"cell": "no cell of its own", "error": f"{type(error).__name__}: {error}"}
-
-
-def html(notebook: Path) -> str:
-    """Render an executed notebook as one page: outputs and prose, no code, nothing from a network.
-
-    Cells tagged `not-in-report` are left out; figures keep their alternative text.
-    """
-    import nbformat
-    from nbconvert import HTMLExporter
-    from traitlets.config import Config
-
-    nb: Any = nbformat.read(notebook, as_version=4)
-    heads = (c.source.splitlines()[0][2:] for c in nb.cells if c.source.startswith("# "))
-    nb.metadata.setdefault("title", next(heads, notebook.stem))
-    remove = {"enabled": True, "remove_cell_tags": [NOT_IN_REPORT, "parameters"]}
-    exporter = HTMLExporter(
-        template_name="report",
-        extra_template_basedirs=[str(TEMPLATES)],
-        exclude_input=True,
-        exclude_output_prompt=True,
-        config=Config({"TagRemovePreprocessor": remove}),
-    )
-    page: str = exporter.from_notebook_node(nb)[0]
-    return page
 
 
 def in_report() -> bool:

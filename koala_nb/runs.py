@@ -1,9 +1,11 @@
 """What is asked for, checked; and a run's images and records, in memory or in a folder."""
 
 import operator
+import os
 import re
+import shutil
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, lcm
 from numbers import Real
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from koala_nb import provenance
 from koala_nb.hub import read_json
 from koala_nb.pipelines import Loaded, call_default
+from koala_nb.provenance import short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 SPACINGS = ("leading", "trailing", "linspace")
 RECIPE: Any = object()  # "as the recipe says", since None is a negative prompt of its own
 MAX_SEED = 2**63 - 1
+MAX_GUIDANCE = 1000  # far above use; much more overflows and draws nothing
 SETTINGS, RECORDS, IMAGES = "settings.json", "records.jsonl", "images"
 
 
@@ -107,11 +111,30 @@ def slug(prompt: str, length: int = 40) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain)[:length].strip("-") or "prompt"
 
 
+def folder_at(out: Any) -> Path:
+    """The path of a run's folder. ValueError for what is no path."""
+    if not isinstance(out, str | os.PathLike) or "\0" in str(out):
+        raise ValueError(f"out must be the path of a folder, not {short(out)}.")
+    return Path(out)
+
+
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Prepare a run's folder, or take up one with the same settings.
 
-    Raises ValueError naming the first setting that differs, or for a folder of other things.
+    Raises ValueError naming the first setting that differs, or for a folder of other things, and
+    OSError where it cannot be written.
     """
+    try:
+        _open_folder(folder, settings)
+    except OSError as error:
+        if not error.strerror:  # a sentence of our own
+            raise
+        raise OSError(
+            f"{folder} cannot hold a run ({error.strerror}): choose a folder that you can write to."
+        ) from error
+
+
+def _open_folder(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / SETTINGS
     if file.is_file():
         _compare(folder, read_json(file), settings)
@@ -144,19 +167,27 @@ def _compare(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
         elif isinstance(old, list) and isinstance(new, list):
             key, old, new = f"the number of {key}", len(old), len(new)
         raise ValueError(
-            f"{folder} holds a run with other settings: {key} was {_short(old)}, now "
-            f"{_short(new)}. Use another folder, or the same settings to resume."
+            f"{folder} holds a run with other settings: {key} was {short(old)}, now "
+            f"{short(new)}. Use another folder, or the same settings to resume."
         )
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def missing(folder: Path, requests: Sequence[Request]) -> set[Request]:
-    """Requests whose image is not there, or not whole."""
+    """Requests whose image is not there, or not whole. ValueError for a folder in its place."""
+    blocked = next((r.file for r in requests if (folder / r.file).is_dir()), None)
+    if blocked:
+        raise ValueError(f"{folder / blocked} is a folder where an image belongs: remove it.")
     return {r for r in requests if not provenance.is_whole_png(folder / r.file)}
+
+
+def check_space(folder: Path, plan: Plan, images: int) -> None:
+    """Raise OSError where the disk has not even one byte a pixel for so many images."""
+    needed, free = images * plan.height * plan.width, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{folder} is on a disk with {free / 1e6:.1f} MB free and {images} images need at "
+            f"least {needed / 1e6:.1f}: free some space, or write to another folder."
+        )
 
 
 def close_folder(folder: Path, requests: Sequence[Request]) -> "list[dict[str, Any]]":
@@ -216,19 +247,25 @@ def make_plan(pipe: Any, told: Loaded, given: dict[str, Any]) -> Plan:
     guidance = pick("guidance", "guidance_scale")
     number = float(guidance) if isinstance(guidance, Real) else -1.0
     if isinstance(guidance, bool) or not 0 <= number < inf:
-        raise ValueError(f"guidance must be a number of at least 0, not {guidance!r}.")
+        raise ValueError(f"guidance must be a number of at least 0, not {short(guidance)}.")
+    if number > MAX_GUIDANCE:
+        raise ValueError(f"guidance must be at most {MAX_GUIDANCE}, not {short(guidance)}.")
     batch = given["batch_size"]
     if batch is None:
         batch = default_batch_size(max(height, width) // pipe.vae_scale_factor, told.device)
     batch = _whole("batch_size", batch, 1, 4096)
     spacing = given["timestep_spacing"]
     if spacing is not None and spacing not in SPACINGS:
-        raise ValueError(f"timestep_spacing must be one of {', '.join(SPACINGS)}, not {spacing!r}.")
+        raise ValueError(
+            f"timestep_spacing must be one of {', '.join(SPACINGS)}, not {short(spacing)}."
+        )
     requests = _requests(given["prompts"], given["seeds"])
     return Plan(requests, negative, steps, number, height, width, batch, spacing)
 
 
 def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
+    if isinstance(prompts, bytes | Mapping) or not hasattr(prompts, "__iter__"):
+        raise ValueError(f"prompts must be a text or a list of texts, not {short(prompts)}.")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts:
         raise ValueError("prompts is empty: give at least one prompt.")
@@ -258,13 +295,15 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
 
 def _check_prompt(what: str, text: Any) -> None:
     if not isinstance(text, str):
-        raise ValueError(f"{what} must be a text, not {type(text).__name__} {text!r}.")
+        raise ValueError(f"{what} must be a text, not {type(text).__name__} {short(text)}.")
     if "\0" in text:
         raise ValueError(f"{what} holds a NUL character: remove it.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError(f"{what} is not valid Unicode (a lone surrogate): {text!r}.") from None
+        raise ValueError(
+            f"{what} is not valid Unicode (a lone surrogate): {short(text)}."
+        ) from None
 
 
 def _whole(what: str, value: Any, low: int, high: int) -> int:
@@ -273,7 +312,7 @@ def _whole(what: str, value: Any, low: int, high: int) -> int:
     except TypeError:
         number = low - 1
     if isinstance(value, bool) or not low <= number <= high:
-        raise ValueError(f"{what} must be a whole number from {low} to {high}, not {value!r}.")
+        raise ValueError(f"{what} must be a whole number from {low} to {high}, not {short(value)}.")
     return number
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 
 import nbformat
 import pytest
@@ -134,6 +135,84 @@ def assert_stands_alone(page):
     )
     assert not found, found
     assert "default-src 'none'" in page
+
+
+class Parts(HTMLParser):
+    """What a page holds: tags with their attributes, and the text outside of code and styles."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.texts, self.inside = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag in ("code", "pre", "style", "title"):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside and self.inside[-1] == tag:
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if not self.inside:
+            self.texts.append(data)
+
+    def all(self, tag, attribute):
+        return [found.get(attribute) for name, found in self.tags if name == tag]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(reports.NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem[:2]
+)
+def test_the_page_of_every_notebook_stands_alone(path):
+    page = reports.html(path)
+    assert_stands_alone(page)
+    parts = Parts(page)
+    assert parts.all("html", "lang") == ["en"] and re.search("<title>[^<]{5,}</title>", page)
+    assert len(parts.all("h1", "id")) == 1
+    assert all(parts.all("img", "alt")), "a figure without an alternative text"
+    ids = [found["id"] for _, found in parts.tags if "id" in found]
+    assert len(ids) == len(set(ids))
+    assert not re.search(r"\$[^\d\s][^$]*\$", "".join(parts.texts)), "a formula left as TeX"
+    assert "jp-InputArea-editor" not in page and "Error displaying widget" not in page
+    source = path.read_text("utf-8")
+    assert source.count("says nothing about KOALA") == 0 or 'class="banner"' in page
+    assert ("<math" in page) == any(
+        re.search(r"\$[^$]*\\?[a-zA-Z][^$]*\$", cell.source)
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+        and reports.NOT_IN_REPORT not in cell.metadata.get("tags", ())
+    )
+
+
+def page_of(tmp_path, *cells):
+    path = tmp_path / "one.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), path)
+    return reports.html(path)
+
+
+def test_formulas_become_mathml(tmp_path):
+    text = "A price of 5 dollars.\n\n$$\\frac{a}{b}$$\n\nAn $x^2 < 3$, a $\\nosuch{y}$ and `$z$`."
+    page = page_of(tmp_path, nbformat.v4.new_markdown_cell(text))
+    assert len(re.findall("<mfrac>", page)) == 1 and 'display="block"' in page
+    assert "<msup><mi>x</mi><mn>2</mn></msup>" in page and "&lt;</mo>" in page.replace(
+        "&#x0003C;", "&lt;"
+    )
+    assert r"<code>\nosuch{y}</code>" in page and "<code>$z$</code>" in page
+
+
+def test_widgets_are_left_out_and_the_banner_of_a_hidden_cell_is_not(tmp_path):
+    output = nbformat.v4.new_output
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "HBox()"}
+    setup = nbformat.v4.new_code_cell("pipe", metadata={"tags": ["not-in-report"]})
+    banner = {"text/html": '<p class="banner">A stand-in.</p>'}
+    setup.outputs = [output("display_data", data=banner), output("stream", text="setting up")]
+    shown = nbformat.v4.new_code_cell("explore()")
+    shown.outputs = [output("display_data", data=widget), output("stream", text="a table")]
+    page = page_of(tmp_path, nbformat.v4.new_markdown_cell("# A & B"), setup, shown)
+    assert "HBox" not in page and "a table" in page and "setting up" not in page
+    assert page.count("A stand-in.") == 1 and page.count("<h1") == 1
 
 
 def test_the_same_call_finds_the_same_folder_and_starts_afresh(notebook, tmp_path):

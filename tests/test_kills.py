@@ -1,0 +1,99 @@
+"""Generation killed at random moments and started again, over and over.
+
+KOALA_NB_KILLS=100 sets the number of kills; a run of more than twelve takes minutes.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from functools import partial
+
+import pytest
+
+from koala_nb import generate, provenance
+
+KILLS = int(os.environ.get("KOALA_NB_KILLS", "12"))
+ASKED = {
+    "prompts": [f"{n} koalas" for n in range(8)],
+    "seeds": range(4),
+    "batch_size": 3,
+    "height": 64,
+    "width": 64,
+    "steps": 2,
+    "progress": False,
+}
+
+
+def contents(folder):
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+def kill_child(work, delay):
+    """Fork a child that does `work` and kill it after `delay` seconds; whether it was at work."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the child failed of itself"
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has loaded torch")
+def test_killed_at_random_moments_nothing_is_lost_or_there_twice(loaded, tmp_path):
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a fork does not carry a pool of threads along
+    whole, killed = tmp_path / "whole", tmp_path / "0"
+    started = time.monotonic()
+    generate(loaded, out=whole, **ASKED)
+    took = time.monotonic() - started
+    chance = random.Random(0)
+    kills = rounds = amid = 0
+    while kills < KILLS:
+        rounds += 1
+        assert rounds < 4 * KILLS, "the children end before they are killed"
+        delay = chance.uniform(0, 0.4) * took
+        kills += kill_child(partial(generate, loaded, out=killed, **ASKED), delay)
+        made = len(list((killed / "images").glob("0*.png")))
+        amid += 0 < made < 32
+        if (killed / "records.jsonl").exists():  # this folder is done: check it, begin another
+            assert contents(killed) == contents(whole)
+            killed = tmp_path / str(rounds)
+    generate(loaded, out=killed, **ASKED)
+    torch.set_num_threads(threads)
+    assert contents(killed) == contents(whole)  # so no temporary file either
+    assert len(provenance.read_lines(killed / "records.jsonl")) == 32
+    assert amid >= KILLS // 4, "the kills must fall amid the work"
+    print(f"{kills} kills, {amid} of them with some images made")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
+    file = tmp_path / "file"
+    contents = (b"old" * 7_000_000, b"new" * 8_000_000)  # long enough to be killed amid
+    provenance.write_atomic(file, contents[0])
+
+    def write():
+        while True:
+            for data in contents:
+                provenance.write_atomic(file, data)
+
+    chance, left = random.Random(1), 0
+    for _ in range(KILLS):
+        assert kill_child(write, chance.uniform(0.01, 0.1))
+        left += any(tmp_path.glob(".*.tmp"))
+        assert file.read_bytes() in contents
+    assert left, "no kill fell amid a write"
+    provenance.clean_temporary(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
