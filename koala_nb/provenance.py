@@ -105,7 +105,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, sync: bool = Fals
         _remove(temporary)
         if not isinstance(error, OSError):
             raise
-        why = error.strerror or type(error).__name__
+        why = error.strerror or str(error) or type(error).__name__
         raise OSError(
             f"{path} cannot be written ({why}): free some space, or write to another folder."
         ) from error

@@ -265,8 +265,8 @@ def test_another_kind_of_pipeline_is_refused(folder):
     ("arguments", "message"),
     [
         ({"name_or_path": "koala-lightning"}, "Did you mean 'koala-lightning-"),
-        ({"name_or_path": "no/such/folder"}, "There is no folder no/such/folder"),
-        ({"name_or_path": "./tiny"}, "There is no folder ./tiny"),
+        ({"name_or_path": "no/such/folder"}, "There is no folder 'no/such/folder'"),
+        ({"name_or_path": "./tiny"}, "There is no folder './tiny'"),
         ({"name_or_path": "koala-turbo-700m"}, "cannot be loaded. Published figures only"),
         ({"name_or_path": "koala-700m", "device": "gpu"}, "Unknown device 'gpu'"),
         ({"name_or_path": "koala-700m", "dtype": "int8"}, "Unknown dtype 'int8'"),
