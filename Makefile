@@ -5,6 +5,8 @@
 PYTHON ?= python3
 CONFIG ?= small
 MODEL  ?= nano-koala
+# Images a probe in the report; verdicts need about 200 independent ones, which a stored run may hold.
+IMAGES ?= 100
 # make test CONSTRAINTS=oldest: the same with the oldest supported versions, in an environment of its own.
 CONSTRAINTS ?=
 VENV   := .venv$(addprefix -,$(CONSTRAINTS))
@@ -24,7 +26,7 @@ $(STAMP): pyproject.toml $(PINS)
 	touch $@
 
 report: $(STAMP)
-	$(BIN)/python -m koala_nb report -p model=$(MODEL)
+	$(BIN)/python -m koala_nb report -p model=$(MODEL) -p n=$(IMAGES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -42,7 +44,7 @@ check-browser: $(STAMP)
 # The collection as a static site in docs/_build/html.
 site: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e ".[site]"
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks

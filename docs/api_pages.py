@@ -40,7 +40,8 @@ def write(package: Path, out: Path) -> None:
     index = FACE
     for public in koala_nb.__all__[1:]:
         module, attribute = koala_nb._PUBLIC[public]
-        signature = f"[`kn.{public}`](#koala_nb.{module}.{attribute})"
+        target = f"{koala_nb.__name__}.{module}.{attribute}"
+        signature = f"{{py:obj}}`kn.{public} <{target}>`"
         index += f"- {signature}: {_sentence(public)}\n"
     for title, belongs in GROUPS.items():
         pages = "\n".join(name for name in names if belongs(name))

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from docutils import nodes
-from latex2mathml.converter import convert
+
+from koala_nb.report_page import mathml
 
 
 def inline(self: Any, node: nodes.math) -> None:
     """Write $...$ as MathML."""
-    self.body.append(convert(node.astext()))
+    self.body.append(mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def block(self: Any, node: nodes.math_block) -> None:
     """Write $$...$$ as displayed MathML."""
-    self.body.append(f"<div class='math'>{convert(node.astext(), display='block')}</div>")
+    self.body.append(f"<div class='math'>{mathml(node.astext(), 'block')}</div>")
     raise nodes.SkipNode
 
 

@@ -19,6 +19,8 @@ def escape(line: str) -> str:
 
 def plain(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
     """Replace a docstring's lines: indented ones, such as commands, keep their line breaks."""
+    if lines and lines[0].startswith("Alias for field number"):  # Python's own, says nothing
+        lines.clear()
     kept = [f"| {escape(x)}" if x.startswith(" ") else escape(x) for x in lines]
     spaced: list[str] = []
     for line in kept:

@@ -11,6 +11,7 @@ NAMES = {
     "attention": "what capturing attention costs beside a generation without",
     "generation": "kn.generate against diffusers' own loop, with the difference of the images",
     "latency": "seconds and memory of systems by part, with or without weights; the roofline",
+    "records": "writing and reading the records of up to a million images",
     "full": "load and draw with a full-size system of random weights from a hub's cache",
 }
 

@@ -19,7 +19,7 @@ import torch
 
 from koala_nb.generation import generate
 from koala_nb.pipelines import identity, load
-from koala_nb.runs import RECIPE, Plan, make_plan
+from koala_nb.plans import RECIPE, Plan, make_plan
 from koala_nb.shortcuts import SHORTCUTS
 from koala_nb.timing import ratio_interval, take_turns, watched_memory, write_result
 
@@ -119,7 +119,7 @@ def long_run(pipe: Pipeline, images: int, size: int | None) -> list[dict[str, An
     with tempfile.TemporaryDirectory() as folder, watched_memory() as memory:
         begin = time.time()
         generate(pipe, prompts, seeds, height=size, width=size, out=folder, progress=False)
-        ends = np.sort([p.stat().st_mtime for p in Path(folder).glob("images/*.png")])
+        ends = np.sort([p.stat().st_mtime for p in Path(folder, "images").rglob("*.png")])
     rows, before = [], begin
     for last in range(min(BLOCK, images), images + 1, BLOCK):
         end = float(ends[last - 1])

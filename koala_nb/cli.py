@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 REPORT = "11_write_the_audit_report"
-DELEGATES = ("train", "evaluate", "benchmark", "probe", "receipt")
+DELEGATES = ("train", "evaluate", "benchmark", "probe", "plan", "receipt")
 PROBES = ("text", "composition", "frequency", "demographics", "published", "safety")
 
 
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
     generate.add_argument("--size", type=int, help="pixels a side (default: the recipe's)")
     generate.add_argument("--out", default="runs/generate", help="folder (default runs/generate)")
+    generate.add_argument("--workers", type=int, default=0, help="processes (default: this one)")
     generate.set_defaults(call=_generate)
 
     report = commands.add_parser("report", help="run a notebook and write its HTML page")
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", "nano.evaluation", "measure the embedded models; attention: word maps"),
         ("benchmark", "benchmark", "measure speed: attention | generation | latency | full"),
         ("probe", "probes", "run one probe at full size: " + " | ".join(PROBES)),
+        ("plan", "planning", "hours, money and disk that an audit of many images takes"),
         ("receipt", "receipts", "check results measured elsewhere: receipt check FILE"),
     )
     for name, module, what in delegates:
@@ -95,6 +97,15 @@ def _generate(options: argparse.Namespace) -> None:
     given |= {"height": options.size, "width": options.size}
     seeds = range(options.seed, options.seed + options.seeds)
     recipe = {name: value for name, value in given.items() if value is not None}
+    if options.workers:
+        from koala_nb import cluster
+
+        with cluster.local(options.workers) as client:
+            folder = cluster.generate(
+                options.model, options.prompt, seeds, out=options.out, client=client, **recipe
+            )
+        print(f"{len(options.prompt) * options.seeds} images in {folder}")
+        return
     pipe = pipelines.load(options.model)
     run = generation.generate(pipe, options.prompt, seeds, out=options.out, **recipe)
     print(f"{len(run.images)} images in {run.folder}")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from koala_nb import fast, provenance, runs
 from koala_nb.decoding import decode
 from koala_nb.pipelines import Loaded, identity
-from koala_nb.runs import RECIPE, Plan, Request, Run, make_plan
+from koala_nb.plans import RECIPE, Plan, Request, default_batch_size, make_plan
+from koala_nb.runs import Run
 
 if TYPE_CHECKING:
     import torch
@@ -47,15 +48,15 @@ def generate(
     told = identity(pipe)
     folder = None if out is None else runs.folder_at(out)
     plan = make_plan(pipe, told, locals())
-    unread = _unread(pipe, plan)
-    with _spacing(pipe, plan.timestep_spacing):
-        base = _settings(pipe, told, plan)
+    unread = find_unread(pipe, plan)
+    with spacing(pipe, plan.timestep_spacing):
+        base = settings_of(pipe, told, plan)
         if folder is None:
             return _run_in_memory(pipe, plan, base, unread, progress)
         return _run_in_folder(pipe, plan, base, unread, folder, progress)
 
 
-def _unread(pipe: Any, plan: Plan) -> dict[str, str]:
+def find_unread(pipe: Any, plan: Plan) -> dict[str, str]:
     """Prompts longer than the text encoder reads -> what it does not; one warning of them all."""
     tokenizer = pipe.tokenizer
     limit = tokenizer.model_max_length
@@ -74,7 +75,7 @@ def _unread(pipe: Any, plan: Plan) -> dict[str, str]:
     return lost
 
 
-def _settings(pipe: Any, told: Loaded, plan: Plan) -> dict[str, Any]:
+def settings_of(pipe: Any, told: Loaded, plan: Plan) -> dict[str, Any]:
     """What determines the images, in the order in which a difference is reported."""
     config = pipe.scheduler.config
     return {
@@ -139,31 +140,41 @@ def _run_in_folder(
 ) -> Run:
     device = base["device"].split(":")[0]  # which GPU of several does not matter
     runs.open_folder(out, {**base, "device": device, **plan.asked()})
+    _, seconds = fill(pipe, plan, base, unread, out, progress)
+    return runs.folder_run(out, runs.close_folder(out, plan.requests), seconds)
+
+
+def fill(
+    pipe: Any, plan: Plan, base: dict[str, Any], unread: dict[str, str], out: Path, progress: bool
+) -> tuple[dict[Request, dict[str, Any]], float | None]:
+    """Draw what is missing of a plan's images into an open run's folder.
+
+    Returns the records of what was missing, and the seconds an image; None where nothing was.
+    """
     todo = runs.missing(out, plan.requests)
     runs.check_space(out, plan, len(todo))
+    for folder in {request.folder for request in todo}:
+        (out / folder).mkdir(exist_ok=True)
     # A batch with one image missing is drawn whole, as before, and only the missing is written.
     batches = [batch for batch in plan.batches() if todo.intersection(batch)]
+    records = {}
     started = time.perf_counter()
     with _bar(len(todo), progress) as advance, ThreadPoolExecutor(1) as writer:
         writing: list[Future[Any]] = []
         for batch, drawn in _draw(pipe, plan, iter(batches)):
             _finish(writing)  # so that no more than two batches are held
-            writing = [
-                writer.submit(
-                    provenance.save_png,
-                    image,
-                    out / request.file,
-                    _record(base, unread, request, how),
-                )
-                for request, (image, how) in zip(batch, drawn)
-                if request in todo
-            ]
+            writing = []
+            for request, (image, how) in zip(batch, drawn):
+                if request in todo:
+                    records[request] = _record(base, unread, request, how)
+                    file = out / request.file
+                    writing.append(
+                        writer.submit(provenance.save_png, image, file, records[request])
+                    )
             advance(len(writing))
         _finish(writing)
     seconds = time.perf_counter() - started
-    drawn_now = sum(map(len, batches))
-    records = runs.close_folder(out, plan.requests)
-    return runs.folder_run(out, records, seconds / drawn_now if drawn_now else None)
+    return records, seconds / sum(map(len, batches)) if batches else None
 
 
 def _finish(writing: "list[Future[Any]]") -> None:
@@ -184,7 +195,7 @@ def _bar(total: int, progress: bool) -> Iterator[Callable[[int], Any]]:
 
 
 @contextmanager
-def _spacing(pipe: Any, timestep_spacing: str | None) -> Iterator[None]:
+def spacing(pipe: Any, timestep_spacing: str | None) -> Iterator[None]:
     """Give the pipeline another timestep spacing for a while."""
     before = pipe.scheduler
     if timestep_spacing is not None:
@@ -245,7 +256,7 @@ def _draw_together(
             width=plan.width,
             output_type="latent",
         ).images
-        at_once = runs.default_batch_size(max(latents.shape[2:]), latents.device.type)
+        at_once = default_batch_size(max(latents.shape[2:]), latents.device.type)
         drawn = [one for part in latents.split(at_once) for one in decode(pipe, part)]
         pipe.maybe_free_model_hooks()
     return drawn

@@ -13,7 +13,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from koala_nb import catalog, provenance, runs
+from koala_nb import catalog, plans, provenance
 from koala_nb.hub import read_json
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def add(file: str | Path, against: str | Path | None = None) -> Path:
     if wrong:
         raise ValueError(f"{file} is no receipt yet ({len(wrong)} problems): {wrong[0]}")
     found = read_json(Path(file))
-    device = runs.slug(found["environment"]["device"])
+    device = plans.slug(found["environment"]["device"])
     name = f"{found['model']['system']}-{device}-{time.strftime('%Y-%m-%d')}.json"
     path = folder() / name
     if path.exists():

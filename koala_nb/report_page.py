@@ -47,8 +47,22 @@ def html(notebook: Path) -> str:
         exclude_output_prompt=True,
         config=Config({"TagRemovePreprocessor": remove}),
     )
-    page: str = exporter.from_notebook_node(nb)[0]
+    page: str = _targets(exporter.from_notebook_node(nb)[0])
     return re.sub(r"<table.*?</table>", lambda found: _wide(found[0]), page, flags=re.DOTALL)
+
+
+def _targets(page: str) -> str:
+    """Give the first heading of a name the id that a link on the page leads to, once each."""
+    wanted = set(re.findall(r'href="#([^"]+)"', page))
+
+    def named(heading: re.Match[str]) -> str:
+        slug = re.sub(r"<.*?>", "", heading[2]).strip().lower().replace(" ", "-")
+        if slug not in wanted:
+            return heading[0]
+        wanted.remove(slug)
+        return f'<{heading[1]} id="{escape(slug)}">{heading[2]}</{heading[1]}>'
+
+    return re.sub(r"<(h[2-4])>(.*?)</\1>", named, page)
 
 
 def _wide(table: str) -> str:

@@ -200,6 +200,13 @@ def records_table(run: Any, first: int = 6) -> HTML:
     return table(columns, rows, caption)
 
 
+def drawn_with(run: Any) -> str:
+    """Say with which steps, guidance and size a run's images were drawn."""
+    first = run.records.iloc[0]
+    size = f"{first.width} x {first.height} pixels"
+    return f"{first.steps} steps, guidance {first.guidance:g}, {size}"
+
+
 def timing(run: Any) -> HTML:
     """The measured seconds an image, in a report only: a committed notebook stays the same."""
     if not reports.in_report():
@@ -207,34 +214,6 @@ def timing(run: Any) -> HTML:
     if run.seconds_per_image is None:
         return _html("<p>All images were there from an interrupted run: no time was measured.</p>")
     return _html(f"<p>One image took {run.seconds_per_image:.2f} s on this machine.</p>")
-
-
-def results(pipe: Any, run: Any, prompts: pd.DataFrame, chosen: Mapping[str, Any]) -> dict:
-    """All of a report that a program may want, for `reports.write_results`."""
-    about = pipelines.identity(pipe)
-    return {
-        "model": {
-            "system": about.name,
-            "source": about.source,
-            "revision": about.revision,
-            "variant": about.variant,
-            "dtype": about.dtype,
-            "device": about.device,
-            "domain": about.domain,
-            "notes": list(about.notes),
-        },
-        "banner": provenance.banner(about.domain),
-        "settings": {**chosen, "seeds": list(chosen["seeds"])},
-        "environment": provenance.environment(),
-        "prompts": prompts.to_dict("records"),
-        "images": len(run.images),
-        "seconds_per_image": run.seconds_per_image,
-        "files": {
-            "page": "index.html",
-            "images": "generated/images",
-            "records": "generated/records.jsonl",
-        },
-    }
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], caption: str) -> HTML:

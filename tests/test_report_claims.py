@@ -1,0 +1,131 @@
+"""Published statements: the rules, on results made up for these tests."""
+
+from dataclasses import replace
+
+import pytest
+
+from koala_nb import card, card_comparison, catalog
+from koala_nb.pipelines import Loaded
+from koala_nb.report_claims import Evidence, below, claims, decide
+from koala_nb.report_results import Section, needed
+
+
+def estimate(low, high, n=1000, prompts=1000, name="a share"):
+    return {
+        "name": name, "value": (low + high) / 2, "low": low, "high": high, "n": n,
+        "prompts": prompts, "instrument": "a test", "method": "none",
+    }  # fmt: skip
+
+
+def loaded(name, dtype="float16"):
+    system = catalog.find(name)
+    return Loaded(system, name, "0" * 40, None, dtype, "cuda", system.domain, system.recipe)
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    names = ("text", "composition", "frequency", "latency")
+    sections = {name: Section(name) for name in names}
+    about = loaded("koala-lightning-700m")
+    compared = card_comparison.card_comparison()
+    return Evidence(sections, compared, about, 1024, "NVIDIA GeForce RTX 4090")
+
+
+def of(evidence, start, **sections):
+    found = decide(replace(evidence, sections=evidence.sections | sections))
+    (row,) = [row for row in found if row["claim"].startswith(start)]
+    return row
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.3, -0.1, "holds"),
+        (-0.09, -0.01, "holds"),  # small, but shown
+        (-0.09, 0.01, "does not hold"),  # a difference of a tenth is excluded
+        (-0.11, 0.01, "not tested"),
+        (-0.3, 0.0, "not tested"),  # the bar itself is not below the bar
+    ],
+)
+def test_an_interval_decides_or_it_does_not(low, high, verdict):
+    assert below(estimate(low, high), 0, "", -0.1)["verdict"] == verdict
+
+
+def test_below_the_planned_number_there_is_no_verdict():
+    few = below(estimate(-0.3, -0.1, needed() - 1, needed() - 1), 0, "", -0.1)
+    assert few["verdict"] == "not tested" and f"of {needed()} planned" in few["why"]
+    assert few["value"] == -0.2 and few["n"] == needed() - 1, "what was seen is shown all the same"
+    enough = below(estimate(-0.3, -0.1, needed(), needed()), 0, "", -0.1)
+    assert enough["verdict"] == "holds"
+
+
+def test_images_of_few_prompts_are_worth_less_than_their_number():
+    many = estimate(-0.3, -0.1, n=2 * needed(), prompts=4)
+    assert below(many, 0, "", -0.1)["verdict"] == "not tested"
+
+
+def test_without_a_result_the_reason_is_told(evidence):
+    missing = Section("composition", why="The detector is not installed.")
+    row = of(evidence, "limitation: comp", composition=missing)
+    assert (row["verdict"], row["why"], row["n"]) == ("not tested", missing.why, None)
+    row = of(evidence, "limitation: dep")
+    assert row["verdict"] == "not tested" and "frequencies" in row["why"] and row["n"] is None
+
+
+def test_a_reader_that_fails_on_a_font_gives_no_verdict_on_the_model(evidence):
+    long = estimate(0.0, 0.02, name="text of 16 or more characters read as asked")
+    for (low, high), verdict in {(0.0, 0.09): "not tested", (0.8, 0.95): "holds"}.items():
+        ceiling = estimate(low, high, 41, 41, "reader's ceiling on long texts")
+        row = of(evidence, "limitation: long", text=Section("text", [ceiling, long]))
+        assert row["verdict"] == verdict, row
+
+
+def test_a_model_that_writes_well_refutes_the_limitation(evidence):
+    ceiling = estimate(0.9, 0.99, 41, 41, "reader's ceiling on long texts")
+    long = estimate(0.6, 0.7, name="text of 16 or more characters read as asked")
+    row = of(evidence, "limitation: long", text=Section("text", [ceiling, long]))
+    assert row["verdict"] == "does not hold" and row["n"] == 1000
+
+
+def test_the_run_with_more_images_decides(evidence):
+    name = "complex prompts less simple ones"
+    small, large = estimate(-0.05, 0.4, 300, 300, name), estimate(-0.4, -0.2, 600, 600, name)
+    row = of(evidence, "limitation: comp", composition=Section("composition", [small], [large]))
+    assert row["verdict"] == "holds" and row["n"] == 600
+
+
+def test_the_cards_counts_are_checked_against_built_networks(evidence):
+    assert of(evidence, "parameters")["verdict"] == "holds"
+    assert "782,822,724" in of(evidence, "parameters")["why"]
+    assert of(evidence, "checkpoint")["verdict"] == "does not hold"
+    table = evidence.comparison.copy()
+    own = (table.quantity == "parameters") & (table.system == "KOALA-700M")
+    table.loc[own, "verdict"] = "does not hold"
+    changed = replace(evidence, comparison=table)
+    assert of(changed, "parameters")["verdict"] == "does not hold"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "device", "size", "dtype", "verdict"),
+    [
+        (0.70, "NVIDIA GeForce RTX 4090", 1024, "float16", "holds"),
+        (0.74, "NVIDIA GeForce RTX 4090", 1024, "float16", "does not hold"),
+        (0.70, "NVIDIA GeForce RTX 4090 Laptop GPU", 1024, "float16", "not tested"),
+        (0.70, "NVIDIA H200", 1024, "float16", "not tested"),
+        (0.70, "NVIDIA GeForce RTX 4090", 512, "float16", "not tested"),
+        (0.70, "NVIDIA GeForce RTX 4090", 1024, "float32", "not tested"),
+        (2.90, "NVIDIA GeForce RTX 3060 Ti", 1024, "float16", "holds"),
+    ],
+)
+def test_a_latency_is_compared_only_like_with_like(evidence, seconds, device, size, dtype, verdict):
+    timed = estimate(seconds, seconds, 64, 1, "seconds an image")
+    about = loaded("koala-lightning-700m", dtype)
+    here = replace(evidence, about=about, size=size, device=device)
+    assert of(here, "latency", latency=Section("latency", [timed]))["verdict"] == verdict
+
+
+def test_every_limitation_of_the_card_has_a_rule():
+    found = claims()
+    assert len({c.claim for c in found}) == len(found) and all(len(c.rule) > 20 for c in found)
+    for limit in card.CARD.limitations:
+        assert any(limit in c.claim for c in found)
