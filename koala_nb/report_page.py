@@ -37,7 +37,8 @@ def html(notebook: Path) -> str:
         nb.metadata["banner"] = hidden[0]
     for cell in nb.cells:
         if "outputs" in cell:
-            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+            kept = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+            cell.outputs = [o for o in kept if o.get("text", "text").strip()]
     nb.metadata.pop("widgets", None)
     remove = {"enabled": True, "remove_cell_tags": [NOT_IN_REPORT, "parameters"]}
     exporter = _exporter()(
@@ -48,6 +49,7 @@ def html(notebook: Path) -> str:
         config=Config({"TagRemovePreprocessor": remove}),
     )
     page: str = _targets(exporter.from_notebook_node(nb)[0])
+    page = page.replace("<pre>", '<pre tabindex="0">')  # else no keyboard scrolls it
     return re.sub(r"<table.*?</table>", lambda found: _wide(found[0]), page, flags=re.DOTALL)
 
 
@@ -113,7 +115,7 @@ def _exporter() -> Any:
             return mathml(body)
 
         def block_math(self, body: str) -> str:
-            return f'<p class="formula">{mathml(body, "block")}</p>'
+            return f'<p class="formula" tabindex="0">{mathml(body, "block")}</p>'
 
         def latex_environment(self, name: str, body: str) -> str:
             return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")

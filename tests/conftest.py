@@ -14,6 +14,11 @@ settings.load_profile("unhurried")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--browser=all`: every page in the browser, not three."""
+    parser.addoption("--browser", choices=("three", "all"), default="three")
+
+
 @pytest.fixture(scope="session")
 def hub_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home of the hub whose cache holds a tiny KOALA-Lightning-700M. Leave it as it is."""
