@@ -144,19 +144,26 @@ class Labeller(ipywidgets.VBox):
     def _show(self, told: str = "") -> None:
         if self.at == len(self.asked):
             self.picture.value = ""
-            self.buttons.children = [self._button(UNDO_KEY, "undo", self.undo)]
+            self._offer({})
             return self._say(f"{told} All {len(self.sample)} images are labelled.")
         row, question = self.asked[self.at]
         image = self.sample.image(self.order[row]).convert("RGB")
         name = f"Image {row + 1} of {len(self.sample)}, to be judged by looking"
         self.picture.value = picture(image, name)
-        answers = [
-            self._button(key, answer, partial(self.answer, answer))
-            for key, answer in keys(self.questions[question]).items()
-        ]
-        self.buttons.children = [*answers, self._button(UNDO_KEY, "undo", self.undo)]
+        self._offer(keys(self.questions[question]))
         known = ", ".join(b.description for b in self.buttons.children)
         self._say(f"{told} Image {row + 1} of {len(self.sample)}, {question}? Keys: {known}.")
+
+    def _offer(self, known: dict[str, str]) -> None:
+        """Show a button for each key; one that is there already stays, and keeps the focus."""
+        actions: dict[str, tuple[str, Callable[[], None]]]
+        actions = {key: (name, partial(self.answer, name)) for key, name in known.items()}
+        actions[UNDO_KEY] = ("undo", self.undo)
+        before = {button.description: button for button in self.buttons.children}
+        self.buttons.children = [
+            before.get(f"{key} {name}") or self._button(key, name, action)
+            for key, (name, action) in actions.items()
+        ]
 
     def _button(self, key: str, name: str, action: Callable[[], None]) -> ipywidgets.Button:
         button = ipywidgets.Button(description=f"{key} {name}")

@@ -29,6 +29,8 @@ MAX_GUIDANCE = 20.0
 MAX_SEED = 2**31 - 1
 SHOWN = 320  # pixels a side on the page
 TENSORS = 12  # of a block, the largest first
+# JupyterLab keeps the arrow keys for its cells.
+KEYS = "By keyboard: Tab to a list, then Home, End, Page Up, Page Down or a first letter."
 WIDE = {"description_width": "9em"}
 
 
@@ -54,11 +56,14 @@ class PromptExplorer(ipywidgets.VBox):
         if guidance is None:
             guidance = pipelines.call_default(pipe, "guidance_scale")
         self.pipe, self.size = pipe, size
-        self.prompt = ipywidgets.Text(prompt or recipe.prompt, description="Prompt", **_wide())
-        self.seed = ipywidgets.BoundedIntText(seed, 0, MAX_SEED, description="Seed", **_style())
-        self.steps = ipywidgets.BoundedIntText(steps, 1, MAX_STEPS, description="Steps", **_style())
+        self.prompt = ipywidgets.Text(
+            prompt or recipe.prompt, description="Prompt", **_style("95%")
+        )
+        number = _style("16em")
+        self.seed = ipywidgets.BoundedIntText(seed, 0, MAX_SEED, description="Seed", **number)
+        self.steps = ipywidgets.BoundedIntText(steps, 1, MAX_STEPS, description="Steps", **number)
         self.guidance = ipywidgets.BoundedFloatText(
-            guidance, min=0.0, max=MAX_GUIDANCE, step=0.5, description="Guidance", **_style()
+            guidance, min=0.0, max=MAX_GUIDANCE, step=0.5, description="Guidance", **number
         )
         self.button = ipywidgets.Button(description="Draw the image", button_style="primary")
         self.button.on_click(lambda _: self.draw())
@@ -74,8 +79,7 @@ class PromptExplorer(ipywidgets.VBox):
 
     def draw(self) -> None:
         """Draw with the present settings; any error becomes one sentence in the widget."""
-        self.button.disabled = True
-        self._say("Drawing ...")
+        self._say("Drawing ...")  # the button stays enabled: a disabled one loses the focus
         try:
             with warnings.catch_warnings(record=True) as heard:
                 warnings.simplefilter("always", UserWarning)
@@ -87,8 +91,6 @@ class PromptExplorer(ipywidgets.VBox):
             told = " ".join(str(w.message) for w in heard if w.category is UserWarning)
             self.picture.value = picture(image, self._described())
             self._say(f"Drawn: {self._described()}. {told}".strip())
-        finally:
-            self.button.disabled = False
 
     def _generate(self) -> Image.Image:
         if not self.prompt.value.strip():
@@ -127,11 +129,12 @@ class _Chooser(ipywidgets.VBox):
 
     def __init__(self, controls: Sequence[ipywidgets.Dropdown]) -> None:
         self.status, self.output = ipywidgets.HTML(), ipywidgets.HTML()
+        self.output.add_class("jp-RenderedHTMLCommon")  # JupyterLab's look of a table
         self._filling = False
         for control in controls:
             control.observe(lambda _: self.show(), names="value")
         self.show()
-        super().__init__([*controls, self.status, self.output])
+        super().__init__([*controls, ipywidgets.HTML(KEYS), self.status, self.output])
 
     def show(self) -> None:
         """Show what is chosen; any error becomes one sentence in the widget."""
@@ -225,10 +228,10 @@ class AttentionExplorer(_Chooser):
             raise ValueError(f"Give {attention.images} pictures and prompts, as were captured.")
         self.attention, self.pictures, self.prompts = attention, pictures, prompts
         labels = [(f"{i + 1}: {prompt}", i) for i, prompt in enumerate(prompts)]
-        self.image = ipywidgets.Dropdown(options=labels, description="Image", **_wide())
+        self.image = ipywidgets.Dropdown(options=labels, description="Image", **_style("95%"))
         self.word = ipywidgets.Dropdown(description="Word", **_style())
         layers = ["all", *attention.layers()]
-        self.layers = ipywidgets.Dropdown(options=layers, description="Layers", **_wide())
+        self.layers = ipywidgets.Dropdown(options=layers, description="Layers", **_style("95%"))
         self.step = ipywidgets.Dropdown(description="Step", **_style())
         super().__init__([self.image, self.word, self.layers, self.step])
 
@@ -283,12 +286,8 @@ def picture(image: Image.Image, alt: str) -> str:
     )
 
 
-def _style() -> dict[str, Any]:
-    return {"style": WIDE, "layout": ipywidgets.Layout(width="16em")}
-
-
-def _wide() -> dict[str, Any]:
-    return {"style": WIDE, "layout": ipywidgets.Layout(width="95%")}
+def _style(width: str = "30em") -> dict[str, Any]:
+    return {"style": WIDE, "layout": ipywidgets.Layout(width=width, max_width="95%")}
 
 
 def _spoken(text: str) -> str:

@@ -19,6 +19,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--browser", choices=("three", "all"), default="three")
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium that reaches nothing but this machine."""
+    from browsing import chromium
+
+    found = chromium()
+    yield found
+    found.quit()
+
+
 @pytest.fixture(scope="session")
 def hub_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home of the hub whose cache holds a tiny KOALA-Lightning-700M. Leave it as it is."""

@@ -1,23 +1,16 @@
 """The notebooks' pages opened from a file in headless Chromium, with the network cut."""
 
-import json
-import shutil
-from pathlib import Path
+import base64
+import re
 
 import pytest
+from browsing import asked, complaints, resize, serious
 
-from koala_nb import reports
+from koala_nb import provenance, reports, sweep_page
 
 pytestmark = pytest.mark.browser
-AXE = Path(__file__).parent / "data" / "axe-core" / "axe.min.js"
 NOTEBOOKS = sorted(reports.NOTEBOOKS.glob("*.ipynb"))
 THREE = ("01", "09", "11")
-SERIOUS = """
-const done = arguments[0];
-axe.run({resultTypes: ["violations"]}).then(found => done(found.violations
-  .filter(v => ["serious", "critical"].includes(v.impact))
-  .map(v => v.id + ": " + v.nodes.slice(0, 3).map(n => n.target.join(" ")).join(", "))));
-"""
 BLANK = """
 return [...document.querySelectorAll(".jp-OutputArea-output, .output")]
   .filter(e => !e.innerText.trim() && !e.querySelector("img, svg, math"))
@@ -27,25 +20,14 @@ PICTURES = """
 return [...document.images].filter(i => !(i.complete && i.naturalWidth && i.alt))
   .map(i => i.outerHTML.slice(0, 100));
 """
+READ = "return document.body.innerText.replace(/\\s+/g, '');"
+SOURCES = """
+return new Set([...document.images].filter(i => i.src.startsWith("data:image/png"))
+  .map(i => i.src)).size;
+"""
+CODE = "return document.querySelectorAll('.jp-CodeCell .jp-InputArea').length;"
+A4 = {"paperWidth": 8.27, "paperHeight": 11.69, "printBackground": True}
 TOO_WIDE = "return document.documentElement.scrollWidth - document.documentElement.clientWidth;"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A Chromium that no host name resolves for, and that logs what it asks for."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("Chromium and its driver are not installed (Debian: chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    found.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})  # for axe, not for the page
-    yield found
-    found.quit()
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -60,19 +42,35 @@ def page(request, tmp_path):
 
 
 def show(browser, page, width):
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    resize(browser, width)
     browser.get(page.as_uri())
 
 
-def asked(browser):
-    """URLs that the browser has asked for since the last call."""
-    events = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
-    sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    return [p["request"]["url"] for p in sent]
+@pytest.fixture
+def sweep(tmp_path):
+    """The index page of a sweep: two models compared, a third failed, a fourth waiting."""
+    models = ("nano-koala", "nano-sdxl", "sdxl-turbo", "koala-700m")
+    states = [{"state": "done", "seconds": 3.0}] * 2
+    states += [{"state": "failed", "cell": 4, "error": "RuntimeError: no weights"}]
+    folders = [tmp_path / f"tiny-{name}" for name in models]
+    for k, folder in enumerate(folders[:2]):
+        folder.mkdir()
+        rows = [f"sense,bright,{p},{s},{(3 * s + 5 * k) % 7}" for p in "ab" for s in range(3)]
+        text = "\n".join(["section,measure,prompt,seed,value", *rows])
+        (folder / "key_images.csv").write_text(text)
+        figure = {"value": 0.5 + k / 10, "low": 0.25, "high": 0.75, "n": 6}
+        provenance.write_json(folder / "results.json", {"key_figures": {"bright": figure}})
+    (tmp_path / "sweep").mkdir()
+    parameters = [{"model": name, "steps": 4} for name in models]
+    states.append({"state": "waiting"})
+    made = sweep_page.Sweep(
+        tmp_path / "sweep", tmp_path / "tiny.ipynb", parameters, folders, states
+    )
+    return made.write()
 
 
-def test_a_page_stands_alone_and_is_accessible(browser, page):
+def check(browser, page):
+    """A page asks for nothing but itself, fits a wide and a narrow window, and is accessible."""
     asked(browser)
     for width in (1280, 390):
         show(browser, page, width)
@@ -82,10 +80,50 @@ def test_a_page_stands_alone_and_is_accessible(browser, page):
         assert browser.execute_script(BLANK) == []
         assert browser.execute_script(PICTURES) == []
         assert browser.execute_script(TOO_WIDE) <= 0
-        browser.execute_script(AXE.read_text("utf-8"))
-        assert browser.execute_async_script(SERIOUS) == []
-    said = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
-    assert said == []
+        assert serious(browser) == []
+    assert complaints(browser) == []
+
+
+def check_print(browser, page):
+    """On A4 a page has all of its text and pictures, no code, and nothing beyond the margin."""
+    show(browser, page, 1280)
+    text, pictures = browser.execute_script(READ), browser.execute_script(SOURCES)
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", A4)["data"])
+    assert len(re.findall(rb"/Type /Page\b", printed)) > 0
+    assert len(re.findall(rb"/Subtype /Image\b", printed)) >= pictures
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        resize(browser, 716)  # A4 less two margins of 1 cm, at 96 pixels an inch
+        assert browser.execute_script(READ) == text and len(text) > 500
+        assert browser.execute_script(TOO_WIDE) <= 0
+        assert browser.execute_script(CODE) == 0
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_a_page_stands_alone_and_is_accessible(browser, page):
+    check(browser, page)
+
+
+def test_a_page_can_be_printed(browser, page):
+    check_print(browser, page)
+
+
+def test_the_index_of_a_sweep(browser, sweep):
+    check(browser, sweep)
+    check_print(browser, sweep)
+
+
+def test_what_a_printer_would_find(browser, tmp_path):
+    file = tmp_path / "bad.html"
+    hidden = "<style>@media print { .gone { display: none } }</style>"
+    said = "<p>said</p>" * 200
+    file.write_text(f'<title>Bad</title>{hidden}{said}<p class="gone">lost</p>')
+    with pytest.raises(AssertionError):
+        check_print(browser, file)
+    file.write_text(f'<title>Bad</title>{said}<table><td style="min-width:900px">wide</table>')
+    with pytest.raises(AssertionError):
+        check_print(browser, file)
 
 
 def test_what_a_browser_would_find(browser, tmp_path):
@@ -100,5 +138,4 @@ def test_what_a_browser_would_find(browser, tmp_path):
     assert len(browser.execute_script(BLANK)) == 1
     assert len(browser.execute_script(PICTURES)) == 2
     assert browser.execute_script(TOO_WIDE) > 0
-    browser.execute_script(AXE.read_text("utf-8"))
-    assert any(found.startswith("image-alt") for found in browser.execute_async_script(SERIOUS))
+    assert any(found.startswith("image-alt") for found in serious(browser))

@@ -1,0 +1,196 @@
+"""The notebooks as a reader has them: in JupyterLab, in a browser, driven by keyboard alone."""
+
+import shutil
+
+import nbformat
+import pytest
+from browsing import asked, complaints, resize, serious
+from lab import Lab, server
+
+from koala_nb import reports
+
+pytestmark = pytest.mark.browser
+NOTEBOOKS = sorted(reports.NOTEBOOKS.glob("*.ipynb"))
+THREE = ("01", "02", "03")
+# JupyterLab gives a figure no alternative text, though the notebook holds one: the pages show it.
+OUTPUTS = {"include": [[".jp-OutputArea"]], "exclude": [[".jp-RenderedImage > img"]]}
+LABELLING = """
+from pathlib import Path
+
+from PIL import Image
+from koala_nb import labelling, labels, runs
+
+grey = [Image.new("RGB", (8, 8), (40 * k,) * 3) for k in range(4)]
+rows = [{"file": f"{k}.png", "prompt_index": k, "prompt": "a judge", "seed": k, "guidance": 1.0}
+        for k in range(4)]
+sample = labels.sample([runs.memory_run(grey, rows, None)], 4, seed=0)
+labelling.Labeller(sample, Path("labels.csv"), {"presentation": labels.PRESENTATIONS})
+"""
+UNNAMED = """
+import ipywidgets
+from IPython.display import HTML, display
+
+display(HTML('<p style="color:#ddd;background:#fff">pale</p>'))
+display(ipywidgets.Text())
+ipywidgets.HTML("<input>")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A copy of the notebooks, without outputs: what is seen is of this run."""
+    copy = tmp_path_factory.mktemp("lab") / "notebooks"
+    shutil.copytree(reports.NOTEBOOKS, copy, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for path in copy.glob("*.ipynb"):
+        book = nbformat.read(path, 4)
+        for cell in book.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(book, path)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def lab(browser, folder):
+    with server(folder, folder.parent) as address:
+        yield Lab(browser, address)
+
+
+@pytest.fixture
+def opened(lab, folder):
+    """Open a notebook by name, of the cells that are given or as it stands, and run all of it."""
+
+    def run(name, *cells):
+        if cells:
+            new = nbformat.v4
+            book = new.new_notebook(cells=[new.new_code_cell(cell) for cell in cells])
+            book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+            nbformat.write(book, folder / name)
+        asked(lab.browser), complaints(lab.browser)
+        lab.open(name)
+        lab.run_all()
+        return lab
+
+    return run
+
+
+def check(lab):
+    """A notebook has run as a whole, asked nobody outside, and its outputs are accessible."""
+    assert lab.failed() == []
+    assert lab.counts() == [str(k + 1) for k in range(len(lab.counts()))]
+    assert lab.dialogs() == [] and lab.unnamed() == []
+    own = (lab.address, lab.address.replace("http", "ws"), "data:", "blob:", "about:")
+    assert [url for url in asked(lab.browser) if not url.startswith(own)] == []
+    assert complaints(lab.browser) == []
+    lab.unroll()
+    assert serious(lab.browser, OUTPUTS) == []
+    resize(lab.browser, 1280)
+
+
+def drive_prompt(lab):
+    """Every setting by keyboard, and an image drawn after each, without the focus getting lost."""
+    from selenium.webdriver import Keys
+
+    button = "Draw the image"
+    names = ("Prompt", "Seed", "Steps", "Guidance", button)
+    lab.start_at("Prompt")
+    lab.press("a", held=[Keys.CONTROL])
+    lab.press("a blue car on a white background")
+    for name in names[1:]:
+        lab.tab_to(name)
+    assert "Drawn: a blue car on a white background, seed 0" in lab.changes(Keys.SPACE)
+    for name, key, told in (
+        ("Seed", Keys.ARROW_UP, "seed 1,"),
+        ("Steps", "3", " 3 steps"),
+        ("Guidance", "2", "guidance 2"),
+    ):
+        assert lab.focus() == button, "drawing takes the focus from the button"
+        back = len(names) - 1 - names.index(name)
+        lab.press(Keys.TAB * back, held=[Keys.SHIFT])
+        assert lab.focus() == name
+        lab.press(key)  # a digit takes the place of the number, which Tab has selected
+        lab.press(Keys.TAB * back)
+        assert told in lab.changes(Keys.ENTER)
+
+
+def drive_choice(lab, *names):
+    """Each drop-down list by End: what is shown follows, and the focus stays.
+
+    Not by arrow keys: outside of text boxes JupyterLab moves between cells by them.
+    """
+    from selenium.webdriver import Keys
+
+    lab.start_at(names[0])
+    for name in names:
+        assert lab.focus() == name
+        told = lab.changes(Keys.END)
+        assert lab.focus() == name and "No table" not in told and "No map" not in told
+        lab.press(Keys.TAB)
+
+
+def drive_unet(lab):
+    drive_choice(lab, "System", "Stage", "Block")
+
+
+def drive_attention(lab):
+    lab.start_at("Image")  # one image: nothing to choose, and the next lists can be reached
+    lab.tab_to("Word")
+    drive_choice(lab, "Word", "Layers", "Step")
+
+
+def drive_labels(lab):
+    """Answers by key and by button, and the last one taken back, in one go."""
+    from selenium.webdriver import Keys
+
+    lab.start_at("Key")
+    assert "Image 2 of" in lab.changes("1")
+    assert "means nothing here" in lab.changes("9")
+    assert "Image 3 of" in lab.changes("2") and lab.focus() == "Key"
+    assert "Took the last answer back. Image 2 of" in lab.changes("z")
+    lab.tab_to("1 woman")
+    assert "Image 3 of" in lab.changes(Keys.SPACE)
+    assert lab.focus() == "1 woman", "the answer takes the focus from the button"
+    lab.tab_to("2 man")
+    assert "presentation: man. Image 4 of" in lab.changes(Keys.ENTER)
+    lab.tab_to("u unsure")
+    lab.tab_to("z undo")
+    assert "Image 3 of" in lab.changes(Keys.SPACE)
+
+
+WIDGETS = {"01": drive_prompt, "02": drive_unet, "03": drive_attention, "09": drive_labels}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_its_widget_moves_by_keyboard(opened, path, request):
+    number = path.name[:2]
+    if request.config.getoption("--browser") != "all" and number not in THREE:
+        pytest.skip("not one of the three: run `make check-browser`")
+    lab = opened(path.name)
+    check(lab)
+    explorers = lab.run("return document.querySelectorAll('.jp-OutputArea .widget-vbox').length")
+    assert explorers == (number in WIDGETS), "a widget that no test drives, or one that is missing"
+    if number in WIDGETS:
+        WIDGETS[number](lab)
+        check(lab)
+
+
+def test_the_labelling_widget_moves_by_keyboard(opened, folder):
+    lab = opened("labelling.ipynb", LABELLING)
+    drive_labels(lab)
+    check(lab)
+    assert (folder / "labels.csv").read_text().count("\n") == 3  # the heading and two answers
+
+
+def test_what_these_checks_would_find(opened):
+    lab = opened("raises.ipynb", "1 + 1", "raise RuntimeError('no koala')", "3")
+    assert lab.counts() == ["1", "2", ""]
+    assert len(lab.failed()) == 1 and "no koala" in lab.failed()[0]
+    lab = opened("unnamed.ipynb", UNNAMED)
+    assert lab.failed() == [] and lab.counts() == ["1"]
+    assert len(lab.unnamed()) == 2
+    lab.unroll()
+    found = {line.partition(":")[0] for line in serious(lab.browser, OUTPUTS)}
+    assert {"label", "color-contrast"} <= found
+    lab.run("console.error('no koala'); fetch('http://example.org/a').catch(() => 0)")
+    assert any("no koala" in said for said in complaints(lab.browser))
+    assert "http://example.org/a" in asked(lab.browser)
