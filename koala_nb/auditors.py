@@ -10,7 +10,6 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from koala_nb import auditors_metrics, corrections, figures, imbalance, stats
 from koala_nb.auditors_metrics import METRICS
 from koala_nb.auditors_sets import CASES, CLASSES, LABELS, Case, draw, labelled
 from koala_nb.catalog import data_folder
+from koala_nb.options import at_least, writable
 from koala_nb.provenance import versions, write_json
 
 if TYPE_CHECKING:
@@ -227,11 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(prog="koala-nb evaluate auditors", description=__doc__)
-    parser.add_argument("--sets", type=int, default=2000, help="simulated sets a cell")
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser.add_argument("--sets", type=at_least(1), default=2000, help="simulated sets a cell")
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
-    if options.sets < 1:
-        parser.error("give 1 or more --sets")
     cases, about = dict(CASES), None
     if (data_folder() / "models" / "nano-koala").is_dir():
         from koala_nb.nano.rendered_people import confusion

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 
 from koala_nb.architecture import build_unet, meta_inputs
 from koala_nb.attention import capture_attention
+from koala_nb.options import at_least, writable
 from koala_nb.pipelines import load
 from koala_nb.timing import LiveBytes, ratio_interval, write_result
 
@@ -153,14 +153,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="nano-koala", help="a model whose weights are here")
     parser.add_argument("--random", metavar="SYSTEM", help="instead: random weights, full width")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--size", type=int, default=None, help="pixels a side")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser.add_argument("--size", type=at_least(1), default=None, help="pixels a side")
+    parser.add_argument("--steps", type=at_least(1), default=10)
+    parser.add_argument("--repeats", type=at_least(2), default=11)
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     given = list(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(given)
-    if options.repeats < 2 or options.steps < 1:
-        parser.error("give 2 or more --repeats and 1 or more --steps")
     if options.random:
         pipe = random_pipeline(options.random, options.dtype)
     else:

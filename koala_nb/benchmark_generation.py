@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from koala_nb.generation import generate
+from koala_nb.options import at_least, writable
 from koala_nb.pipelines import identity, load
 from koala_nb.plans import RECIPE, Plan, make_plan
 from koala_nb.shortcuts import SHORTCUTS
@@ -139,15 +140,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", default="nano-koala", help="a model whose weights are here")
     parser.add_argument("--device", default=None, help="default: the best available")
     parser.add_argument("--dtype", default=None, help="default: float16 on a GPU, else float32")
-    parser.add_argument("--images", type=int, default=32, help="images a way and round")
-    parser.add_argument("--run", type=int, default=0, help="also: one run of so many images")
-    parser.add_argument("--size", type=int, default=None, help="pixels a side")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser.add_argument("--images", type=at_least(1), default=32, help="images a way and round")
+    parser.add_argument(
+        "--run", type=at_least(0), default=0, help="also: one run of so many images"
+    )
+    parser.add_argument("--size", type=at_least(1), default=None, help="pixels a side")
+    parser.add_argument("--repeats", type=at_least(2), default=7)
+    parser.add_argument("--threads", type=at_least(1), nargs="+", default=[torch.get_num_threads()])
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
-    if options.repeats < 2 or options.images < 1 or min(options.threads) < 1 or options.run < 0:
-        parser.error("give 2 or more --repeats, 1 or more --images and --threads, no negative run")
     pipe = load(options.model, device=options.device, dtype=options.dtype)
     rows, before = [], torch.get_num_threads()
     for threads in options.threads:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from koala_nb import catalog, random_weights
 from koala_nb.devices import pick_device, pick_dtype
+from koala_nb.options import at_least, positive, writable
 from koala_nb.pipelines import load, quiet
 from koala_nb.roofline import inputs_like, limit_seconds, machine_rates, unet_work
 from koala_nb.timing import median_interval, peak_gb, ratio_interval, take_turns, write_result
@@ -151,17 +151,15 @@ def main(argv: Sequence[str]) -> int:
     """Measure and write `data/results/benchmark-latency-<name>.json`."""
     parser = argparse.ArgumentParser(prog="koala-nb benchmark latency", description=__doc__)
     parser.add_argument("--systems", nargs="+", default=["nano-sdxl", "nano-koala"])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64], help="pixels a side")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1])
+    parser.add_argument("--sizes", type=at_least(1), nargs="+", default=[64], help="pixels a side")
+    parser.add_argument("--batches", type=at_least(1), nargs="+", default=[1])
     parser.add_argument("--device", default=None, help="default: the best available")
     parser.add_argument("--dtype", default=None, help="default: float16 on a GPU, else float32")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--limit-gb", type=float, default=None, help="would it run in so much?")
+    parser.add_argument("--repeats", type=at_least(2), default=9)
+    parser.add_argument("--limit-gb", type=positive, default=None, help="would it run in so much?")
     parser.add_argument("--name", default=None, help="of the file; default: the first system")
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
-    if options.repeats < 2 or min(*options.sizes, *options.batches, 10**9) < 1:
-        parser.error("give 2 or more --repeats, 1 or more --sizes and --batches")
     quiet()
     where = pick_device(options.device)
     dtype = str(pick_dtype(options.dtype, where)).removeprefix("torch.")

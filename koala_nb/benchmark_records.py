@@ -18,6 +18,7 @@ from PIL import Image
 
 from koala_nb import provenance, runs, shards
 from koala_nb.generation import generate
+from koala_nb.options import at_least, writable
 from koala_nb.pipelines import identity, load
 from koala_nb.plans import PER_PART, Request
 from koala_nb.timing import median_interval, ratio_interval, take_turns, write_result
@@ -100,13 +101,15 @@ def main(argv: Sequence[str]) -> int:
     """Measure and write `data/results/benchmark-records.json`."""
     parser = argparse.ArgumentParser(prog="koala-nb benchmark records", description=__doc__)
     parser.add_argument("--model", default="nano-koala", help="whose record is the pattern")
-    parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="pixels a side")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser.add_argument(
+        "--counts", type=at_least(1), nargs="+", default=[10_000, 100_000, 1_000_000]
+    )
+    parser.add_argument(
+        "--sizes", type=at_least(1), nargs="+", default=[512, 1024], help="pixels a side"
+    )
+    parser.add_argument("--repeats", type=at_least(2), default=3)
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
-    if options.repeats < 2 or min(options.counts + options.sizes) < 1:
-        parser.error("give 2 or more --repeats, 1 or more of --counts and --sizes")
     pipe = load(options.model)
     prompt = identity(pipe).recipe.prompt
     run = generate(pipe, prompt, steps=1, progress=False)

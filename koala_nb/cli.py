@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from koala_nb.options import at_least, writable
+
 REPORT = "11_write_the_audit_report"
 DELEGATES = ("train", "evaluate", "benchmark", "probe", "plan", "receipt")
 PROBES = ("text", "composition", "frequency", "demographics", "published", "safety")
@@ -48,19 +50,27 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="draw images of a prompt into a folder")
     generate.add_argument("model", help="a catalogued name, a folder or a hub id")
     generate.add_argument("prompt", nargs="+", help="one or more prompts, each in quotes")
-    generate.add_argument("--seeds", type=int, default=4, help="images a prompt (default 4)")
-    generate.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
-    generate.add_argument("--steps", type=int, help="denoising steps (default: the recipe's)")
+    generate.add_argument(
+        "--seeds", type=at_least(1), default=4, help="images a prompt (default 4)"
+    )
+    generate.add_argument("--seed", type=at_least(0), default=0, help="the first seed (default 0)")
+    generate.add_argument(
+        "--steps", type=at_least(1), help="denoising steps (default: the recipe's)"
+    )
     generate.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
-    generate.add_argument("--size", type=int, help="pixels a side (default: the recipe's)")
-    generate.add_argument("--out", default="runs/generate", help="folder (default runs/generate)")
-    generate.add_argument("--workers", type=int, default=0, help="processes (default: this one)")
+    generate.add_argument("--size", type=at_least(1), help="pixels a side (default: the recipe's)")
+    generate.add_argument(
+        "--out", type=writable, default="runs/generate", help="folder (default runs/generate)"
+    )
+    generate.add_argument(
+        "--workers", type=at_least(0), default=0, help="processes (default: this one)"
+    )
     generate.set_defaults(call=_generate)
 
     report = commands.add_parser("report", help="run a notebook and write its HTML page")
     report.add_argument("notebook", nargs="?", default=REPORT, help=f"default {REPORT}")
     report.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", dest="parameters")
-    report.add_argument("--out", default="reports", help="folder (default reports)")
+    report.add_argument("--out", type=writable, default="reports", help="folder (default reports)")
     report.add_argument("--sweep", metavar="FILE", help="a YAML file: one run a combination")
     report.set_defaults(call=_report)
 
@@ -89,8 +99,6 @@ def _systems(_: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    if options.seeds < 1:
-        raise ValueError(f"--seeds {options.seeds}: give 1 or more.")
     from koala_nb import generation, pipelines
 
     given = {"steps": options.steps, "guidance": options.guidance}

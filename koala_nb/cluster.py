@@ -63,7 +63,7 @@ def generate(
         plan, base, alike, heard = asked.result()
         for message in heard:
             warnings.warn(message, stacklevel=2)
-        runs.open_folder(folder, {**base, "device": alike["device"], **plan.asked()})
+        runs.open_folder(folder, {**base, "device": alike["device"]}, plan)
         chunks = shards.split(plan)
         todo = shards.unfinished(folder, chunks)
         runs.check_space(folder, plan, sum(len(chunks[i].requests) for i in todo))

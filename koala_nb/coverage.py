@@ -11,13 +11,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from koala_nb import stats, trends
 from koala_nb.catalog import data_folder
+from koala_nb.options import at_least, writable
 from koala_nb.provenance import versions, write_json
 from koala_nb.stats import Estimate, Values
 
@@ -213,11 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(prog="koala-nb evaluate coverage", description=__doc__)
-    parser.add_argument("--audits", type=int, default=2500, help="simulated audits a cell")
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser.add_argument("--audits", type=at_least(1), default=2500, help="simulated audits a cell")
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
-    if options.audits < 1:
-        parser.error("give 1 or more --audits")
     rows = []
     for number, (told, audit) in enumerate(bar := tqdm(list(cells()))):
         bar.set_description(told["interval"])

@@ -139,7 +139,7 @@ def _run_in_folder(
     pipe: Any, plan: Plan, base: dict[str, Any], unread: dict[str, str], out: Path, progress: bool
 ) -> Run:
     device = base["device"].split(":")[0]  # which GPU of several does not matter
-    runs.open_folder(out, {**base, "device": device, **plan.asked()})
+    runs.open_folder(out, {**base, "device": device}, plan)
     _, seconds = fill(pipe, plan, base, unread, out, progress)
     return runs.folder_run(out, runs.close_folder(out, plan.requests), seconds)
 

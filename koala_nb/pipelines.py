@@ -139,7 +139,7 @@ def _resolve(
     name: str, revision: str | None, local_only: bool | None, dtype: "torch.dtype"
 ) -> tuple[System | None, hub.Source, dict[str, Any]]:
     """The system (if catalogued), where its files are, and parts that come from elsewhere."""
-    if name not in {s.name for s in catalog.SYSTEMS} and _is_folder(name):
+    if name not in {s.name for s in catalog.SYSTEMS} and os.path.isdir(name):
         _no_revision(name, revision)
         return None, _folder(Path(name)), {}
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name:
@@ -167,13 +167,6 @@ def _resolve(
         unet = (system.repository, system.unet_file)
         return system, *_unet_file(unet, system.parts, revision, local_only, dtype)
     return system, hub.from_hub(system.repository, revision, system.variant, local_only), {}
-
-
-def _is_folder(name: str) -> bool:
-    try:
-        return bool(name) and Path(name).is_dir()
-    except (OSError, ValueError):  # too long for a path, or with a NUL
-        return False
 
 
 def _folder(folder: Path) -> hub.Source:

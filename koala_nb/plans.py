@@ -3,8 +3,9 @@
 import operator
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import inf, lcm
 from numbers import Real
 from typing import Any
@@ -16,6 +17,7 @@ SPACINGS = ("leading", "trailing", "linspace")
 RECIPE: Any = object()  # "as the recipe says", since None is a negative prompt of its own
 MAX_SEED = 2**63 - 1
 MAX_GUIDANCE = 1000  # far above use; much more overflows and draws nothing
+MAX_IMAGES = 5_000_000  # of a run, whose plan is held in memory
 IMAGES = "images"
 FLAT, PER_PART = 5000, 1000  # a run of more than FLAT images has sub-folders of PER_PART
 
@@ -91,10 +93,10 @@ def make_plan(pipe: Any, told: Loaded, given: dict[str, Any]) -> Plan:
         _check_prompt("negative_prompt", negative)
     steps = _whole("steps", pick("steps", "num_inference_steps"), 1, 1000)
     guidance = pick("guidance", "guidance_scale")
-    number = float(guidance) if isinstance(guidance, Real) else -1.0
-    if isinstance(guidance, bool) or not 0 <= number < inf:
+    is_number = isinstance(guidance, Real) and not isinstance(guidance, bool)
+    if not is_number or not 0 <= guidance < inf:
         raise ValueError(f"guidance must be a number of at least 0, not {short(guidance)}.")
-    if number > MAX_GUIDANCE:
+    if guidance > MAX_GUIDANCE:
         raise ValueError(f"guidance must be at most {MAX_GUIDANCE}, not {short(guidance)}.")
     batch = given["batch_size"]
     if batch is None:
@@ -106,27 +108,27 @@ def make_plan(pipe: Any, told: Loaded, given: dict[str, Any]) -> Plan:
             f"timestep_spacing must be one of {', '.join(SPACINGS)}, not {short(spacing)}."
         )
     requests = _requests(given["prompts"], given["seeds"])
-    return Plan(requests, negative, steps, number, height, width, batch, spacing)
+    return Plan(requests, negative, steps, float(guidance), height, width, batch, spacing)
 
 
 def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
     if isinstance(prompts, bytes | Mapping) or not hasattr(prompts, "__iter__"):
         raise ValueError(f"prompts must be a text or a list of texts, not {short(prompts)}.")
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = [prompts] if isinstance(prompts, str) else _listed(prompts)
     if not texts:
         raise ValueError("prompts is empty: give at least one prompt.")
     for number, text in enumerate(texts):
         _check_prompt(f"prompt {number}", text)
-    lists = list(seeds) if hasattr(seeds, "__iter__") else [seeds]
+    lists = _listed(seeds) if hasattr(seeds, "__iter__") else [seeds]
     if not lists:
         raise ValueError("seeds is empty: give at least one seed.")
     nested = [hasattr(s, "__iter__") for s in lists]
     if any(nested) and not all(nested):
         raise ValueError("seeds mixes numbers and lists: give numbers, or one list a prompt.")
-    if not any(nested):
-        lists = [lists] * len(texts)
+    lists = [_listed(own) for own in lists] if any(nested) else [lists] * len(texts)
     if len(lists) != len(texts):
         raise ValueError(f"seeds holds {len(lists)} lists for {len(texts)} prompts: give one each.")
+    _check_number(sum(map(len, lists)))
     requests = []
     for index, (text, own) in enumerate(zip(texts, lists)):
         numbers = [_whole(f"seed of prompt {index}", s, 0, MAX_SEED) for s in own]
@@ -139,6 +141,21 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
     if len(requests) > FLAT:
         requests = [replace(r, part=at // PER_PART) for at, r in enumerate(requests)]
     return tuple(requests)
+
+
+def _listed(values: Iterable[Any]) -> list[Any]:
+    """The values as a list, even where an iterator would never end."""
+    found = list(islice(values, MAX_IMAGES + 1))
+    _check_number(len(found))
+    return found
+
+
+def _check_number(images: int) -> None:
+    if images > MAX_IMAGES:
+        raise ValueError(
+            f"One run holds at most {MAX_IMAGES:,} images: give fewer prompts or seeds, or make "
+            "several runs."
+        )
 
 
 def _check_prompt(what: str, text: Any) -> None:

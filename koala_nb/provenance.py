@@ -119,6 +119,16 @@ def _remove(file: Path) -> None:
         pass
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. OSError, in a sentence, where that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be made ({error.strerror}): name a folder that you can write to."
+        ) from error
+
+
 def clean_temporary(folder: str | os.PathLike[str]) -> None:
     """Remove what an interrupted `write_atomic` left in a folder (not in its subfolders)."""
     for left in Path(folder).glob(".*.tmp"):

@@ -30,14 +30,15 @@ RECORD_COLUMNS = ("prompt", "seed", "steps", "guidance", "width", "height", "fil
 
 
 def settings(
-    *, seeds: int, steps: int = 0, guidance: float = 0.0, size: int = 0, seed: int = 0
+    *, seeds: int, n: int = 1, steps: int = 0, guidance: float = 0.0, size: int = 0, seed: int = 0
 ) -> dict[str, Any]:
     """Check a report's settings and return the arguments for `generate`; 0 means the recipe's.
 
-    ValueError for less than one image a prompt, or a negative value.
+    ValueError for less than one image a prompt, or a probe (n), or a negative value.
     """
-    if seeds < 1:
-        raise ValueError(f"seeds is {seeds}: give 1 or more images a prompt.")
+    for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
+        if images < 1:
+            raise ValueError(f"{name} is {images}: give 1 or more images a {each}.")
     given = {"steps": steps, "guidance": guidance, "size": size, "seed": seed}
     for name, value in given.items():
         if value < 0:
@@ -53,12 +54,12 @@ def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
     Columns `id`, `prompt`, `factors`; in a file of one's own only `prompt` must be there.
     ValueError where it is not, where there are no prompts or one is empty.
     """
-    import pandas as pd
+    from koala_nb.probes.core import read_csv
 
     path = Path(file) if file else catalog.data_folder() / f"prompts/first_look_{domain}.csv"
     if not path.is_file():
         raise ValueError(f"No prompts file {path}: give the path of a CSV with a column `prompt`.")
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    frame = read_csv(path, dtype=str)
     if "prompt" not in frame:
         raise ValueError(f"{path} has no column `prompt` in its first line: name it.")
     empty = frame.index[frame["prompt"].str.strip() == ""]

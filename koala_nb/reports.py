@@ -57,12 +57,18 @@ def find(notebook: str | Path) -> Path:
 def parameters_of(path: Path) -> dict[str, tuple[type, Any]]:
     """Read a notebook's parameters: name -> (type, default).
 
-    From the cell tagged `parameters`. ValueError where a parameter is not `name: type = value`
-    with a type of str, int, float or bool.
+    From the cell tagged `parameters`. ValueError for a file that is no notebook, or where a
+    parameter is not `name: type = value` with a type of str, int, float or bool.
     """
     import nbformat
 
-    cells: Any = nbformat.read(path, as_version=4).cells
+    try:
+        cells: Any = nbformat.read(path, as_version=4).cells
+    except OSError:
+        raise
+    except Exception as error:  # nbformat has errors of its own, and plain TypeErrors
+        first = f"{error}.".splitlines()[0]
+        raise ValueError(f"{path} is not a notebook ({first[:200]}): restore it.") from None
     tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", ())]
     found = {}
     for line in ast.parse(tagged[0]).body if tagged else ():
@@ -87,14 +93,15 @@ def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[s
     values = {name: default for name, (_, default) in known.items()}
     for name, value in given.items():
         if name not in known:
-            raise ValueError(f"{path.stem} has no parameter {name!r}: {_nearest(name, known)}")
+            said = f"{path.stem} has no parameter {provenance.short(name)}"
+            raise ValueError(f"{said}: {_nearest(name, known)}")
         kind = known[name][0]
         value = _from_text(value, kind) if text else value
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
             raise ValueError(
-                f"{path.stem}: parameter {name!r} is {given[name]!r}: "
+                f"{path.stem}: parameter {name!r} is {provenance.short(given[name])}: "
                 f"give a value of type {kind.__name__}, such as {known[name][1]!r}."
             )
         values[name] = value
@@ -167,7 +174,7 @@ def run(
 
 def _check_model(model: Any) -> None:
     # A folder or a hub id is for the notebook to find; a wrong name need not start a kernel.
-    if isinstance(model, str) and not Path(model).exists() and not {"/", "\\"} & set(model):
+    if isinstance(model, str) and not {"/", "\\"} & set(model) and not os.path.exists(model):
         catalog.find(model)
 
 
@@ -185,7 +192,7 @@ def _open_folder(folder: Path) -> None:
         raise ValueError(f"A run is under way in {folder}: wait, or delete the folder if not.")
     if before == "done":
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    provenance.make_folder(folder)
     for name in ("index.html", "results.json"):
         (folder / name).unlink(missing_ok=True)
 

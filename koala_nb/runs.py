@@ -58,14 +58,14 @@ def folder_at(out: Any) -> Path:
     return Path(out)
 
 
-def open_folder(folder: Path, settings: dict[str, Any]) -> None:
+def open_folder(folder: Path, settings: dict[str, Any], plan: Plan) -> None:
     """Prepare a run's folder, or take up one with the same settings.
 
     Raises ValueError naming the first setting that differs, or for a folder of other things, and
-    OSError where it cannot be written.
+    OSError where it cannot be written or its disk has too little space.
     """
     try:
-        _open_folder(folder, settings)
+        _open_folder(folder, {**settings, **plan.asked()}, plan)
     except OSError as error:
         if not error.strerror:  # a sentence of our own
             raise
@@ -74,12 +74,13 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
         ) from error
 
 
-def _open_folder(folder: Path, settings: dict[str, Any]) -> None:
+def _open_folder(folder: Path, settings: dict[str, Any], plan: Plan) -> None:
     file = folder / SETTINGS
     if file.is_file():
         _compare(folder, read_json(file), settings)
     else:
         _refuse_other_things(folder)
+        check_space(folder, plan, len(plan.requests))
         folder.mkdir(parents=True, exist_ok=True)
         provenance.write_json(file, settings)
     (folder / IMAGES).mkdir(exist_ok=True)
@@ -127,7 +128,8 @@ def missing(folder: Path, requests: Sequence[Request]) -> set[Request]:
 
 def check_space(folder: Path, plan: Plan, images: int) -> None:
     """Raise OSError where the disk has not even one byte a pixel for so many images."""
-    needed, free = images * plan.height * plan.width, shutil.disk_usage(folder).free
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    needed, free = images * plan.height * plan.width, shutil.disk_usage(there).free
     if needed > free:
         raise OSError(
             f"{folder} is on a disk with {free / 1e6:.1f} MB free and {images} images need at "

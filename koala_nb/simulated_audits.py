@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy as np
 from koala_nb import corrections, stats
 from koala_nb.catalog import data_folder
 from koala_nb.corrections import UNSURE
+from koala_nb.options import at_least, writable
 from koala_nb.provenance import versions, write_json
 from koala_nb.stats import Estimate
 
@@ -192,11 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(prog="koala-nb evaluate audits", description=__doc__)
-    parser.add_argument("--audits", type=int, default=2000, help="simulated audits a cell")
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser.add_argument("--audits", type=at_least(1), default=2000, help="simulated audits a cell")
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
-    if options.audits < 1:
-        parser.error("give 1 or more --audits")
     cells: list[dict[str, Any]] = []
     alarms: list[dict[str, Any]] = []
     grid = list(product(DESIGNS, GROUPS, CORRELATIONS, SHARES))

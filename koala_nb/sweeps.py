@@ -15,7 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from koala_nb import reports, sweep_page
+from koala_nb import provenance, reports, sweep_page
+from koala_nb.provenance import short
 
 KEYS = ("parameters", "grid", "runs", "workers")
 ENDED = ("done", "failed")
@@ -43,7 +44,7 @@ def run(
     combinations, workers = read(path, file, given or {})
     folders = [reports.folder_of(path, values, out) for values in combinations]
     index = Path(out).resolve() / _name(path, file, combinations)
-    index.mkdir(parents=True, exist_ok=True)
+    provenance.make_folder(index)
     states = [reports.status(folder) for folder in folders]
     sweep = sweep_page.Sweep(index, path, combinations, folders, states)
     todo = [i for i, state in enumerate(states) if state["state"] != "done"]
@@ -106,7 +107,7 @@ def read(path: Path, file: Path, given: Mapping[str, Any]) -> tuple[list[dict[st
     given = {n: reports.check(path, {n: v}, text=isinstance(v, str))[n] for n, v in given.items()}
     workers = content.get("workers", 1)
     if type(workers) is not int or workers < 1:
-        raise ValueError(f"{file}: workers is {workers!r}: give a whole number, 1 or more.")
+        raise ValueError(f"{file}: workers is {short(workers)}: give a whole number, 1 or more.")
     grid, fixed = content.get("grid", {}), content.get("parameters", {}) | given
     for name in grid:
         if not isinstance(grid[name], list) or not grid[name]:
@@ -119,7 +120,7 @@ def read(path: Path, file: Path, given: Mapping[str, Any]) -> tuple[list[dict[st
         raise ValueError(f"{file} asks for no run: give a `grid` or a list of `runs`.")
     found: list[dict[str, Any]] = []
     for number, combination in enumerate(chosen, start=1):
-        said = ", ".join(f"{name} {value!r}" for name, value in combination.items())
+        said = ", ".join(f"{name} {short(value)}" for name, value in combination.items())
         where = f"{file}, run {number} ({said})"
         if twice := given.keys() & combination.keys():
             raise ValueError(f"{where}: {', '.join(twice)} is set with -p for all runs, too.")
@@ -143,11 +144,11 @@ def _content(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}," if mark else ""
-        problem = getattr(error, "problem", None) or error
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise ValueError(f"{file}{line} is not YAML: {problem}.") from None
     kinds: dict[str, type] = {"parameters": dict, "grid": dict, "runs": list}
     if not isinstance(content, dict) or (unknown := content.keys() - set(KEYS)):
-        extra = f", not {', '.join(map(str, unknown))}" if isinstance(content, dict) else ""
+        extra = f", not {', '.join(map(short, unknown))}" if isinstance(content, dict) else ""
         raise ValueError(f"{file}: give {', '.join(KEYS[:-1])} or {KEYS[-1]}{extra}.")
     for name, kind in kinds.items():
         part = content.get(name, kind())
@@ -155,7 +156,7 @@ def _content(file: Path) -> dict[str, Any]:
         each = all(isinstance(c, dict) for c in part) if kind is list else True
         if not isinstance(part, kind) or not each or not all(isinstance(n, str) for n in names):
             shape = "name: value" if kind is dict else "- {name: value}"
-            raise ValueError(f"{file}: {name} is {part!r}: write `{shape}` lines under it.")
+            raise ValueError(f"{file}: {name} is {short(part)}: write `{shape}` lines under it.")
     return content
 
 

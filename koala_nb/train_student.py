@@ -23,6 +23,7 @@ from koala_nb.distillation import (
     inherit,
     training_cost,
 )
+from koala_nb.options import at_least, positive, writable
 from koala_nb.provenance import write_json
 
 
@@ -33,13 +34,13 @@ def parser() -> argparse.ArgumentParser:
     add("--teacher", required=True, help="a catalogued name or a folder")
     add("--student", required=True, help="the catalogued system whose U-Net is trained")
     add("--data", required=True, help="a folder of pictures with captions, or a dataset's hub id")
-    add("--out", type=Path, default=Path("runs/student"), help="folder (default runs/student)")
-    add("--size", type=int, default=None, help="pixels a side (default: the student's)")
-    add("--samples", type=int, default=100_000, help="pictures seen in all (default 100000)")
-    add("--batch", type=int, default=8, help="pictures a step, over all processes (default 8)")
-    add("--accumulation", type=int, default=1, help="parts of a process's batch (default 1)")
-    add("--rate", type=float, default=5e-5, help="learning rate (default 5e-5, BK-SDM's)")
-    add("--limit", type=int, default=None, help="read so many pictures only")
+    add("--out", type=writable, default=Path("runs/student"), help="folder (default runs/student)")
+    add("--size", type=at_least(1), default=None, help="pixels a side (default: the student's)")
+    add("--samples", type=at_least(1), default=100_000, help="pictures seen (default 100000)")
+    add("--batch", type=at_least(1), default=8, help="pictures a step in all (default 8)")
+    add("--accumulation", type=at_least(1), default=1, help="parts of a batch (default 1)")
+    add("--rate", type=positive, default=5e-5, help="learning rate (default 5e-5, BK-SDM's)")
+    add("--limit", type=at_least(1), default=None, help="read so many pictures only")
     add("--feature", default="self-attention", help=f"{', '.join(FEATURES)} (default: the first)")
     add("--stage", action="append", default=[], help="imitate in these stages only")
     for name in ("task", "out", "feat"):
@@ -48,9 +49,9 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpointing", action="store_true", help="less memory, one more forward pass a step")
     add("--precision", choices=("no", "bf16", "fp16"), default=None, help="default: bf16 on a GPU")
     add("--device", choices=("cpu", "cuda"), default=None)
-    add("--minutes", type=float, help="stop after so long; call again to go on")
+    add("--minutes", type=positive, help="stop after so long; call again to go on")
     add("--cost", action="store_true", help="print what a step needs, and stop")
-    add("--tflops", type=float, help="with --cost: your GPU's TFLOP/s, to get seconds a step")
+    add("--tflops", type=positive, help="with --cost: your GPU's TFLOP/s, to get seconds a step")
     add("--prompt", action="append", default=[], help="drawn at each checkpoint")
     return parser
 
@@ -71,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(options: argparse.Namespace) -> dict[str, str]:
     """Check all that can be checked without weights, and return the paired modules."""
-    if options.accumulation < 1 or options.batch < 1 or options.batch % options.accumulation:
-        raise ValueError(f"--batch {options.batch}: give a multiple of the accumulation, above 0.")
+    if options.batch % options.accumulation:
+        raise ValueError(f"--batch {options.batch}: give a multiple of the accumulation.")
     if options.samples < options.batch:
         raise ValueError(f"--samples {options.samples}: give at least one batch.")
     student = architecture.build_unet(catalog.find(options.student).name)

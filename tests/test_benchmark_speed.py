@@ -13,7 +13,6 @@ from koala_nb import (
     benchmark_full,
     benchmark_generation,
     benchmark_latency,
-    cli,
     fast,
     generate,
     random_weights,
@@ -239,12 +238,3 @@ def test_full_writes_loads_and_draws(tmp_path):
     assert found["weights_gb"] > 0 and found["load_peak_gb"] > 0
     with pytest.raises(ValueError, match="choose another"):
         random_weights.write_to_hub_cache(tmp_path, "sdm-v2.0")
-
-
-@pytest.mark.parametrize(
-    "arguments", [["generation", "--repeats", "1"], ["latency", "--batches", "0"]]
-)
-def test_bad_options(arguments, capsys):
-    with pytest.raises(SystemExit) as error:
-        cli.main(["benchmark", *arguments])
-    assert error.value.code == 2 and "error: give 2 or more --repeats" in capsys.readouterr().err

@@ -41,26 +41,6 @@ def test_systems_prints_the_catalogue(capsys):
     assert "etri-vilab/koala-lightning-700m" in printed and "nano-koala" in printed
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["report", "11", "-p", "modle=x"], ["'modle'", "did you mean 'model'"]),
-        (["report", "11", "-p", "seeds=two"], ["'seeds'", "'two'", "type int"]),
-        (["report", "11", "-p", "seeds"], ["'seeds'", "NAME=VALUE"]),
-        (["report", "12_no_such"], ["'12_no_such'"]),
-        (["generate", "koala-lightnin-700m", "a koala"], ["koala-lightning-700m"]),
-        (["generate", "nano-koala", "a koala", "--seeds", "0"], ["--seeds 0"]),
-    ],
-)
-def test_a_users_error_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, words):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("koala-nb: ") and said.count("\n") == 1
-    assert all(word in said for word in words), said
-    assert not list(tmp_path.iterdir()), "nothing half-written stays"
-
-
 def test_generate_draws_into_a_folder_and_resumes(capsys, snapshot, tmp_path):
     arguments = ["generate", str(snapshot), "a koala", "a dog", "--seeds", "2", "--seed", "5"]
     arguments += ["--steps", "2", "--size", "64", "--out", str(tmp_path / "drawn")]

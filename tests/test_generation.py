@@ -141,6 +141,7 @@ def test_steps_are_those_of_the_reference(loaded):
 def test_a_stable_diffusion_pipeline_with_one_encoder(loaded, tmp_path):
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
+    torch.manual_seed(0)  # of some random weights a pixel lies between two values
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),

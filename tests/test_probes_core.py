@@ -96,7 +96,7 @@ def test_a_broken_prompt_set_is_named(tmp_path, text, message):
 
 
 def test_a_missing_prompt_set_is_named(tmp_path):
-    with pytest.raises(ValueError, match="There is no prompt set"):
+    with pytest.raises(ValueError, match="There is no file"):
         core.read_prompts(tmp_path / "none.csv")
 
 

@@ -233,12 +233,6 @@ def test_both_settings_are_drawn(loaded, clip_folder):  # noqa: F811
     assert (seen[0] != seen[1]).any()  # the same seeds at other settings are other images
 
 
-def test_one_image_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        probe.main(["--images", "1"])
-    assert "2 or more --images" in capsys.readouterr().err
-
-
 @pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
 def test_the_embedded_prompts_are_drawn_and_read():
     import koala_nb

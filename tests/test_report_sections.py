@@ -87,7 +87,7 @@ def test_a_section_that_lacks_its_prompts_says_so_and_the_rest_goes_on(page):
     results = json.loads((page.parent / "results.json").read_text())
     for name in ("text", "composition", "frequency", "demographics", "safety"):
         section = results["sections"][name]
-        assert section["state"] == "not tested" and "no prompt set" in section["why"]
+        assert section["state"] == "not tested" and "There is no file" in section["why"]
         assert any(name in line or section["why"][:20] in line for line in results["summary"])
     assert page.read_text("utf-8").count("<strong>Not tested.</strong>") == 5
     assert results["sections"]["latency"]["state"] == "measured"

@@ -292,7 +292,7 @@ def test_the_cost_is_printed_without_any_weights(capsys):
         (("--stage", "down_blocks.0"), "No self-attention modules in down_blocks.0"),
         (("--data", "/nowhere/at/all"), "There is no folder /nowhere/at/all"),
         (("--batch", "6", "--accumulation", "4"), "give a multiple of the accumulation"),
-        (("--samples", "0"), "give at least one batch"),
+        (("--samples", "1"), "give at least one batch"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence_before_any_work(home, tmp_path, capsys, change, message):

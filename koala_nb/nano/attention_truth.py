@@ -11,7 +11,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from koala_nb.nano.evaluation import FIRST_SEED
 from koala_nb.nano.lesson import preset_of
 from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.world import Scene, World
+from koala_nb.options import at_least, writable
 from koala_nb.pipelines import load
 from koala_nb.provenance import banner, versions, write_json
 from koala_nb.similarity import noisy_inputs
@@ -237,9 +237,9 @@ def table_of_heads(scored: list[dict[str, np.ndarray]], masks: np.ndarray) -> li
 def main(argv: Sequence[str] | None = None) -> int:
     """Score the embedded models and write `data/results/attention-truth.json`."""
     parser = argparse.ArgumentParser(prog="koala-nb evaluate attention", description=__doc__)
-    parser.add_argument("--scenes", type=int, default=SCENES)
-    parser.add_argument("--tuning", type=int, default=TUNING)
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser.add_argument("--scenes", type=at_least(1), default=SCENES)
+    parser.add_argument("--tuning", type=at_least(1), default=TUNING)
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
     result = {
         "command": "koala-nb evaluate attention",

@@ -26,6 +26,7 @@ from koala_nb.nano.presets import PRESETS
 from koala_nb.nano.scorers import to_tensor
 from koala_nb.nano.train_clip import thing_text
 from koala_nb.nano.world import Scene, World
+from koala_nb.options import at_least, writable
 from koala_nb.pipelines import load
 from koala_nb.provenance import banner, versions, write_atomic, write_json
 from koala_nb.stats import share_interval
@@ -251,9 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; print the table."""
     parser = argparse.ArgumentParser(prog="koala-nb evaluate", description=__doc__)
     parser.add_argument("--model", default=DEFAULT)
-    parser.add_argument("--n", type=int, default=500, help="prompts a kind")
-    parser.add_argument("--per-occupation", type=int, default=50)
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser.add_argument("--n", type=at_least(1), default=500, help="prompts a kind")
+    parser.add_argument("--per-occupation", type=at_least(1), default=50)
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
     folder = options.out or data_folder() / "results"
     path = evaluate(options.model, options.n, options.per_occupation, folder)

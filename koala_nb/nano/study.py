@@ -18,6 +18,7 @@ from typing import Any
 from koala_nb.catalog import data_folder
 from koala_nb.distillation import FEATURES
 from koala_nb.nano.presets import PRESETS, Preset
+from koala_nb.options import at_least, writable
 from koala_nb.provenance import versions, write_json
 from koala_nb.training_loop import Stage
 
@@ -141,9 +142,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and write `data/results/distillation-study.json`; 3 if some are left."""
     parser = argparse.ArgumentParser(prog="koala-nb train study", description=__doc__)
     parser.add_argument("--config", choices=PRESETS, default="small")
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="checkpoints and logs")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--first", type=int, default=None, help="only so many runs of the list")
+    parser.add_argument(
+        "--folder", type=writable, default=Path("runs"), help="checkpoints and logs"
+    )
+    parser.add_argument(
+        "--workers", type=at_least(1), default=os.cpu_count(), help="runs at a time"
+    )
+    parser.add_argument(
+        "--first", type=at_least(1), default=None, help="only so many runs of the list"
+    )
     parser.add_argument("--run", default=None, help=argparse.SUPPRESS)  # of a worker
     options = parser.parse_args(argv)
     folder, plan = options.folder / options.config / "study", runs()[: options.first]

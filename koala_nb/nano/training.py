@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from koala_nb.nano.presets import PRESETS, Preset
+from koala_nb.options import at_least, positive, writable
 
 STAGES = ("vae", "decoder", "clip", "direct", "teacher", "student")
 
@@ -17,11 +18,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="koala-nb train", description=__doc__)
     parser.add_argument("--config", choices=PRESETS, default="small")
     parser.add_argument("--stage", choices=STAGES, action="append", help="default: all, in order")
-    parser.add_argument("--minutes", type=float, help="stop after so long; call again to go on")
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="checkpoints and logs")
+    parser.add_argument("--minutes", type=positive, help="stop after so long; call again to go on")
+    parser.add_argument(
+        "--folder", type=writable, default=Path("runs"), help="checkpoints and logs"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
     parser.add_argument(
-        "--processes", type=int, default=None, help="default: one a CPU core or GPU"
+        "--processes", type=at_least(1), default=None, help="default: one a CPU core or GPU"
     )
     return parser
 

