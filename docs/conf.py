@@ -47,6 +47,7 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "show_navbar_depth": 1,
     "show_toc_level": 2,
+    "navbar_persistent": [],  # else a second search button above the page
 }
 
 # What the site shows lies outside docs/: copied to the same relative places, so that links hold.

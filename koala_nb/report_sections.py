@@ -183,11 +183,12 @@ def quality_table(pipe: Any) -> HTML:
         )
     measured = json.loads(path.read_text("utf-8"))["rows"]
     rows = [[_number(row.get(key)) for key in QUALITY.values()] for row in measured]
-    return table(tuple(QUALITY), rows, f"Measured quality of {name}. Source: results/{path.name}")
+    caption = f"Measured quality of {name}; empty: no bar was set. Source: results/{path.name}"
+    return table(tuple(QUALITY), rows, caption)
 
 
 def _number(value: Any) -> Any:
-    return f"{value:.3f}" if isinstance(value, float) else value
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else value
 
 
 def records_table(run: Any, first: int = 6) -> HTML:

@@ -106,11 +106,11 @@ def _verdicts(name: str, claims: Sequence[Mapping[str, Any]]) -> list[str]:
         f"Of {len(claims)} published statements, {counts}; those on limitations were tested on "
         f"{name} only."
     ]
-    labels = {HOLDS: "Hold", NOT: "Do not hold", UNTESTED: "Not tested"}
-    return said + [
-        f"{labels[v]}: {'; '.join(_short(claim) for claim in found)}."
-        for v, found in groups.items() if found
-    ]  # fmt: skip
+    for verdict, found in groups.items():
+        label = UNTESTED if verdict == UNTESTED else _verb(verdict, len(found))
+        texts = found if verdict == NOT else [_short(claim) for claim in found]
+        said += [f"{label.capitalize()}: {'; '.join(texts)}."] if found else []
+    return said
 
 
 def _short(claim: str) -> str:

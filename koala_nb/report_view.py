@@ -92,21 +92,24 @@ def samples(folder: Path) -> None:
 
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> HTML:
-    """Each published statement, its rule, its verdict and the figures that decide."""
-    rows = [
-        (
-            c["claim"],
-            c["verdict"],
-            _unbroken(interval(c)) if c["value"] is not None else "",
-            "" if c["n"] is None else f"{c['n']:,}",
-            c.get("why", ""),
-            c["rule"],
-            c["source"],
-        )
+    """Each published statement, its verdict, the figures that decide, its rule and its source."""
+    head = "".join(f'<th scope="col">{t}</th>' for t in ("statement", "verdict", "what decides"))
+    body = "".join(
+        f'<tr class="{c["verdict"].replace(" ", "-")}"><th scope="row">{escape(c["claim"])}</th>'
+        f'<td class="status">{escape(c["verdict"])}</td><td>{escape(_evidence(c))}<br>'
+        f"<small>Rule: {escape(c['rule'])}. Source: {escape(c['source'])}.</small></td></tr>"
         for c in claims
-    ]
-    header = ("statement", "verdict", "value (95 %)", "n", "what decides", "rule", "source")
-    return table(header, rows, "Published statements and what this report says of them")
+    )
+    caption = "<caption>Published statements and what this report says of them.</caption>"
+    return _html(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+
+
+def _evidence(claim: Mapping[str, Any]) -> str:
+    """What decided, with its interval and n; or why nothing is decided."""
+    why = str(claim.get("why", ""))
+    if claim["value"] is None:
+        return f"{why}."
+    return f"{_unbroken(interval(claim))}, n {claim['n']:,}: {why}."
 
 
 def parameters(section: Section) -> HTML:

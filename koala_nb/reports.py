@@ -193,6 +193,7 @@ def _open_folder(folder: Path) -> None:
     if before == "done":
         shutil.rmtree(folder)
     provenance.make_folder(folder)
+    provenance.clean_temporary(folder)  # of a run that was killed
     for name in ("index.html", "results.json"):
         (folder / name).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Generation killed at random moments and started again, over and over.
+"""Generation and sweeps killed at random moments and started again, over and over.
 
 KOALA_NB_KILLS=100 sets the number of kills; a run of more than twelve takes minutes.
 """
@@ -6,13 +6,16 @@ KOALA_NB_KILLS=100 sets the number of kills; a run of more than twelve takes min
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from functools import partial
 
+import nbformat
 import pytest
 
-from koala_nb import generate, provenance
+from koala_nb import generate, provenance, reports, sweeps
+from koala_nb.hub import read_json
 
 KILLS = int(os.environ.get("KOALA_NB_KILLS", "12"))
 ASKED = {
@@ -97,3 +100,65 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
     assert left, "no kill fell amid a write"
     provenance.clean_temporary(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+WRITES = """
+from koala_nb import provenance, reports
+
+for k in range(40):
+    provenance.write_json(reports.run_folder() / f"part-{k}.json", {"value": number * k})
+reports.write_results({"number": number}, reports.run_folder())
+"""
+
+
+def killed_sweep(command, delay, whole_group):
+    """Start a sweep and kill it after `delay` seconds, with or without the runs that it started."""
+    sweep = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert sweep.wait(delay) == 0, "the sweep failed of itself"
+        return False
+    except subprocess.TimeoutExpired:
+        (os.killpg if whole_group else os.kill)(sweep.pid, signal.SIGKILL)
+        sweep.wait()
+        return True
+
+
+def finished(out):
+    """When the pages of finished runs were written."""
+    folders = [p for p in out.glob("tiny-*") if reports.status(p)["state"] == "done"]
+    return {folder: (folder / "index.html").stat().st_mtime_ns for folder in folders}
+
+
+def kept(out):
+    """All that the runs of a sweep wrote: not their pages, whose cells and times may differ."""
+    files = {f"{p.parent.name}/{p.name}": p for p in out.glob("tiny-*/*.json")}
+    return {k: p.read_bytes() for k, p in files.items() if p.name != "status.json"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills a group of processes")
+def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = [nbformat.v4.new_code_cell("number: int = 0"), nbformat.v4.new_code_cell(WRITES)]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "tiny.ipynb")
+    (tmp_path / "sweep.yaml").write_text("grid: {number: [1, 2, 3, 4]}\nworkers: 2")
+    started = time.monotonic()
+    assert sweeps.run("tiny.ipynb", "sweep.yaml", out="whole")[1] == 0
+    took = time.monotonic() - started
+    out = tmp_path / "0"
+    chance, kills, done = random.Random(2), 0, {}
+    while kills < max(3, KILLS // 4):
+        command = [sys.executable, "-m", "koala_nb", "report", "tiny.ipynb"]
+        command += ["--sweep", "sweep.yaml", "--out", str(out)]
+        kills += killed_sweep(command, chance.uniform(0.2, 0.9) * took, chance.random() < 0.5)
+        assert done.items() <= finished(out).items(), "a finished run was done again"
+        done = finished(out)
+        if len(done) == 4:  # check it, and begin another
+            assert kept(out) == kept(tmp_path / "whole")
+            out, done = tmp_path / str(kills), {}
+    page, failed = sweeps.run("tiny.ipynb", "sweep.yaml", out=out)
+    assert failed == 0 and read_json(page.with_name("sweep.json"))["counts"]["done"] == 4
+    assert kept(out) == kept(tmp_path / "whole") and len(kept(out)) == 4 * 41
+    assert not list(out.rglob("*.tmp"))
