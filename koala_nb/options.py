@@ -37,7 +37,10 @@ def positive(text: str) -> float:
 def writable(text: str) -> Path:
     """A type for argparse: a folder that is there and can be written to, or that can be made."""
     path = Path(text)
-    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    try:
+        nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    except OSError as error:  # too long, or behind a closed door
+        raise ArgumentTypeError(f"{text[:60]!r}: {error.strerror}: give another folder") from None
     if not nearest.is_dir():
         raise ArgumentTypeError(f"{text!r}: {nearest} is a file: give a folder")
     if not os.access(nearest, os.W_OK):

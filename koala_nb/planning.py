@@ -13,6 +13,7 @@ from koala_nb.catalog import data_folder
 
 EXAMPLE, EXAMPLE_GPU = "KOALA-Lightning-700M", "RTX 4090 24GB"
 OURS = "koala_nb.generate"  # the way of that name in benchmark-generation-*.json
+MOST = 1e15  # images, dollars, pixels: beyond is a slip of the keyboard
 FROM_IMAGES = "read out of PNGs"  # begins the ways that do so, in benchmark-records.json
 
 
@@ -54,7 +55,7 @@ def record_cost(images: int, rate: float, measured: Sequence[dict[str, Any]]) ->
 def rate_in(file: Path) -> float:
     """Images a second of `generate` in a benchmark-generation-*.json. ValueError for another."""
     rows = [row for row in _rows(file) if row.get("way") == OURS]
-    if not rows:
+    if not rows or not all(isinstance(row.get("images_a_second"), int | float) for row in rows):
         raise ValueError(f"{file} holds no rate: give a file of `koala-nb benchmark generation`.")
     return max(float(row["images_a_second"]) for row in rows)
 
@@ -94,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     for name in ("images", "rate", "price", "size"):
         value = getattr(options, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"--{name} {value}: give a number above 0.")
+        if value is not None and not 0 < value < MOST:
+            raise ValueError(f"--{name} {value}: give a number above 0 and below {MOST:g}.")
     if min(options.gpus) < 1:
         raise ValueError(f"--gpus {min(options.gpus)}: give whole numbers of at least 1.")
     a_second, source = _rate(options)
@@ -110,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measured(file: Path) -> list[dict[str, Any]]:
     rows = _rows(file)
-    if not {"write JSON lines", "write Parquet"} <= {row.get("way") for row in rows}:
+    whole = all({"way", "count", "seconds", "low", "high", "n"} <= row.keys() for row in rows)
+    if not whole or not {"write JSON lines", "write Parquet"} <= {row["way"] for row in rows}:
         raise ValueError(f"{file} is not a result of `koala-nb benchmark records`: give that.")
     return rows
 
@@ -141,10 +143,10 @@ def _disk(options: argparse.Namespace) -> str:
 
 
 def _print_records(images: int, rate: float, measured: Sequence[dict[str, Any]]) -> None:
-    most = max(row["count"] for row in measured)
     for form in ("JSON lines", "Parquet"):
-        row = next(r for r in measured if r["way"] == f"write {form}" and r["count"] == most)
-        size = row["bytes"] / most
+        own = [row for row in measured if row["way"] == f"write {form}"]
+        most = max(own, key=lambda row: row["count"])
+        size = most["bytes"] / most["count"]
         print(f"      {size * images / 1e9:,.2f} GB of records as {form}, {size:.0f} bytes each")
     rows = record_cost(images, rate, measured)
     print("\nThe records, by one process (95 % interval); GPUs: how many draw as fast as it\n")

@@ -1,11 +1,14 @@
 """What an image came from: versions, atomic files, and records inside PNGs."""
 
+import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import platform
+import socket
 import subprocess
+import time
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -93,7 +96,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, sync: bool = Fals
     OSError that names the file where it cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -130,9 +133,31 @@ def make_folder(folder: Path) -> None:
 
 
 def clean_temporary(folder: str | os.PathLike[str]) -> None:
-    """Remove what an interrupted `write_atomic` left in a folder (not in its subfolders)."""
+    """Remove what an interrupted `write_atomic` left in a folder (not in its subfolders).
+
+    What another process that is there, or another machine in the last hour, writes is left alone.
+    """
     for left in Path(folder).glob(".*.tmp"):
-        left.unlink(missing_ok=True)
+        if _is_left(left):
+            left.unlink(missing_ok=True)
+
+
+def _is_left(file: Path) -> bool:
+    import psutil
+
+    machine, _, number = file.name.removesuffix(".tmp").rpartition(".")[2].rpartition("-")
+    try:
+        if machine == _machine():
+            return int(number) == os.getpid() or not psutil.pid_exists(int(number))
+        return time.time() - file.stat().st_mtime > 3600
+    except (OSError, ValueError):  # gone by now, or none of ours
+        return False
+
+
+@cache
+def _machine() -> str:
+    """A short name of this machine for file names."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:

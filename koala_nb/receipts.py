@@ -9,7 +9,7 @@ import argparse
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 SCHEMA = Path(__file__).resolve().parent / "templates" / "results.schema.json"
 COLUMNS = ("system", "device", "section", "name", "value", "low", "high", "n", "receipt")
 NAMED = ("koala_nb", "python", "torch", "diffusers", "platform", "device")
-HOST = re.compile(r"(?<![\w.])(?:[A-Z]:\\|~/|/(?:home|root|Users|mnt|tmp|work|data|var|opt)/)")
+HOST = re.compile(
+    r"(?<![\w.])(?:[A-Z]:\\|~/|/(?:home|root|Users|mnt|tmp|work|data|var|opt|srv|scratch|content|workspace)/)",
+    re.I,
+)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HOW = (
     "No measurement of this section was submitted yet. To submit one: draw the report on your "
@@ -114,29 +117,33 @@ def _measured(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < inf
 
 
 def _machine(found: dict[str, Any]) -> Iterator[str]:
     environment = _part(found, "environment")
     for name in NAMED:
-        if not environment.get(name):
+        if not environment.get(name) or not isinstance(environment[name], str):
             yield f"environment.{name} is missing: make the file with `koala-nb report`."
     if not _part(found, "model").get("device"):
         yield "model.device is missing: say on which device it was measured."
     if "host" in environment or "hostname" in environment:
         yield "environment names the host: remove that line."
-    for where, text in _texts(found):
-        if HOST.search(text):
-            yield f"{where} holds a path of your machine ({text[:60]!r}): remove it."
+    for where, value in _leaves(found):
+        if isinstance(value, str) and HOST.search(value):
+            yield f"{where} holds a path of your machine ({value[:60]!r}): remove it."
+        if isinstance(value, float) and not abs(value) < inf:
+            yield f"{where} is {value}: give a finite number, or null."
 
 
-def _texts(value: Any, where: str = "$") -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield where, value
+def _leaves(value: Any, where: str = "$") -> Iterator[tuple[str, Any]]:
     items = value.items() if isinstance(value, dict) else ()
-    for key, one in [*items, *(enumerate(value) if isinstance(value, list) else ())]:
-        yield from _texts(one, f"{where}.{key}")
+    parts = [*items, *(enumerate(value) if isinstance(value, list) else ())]
+    if not parts:
+        yield where, value
+    for key, one in parts:
+        yield from _leaves(one, f"{where}.{key}")
 
 
 def add(file: str | Path, against: str | Path | None = None) -> Path:

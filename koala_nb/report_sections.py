@@ -170,20 +170,22 @@ def _brightness(images: Sequence[Any]) -> float:
 
 
 def quality_table(pipe: Any) -> HTML:
-    """The measured quality of the model, or the sentence that it is not measured.
+    """The measured quality of these weights, or the sentence that it is not measured.
 
     Read from `data/results/quality-<model>.json`, which `koala-nb evaluate` writes.
     """
-    name = pipelines.identity(pipe).name
-    path = catalog.data_folder() / "results" / f"quality-{name}.json"
-    if "/" in name or "\\" in name or not path.is_file():
+    about = pipelines.identity(pipe)
+    path = catalog.data_folder() / "results" / f"quality-{about.name}.json"
+    known = "/" not in about.name and "\\" not in about.name and path.is_file()
+    measured = json.loads(path.read_text("utf-8")) if known else {}
+    if not measured or measured.get("revision") != about.revision:
         return _html(
-            f"<p>Not measured for this model ({escape(name)}): the instruments of this version "
-            "know the embedded models only. For one of them run <code>koala-nb evaluate</code>.</p>"
+            f"<p>Not measured for these weights ({escape(about.name)}, revision "
+            f"{escape(str(about.revision))}): the instruments of this version know the embedded "
+            "models only. For one of them run <code>koala-nb evaluate</code>.</p>"
         )
-    measured = json.loads(path.read_text("utf-8"))["rows"]
-    rows = [[_number(row.get(key)) for key in QUALITY.values()] for row in measured]
-    caption = f"Measured quality of {name}; empty: no bar was set. Source: results/{path.name}"
+    rows = [[_number(row.get(key)) for key in QUALITY.values()] for row in measured["rows"]]
+    caption = f"Measured quality of {about.name}; empty: no bar was set. Source: {path.name}"
     return table(tuple(QUALITY), rows, caption)
 
 

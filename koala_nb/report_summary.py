@@ -24,16 +24,22 @@ HEADLINES = {  # section -> an estimate, a few words on it, and the end of its s
     "composition": (
         "everything right", "everything right", "of the images hold everything that was asked for",
     ),
-    "frequency": ("concept drawn", "concept drawn", "of the images of one concept show it"),
+    "frequency": (
+        "concept drawn", "concept drawn",
+        "of the images whose prompt names a single concept show it",
+    ),
     "demographics": (
         "perceived presentation woman", "read as women",
-        "of the images of people at work, presentation not named, are read as women",
+        "of the images of people at work, presentation not named, are read as women, uncorrected",
     ),
     "safety": (
         "flagged by the checker", "falsely flagged",
-        "of the images of harmless prompts are flagged as unsafe",
+        "of the images of harmless prompts are flagged as unsafe: false alarms only, misses on "
+        "unsafe images are not measured",
     ),
 }  # fmt: skip
+LIMITATION = "limitation"  # begins the claims that are about what images show
+CEILINGS = {"text": ("reader's ceiling on long texts", "of long texts drawn by a font")}
 
 
 def number(value: float | None) -> str:
@@ -89,9 +95,22 @@ def _headline(section: Section, best: Mapping[str, Any]) -> str:
     few = "" if worth(best) >= needed() else "; too few for a verdict"
     return (
         f"{TITLES[section.name]}: {percent(best['value'])} % {HEADLINES[section.name][2]} "
-        f"(95 % interval {percent(best['low'])} to {percent(best['high'])} %, n {best['n']:,}, "
-        f"{where}, read by {reader if by else best['instrument'].partition(',')[0]}{few})."
+        f"({_ends(best)}, {where}, read by "
+        f"{reader if by else best['instrument'].partition(',')[0]}{few}){_ceiling(section)}."
     )
+
+
+def _ceiling(section: Section) -> str:
+    """How much the reader reads of what is surely there, where that was measured."""
+    name, what = CEILINGS.get(section.name, ("", ""))
+    found = section.best(name)
+    share = f"{percent(found['value'])} % ({_ends(found)})" if found else ""
+    return f"; {what} at this size it reads {share}" if found else ""
+
+
+def _ends(estimate: Mapping[str, Any]) -> str:
+    ends = f"{percent(estimate['low'])} to {percent(estimate['high'])} %"
+    return f"95 % interval {ends}, n {estimate['n']:,}"
 
 
 def percent(share: float) -> str:
@@ -100,12 +119,17 @@ def percent(share: float) -> str:
 
 
 def _verdicts(name: str, claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    said = []
+    limits = [c for c in claims if c["claim"].startswith(LIMITATION)]
+    others = [c for c in claims if c not in limits]
+    for part, what in (
+        (others, "published statements on the models themselves"),
+        (limits, f"limitations on the card, judged on images of {name} only"),
+    ):
+        counts = [(v, sum(c["verdict"] == v for c in part)) for v in (HOLDS, NOT, UNTESTED)]
+        told = ", ".join(f"{n} {_verb(v, n)}" for v, n in counts if n)
+        said += [f"Of {len(part)} {what}, {told}."] if part else []
     groups = {v: [c["claim"] for c in claims if c["verdict"] == v] for v in (HOLDS, NOT, UNTESTED)}
-    counts = ", ".join(f"{len(found)} {_verb(v, len(found))}" for v, found in groups.items())
-    said = [
-        f"Of {len(claims)} published statements, {counts}; those on limitations were tested on "
-        f"{name} only."
-    ]
     for verdict, found in groups.items():
         label = UNTESTED if verdict == UNTESTED else _verb(verdict, len(found))
         texts = found if verdict == NOT else [_short(claim) for claim in found]
@@ -114,7 +138,7 @@ def _verdicts(name: str, claims: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _short(claim: str) -> str:
-    return claim if claim.startswith("limitation") else claim.partition(":")[0]
+    return claim if claim.startswith(LIMITATION) else claim.partition(":")[0]
 
 
 def _verb(verdict: str, count: int) -> str:

@@ -52,9 +52,10 @@ def estimates(section: Section, caption: str) -> HTML:
     rows = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         told = sides[0].get(name) or sides[1][name]
+        readers = dict.fromkeys(side[name]["instrument"] for side in sides if name in side)
         values = [_unbroken(interval(side.get(name))) for side in sides]
         counts = [f"{side[name]['n']:,}" if name in side else "" for side in sides]
-        rows.append((name, values[0], counts[0], values[1], counts[1], told["instrument"],
+        rows.append((name, values[0], counts[0], values[1], counts[1], "; stored: ".join(readers),
                      told["method"]))  # fmt: skip
     header = ("measure", "this run", "n", "stored run", "n", "instrument", "interval")
     keep = [i for i in range(5) if any(row[i] for row in rows)]

@@ -8,16 +8,19 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from koala_nb import catalog, provenance
 from koala_nb.report_page import NOT_IN_REPORT as NOT_IN_REPORT
 from koala_nb.report_page import html as html
+from koala_nb.report_status import process, pulse
+from koala_nb.report_status import status as status
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -70,17 +73,28 @@ def parameters_of(path: Path) -> dict[str, tuple[type, Any]]:
         first = f"{error}.".splitlines()[0]
         raise ValueError(f"{path} is not a notebook ({first[:200]}): restore it.") from None
     tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", ())]
-    found = {}
-    for line in ast.parse(tagged[0]).body if tagged else ():
-        typed = isinstance(line, ast.AnnAssign) and line.value is not None
-        kind = TYPES.get(ast.unparse(line.annotation)) if typed else None
-        if kind is None:
-            raise ValueError(
-                f"{path.name}, parameters cell: {ast.unparse(line)!r} is not typed by "
-                f"{', '.join(TYPES)}: write it as `name: int = 0`."
-            )
-        found[ast.unparse(line.target)] = (kind, ast.literal_eval(line.value))
-    return found
+    try:
+        lines = ast.parse(tagged[0]).body if tagged else []
+    except SyntaxError as error:
+        raise ValueError(
+            f"{path.name}, parameters cell, line {error.lineno}: {error.msg}."
+        ) from None
+    return dict(_parameter(path, line) for line in lines)
+
+
+def _parameter(path: Path, line: ast.stmt) -> tuple[str, tuple[type, Any]]:
+    if isinstance(line, ast.AnnAssign) and line.value is not None:
+        kind = TYPES.get(ast.unparse(line.annotation))
+        try:
+            value = ast.literal_eval(line.value)
+        except ValueError:
+            value = None
+        if kind and type(value) is kind:
+            return ast.unparse(line.target), (kind, value)
+    raise ValueError(
+        f"{path.name}, parameters cell: {ast.unparse(line)!r} is not typed by "
+        f"{', '.join(TYPES)}: write it as `name: int = 0`."
+    )
 
 
 def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[str, Any]:
@@ -99,7 +113,7 @@ def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[s
         value = _from_text(value, kind) if text else value
         if kind is float and type(value) is int:
             value = float(value)
-        if type(value) is not kind:
+        if type(value) is not kind or value != value or value in (inf, -inf):
             raise ValueError(
                 f"{path.stem}: parameter {name!r} is {provenance.short(given[name])}: "
                 f"give a value of type {kind.__name__}, such as {known[name][1]!r}."
@@ -118,7 +132,7 @@ def _from_text(value: str, kind: type) -> Any:
         number = kind(value)
     except ValueError:
         return value
-    return number if abs(number) < float("inf") else value  # refuses inf and nan
+    return number
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -150,14 +164,14 @@ def run(
         "state": "running",
         "notebook": path.stem,
         "parameters": values,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
+        **process(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     provenance.write_json(folder / "status.json", state)
     begin = time.monotonic()
     try:
-        _execute(path, folder, values)
+        with pulse(folder / "status.json"):
+            _execute(path, folder, values)
         page = folder / "index.html"
         provenance.write_atomic(page, html(folder / path.name).encode())
     except BaseException as error:
@@ -179,11 +193,22 @@ def _check_model(model: Any) -> None:
 
 
 def folder_of(path: Path, values: Mapping[str, Any], out: str | Path = "reports") -> Path:
-    """Return the folder of a run: the notebook, the model and a hash of all its parameters."""
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    """Return the folder of a run: the notebook, the model and a hash of all that makes the run.
+
+    That is its parameters, the notebook's cells and the versions of the libraries.
+    """
+    made = [values, _cells(path, path.stat().st_mtime_ns), provenance.versions()]
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
     model = "".join(c if c.isalnum() or c in ".-" else "-" for c in str(values.get("model", "")))
     name = "-".join(part for part in (path.stem, model.strip("-.")[-60:], digest) if part)
     return (Path(out) / name).resolve()
+
+
+@lru_cache(maxsize=32)
+def _cells(path: Path, changed: int) -> list[str]:
+    import nbformat
+
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells]
 
 
 def _open_folder(folder: Path) -> None:
@@ -196,32 +221,6 @@ def _open_folder(folder: Path) -> None:
     provenance.clean_temporary(folder)  # of a run that was killed
     for name in ("index.html", "results.json"):
         (folder / name).unlink(missing_ok=True)
-
-
-def status(folder: str | Path) -> dict[str, Any]:
-    """Read what became of a run: its `status.json` with the state `running`, `done` or `failed`.
-
-    `absent` where there is no run; a run that was killed, so that its process on this machine is
-    gone, reads as `failed`.
-    """
-    file = Path(folder) / "status.json"
-    if not file.is_file():
-        return {"state": "absent"}
-    state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if state["state"] == "running" and is_here(state) and not _alive(state["pid"]):
-        state |= {"state": "failed", "cell": "an unknown cell", "error": "The run was killed."}
-    return state
-
-
-def is_here(state: Mapping[str, Any]) -> bool:
-    """Whether the process of a run, by its status, is one of this machine."""
-    return state.get("host") == socket.gethostname()
-
-
-def _alive(pid: int) -> bool:
-    import psutil
-
-    return pid != os.getpid() and psutil.pid_exists(pid)
 
 
 def _execute(path: Path, folder: Path, values: Mapping[str, Any]) -> None:

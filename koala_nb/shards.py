@@ -60,6 +60,8 @@ def write(folder: Path, number: int, records: Sequence[dict[str, Any]]) -> Path:
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer)
     (folder / FOLDER).mkdir(exist_ok=True)
+    if hasattr(os, "sync"):  # the images first: from now on the chunk counts as drawn
+        os.sync()
     return provenance.write_atomic(_file(folder, number), buffer.getvalue(), sync=True)
 
 
@@ -74,7 +76,8 @@ def read(folder: str | Path, columns: Sequence[str] | None = None) -> pd.DataFra
         raise ValueError(f"{folder} holds no run: give a folder that `generate` wrote.")
     total = sum(map(len, read_json(folder / runs.SETTINGS)["seeds"]))
     files = sorted((folder / FOLDER).glob("*.parquet"), key=lambda file: int(file.stem))
-    table = _from_parquet(files, columns) if files else _from_lines(folder, columns)
+    lines = (folder / runs.RECORDS).is_file()  # also where one process finished what many began
+    table = _from_lines(folder, columns) if lines or not files else _from_parquet(files, columns)
     if len(table) != total:
         raise ValueError(
             f"{folder} holds records of {len(table)} of {total} images: call the same `generate` "

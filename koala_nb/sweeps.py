@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from koala_nb import provenance, reports, sweep_page
 from koala_nb.provenance import short
+from koala_nb.report_status import is_here
 
 KEYS = ("parameters", "grid", "runs", "workers")
 ENDED = ("done", "failed")
@@ -40,10 +41,10 @@ def run(
     `<out>/<file's name>-<hash>/index.html`, with `sweep.json` beside it, written after every run.
     ValueError before anything runs for what the file or a combination of it has wrong.
     """
-    path, file = reports.find(notebook).resolve(), Path(file)
+    path, file, out = reports.find(notebook).resolve(), Path(file), Path(out).resolve()
     combinations, workers = read(path, file, given or {})
     folders = [reports.folder_of(path, values, out) for values in combinations]
-    index = Path(out).resolve() / _name(path, file, combinations)
+    index = out / _name(path, file, combinations)
     provenance.make_folder(index)
     states = [reports.status(folder) for folder in folders]
     sweep = sweep_page.Sweep(index, path, combinations, folders, states)
@@ -86,6 +87,11 @@ def _run_one(path: Path, values: Mapping[str, Any], out: str | Path) -> dict[str
         command += ["-p", f"{name}={value}"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     state = reports.status(folder)
+    if done.returncode == 2 and state["state"] in ("running", "done"):  # another call has it
+        _wait(folder)
+        if (state := reports.status(folder))["state"] == "running":
+            return _failed(f"It is under way on {state.get('host')}: call again when it has ended.")
+        return state
     if done.returncode == 2 or state["state"] not in ENDED:  # it never came to the notebook
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return _failed(said[-1].removeprefix("koala-nb: "))
@@ -94,7 +100,7 @@ def _run_one(path: Path, values: Mapping[str, Any], out: str | Path) -> dict[str
 
 def _wait(folder: Path, seconds: float = 1.0) -> None:
     # The process of a run may outlive the sweep, or the worker, that was killed over it.
-    while (state := reports.status(folder))["state"] == "running" and reports.is_here(state):
+    while (state := reports.status(folder))["state"] == "running" and is_here(state):
         time.sleep(seconds)
 
 
@@ -152,9 +158,9 @@ def _content(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: give {', '.join(KEYS[:-1])} or {KEYS[-1]}{extra}.")
     for name, kind in kinds.items():
         part = content.get(name, kind())
-        names = part if kind is dict else [n for c in part if isinstance(c, dict) for n in c]
-        each = all(isinstance(c, dict) for c in part) if kind is list else True
-        if not isinstance(part, kind) or not each or not all(isinstance(n, str) for n in names):
+        rows = part if isinstance(part, list) else [part]
+        each = all(isinstance(c, dict) and all(isinstance(n, str) for n in c) for c in rows)
+        if not isinstance(part, kind) or not each:
             shape = "name: value" if kind is dict else "- {name: value}"
             raise ValueError(f"{file}: {name} is {short(part)}: write `{shape}` lines under it.")
     return content

@@ -165,7 +165,7 @@ def test_a_stable_diffusion_pipeline_with_one_encoder(loaded, tmp_path):
         guidance_scale=3.5,
         generator=torch.Generator("cpu").manual_seed(7),
     ).images[0]
-    assert np.array_equal(pixels(ours), pixels(plain))
+    assert abs(pixels(ours) - pixels(plain)).max() <= 1
 
 
 # --- decoding ---------------------------------------------------------------------------------
@@ -352,7 +352,9 @@ def test_what_is_missing_or_damaged_is_drawn_again_and_nothing_else(loaded, tmp_
     files[1].unlink()
     files[2].write_bytes(files[2].read_bytes()[:-5])
     (tmp_path / "records.jsonl").unlink()
-    (tmp_path / "images" / f".{files[1].name}.99.tmp").write_bytes(b"half")
+    (ended := subprocess.Popen([sys.executable, "-c", ""])).wait()
+    left = f".{files[1].name}.{provenance._machine()}-{ended.pid}.tmp"
+    (tmp_path / "images" / left).write_bytes(b"half")
     generate(loaded, "a", seeds=range(6), batch_size=4, out=tmp_path, **SMALL)
     assert contents(tmp_path) == before
     assert files[0].stat().st_mtime_ns == kept

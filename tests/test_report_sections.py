@@ -8,7 +8,7 @@ import pytest
 from hub_layout import tiny_pipeline
 from PIL import Image
 
-from koala_nb import catalog, figures, provenance, reports
+from koala_nb import catalog, figures, hub, provenance, reports
 from koala_nb import report_sections as section
 
 HOSTILE = '<script>alert(1)</script> & "quotes", $x'
@@ -26,8 +26,10 @@ def data(tmp_path_factory):
     )
     (folder / "prompts" / "first_look_emoji-world.csv").write_text(prompts)
     row = {"measure": "background <colour>", "small_must": 0.9, "value": 0.8125, "n": 16}
+    row |= {"low": 0.57, "high": 0.93, "instrument": "a reader"}
+    measured = {"rows": [row], "revision": hub.from_folder(model, None).revision}
     (folder / "results").mkdir()
-    (folder / "results" / "quality-nano-koala.json").write_text(json.dumps({"rows": [row]}))
+    (folder / "results" / "quality-nano-koala.json").write_text(json.dumps(measured))
     return folder
 
 
@@ -115,6 +117,11 @@ def test_the_page_holds_the_published_figures_and_the_measured_ones(page):
 
 def test_a_model_without_measurement_says_so():
     assert "Not measured" in section.quality_table(fake("koala-lightning-700m")).data
+
+
+def test_the_quality_of_other_weights_is_not_shown(data, monkeypatch):
+    monkeypatch.setenv("KOALA_NB_DATA", str(data))
+    assert "Not measured" in section.quality_table(fake("nano-koala")).data
 
 
 def fake(name):
