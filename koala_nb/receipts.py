@@ -9,8 +9,8 @@ import argparse
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from math import inf
 from pathlib import Path
+from sys import float_info
 from typing import TYPE_CHECKING, Any
 
 from koala_nb import catalog, plans, provenance
@@ -118,7 +118,7 @@ def _measured(found: dict[str, Any]) -> Iterator[str]:
 
 def _finite(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) < inf
+    return is_number and abs(value) <= float_info.max
 
 
 def _machine(found: dict[str, Any]) -> Iterator[str]:
@@ -133,7 +133,7 @@ def _machine(found: dict[str, Any]) -> Iterator[str]:
     for where, value in _leaves(found):
         if isinstance(value, str) and HOST.search(value):
             yield f"{where} holds a path of your machine ({value[:60]!r}): remove it."
-        if isinstance(value, float) and not abs(value) < inf:
+        if isinstance(value, float) and not _finite(value):
             yield f"{where} is {value}: give a finite number, or null."
 
 

@@ -35,7 +35,7 @@ def status(folder: str | Path) -> dict[str, Any]:
     if not file.is_file():
         return {"state": "absent"}
     state = read_json(file)
-    silent = time.time() - file.stat().st_mtime > SILENT
+    silent = "host" not in state or time.time() - file.stat().st_mtime > SILENT
     dead = not _alive(state) if is_here(state) else silent
     if state.get("state") not in STATES or state["state"] == "running" and dead:
         state |= {"state": "failed", "cell": "an unknown cell", "error": "The run was killed."}

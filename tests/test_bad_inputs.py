@@ -70,6 +70,7 @@ TYPED = [
     ("benchmark latency --limit-gb 0", "--limit-gb: '0': give a number above 0"),
     ("evaluate --n 0", "--n: '0': give a whole number of 1 or more"),
     ("plan --images 0", "--images 0: give a number above 0"),
+    (f"plan --images {'9' * 400}", "give a number above 0 and below 1e+15"),
     ("plan --rate nan", "--rate nan: give a number above 0"),
     ("plan --gpus 2 0", "--gpus 0: give whole numbers of at least 1"),
     # Missing, truncated and foreign files.
@@ -103,6 +104,7 @@ TYPED = [
     (f"{MORE} --out notes.txt", "--out: 'notes.txt': notes.txt is a file: give a folder"),
     (f"{MORE} --out notes.txt/run", "notes.txt is a file: give a folder"),
     (f"{MORE} --out thesis", "thesis holds other files (such as thesis.txt) and no run"),
+    (f"{MORE} --out {'x' * 300}", "File name too long: give another folder"),
     ("report 11 --out notes.txt", "notes.txt is a file: give a folder"),
     ("probe text --out notes.txt", "notes.txt is a file: give a folder"),
     ("train --folder notes.txt", "notes.txt is a file: give a folder"),

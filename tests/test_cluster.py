@@ -259,6 +259,9 @@ def test_three_two_and_one_worker_write_the_bytes_of_one_process(
     run = generate(load(snapshot, device="cpu"), PROMPTS, out=folder, progress=False, **ASKED)
     assert run.seconds_per_image is None
     assert (folder / runs.RECORDS).read_bytes() == (single.folder / runs.RECORDS).read_bytes()
+    # Also where the many had not written all of their records.
+    next((folder / "records").iterdir()).unlink()
+    assert len(shards.read(folder)) == len(single.records)
 
 
 def test_without_dask_or_pyarrow_one_sentence(python_offline):

@@ -165,6 +165,15 @@ def test_a_folder_is_identified_by_its_weights(folder):
     assert load(folder, device="cpu").koala_nb.revision != first.revision
 
 
+def test_a_revision_names_every_byte(tmp_path):
+    (file := tmp_path / "unet.safetensors").write_bytes(bytes(4_000_000))
+    before = hub.fingerprint([file], None)
+    with open(file, "r+b") as opened:
+        opened.seek(2_000_000)
+        opened.write(b"x")
+    assert hub.fingerprint([file], None) != before
+
+
 def test_a_folder_with_fp16_files_only_loads(folder):
     told = load(folder, device="cpu").koala_nb
     assert told.variant == "fp16"

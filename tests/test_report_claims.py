@@ -115,13 +115,20 @@ def test_the_cards_counts_are_checked_against_built_networks(evidence):
         (0.70, "NVIDIA GeForce RTX 4090", 512, "float16", "not tested"),
         (0.70, "NVIDIA GeForce RTX 4090", 1024, "float32", "not tested"),
         (2.90, "NVIDIA GeForce RTX 3060 Ti", 1024, "float16", "holds"),
+        (2.90, "NVIDIA GeForce RTX 3060", 1024, "float16", "not tested"),
+        (0.70, "NVIDIA GeForce RTX 4090 D", 1024, "float16", "not tested"),
     ],
 )
 def test_a_latency_is_compared_only_like_with_like(evidence, seconds, device, size, dtype, verdict):
     timed = estimate(seconds, seconds, 64, 1, "seconds an image")
     about = loaded("koala-lightning-700m", dtype)
     here = replace(evidence, about=about, size=size, device=device)
-    assert of(here, "latency", latency=Section("latency", [timed]))["verdict"] == verdict
+    measured = {"latency": Section("latency", [timed])}
+    assert of(here, "latency", **measured)["verdict"] == verdict
+    other = of(replace(here, recipe={"steps": 1}), "latency", **measured)
+    assert (other["verdict"], "other steps" in other["why"]) == ("not tested", True)
+    few = Section("latency", [timed | {"n": 15}])
+    assert of(here, "latency", latency=few)["verdict"] == "not tested"
 
 
 def test_every_limitation_of_the_card_has_a_rule():

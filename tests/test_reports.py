@@ -55,6 +55,7 @@ def notebook(tmp_path):
         ({"count": True}, ["'count'", "True", "type int"]),
         ({"name": 3}, ["'name'", "3", "type str"]),
         ({"rate": "0.5"}, ["'rate'", "type float"]),
+        ({"rate": float("nan")}, ["'rate'", "nan", "type float"]),
         ({"flag": 1}, ["'flag'", "1", "type bool"]),
     ],
 )
@@ -93,6 +94,15 @@ def test_a_parameter_without_a_type_is_refused(notebook, tmp_path):
     book.cells[1].source = "count = 1"
     nbformat.write(book, path)
     with pytest.raises(ValueError, match="'count = 1' is not typed"):
+        reports.parameters_of(path)
+
+
+@pytest.mark.parametrize("line", ["%time n: int = 1", "n: int = 2 * 3", "n: int = 'x'"])
+def test_a_parameter_that_is_no_plain_value_is_refused(notebook, line):
+    book = nbformat.read(path := notebook(), as_version=4)
+    book.cells[1].source = line
+    nbformat.write(book, path)
+    with pytest.raises(ValueError, match="tiny.ipynb, parameters cell"):
         reports.parameters_of(path)
 
 

@@ -76,6 +76,9 @@ def starts(folder):
         ({"parameters": {"steps": 4}, "grid": {"steps": [1]}}, ["steps", "one value"]),
         ({"gird": {"steps": [4]}}, ["gird", "grid"]),
         ({"runs": [4]}, ["runs", "write"]),
+        ({"runs": 3}, ["runs", "write"]),
+        ({"grid": {"steps": [1]}, "runs": None}, ["runs", "write"]),
+        ({"grid": {"scale": [float("inf")]}}, ["run 1", "'scale' is inf"]),
         ({"grid": {4: [4]}}, ["grid", "write"]),
         ({"grid": {"steps": [4]}, "workers": 0}, ["workers is 0"]),
         ({"grid": {"scale": [2]}, "runs": [{"scale": 2.0}]}, ["run 2", "the same as run 1"]),
@@ -200,6 +203,40 @@ def test_pairs_that_are_all_alike_have_no_interval():
     both = images(("s", "m", "a", "0", 1.0), ("s", "m", "b", "0", 1.0))
     (row,) = sweep_page.differences(both, both)
     assert (row["value"], row["low"], row["p"], row["n"]) == (0.0, None, None, 2)
+
+
+def test_the_largest_difference_is_the_surest():
+    sides = [images(*(("s", "m", f"prompt {k}", "0", v) for k in range(24))) for v in (1.0, 0.0)]
+    (row,) = sweep_page.differences(*sides)
+    assert (row["value"], row["low"]) == (1.0, None) and row["p"] < 0.0002
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", '{"key_figures": {"a": 0.5}}', '{"key_figures": [1]}', '{"key_figures": null}'],
+)
+def test_results_of_other_notebooks_stop_no_sweep(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    assert sweep_page._results(tmp_path)["key_figures"] == {}
+
+
+def test_numbers_that_are_none_are_unknown(tmp_path):
+    (tmp_path / "results.json").write_text('{"key_figures": {"a": {"value": NaN, "n": 3}}}')
+    assert sweep_page._results(tmp_path)["key_figures"] == {"a": {"value": None, "n": 3}}
+    (tmp_path / "key_images.csv").write_text("section,measure,prompt,seed,value\ns,m,a,0,inf\n")
+    with pytest.raises(ValueError, match="a value is not finite"):
+        sweep_page.read_images(tmp_path)
+
+
+def test_another_notebook_of_the_same_name_is_another_run(folder):
+    path, values = folder / "tiny.ipynb", {"model": "nano-koala"}
+    before = reports.folder_of(path, values)
+    book = nbformat.read(path, 4)
+    nbformat.write(book, path)
+    assert reports.folder_of(path, values) == before
+    book.cells[1].source += "\nprint()"
+    nbformat.write(book, path)
+    assert reports.folder_of(path, values) != before
 
 
 @pytest.mark.parametrize(
