@@ -44,7 +44,6 @@ check-browser: $(STAMP)
 
 # The collection as a static site in docs/_build/html.
 site: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS) -e ".[site]"
 	$(BIN)/python -m sphinx -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 
 lab: $(STAMP)
