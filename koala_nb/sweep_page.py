@@ -69,7 +69,7 @@ class Sweep:
             "number": i + 1,
             "state": state["state"],
             "parameters": dict(self.parameters[i]),
-            "label": ", ".join(f"{n} {self.parameters[i][n]}" for n in varying) or "the only run",
+            "label": _said(self.parameters[i], varying) or "the only run",
             "folder": f"../{folder.name}",
             "page": f"../{folder.name}/index.html" if done else None,
             "seconds": state.get("seconds"),
@@ -90,7 +90,7 @@ class Sweep:
         found = []
         for i, j in self._pairs():
             one, other = self.parameters[i], self.parameters[j]
-            same = ", ".join(f"{n} {one[n]}" for n in varying if n != "model")
+            same = _said(one, [n for n in varying if n != "model"])
             told = {"first": one["model"], "second": other["model"], "settings": same}
             found += [told | row for row in self._differences(i, j)]
         tested = [row for row in found if row.get("p") is not None]
@@ -114,6 +114,11 @@ class Sweep:
             except ValueError as error:
                 self.compared[i, j] = [{"n": 0, "why": f"no pairs: {error}"}]
         return self.compared[i, j]
+
+
+def _said(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Parameters in words; an empty text is the notebook's own choice and is left out."""
+    return ", ".join(f"{name} {values[name]}" for name in names if values[name] != "")
 
 
 def _results(folder: Path) -> dict[str, Any]:

@@ -220,6 +220,11 @@ def test_results_of_other_notebooks_stop_no_sweep(tmp_path, text):
     assert sweep_page._results(tmp_path)["key_figures"] == {}
 
 
+def test_an_empty_text_is_left_out_of_what_is_said_of_a_run():
+    values = {"model": "nano-koala", "prompts_file": "", "steps": 4}
+    assert sweep_page._said(values, [*values]) == "model nano-koala, steps 4"
+
+
 def test_numbers_that_are_none_are_unknown(tmp_path):
     (tmp_path / "results.json").write_text('{"key_figures": {"a": {"value": NaN, "n": 3}}}')
     assert sweep_page._results(tmp_path)["key_figures"] == {"a": {"value": None, "n": 3}}
