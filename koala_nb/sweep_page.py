@@ -64,12 +64,13 @@ class Sweep:
     def _run(self, i: int, varying: Sequence[str]) -> dict[str, Any]:
         state, folder = self.states[i], self.folders[i]
         done = state["state"] == "done"
+        own = "the notebook's own choice" if varying else "the only run"
         results = _results(folder) if done else {}
         return {
             "number": i + 1,
             "state": state["state"],
             "parameters": dict(self.parameters[i]),
-            "label": _said(self.parameters[i], varying) or "the only run",
+            "label": _said(self.parameters[i], varying) or own,
             "folder": f"../{folder.name}",
             "page": f"../{folder.name}/index.html" if done else None,
             "seconds": state.get("seconds"),
