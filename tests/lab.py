@@ -224,13 +224,19 @@ class Lab:
         self.press(Keys.TAB)
         assert self.focus() == name, f"Tab leads to {self.focus()!r}, not to {name!r}"
 
-    def changes(self, *typed, held=(), waiting="Drawing ..."):
-        """Press keys; return the widget's text once it, or its picture, has become another."""
-        before = self.run(SHOWN)
+    def changes(self, *typed, told="", held=(), waiting="Drawing ..."):
+        """Press keys; return the widget's text once it, or its picture, is another and rests.
 
-        def other():
-            now = self.run(SHOWN)
-            return now if now != before and waiting not in now else None
+        A picture and its text are two messages: the text must hold `told`, the kernel be idle, and
+        two looks see the same.
+        """
+        seen = [self.run(SHOWN)]
+
+        def rests():
+            seen.append(self.run(SHOWN))
+            text = json.loads(seen[-1])[0]
+            still = seen[-1] == seen[-2] != seen[0] and self.run(STATUS) == "idle"
+            return text if still and told in text and waiting not in text else None
 
         self.press(*typed, held=held)
-        return json.loads(until(other, f"{typed} at {self.focus()!r} change the widget"))[0]
+        return until(rests, f"{typed} at {self.focus()!r} lead to {told!r}")
