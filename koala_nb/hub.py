@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,6 @@ NEEDED = {
     "scheduler": ("scheduler_config.json",),
     "tokenizer": ("vocab.json", "merges.txt"),  # or tokenizer.json
     "tokenizer_2": ("vocab.json", "merges.txt"),
-}
-WEIGHT_OF = {  # a weight that each class has and the files of the others lack
-    "UNet2DConditionModel": r"conv_in\.weight",
-    "AutoencoderKL": r"decoder\.conv_in\.weight",
-    "CLIPTextModel": r".*token_embedding\.weight",
-    "CLIPTextModelWithProjection": r"text_projection\.weight",
 }
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack")
 
@@ -41,6 +34,7 @@ class Source:
     index: dict[str, Any]
     facts: dict[str, Any]  # of the optional koala_nb.json: name, domain, parts_from
     notes: list[str] = field(default_factory=list)
+    weights: dict[str, list[Path]] = field(default_factory=dict)  # part -> files to load
     donor: "Source | None" = None  # parts whose folders are missing here come from there
 
 
@@ -187,7 +181,8 @@ def from_folder(
             raise WeightsMissing(f"{folder / 'koala_nb.json'}: {key} is no text: correct it.")
     source = Source(folder, name or str(folder), None, variant, index, facts)
     if "parts_from" in facts:
-        source.donor = from_folder(folder / facts["parts_from"], variant)
+        lender = folder / facts["parts_from"]
+        source.donor = from_folder(lender, variant_in(lender))
     weights = [f for f in files if f.endswith(".safetensors")]
     if variant and not any(f".{variant}" in f for f in weights):
         source.variant = None
@@ -195,11 +190,12 @@ def from_folder(
         source.notes.append(f"no {variant} files for {', '.join(lacking)}: full precision loaded")
     again = f"run `hf download {name}`" if name else "copy or download the folder again"
     for part in components(index):
-        lent = source.donor and not (folder / part).exists()
+        lent = source.donor and part != "unet" and not (folder / part).exists()
         if part != skip and not lent:
             own = [f for f in weights if f.startswith(f"{part}/")]
             check_part(folder, part, own, again)
-            check_owner(folder, part, components(index)[part][1], own)
+            if part in WEIGHTED:
+                source.weights[part] = [folder / file for file in own]
     if name is None:
         source.revision = fingerprint([folder / f for f in weights], source.donor)
     return source
@@ -240,21 +236,6 @@ def check_part(folder: Path, part: str, weights: list[str], again: str) -> None:
             raise WeightsMissing(
                 f"{folder / weight} is damaged or incomplete ({error}): delete it and {again}."
             ) from None
-
-
-def check_owner(folder: Path, part: str, kind: str, weights: list[str]) -> None:
-    """Raise WeightsMissing where weights are those of another class, which loads as noise."""
-    from safetensors import safe_open
-
-    if not weights or kind not in WEIGHT_OF:
-        return
-    for file in weights:
-        with safe_open(folder / file, framework="np") as opened:
-            if any(re.fullmatch(WEIGHT_OF[kind], key) for key in opened.keys()):
-                return
-    raise WeightsMissing(
-        f"{folder / weights[0]} holds no weights of a {kind}: put those of {part} there."
-    )
 
 
 def fingerprint(weights: list[Path], donor: Source | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from koala_nb import catalog, hub
+from koala_nb import catalog, hub, weights
 from koala_nb.catalog import Recipe, System
 from koala_nb.devices import gigabytes, pick_device, pick_dtype, plan_memory
 from koala_nb.hub import WeightsMissing
@@ -212,24 +212,20 @@ def _assemble(source: hub.Source, dtype: "torch.dtype", extra: dict[str, Any]) -
             f"{source.source} is a {name}: only {' and '.join(CLASSES)} are supported."
         )
     cls = getattr(diffusers, name)
-    if source.donor:
-        donor = cls.from_pretrained(
-            source.donor.folder, unet=None, dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-        here = {part.name for part in source.folder.iterdir()}
-        extra = {part: value for part, value in donor.components.items() if part not in here}
-        extra = {part: value for part, value in extra.items() if part in source.index}
+    how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    held = source.weights
     try:
-        pipe = cls.from_pretrained(
-            source.folder,
-            dtype=dtype,
-            variant=source.variant,
-            use_safetensors=True,
-            local_files_only=True,
-            **extra,
-        )
+        if donor := source.donor:
+            lent = cls.from_pretrained(donor.folder, unet=None, variant=donor.variant, **how)
+            here = {part.name for part in source.folder.iterdir()}
+            wanted = source.index.keys() & lent.components.keys() - here
+            extra = {part: lent.components[part] for part in wanted}
+            held = {**donor.weights, **held}
+        pipe = cls.from_pretrained(source.folder, variant=source.variant, **how, **extra)
+        for part, files in held.items():
+            weights.check(getattr(pipe, part), files)
     except (ValueError, OSError, TypeError, NotImplementedError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:120].rstrip(".")
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise WeightsMissing(
             f"{source.source} cannot be loaded ({why}): its configurations and weights do not "
             "belong together; copy or download them again."

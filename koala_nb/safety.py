@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from koala_nb import runs
+from koala_nb import runs, weights
 from koala_nb.plans import slug
 from koala_nb.provenance import read_lines, write_lines
 
@@ -81,7 +81,7 @@ class TransformersClassifier:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         try:
-            model = AutoModelForImageClassification.from_pretrained(source, use_safetensors=True)
+            model = weights.whole(AutoModelForImageClassification, source)
             self.processor = AutoImageProcessor.from_pretrained(source)
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -92,7 +92,7 @@ class TransformersClassifier:
                 f"The checker {source} has the labels {', '.join(known)}: name in `labels` which "
                 "of them count as unsafe."
             )
-        self.model = model.eval()
+        self.model = model
         self.columns = [known[label] for label in labels]
         self.name = source.rstrip("/").split("/")[-1]
         revision = getattr(model.config, "_commit_hash", None) or "folder"

@@ -75,7 +75,7 @@ TYPED = [
     ("plan --gpus 2 0", "--gpus 0: give whole numbers of at least 1"),
     # Missing, truncated and foreign files.
     ("generate cut x", "model.fp16.safetensors is damaged or incomplete"),
-    ("generate foreign x", "holds no weights of a UNet2DConditionModel"),
+    ("generate foreign x", "of the weights of UNet2DConditionModel, such as conv_in"),
     ("generate pickled x", "a pickle, which is never loaded"),
     ("generate no-tokenizer x", "lacks the part tokenizer_2: copy or download"),
     ("generate broken-index x", "model_index.json is not readable JSON"),

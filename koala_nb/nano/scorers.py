@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from koala_nb import weights
 from koala_nb.catalog import data_folder
 from koala_nb.nano.render import Renderer
 from koala_nb.nano.world import BACKGROUNDS, SIZES, STYLES, Thing, World
@@ -38,7 +39,7 @@ class ClipScorer:
                 "`koala-nb train --stage clip`."
             )
         self.bank = json.loads((folder / "bank.json").read_text("utf-8"))
-        self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = weights.whole(CLIPModel, folder, dtype=torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.texts = {name: self._read(texts) for name, texts in self.bank.items()}
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from koala_nb import weights
 from koala_nb.detection import Box, Detection, area, non_maximum
 
 if TYPE_CHECKING:
@@ -48,13 +49,14 @@ class Unread:
 
 
 def pretrained(kind: Any, name: str, what: str) -> Any:
-    """Return `kind.from_pretrained(name)`; FileNotFoundError in a sentence where it is missing.
+    """Return `kind.from_pretrained(name)`, whole; FileNotFoundError in a sentence where it is not.
 
     Only safetensors are loaded, and no remote code runs.
     """
-    more = {} if "Processor" in kind.__name__ else {"use_safetensors": True}
     try:
-        return kind.from_pretrained(name, **more)
+        if "Processor" in kind.__name__:
+            return kind.from_pretrained(name)
+        return weights.whole(kind, name)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"The {what} {name} cannot be loaded: download it with `hf download {name}`, or name "
@@ -74,7 +76,7 @@ class OpenVocabulary:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
         self.name = name or OWLV2
-        self.model = pretrained(AutoModelForZeroShotObjectDetection, self.name, "detector").eval()
+        self.model = pretrained(AutoModelForZeroShotObjectDetection, self.name, "detector")
         self.processor = pretrained(AutoProcessor, self.name, "detector")
         self.threshold = threshold
         self.clip = CropColors(colors) if colors else None
@@ -135,7 +137,7 @@ class CropColors:
     def __init__(self, name: str = CLIP) -> None:
         from transformers import AutoProcessor, CLIPModel
 
-        self.model = pretrained(CLIPModel, name, "colour reader").eval()
+        self.model = pretrained(CLIPModel, name, "colour reader")
         self.processor = pretrained(AutoProcessor, name, "colour reader")
 
     def colored(self, image: Image.Image, found: Sequence[Detection]) -> list[Detection]:

@@ -41,7 +41,7 @@ class CLIPScore:
     def __init__(self, model: str = CLIP, processor: str = "") -> None:
         from transformers import AutoProcessor, CLIPModel
 
-        self.model = pretrained(CLIPModel, model, "scorer").eval()
+        self.model = pretrained(CLIPModel, model, "scorer")
         self.processor = pretrained(AutoProcessor, processor or model, "scorer")
         self.version = model.rstrip("/").rsplit("/", 1)[-1]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from koala_nb import weights
 from koala_nb.probes import defaults
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _load(source: str) -> tuple[Any, Any]:
     from transformers import AutoProcessor, CLIPModel
 
     try:
-        model = CLIPModel.from_pretrained(source, use_safetensors=True).eval()
+        model = weights.whole(CLIPModel, source)
         processor = AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
