@@ -14,7 +14,7 @@ from koala_nb import fast, provenance, runs
 from koala_nb.decoding import decode
 from koala_nb.pipelines import Loaded, identity
 from koala_nb.plans import RECIPE, Plan, Request, default_batch_size, make_plan
-from koala_nb.runs import Run
+from koala_nb.runs import Drawn, Run
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,8 @@ def _run_in_memory(
                 images.append(image)
                 records.append(_record(base, unread, request, how))
             advance(len(batch))
-    return runs.memory_run(images, records, (time.perf_counter() - started) / len(images))
+    total = Drawn(len(images), time.perf_counter() - started)
+    return runs.memory_run(images, records, total)
 
 
 def _run_in_folder(
@@ -140,16 +141,16 @@ def _run_in_folder(
 ) -> Run:
     device = base["device"].split(":")[0]  # which GPU of several does not matter
     runs.open_folder(out, {**base, "device": device}, plan)
-    _, seconds = fill(pipe, plan, base, unread, out, progress)
-    return runs.folder_run(out, runs.close_folder(out, plan.requests), seconds)
+    _, drawn = fill(pipe, plan, base, unread, out, progress)
+    return runs.folder_run(out, runs.close_folder(out, plan.requests), drawn)
 
 
 def fill(
     pipe: Any, plan: Plan, base: dict[str, Any], unread: dict[str, str], out: Path, progress: bool
-) -> tuple[dict[Request, dict[str, Any]], float | None]:
+) -> tuple[dict[Request, dict[str, Any]], Drawn | None]:
     """Draw what is missing of a plan's images into an open run's folder.
 
-    Returns the records of what was missing, and the seconds an image; None where nothing was.
+    Returns the records of what was missing, and what was drawn for it; None where nothing was.
     """
     todo = runs.missing(out, plan.requests)
     runs.check_space(out, plan, len(todo))
@@ -173,8 +174,8 @@ def fill(
                     )
             advance(len(writing))
         _finish(writing)
-    seconds = time.perf_counter() - started
-    return records, seconds / sum(map(len, batches)) if batches else None
+    total = Drawn(sum(map(len, batches)), time.perf_counter() - started)
+    return records, total if batches else None
 
 
 def _finish(writing: "list[Future[Any]]") -> None:

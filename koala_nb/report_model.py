@@ -41,10 +41,10 @@ def latency(pipe: Any, run: Any, size: int) -> Section:
     if not reports.in_report():
         section.why = "" if section.stored else "Measured where this runs as a report."
         return section
-    if run.seconds_per_image is not None:
-        found = Estimate(run.seconds_per_image, UNKNOWN, UNKNOWN, len(run.images))
+    if run.drawn:
+        found = Estimate(run.seconds_per_image, UNKNOWN, UNKNOWN, run.drawn.images)
         section.estimates.append(
-            row("seconds an image", found, "mean; n counts images", 1, "clock")
+            row("seconds an image", found, "mean; n counts images drawn", 1, "clock")
         )
     section.estimates += _parts(pipe, about, size)
     return section

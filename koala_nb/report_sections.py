@@ -215,7 +215,7 @@ def timing(run: Any) -> HTML:
     """The measured seconds an image, in a report only: a committed notebook stays the same."""
     if not reports.in_report():
         return _html("<p>The time an image took is measured where this runs as a report.</p>")
-    if run.seconds_per_image is None:
+    if not run.drawn:
         return _html("<p>All images were there from an interrupted run: no time was measured.</p>")
     return _html(f"<p>One image took {run.seconds_per_image:.2f} s on this machine.</p>")
 

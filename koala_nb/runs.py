@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koala_nb import provenance
 from koala_nb.hub import read_json
@@ -37,18 +37,30 @@ class _FolderImages(Sequence):
         return map(_open, self.paths)
 
 
+class Drawn(NamedTuple):
+    """How many images a call drew, also those of a batch that were there, and in which time."""
+
+    images: int
+    seconds: float
+
+
 @dataclass
 class Run:
     """Images and records of one `generate`, in the order of the requests.
 
-    `records` has one row an image; `folder` is None for a run in memory; `seconds_per_image`
-    counts only what this call drew and is None where it drew nothing.
+    `records` has one row an image; `folder` is None for a run in memory; `drawn` counts what this
+    call drew, None for nothing: less than there is where a folder was resumed.
     """
 
     images: "Sequence[Image.Image]"
     records: "pd.DataFrame"
     folder: Path | None
-    seconds_per_image: float | None
+    drawn: Drawn | None
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """The mean seconds of the images that this call drew; None where it drew none."""
+        return self.drawn.seconds / self.drawn.images if self.drawn else None
 
 
 def folder_at(out: Any) -> Path:
@@ -144,21 +156,21 @@ def close_folder(folder: Path, requests: Sequence[Request]) -> "list[dict[str, A
     return records
 
 
-def folder_run(folder: Path, records: list[dict[str, Any]], seconds: float | None = None) -> Run:
+def folder_run(folder: Path, records: list[dict[str, Any]], drawn: Drawn | None = None) -> Run:
     """A run from a finished folder's records."""
-    return table_run(folder, _frame(records), seconds)
+    return table_run(folder, _frame(records), drawn)
 
 
-def table_run(folder: Path, records: "pd.DataFrame", seconds: float | None = None) -> Run:
+def table_run(folder: Path, records: "pd.DataFrame", drawn: Drawn | None = None) -> Run:
     """A run from a finished folder's records as a table."""
-    return Run(_FolderImages([folder / f for f in records.file]), records, folder, seconds)
+    return Run(_FolderImages([folder / f for f in records.file]), records, folder, drawn)
 
 
 def memory_run(
-    images: "list[Image.Image]", records: list[dict[str, Any]], seconds: float | None
+    images: "list[Image.Image]", records: list[dict[str, Any]], drawn: Drawn | None
 ) -> Run:
     """A run that was kept in memory."""
-    return Run(images, _frame(records), None, seconds)
+    return Run(images, _frame(records), None, drawn)
 
 
 def _open(path: Path) -> "Image.Image":

@@ -336,7 +336,7 @@ def test_a_folder_holds_images_with_records(loaded, tmp_path):
 def test_a_finished_folder_is_read_not_drawn(loaded, tmp_path, monkeypatch):
     first = generate(loaded, "a", seeds=range(3), out=tmp_path, **SMALL)
     before = contents(tmp_path)
-    assert first.seconds_per_image > 0
+    assert first.seconds_per_image > 0 and first.drawn.images == 3
     monkeypatch.setattr(type(loaded), "__call__", None)  # drawing would fail
     again = generate(loaded, "a", seeds=range(3), out=tmp_path, **SMALL)
     assert again.seconds_per_image is None
@@ -355,9 +355,10 @@ def test_what_is_missing_or_damaged_is_drawn_again_and_nothing_else(loaded, tmp_
     (ended := subprocess.Popen([sys.executable, "-c", ""])).wait()
     left = f".{files[1].name}.{provenance._machine()}-{ended.pid}.tmp"
     (tmp_path / "images" / left).write_bytes(b"half")
-    generate(loaded, "a", seeds=range(6), batch_size=4, out=tmp_path, **SMALL)
+    run = generate(loaded, "a", seeds=range(6), batch_size=4, out=tmp_path, **SMALL)
     assert contents(tmp_path) == before
     assert files[0].stat().st_mtime_ns == kept
+    assert run.drawn.images == 4 and len(run.images) == 6  # the first batch again, whole
 
 
 @pytest.mark.parametrize(
