@@ -142,7 +142,7 @@ def treemap(costs: pd.DataFrame, name: str) -> tuple[Figure, str]:
                 _tile(axis, tile, KIND_PAINT[kind], _millions(count))
             frame = Rectangle((box["x"], box["y"]), box["dx"], box["dy"], fc="none", ec="w", lw=4)
             axis.add_patch(frame)
-            if box["dx"] > 12 and box["dy"] > 12:
+            if box["dx"] > 12 and box["dy"] > 9:
                 where = (box["x"] + 0.9, box["y"] + box["dy"] - 1)
                 label = {"fc": "w", "ec": "none", "pad": 1.5, "alpha": 0.85}
                 axis.text(*where, stage, va="top", weight="bold", fontsize=9, bbox=label)
@@ -163,7 +163,7 @@ def _millions(count: float) -> str:
 def _tile(axis: Axes, tile: Mapping[str, float], color: str, text: str) -> None:
     x, y, dx, dy = (tile[key] for key in ("x", "y", "dx", "dy"))
     axis.add_patch(Rectangle((x, y), dx, dy, fc=color, ec="w", lw=0.8))
-    if dx > 6 and dy > 4:
+    if dx > 6 and dy > 6:
         ink = "w" if color == KIND_PAINT["residual blocks"] else "k"
         where = (x + dx - 0.8, y + 0.9)  # below right: the stage's name is above left
         axis.text(*where, text, ha="right", va="bottom", color=ink, fontsize=9)
