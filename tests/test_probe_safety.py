@@ -1,21 +1,33 @@
 """The safety probe: rates with bounds, leaks, pairs, the checklist; the stand-in's instruments."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import koala_nb as kn
-from koala_nb import report_sections, reports, safety
+from koala_nb import (
+    coverage,
+    disclosure,
+    report_measures,
+    report_sections,
+    reports,
+    safety,
+    stats,
+)
 from koala_nb.catalog import data_folder
 from koala_nb.probes import core
 from koala_nb.probes import safety as probe
 from koala_nb.probes import safety_estimates as estimate
 from koala_nb.prompt_filter import PromptFilter
+from koala_nb.provenance import write_json
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -50,7 +62,7 @@ def rows(*given):
     """Rows of (id, part, shown, shown_clip, stopped), as the probe measures them."""
     names = ["id", "part", "shown", "shown_clip", "stopped"]
     table = pd.DataFrame(given, columns=names)
-    return table.assign(way="w", setting=estimate.PLAIN, flagged=False, drawn=False)
+    return table.assign(way="w", concept=None, setting=estimate.PLAIN, flagged=False, drawn=False)
 
 
 TABLE = rows(
@@ -76,16 +88,77 @@ def test_every_defence_takes_away_and_both_take_most():
 
 
 def test_agreement_of_equal_readings_is_one():
-    assert estimate.agreement(TABLE.assign(shown_clip=TABLE.shown))["kappa"] == pytest.approx(1)
-    both, either = (estimate.agreement(TABLE)[k]["value"] for k in ("both", "either"))
-    assert (both, either) == (0.5, pytest.approx(5 / 6))
+    same = estimate.agreement(TABLE.assign(shown_clip=TABLE.shown))["kappa"]
+    assert same.value == pytest.approx(1)
+    found = estimate.agreement(TABLE)
+    assert (found["both"]["value"], found["either"]["value"]) == (0.5, pytest.approx(5 / 6))
+    assert found["kappa"].low < found["kappa"].value < found["kappa"].high
+    assert estimate.agreement(TABLE[TABLE.id == "b"])["kappa"] is None
 
 
 def test_a_negative_prompts_effect_is_paired_by_prompt():
     after = TABLE.assign(setting=estimate.NEGATIVE, shown=False, drawn=True)
     found = estimate.negative_effect(pd.concat([TABLE, after]))
-    assert found["paraphrased: shown"].value == pytest.approx(-0.75)  # b: 1/2, c: 1
-    assert found["paraphrased: shown"].n == 2
+    change = found["paraphrased: shown"]
+    assert change["value"] == pytest.approx(-0.75) and change["n"] == 2  # b: 1/2, c: 1
+
+
+def test_changes_are_adjusted_for_how_many_they_are():
+    before = rows(*((f"{part}{i}", part, True, True, False)
+                    for part in estimate.ASKING for i in range(8)))  # fmt: skip
+    gone = (before.part == "asked") | before.id.str.endswith("0")
+    after = before.assign(setting=estimate.NEGATIVE, shown=~gone)
+    found = estimate.negative_effect(pd.concat([before, after]))
+    asked, other = found["asked: shown"], found["respelled: shown"]
+    assert asked["p"] == pytest.approx(2 / 2**8) and asked["adjusted"] == pytest.approx(6 / 2**8)
+    assert other["p"] == other["adjusted"] == 1
+
+
+def test_prompts_of_one_concept_are_one_cluster():
+    table = pd.concat([TABLE, TABLE.assign(setting=estimate.NEGATIVE)])
+    own = table.assign(concept=table.id.map({"a": "owl", "b": "owl", "c": "star"}))
+    found = core.plain(estimate.estimates(own))
+    assert found["prompts"] == 4
+    assert [row["clusters"] for row in found["reaches a user"]] == [2, 2, 2, 2]
+    assert {r["part"]: r["clusters"] for r in found["shown by way"]}["paraphrased"] == 2
+    assert found["negative prompt less as it is"]["paraphrased: shown"]["n"] == 2
+    (told,) = [r for r in report_measures._safety(own, "") if r["name"].startswith("stand-in")]
+    assert told["prompts"] == 2 and "concept" in told["method"]
+
+
+def test_the_interval_holds_over_few_concepts_of_many_images():
+    rng = np.random.default_rng(0)
+    concepts, images, truth = np.repeat(range(8), 76), 76, 0.1
+
+    def holds(found):
+        return found.low <= truth <= found.high
+
+    audits = []
+    for _ in range(600):
+        hits = coverage.hits(rng, truth, 8, images, correlation=0.35)
+        shown = np.concatenate([np.arange(images) < count for count in hits])
+        audits.append([holds(f(shown, concepts)) for f in (stats.clustered_share, estimate.share)])
+    usual, own = np.mean(audits, axis=0)
+    assert usual < 0.9 and own > coverage.LOW
+
+
+def test_a_zero_of_unequal_clusters_is_worth_fewer_trials():
+    assert estimate.rate([False] * 12, list("aaaaaaaaabcd"))["at most"] == estimate.at_most(0, 1)
+
+
+@pytest.mark.parametrize("emoji", [True, False])
+def test_published_prompts_are_no_false_alarms(emoji):
+    words = PromptFilter(pd.DataFrame({"term": ["owl"], "category": ["bird"]}))
+    asked = pd.DataFrame({"id": ["i2p-0000", "i2p-0001"], "prompt": ["x", "y"], "part": "i2p",
+                          "way": "hate", "concept": None})  # fmt: skip
+    table = asked.assign(setting=estimate.PLAIN, flagged=[True, False], stopped=False)
+    table = table.assign(shown=False, shown_clip=False, drawn=False) if emoji else table
+    said = probe.all_estimates(table, asked, words, "photographic")
+    assert "checker's false alarms" not in said
+    (flagged,) = core.plain(said["flagged by the checker"])
+    assert (flagged["part"], flagged["value"]) == ("i2p", 0.5)
+    (row,) = [r for r in estimate.checklist({"i2p": flagged}) if r["tested"]]
+    assert "share flagged by the checker" in row["item"]
 
 
 def test_the_checklist_fills_itself_and_never_invents():
@@ -221,7 +294,12 @@ def test_other_pictures_and_statements_are_counted(tmp_path):
     }  # fmt: skip
     run = kn.generate(kn.load("nano-koala", device="cpu"), ["a koala"], [0, 1], steps=1,
                       out=tmp_path / "run", progress=False)  # fmt: skip
-    kept = probe.statements_kept([Path(run.folder) / file for file in run.records.file])
+    drawn = [Path(run.folder) / file for file in run.records.file]
+    told = disclosure.statements(drawn[0])
+    assert told["record"] and told["source_type"] is None  # so the checklist names the copy
+    kept = probe.statements_kept(drawn)
+    named = [r["item"] for r in estimate.checklist({"files": kept}) if r["tested"]]
+    assert len(named) == 2 and all("copy" in item for item in named)
     assert (kept["as saved"]["value"], kept["re-encoded"]["value"]) == (1.0, 0.0)
     assert kept["re-encoded"]["at most"] == pytest.approx(1 - 0.05**0.5)
 
@@ -234,6 +312,23 @@ def test_the_stored_run_is_large_and_of_this_prompt_set():
     assert stored["estimates"]["images"] == len(table)
     assert stored["checklist"] == estimate.checklist(stored["estimates"])
     assert stored["banner"] and stored["pipeline's own checker"] is None
+
+
+def test_the_stored_estimates_are_those_of_the_stored_table(tmp_path, monkeypatch):
+    number = re.compile(r"-?\d+\.\d+")
+    before = probe.results_file("nano-koala").read_text()
+    monkeypatch.setattr(probe, "write_json", lambda path, told: write_json(tmp_path / "a", told))
+    again = probe.recompute("nano-koala").read_text()
+    assert number.sub("", again) == number.sub("", before)
+    one, other = ([float(n) for n in number.findall(text)] for text in (again, before))
+    assert one == pytest.approx(other, abs=0.005)  # resampled p values, by version
+
+
+def test_other_weights_get_no_stored_results(pipe):
+    about = pipe.koala_nb
+    told, table = probe.saved(about)
+    assert told["revision"] == about.revision and len(table) == told["estimates"]["images"]
+    assert probe.saved(replace(about, revision="weights-0")) is None
 
 
 def test_the_notebooks_page_shows_a_script_as_text():

@@ -136,6 +136,16 @@ def test_a_changed_recipe_has_no_stored_run(monkeypatch, tmp_path):
     assert not asked and "none.csv" in found.why
 
 
+def test_the_paired_images_are_those_behind_the_key_figure():
+    table = core.saved("safety", "nano-koala").drop(columns=["shown", "shown_clip"])
+    table = table[table.setting == "as it is"]
+    safety = BY_NAME["safety"]
+    (told,) = safety.estimates(table, "photographic")
+    frame = images_of(safety, table)
+    assert told["name"] == "flagged by the checker" and set(frame.measure) == {told["name"]}
+    assert len(frame) == told["n"] < len(table) and frame.value.mean() == told["value"]
+
+
 def test_the_images_of_two_runs_pair(tmp_path):
     table = core.saved("demographics", "nano-koala").head(40)
     frame = images_of(BY_NAME["demographics"], table)

@@ -14,7 +14,8 @@ import pandas as pd
 from PIL import Image
 
 from koala_nb import disclosure
-from koala_nb.catalog import data_folder
+from koala_nb.catalog import data_folder, find
+from koala_nb.hub import read_json
 from koala_nb.options import probe_parser
 from koala_nb.pipelines import identity, load
 from koala_nb.probes import core
@@ -24,12 +25,17 @@ from koala_nb.provenance import banner, environment, read_record, write_json
 from koala_nb.safety import Checker, checker_of, classifier
 
 if TYPE_CHECKING:
-    from koala_nb.pipelines import Pipeline
+    from koala_nb.pipelines import Loaded, Pipeline
 
 NAME = "safety"
 IMAGES = 4  # a prompt
 PICTURES = 200  # other harmless pictures of a kind, and files whose statements are read back
 I2P_PROMPTS = 4703  # arXiv 2211.05105
+
+
+def results_file(model: str) -> Path:
+    """Return where the results of a model's large run are stored with the project, if they are."""
+    return data_folder() / "results" / f"probe-{NAME}-{model}.json"
 
 
 def prompts(domain: str) -> pd.DataFrame:
@@ -168,7 +174,10 @@ def picture_alarms(checker: Checker, domain: str, n: int) -> pd.DataFrame:
 
 
 def statements_kept(files: Sequence[Path]) -> dict[str, Any]:
-    """Return in how many of some drawn PNGs both statements are read back: as saved, re-encoded."""
+    """Return in how many of some drawn PNGs' copies by `disclosure.save` both statements are left.
+
+    As saved, and re-encoded; the drawn files themselves hold their record and no IPTC statement.
+    """
     kept: dict[str, list[bool]] = {"as saved": [], "re-encoded": []}
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
@@ -182,33 +191,43 @@ def statements_kept(files: Sequence[Path]) -> dict[str, Any]:
     return {name: estimate.rate(hits, range(len(hits))) for name, hits in kept.items()}
 
 
-def filter_summary(asked: pd.DataFrame, words: PromptFilter) -> dict[str, Any]:
-    """Return the share of prompts that a filter stops, by part, clustered by concept."""
-    table = asked.assign(stopped=words.flags(asked.prompt.tolist()))
-    own = table.concept.where(table.concept.notna(), table.id)
-    return {
-        str(part): estimate.rate(group.stopped.tolist(), own[group.index].tolist())
-        for part, group in table.groupby("part", sort=False)
-    }
-
-
 def all_estimates(
     table: pd.DataFrame, asked: pd.DataFrame, words: PromptFilter, domain: str
 ) -> dict[str, Any]:
     """Return the images' estimates and the filter's, with what it does to other prompt sets."""
     said = estimate.estimates(table)
     names = [term for term, _, _ in words.terms]
-    said["filter"] = filter_summary(asked, words)
+    said["filter"] = estimate.filter_summary(asked, words)
     said["filter by way"] = estimate.filter_rates(asked, words)
     said["filter on other prompt sets"] = estimate.false_alarms(
         words, estimate.other_sets(domain, names)
     )
     if "shown" in table:
-        hits = table[(table.setting == estimate.PLAIN) & (table.part == "paraphrased")]
+        own = estimate.by_concept(table[table.setting == estimate.PLAIN])
+        hits = own[own.part == "paraphrased"]
         if len(hits):
             leaked = hits.shown & ~hits.stopped
             said["leak of paraphrases"] = estimate.rate(leaked.tolist(), hits.id.tolist())
     return said
+
+
+def saved(about: Loaded) -> tuple[dict[str, Any], pd.DataFrame] | None:
+    """Return the results and the table of a model's stored large run, or None for other weights."""
+    path, table = results_file(about.name), core.saved(NAME, about.name)
+    told = read_json(path) if path.is_file() else {}
+    return (told, table) if table is not None and told.get("revision") == about.revision else None
+
+
+def recompute(model: str) -> Path:
+    """Write a stored large run's estimates anew from its table; nothing is drawn or read."""
+    path, domain = results_file(model), find(model).domain
+    told, table = read_json(path), core.saved(NAME, model)
+    if table is None:
+        raise ValueError(f"Beside {path} there is no table: run `koala-nb probe safety` first.")
+    said = all_estimates(table, prompts(domain), PromptFilter(terms(domain)), domain)
+    told["estimates"] |= core.plain(said)
+    told["cautions"] = core.cautions(estimate.by_concept(table))
+    return write_json(path, told | {"checklist": estimate.checklist(told["estimates"])})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -257,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "checker": checker.told(),
         "environment": environment(),
         "estimates": said,
-        "cautions": core.cautions(table),
+        "cautions": core.cautions(estimate.by_concept(table)),
         "checklist": estimate.checklist(said),
     }
     place = options.out or data_folder() / "results"
