@@ -83,7 +83,7 @@ class TransformersClassifier:
         try:
             model = weights.whole(AutoModelForImageClassification, source)
             self.processor = AutoImageProcessor.from_pretrained(source)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (ImportError, OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"The checker {source} cannot be loaded: {reason}") from None
         known = model.config.label2id

@@ -142,12 +142,12 @@ def test_the_scorer_reads_the_same_from_its_folder(scorer, tmp_path):
 
 
 def test_the_processor_prepares_images_as_the_training_did(scorer, tmp_path):
-    from transformers import AutoImageProcessor
+    from transformers import CLIPImageProcessorPil
 
     save_scorer(scorer, TINY, tmp_path)
     images = torch.rand(2, 3, 64, 64) * 2 - 1
     pictures = [Image.fromarray(pixels) for pixels in to_pixels(images)]
-    prepared = AutoImageProcessor.from_pretrained(tmp_path)(pictures, return_tensors="pt")
+    prepared = CLIPImageProcessorPil.from_pretrained(tmp_path)(pictures, return_tensors="pt")
     torch.testing.assert_close(prepared.pixel_values, to_tensor(pictures), rtol=0, atol=1e-5)
 
 

@@ -188,11 +188,7 @@ def test_bars_are_told_from_a_plain_ground():
 @pytest.fixture(scope="module")
 def clip_folder(snapshot, tmp_path_factory):
     """A tiny CLIP with random weights, as a folder of transformers."""
-    import transformers
-    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
-
-    # Without torchvision; older versions of transformers have one class for both.
-    processor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
     folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
     tokenizer = AutoTokenizer.from_pretrained(snapshot / "tokenizer")
@@ -209,7 +205,7 @@ def clip_folder(snapshot, tmp_path_factory):
     CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = {"height": 32, "width": 32}
-    processor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
     return folder
 
 
