@@ -104,7 +104,8 @@ def main(argv: Sequence[str]) -> int:
     print(json.dumps(found, indent=1))
     told = {k: v for k, v in vars(options).items() if k != "home"}
     name = f"full-{options.system}{'-small' if options.small else ''}"
-    print(write_result(name, argv, told, options.out, result=found))
+    device = found.get("device") or options.device
+    print(write_result(name, argv, told, options.out, device, result=found))
     return 0 if found["outcome"] == "measured" else 1
 
 

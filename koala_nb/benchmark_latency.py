@@ -174,8 +174,10 @@ def main(argv: Sequence[str]) -> int:
     dtype = str(pick_dtype(options.dtype, where)).removeprefix("torch.")
     device = str(where)
     if options.limit_gb and where.type == "cuda":
+        if len(options.systems) > 1:
+            parser.error("--limit-gb: give one system, since the weights of all would count")
         total = torch.cuda.get_device_properties(where).total_memory / 1e9
-        torch.cuda.set_per_process_memory_fraction(min(1.0, options.limit_gb / total), where)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, options.limit_gb / total), where.index)
     modules = {name: parts_of(name, device, dtype) for name in options.systems}
     cases = [
         case
@@ -199,7 +201,8 @@ def main(argv: Sequence[str]) -> int:
         "machine": rates,
         "roofline": rooflines(rows, rates, tokens, factors),
     }
-    print(write_result(name, argv, {**vars(options), "dtype": dtype}, options.out, **found))
+    told = {**vars(options), "dtype": dtype}
+    print(write_result(name, argv, told, options.out, device, **found))
     return 0
 
 
