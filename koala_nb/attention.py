@@ -6,7 +6,7 @@ softmax(q k^T / sqrt(d)) once more into a buffer, inside an operator that compil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from koala_nb import fast
 from koala_nb.attention_buffers import Batch, Source, grid_of, within
 from koala_nb.attention_maps import Attention, words_of
 from koala_nb.attention_processor import CannotCapture, Entry, Watching, forget, register
@@ -76,9 +77,12 @@ def capture_attention(
         for name, processor in capture.processors(original).items():
             chosen[name].set_processor(processor)
         unet.conv_in = Entry(first, capture)
+        fast.ATTEMPTS.append(capture.mark)
         yield capture.attention
         capture.check_complete()
     finally:
+        if capture.mark in fast.ATTEMPTS:
+            fast.ATTEMPTS.remove(capture.mark)
         unet.conv_in = first
         for name, processor in original.items():
             chosen[name].set_processor(processor)
@@ -165,6 +169,16 @@ class Capture:
         state = register(self)
         self.sources[int(state)] = source
         return state
+
+    def mark(self) -> Callable[[], None]:
+        """Return what drops all that is captured from here on: of images that were not drawn."""
+        batches, count = self.attention.batches, len(self.attention.batches)
+
+        def drop() -> None:
+            del batches[count:]
+            self.expected = batches[-1].passes if batches else None  # the last one is complete
+
+        return drop
 
     def begin_pass(self, sample: torch.Tensor) -> None:
         """Note a pass of the U-Net: a further step, or the first of further images."""

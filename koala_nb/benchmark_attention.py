@@ -170,5 +170,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         row["extra_peak_mb"] = (peak - base) / 1e6
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
     name = options.random or options.model
-    print(write_result(f"attention-{name}", given, vars(options), options.out, rows=rows))
+    told = vars(options)
+    print(write_result(f"attention-{name}", given, told, options.out, "cpu", rows=rows))
     return 0

@@ -42,7 +42,7 @@ def child(system: str, device: str, dtype: str, steps: int, sizes: Sequence[int]
     weights = sum(gigabytes(m) for m in pipe.components.values() if hasattr(m, "parameters"))
     peak = max([*(rss for _, rss in memory), _resident()]) - before
     found: dict[str, Any] = {
-        "device": str(pipe.device), "dtype": pipe.koala_nb.dtype, "weights_gb": weights,
+        "device": str(pipe._execution_device), "dtype": pipe.koala_nb.dtype, "weights_gb": weights,
         "load_seconds": loaded, "load_peak_gb": peak / 1e3, "load_ratio": peak / 1e3 / weights,
         "notes": pipe.koala_nb.notes, "images": [],
     }  # fmt: skip
@@ -104,7 +104,8 @@ def main(argv: Sequence[str]) -> int:
     print(json.dumps(found, indent=1))
     told = {k: v for k, v in vars(options).items() if k != "home"}
     name = f"full-{options.system}{'-small' if options.small else ''}"
-    print(write_result(name, argv, told, options.out, result=found))
+    device = found.get("device") or options.device
+    print(write_result(name, argv, told, options.out, device, result=found))
     return 0 if found["outcome"] == "measured" else 1
 
 

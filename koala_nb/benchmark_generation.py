@@ -162,7 +162,8 @@ def main(argv: Sequence[str]) -> int:
         found["run"] = long_run(pipe, options.run, options.size)
         print(*found["run"], sep="\n")
     name = f"generation-{Path(options.model).name}"
-    print(write_result(name, argv, vars(options), options.out, **found))
+    device = str(pipe._execution_device)
+    print(write_result(name, argv, vars(options), options.out, device, **found))
     return 0
 
 

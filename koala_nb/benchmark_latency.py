@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from koala_nb import catalog, random_weights
+from koala_nb.decoding import decoded, decoding_dtype
 from koala_nb.devices import pick_device, pick_dtype
 from koala_nb.options import at_least, positive, writable
 from koala_nb.pipelines import load, quiet
@@ -40,8 +41,9 @@ def cases_of(
     """Return each case to measure, with the call that does the work."""
     unet, vae = modules["unet"], modules["vae"]
     encoders = [m for name, m in modules.items() if name.startswith("text_encoder")]
-    tokens, device, kind = _tokens(modules), str(unet.device), unet.dtype
+    tokens, device, kind = _tokens(modules), _device_of(unet), unet.dtype
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    decode = partial(decoded, dtype=decoding_dtype(vae, "text_encoder_2" in modules))
     ids = torch.full((1, tokens), 300, device=device)
     found: list[tuple[Case, Callable[[], Any]]] = []
     told: Case = {"system": system, "part": PARTS[0], "size": None, "batch": 1, "guided": False}
@@ -58,9 +60,16 @@ def cases_of(
                 )
             latents = torch.randn(batch, 4, size // factor, size // factor).to(device, kind)
             found.append(
-                ({**told, "part": PARTS[2], "guided": False}, partial(vae.decode, latents))
+                ({**told, "part": PARTS[2], "guided": False}, partial(decode, vae, latents))
             )
     return found
+
+
+def _device_of(part: Any) -> str:
+    """The device that a part computes on, also where it waits elsewhere."""
+    hooks = (getattr(module, "_hf_hook", None) for module in part.modules())
+    found = (getattr(hook, "execution_device", None) for hook in hooks)
+    return str(torch.device(next((device for device in found if device is not None), part.device)))
 
 
 def _tokens(modules: dict[str, Any]) -> int:
@@ -165,8 +174,10 @@ def main(argv: Sequence[str]) -> int:
     dtype = str(pick_dtype(options.dtype, where)).removeprefix("torch.")
     device = str(where)
     if options.limit_gb and where.type == "cuda":
+        if len(options.systems) > 1:
+            parser.error("--limit-gb: give one system, since the weights of all would count")
         total = torch.cuda.get_device_properties(where).total_memory / 1e9
-        torch.cuda.set_per_process_memory_fraction(min(1.0, options.limit_gb / total), where)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, options.limit_gb / total), where.index)
     modules = {name: parts_of(name, device, dtype) for name in options.systems}
     cases = [
         case
@@ -190,7 +201,8 @@ def main(argv: Sequence[str]) -> int:
         "machine": rates,
         "roofline": rooflines(rows, rates, tokens, factors),
     }
-    print(write_result(name, argv, {**vars(options), "dtype": dtype}, options.out, **found))
+    told = {**vars(options), "dtype": dtype}
+    print(write_result(name, argv, told, options.out, device, **found))
     return 0
 
 

@@ -121,5 +121,5 @@ def main(argv: Sequence[str]) -> int:
         rows += out_of_images(record, size, 10 * options.repeats)
     for row in rows:
         print({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
-    print(write_result("records", argv, vars(options), options.out, rows=rows))
+    print(write_result("records", argv, vars(options), options.out, "cpu", rows=rows))
     return 0

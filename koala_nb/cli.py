@@ -10,6 +10,10 @@ from koala_nb.options import at_least, writable
 
 REPORT = "11_write_the_audit_report"
 DELEGATES = ("train", "evaluate", "benchmark", "probe", "plan", "receipt")
+MEMORY = (
+    "memory ran out: give a smaller --size or fewer --workers, or load the model with another "
+    "dtype or with offload."
+)
 PROBES = ("text", "composition", "frequency", "demographics", "published", "safety")
 
 
@@ -27,11 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"koala-nb: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "ReportFailed":
+    except (RuntimeError, MemoryError) as error:
+        if type(error).__name__ == "ReportFailed":
+            print(f"koala-nb: {error}", file=sys.stderr)
+            return 1
+        from koala_nb.fast import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
-        print(f"koala-nb: {error}", file=sys.stderr)
-        return 1
+        print(f"koala-nb: {MEMORY}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("koala-nb: interrupted; call it again to go on.", file=sys.stderr)
         return 130
@@ -72,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", dest="parameters")
     report.add_argument("--out", type=writable, default="reports", help="folder (default reports)")
     report.add_argument("--sweep", metavar="FILE", help="a YAML file: one run a combination")
+    report.add_argument(
+        "--keep-done", action="store_true", help="leave a finished run as it is (default: afresh)"
+    )
     report.set_defaults(call=_report)
 
     refresh = commands.add_parser("refresh", help="execute the committed notebooks in place")
@@ -136,7 +148,8 @@ def _report(options: argparse.Namespace) -> None:
         if failed:
             raise reports.ReportFailed(f"{failed} of the sweep's runs failed: see {page}")
         return
-    print(reports.run(options.notebook, given, out=options.out, text=True))
+    keep = options.keep_done
+    print(reports.run(options.notebook, given, out=options.out, text=True, keep_done=keep))
 
 
 def _refresh(options: argparse.Namespace) -> None:

@@ -12,11 +12,10 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from koala_nb import catalog, generation, pipelines, plans, provenance, runs, shards
+from koala_nb import catalog, fast, generation, pipelines, plans, provenance, runs, shards
 from koala_nb.plans import Plan
 from koala_nb.provenance import short
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 RECIPE = ("steps", "guidance", "height", "width", "batch_size", "timestep_spacing")
 _DRAWING = threading.Lock()  # a pipeline cannot draw in two threads
+_HELD: dict[tuple[Any, ...], Any] = {}  # in each worker's process: its one pipeline, by source
 
 
 def generate(
@@ -128,7 +128,21 @@ def local(workers: int, *, threads: int = 1) -> Iterator[Client]:
         distributed.Client(machines, set_as_default=False) as client,
     ):
         client.wait_for_workers(workers)
+        client.register_plugin(_threads(threads))  # also where a worker is started again
         yield client
+
+
+def _threads(number: int) -> Any:
+    """A plugin that sets torch's threads: too late for OMP_NUM_THREADS where a script has torch."""
+    from distributed import WorkerPlugin
+
+    class Threads(WorkerPlugin):
+        def setup(self, worker: Any) -> None:
+            import torch
+
+            torch.set_num_threads(number)
+
+    return Threads()
 
 
 def _gpus() -> list[str]:
@@ -148,16 +162,18 @@ def _name(model: str | Path) -> str:
     return name if "/" in name else catalog.find(name).name
 
 
-@lru_cache(maxsize=1)  # in each worker's process
-def _pipe(model: str, device: str | None, dtype: str | None, revision: str | None) -> Any:
-    return pipelines.load(model, device=device, dtype=dtype, revision=revision)
-
-
 def _load(source: tuple[Any, ...]) -> Any:
-    try:
-        return _pipe(*source)
-    except (OSError, ValueError) as error:
-        raise type(error)(f"{_worker()}: {error}") from None
+    """The pipeline of a source; there is never a second one beside it in a worker's memory."""
+    if source not in _HELD:
+        _HELD.clear()
+        fast.give_back()
+        model, device, dtype, revision = source
+        try:
+            _HELD[source] = pipelines.load(model, device=device, dtype=dtype, revision=revision)
+        except (OSError, ValueError) as error:
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"{_worker()}: {error}") from None
+    return _HELD[source]
 
 
 def _worker() -> str:

@@ -18,9 +18,7 @@ def decode(pipe: "Pipeline", latents: "torch.Tensor") -> "list[tuple[Image.Image
     """
     import torch
 
-    own = pipe.vae.dtype
-    upcast = own == torch.float16 and pipe.vae.config.force_upcast and hasattr(pipe, "upcast_vae")
-    dtype = torch.float32 if upcast else own
+    dtype = decoding_dtype(pipe.vae, hasattr(pipe, "upcast_vae"))
     found = []
     for latent, pixels in zip(latents.split(1), _decode_in(pipe, latents, dtype).split(1)):
         used = dtype
@@ -36,27 +34,40 @@ def decode(pipe: "Pipeline", latents: "torch.Tensor") -> "list[tuple[Image.Image
     return found
 
 
+def decoding_dtype(vae: Any, is_xl: bool) -> "torch.dtype":
+    """The precision that a VAE decodes in: its own, or float32 where SDXL's asks for it."""
+    import torch
+
+    upcast = is_xl and vae.dtype == torch.float16 and vae.config.force_upcast
+    return torch.float32 if upcast else vae.dtype
+
+
 def _is_broken(pixels: "torch.Tensor") -> bool:
     """Whether decoded pixels, -1 to 1, hold NaN or infinity or are black all over."""
     return not bool(pixels.isfinite().all()) or bool((pixels <= -1).all())
 
 
 def _decode_in(pipe: Any, latent: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
-    """Decode with the VAE in a precision, which is its own again afterwards."""
+    """Decode latents as the U-Net leaves them, with the pipeline's watermark."""
+    latent = unscale(pipe.vae.config, latent.to(dtype)).to(pipe._execution_device)
+    pixels = decoded(pipe.vae, latent, dtype)
+    watermark = getattr(pipe, "watermark", None)
+    return watermark.apply_watermark(pixels) if watermark is not None else pixels
+
+
+def decoded(vae: Any, latent: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    """Return what a VAE decodes in a precision, which is its own again afterwards."""
     import torch
 
-    vae, own = pipe.vae, pipe.vae.dtype
+    own = vae.dtype
     if dtype != own:
         vae.to(dtype=dtype)
     try:
-        latent = unscale(vae.config, latent.to(dtype)).to(pipe._execution_device)
         with torch.no_grad():
-            pixels = vae.decode(latent, return_dict=False)[0]
+            return vae.decode(latent.to(dtype), return_dict=False)[0]
     finally:
         if dtype != own:
             vae.to(dtype=own)
-    watermark = getattr(pipe, "watermark", None)
-    return watermark.apply_watermark(pixels) if watermark is not None else pixels
 
 
 def unscale(config: Any, latent: "torch.Tensor") -> "torch.Tensor":

@@ -112,11 +112,11 @@ def fit(picture: Image, size: int) -> tuple[torch.Tensor, list[int]]:
 def encode(pipe: Pipeline, pairs: Sequence[tuple[Image, str]], size: int) -> dict:
     """Encode pairs as tensors in half precision: mean, std (of latents), states, pooled, ids."""
     fitted = [fit(picture, size) for picture, _ in pairs]
-    vae = pipe.vae
-    images = torch.stack([pixels for pixels, _ in fitted]).to(vae.device, vae.dtype)
+    vae, device = pipe.vae, pipe._execution_device
+    images = torch.stack([pixels for pixels, _ in fitted]).to(device, vae.dtype)
     posterior = vae.encode(images).latent_dist
     states, _, pooled, _ = pipe.encode_prompt(
-        [caption for _, caption in pairs], device=images.device, do_classifier_free_guidance=False
+        [caption for _, caption in pairs], device=device, do_classifier_free_guidance=False
     )
     found = {
         "mean": scaled(vae, posterior.mean),

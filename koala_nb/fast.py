@@ -28,7 +28,7 @@ def cpu_kernels(pipe: Any) -> Iterator[None]:
     """
     import torch
 
-    if pipe.vae.device.type != "cpu":
+    if pipe._execution_device.type != "cpu":  # where parts wait says nothing
         yield
         return
     changed = [m for m in pipe.unet.modules() if _gains(m)]
@@ -70,6 +70,10 @@ def _onednn(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return forward
 
 
+# Each is called before an attempt to draw; what it returns is called where the attempt failed.
+ATTEMPTS: list[Callable[[], Callable[[], None]]] = []
+
+
 class Halving(Generic[Item, Drawn]):
     """Draws batches whole, or in halves (of halves ...) from where memory ran out."""
 
@@ -82,6 +86,7 @@ class Halving(Generic[Item, Drawn]):
         drawn: list[Drawn] = []
         while len(drawn) < len(batch):
             todo = batch[len(drawn) :][: self.most or len(batch)]
+            undo = [begin() for begin in ATTEMPTS]
             try:
                 drawn += self.draw(todo)
                 continue
@@ -90,6 +95,8 @@ class Halving(Generic[Item, Drawn]):
                     raise
             # Here the error is gone, and with it the tensors that its traceback held.
             self.most = len(todo) // 2
+            for back in undo:
+                back()
             give_back()
         return drawn
 

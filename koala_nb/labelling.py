@@ -50,11 +50,12 @@ class Labeller(ipywidgets.VBox):
         seed: int = 0,
     ) -> None:
         self.sample, self.path, self.questions = sample, Path(path), dict(questions)
+        self.number = number
         order = np.random.default_rng([seed, number]).permutation(len(sample))
         self.order = [int(index) for index in order]
         self.table = sample.rows.iloc[self.order].reset_index(drop=True)
         self.table = self.table.assign(**dict.fromkeys(self.questions), **{"pass": number})
-        self.others = self._resume(number)
+        self._resume()
         self.asked = [(row, q) for row in range(len(sample)) for q in self.questions]
         given = (self.table.loc[row, q] is not None for row, q in self.asked)
         self.at = next((k for k, answered in enumerate(given) if not answered), len(self.asked))
@@ -69,11 +70,14 @@ class Labeller(ipywidgets.VBox):
         """Return a text that does not change with the answers: notebooks store it."""
         return "Labelling widget: one image at a time, answers by key or button"
 
-    def _resume(self, number: int) -> pd.DataFrame:
-        """Fill in what the file holds of this pass; return the rows of the other passes."""
-        if not self.path.exists():
-            return self.table.iloc[:0]
-        held = labels.read(self.path, self.questions)
+    def _held(self) -> pd.DataFrame:
+        """Return what the file holds now, of all passes."""
+        there = self.path.exists()
+        return labels.read(self.path, self.questions) if there else self.table.iloc[:0]
+
+    def _resume(self) -> None:
+        """Fill in what the file holds of this pass."""
+        held, number = self._held(), self.number
         own = held[held["pass"] == number]
         merged = own.merge(self.table[labels.IMAGE], on=labels.IMAGE)
         if len(merged) < len(own):
@@ -84,7 +88,6 @@ class Labeller(ipywidgets.VBox):
         for question in self.questions:
             found = labels.answers_of(own, self.table, question, number)
             self.table[question] = pd.Series(found, dtype=object)
-        return held[held["pass"] != number]
 
     def answer(self, answer: str) -> None:
         """Take an answer to the question shown, write the file and show the next one."""
@@ -113,8 +116,10 @@ class Labeller(ipywidgets.VBox):
         self.table.at[row, question] = answer
         given = self.table[self.table[list(self.questions)].notna().any(axis=1)]
         try:
-            labels.write(self.path, pd.concat([self.others, given]), self.questions)
-        except OSError:
+            held = self._held()  # another widget may have written to it
+            others = held[held["pass"] != self.number]
+            labels.write(self.path, pd.concat([others, given]), self.questions)
+        except (OSError, ValueError):
             self.table.at[row, question] = before  # the file and the widget say the same
             raise
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from koala_nb import catalog, hub, weights
 from koala_nb.catalog import Recipe, System
 from koala_nb.devices import gigabytes, pick_device, pick_dtype, plan_memory
+from koala_nb.fast import give_back
 from koala_nb.hub import WeightsMissing
 from koala_nb.provenance import short
 
@@ -258,6 +259,7 @@ def _place(pipe: "Pipeline", device: "torch.device", offload: str | None) -> Non
         pipe.to(device)
         return
     sizes = [gigabytes(part) for part in pipe.components.values() if hasattr(part, "parameters")]
+    give_back()  # what torch keeps of pipelines that are gone would count as taken
     free = torch.cuda.mem_get_info(device)[0] / 1e9
     size = pipe.koala_nb.recipe.height or pipe.default_sample_size * pipe.vae_scale_factor
     area = (size / 1024) ** 2

@@ -41,17 +41,20 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def environment() -> dict[str, Any]:
-    """Versions, platform, device, threads and git commit, as a flat dictionary for reports."""
+def environment(device: str | None = None) -> dict[str, Any]:
+    """Versions, platform, device, threads and git commit, as a flat dictionary for reports.
+
+    `device` is the one that was worked on; by default the best available.
+    """
     import torch
 
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    best = "cuda" if torch.cuda.is_available() else "cpu"
     if torch.backends.mps.is_available():
-        kind = "mps"
+        best = "mps"
     return {
         **versions(),
         "platform": platform.platform(),
-        "device": device_name(kind),
+        "device": device_name(device or best),
         "threads": torch.get_num_threads(),
         "commit": git_commit(),
     }

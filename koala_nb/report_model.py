@@ -41,6 +41,9 @@ def latency(pipe: Any, run: Any, size: int) -> Section:
     if not reports.in_report():
         section.why = "" if section.stored else "Measured where this runs as a report."
         return section
+    if any(hasattr(part, "_hf_hook") for part in pipe.components.values()):
+        section.why = "Offloaded parts move to the GPU and back: their times would count that."
+        return section
     if run.drawn:
         found = Estimate(run.seconds_per_image, UNKNOWN, UNKNOWN, run.drawn.images)
         section.estimates.append(

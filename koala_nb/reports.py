@@ -147,19 +147,22 @@ def run(
     *,
     out: str | Path = "reports",
     text: bool = False,
+    keep_done: bool = False,
     **more: Any,
 ) -> Path:
     """Execute a notebook with parameters and write `<out>/<run>/index.html`; returns its path.
 
     `<run>` is the notebook, the model and a hash of all parameters: the same call finds the same
-    folder, takes up what an interrupted run left there, and starts a finished one afresh. Beside
-    the page stand the executed notebook, `results.json` and `status.json`. ValueError before
-    anything runs for a bad name or parameter; ReportFailed where a cell fails or the kernel dies.
+    folder, takes up what an interrupted run left there, and starts a finished one afresh, or leaves
+    it alone with `keep_done`. Beside the page stand the executed notebook, `results.json` and
+    `status.json`. ValueError before anything runs for a bad name or parameter; ReportFailed where
+    a cell fails or the kernel dies.
     """
     path = find(notebook)
     values = check(path, {**(parameters or {}), **more}, text=text)
     folder = folder_of(path, values, out)
-    _open_folder(folder)
+    if not _open_folder(folder, keep_done):
+        return folder / "index.html"
     state: dict[str, Any] = {
         "state": "running",
         "notebook": path.stem,
@@ -211,16 +214,20 @@ def _cells(path: Path, changed: int) -> list[str]:
     return [cell.source for cell in nbformat.read(path, as_version=4).cells]
 
 
-def _open_folder(folder: Path) -> None:
+def _open_folder(folder: Path, keep_done: bool) -> bool:
+    """Prepare a run's folder; False where a finished run stays in it."""
     before = status(folder)["state"]
     if before == "running":
         raise ValueError(f"A run is under way in {folder}: wait, or delete the folder if not.")
     if before == "done":
+        if keep_done:
+            return False
         shutil.rmtree(folder)
     provenance.make_folder(folder)
     provenance.clean_temporary(folder)  # of a run that was killed
     for name in ("index.html", "results.json"):
         (folder / name).unlink(missing_ok=True)
+    return True
 
 
 def _execute(path: Path, folder: Path, values: Mapping[str, Any]) -> None:

@@ -35,8 +35,8 @@ def noisy_inputs(
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt each.")
     if not 0 <= timestep < len(alphas):
         raise ValueError(f"Timestep {timestep}: give one of 0 to {len(alphas) - 1}.")
-    device, dtype = pipe.unet.device, pipe.unet.dtype
-    pixels = pipe.image_processor.preprocess(list(images)).to(pipe.vae.device, pipe.vae.dtype)
+    device, dtype = pipe._execution_device, pipe.unet.dtype
+    pixels = pipe.image_processor.preprocess(list(images)).to(device, pipe.vae.dtype)
     latents = scaled(pipe.vae, pipe.vae.encode(pixels).latent_dist.mode()).float().cpu()
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
     alpha = alphas[timestep]

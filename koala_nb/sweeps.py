@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -53,7 +54,7 @@ def run(
         states[i] = {"state": "waiting"}
     page = sweep.write()
     pool = client.get_executor(pure=False) if client else ThreadPoolExecutor(workers)
-    futures = {pool.submit(_run_one, path, combinations[i], out): i for i in todo}
+    futures = {pool.submit(_run_one, path, combinations[i], folders[i]): i for i in todo}
     try:
         for future in tqdm(as_completed(futures), "runs", len(todo)):
             states[futures[future]] = _outcome(future)
@@ -76,13 +77,18 @@ def _failed(error: str) -> dict[str, Any]:
     return {"state": "failed", "cell": "no cell of its own", "error": error}
 
 
-def _run_one(path: Path, values: Mapping[str, Any], out: str | Path) -> dict[str, Any]:
+def _run_one(path: Path, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Run one combination as `koala-nb report` in a process of its own; returns its status."""
-    folder = reports.folder_of(path, values, out)
+    if reports.folder_of(path, values, folder.parent).name != folder.name:
+        return _failed(
+            f"{socket.gethostname()} has another notebook or other versions of libraries than the "
+            "client: install the same on all machines."
+        )
     _wait(folder)
     if (state := reports.status(folder))["state"] == "done":
         return state
     command = [sys.executable, "-m", "koala_nb", "report", str(path), "--out", str(folder.parent)]
+    command.append("--keep-done")  # by another machine since
     for name, value in values.items():
         command += ["-p", f"{name}={value}"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")

@@ -29,46 +29,54 @@ Calls = Mapping[str, Callable[[], Any]]
 
 
 def seconds_of(call: Callable[[], Any], device: str = "cpu") -> float:
-    """Return the seconds that a call takes; on a GPU between two events, all work included."""
-    if torch.device(device).type != "cuda":
+    """Return the seconds that a call takes; on a GPU all of its work is included."""
+    place = torch.device(device)
+    if place.type != "cuda":
+        wait = torch.mps.synchronize if place.type == "mps" else lambda: None
+        wait()  # a call only gives Apple's GPU its work
         begin = time.perf_counter()
         call()
+        wait()
         return time.perf_counter() - begin
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    first.record()
-    call()
-    last.record()
-    torch.cuda.synchronize()
+    with torch.cuda.device(place):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        first.record()
+        call()
+        last.record()
+        torch.cuda.synchronize()
     return first.elapsed_time(last) / 1e3
 
 
 def take_turns(calls: Calls, repeats: int, device: str = "cpu") -> dict[str, list[float]]:
     """Return each call's seconds, one a round; rounds start with another call each time.
 
-    Every call runs once before, uncounted. Where one runs out of memory its list is empty.
+    Every call runs once before, uncounted. Where one runs out of memory, in whatever round, its
+    list is empty.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    alive = [name for name in calls if _fits(calls[name])]
+    alive = [name for name in calls if _seconds_or_none(calls[name], device) is not None]
     for turn in range(repeats):
         at = turn % max(1, len(alive))
         for name in alive[at:] + alive[:at]:
-            seconds[name].append(seconds_of(calls[name], device))
-    return seconds
+            if (taken := _seconds_or_none(calls[name], device)) is None:
+                alive.remove(name)
+            else:
+                seconds[name].append(taken)
+    return {name: values if name in alive else [] for name, values in seconds.items()}
 
 
-def _fits(call: Callable[[], Any]) -> bool:
+def _seconds_or_none(call: Callable[[], Any], device: str) -> float | None:
+    """The seconds of a call; None where it runs out of memory."""
     from koala_nb.fast import give_back, is_out_of_memory
 
     try:
-        call()
+        return seconds_of(call, device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    else:
-        return True
     give_back()
-    return False
+    return None
 
 
 def median_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Estimate:
@@ -123,12 +131,14 @@ def peak_gb(call: Callable[[], Any], device: str = "cpu") -> float:
 
     On a GPU the allocator's own count; elsewhere the live tensors, without scratch in kernels.
     """
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 1e9
+    place = torch.device(device)
+    if place.type == "cuda":
+        with torch.cuda.device(place):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call()
+            return (torch.cuda.max_memory_allocated() - before) / 1e9
     with LiveBytes() as live:
         call()
     return live.peak / 1e9
@@ -155,14 +165,22 @@ def watched_memory() -> Iterator[list[tuple[float, float]]]:
 
 
 def write_result(
-    name: str, given: Sequence[str], options: Mapping[str, Any], out: Path | None, **found: Any
+    name: str,
+    given: Sequence[str],
+    options: Mapping[str, Any],
+    out: Path | None,
+    device: str | None,
+    **found: Any,
 ) -> Path:
-    """Write `<out>/benchmark-<name>.json`: command, options, environment, what was found."""
+    """Write `<out>/benchmark-<name>.json`: command, options, environment, what was found.
+
+    `device` is the one measured; None: the best available.
+    """
     what = name.partition("-")[0]
     result = {
         "command": " ".join(["koala-nb benchmark", what, *given]),
         "options": {k: v for k, v in options.items() if k != "out"},
-        "environment": environment() | {"cores": os.cpu_count()},
+        "environment": environment(device) | {"cores": os.cpu_count()},
         **found,
     }
     folder = out or data_folder() / "results"

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import koala_nb as kn
+from koala_nb import fast, generation
 from koala_nb.architecture import build_unet, meta_inputs
 from koala_nb.attention import CannotCapture
 from koala_nb.attention_buffers import cell_grid, grid_of
@@ -555,3 +556,31 @@ def test_arrays_are_saved_with_their_axes(loaded, tmp_path):
     assert attention.images == 2 and attention.maps(1).shape[0] == 3
     with pytest.raises(ValueError, match="several sizes"):
         attention.arrays()
+
+
+@pytest.mark.parametrize("where", ["decode", "unet"])
+def test_an_attempt_that_ran_out_of_memory_leaves_no_maps(loaded, monkeypatch, where):
+    """Memory that runs out once, in the middle of a run, after steps of the U-Net or before."""
+    small = {"height": 64, "width": 64, "progress": False}
+    prompts = [f"{n} koalas" for n in range(4)]
+    with kn.capture_attention(loaded) as expected:
+        for prompt in prompts:
+            kn.generate(loaded, prompt, steps=2, **small)
+    owner, name = (generation, "decode") if where == "decode" else (loaded.unet, "forward")
+    real, calls = getattr(owner, name), []
+
+    def scarce(*given, **named):
+        calls.append(1)
+        if len(calls) == (2 if where == "decode" else 4):
+            raise torch.OutOfMemoryError("out of memory")
+        return real(*given, **named)
+
+    monkeypatch.setattr(owner, name, scarce)
+    with kn.capture_attention(loaded) as attention:
+        kn.generate(loaded, prompts[:2], steps=3, **small)  # another number of steps before
+        calls.clear()
+        run = kn.generate(loaded, prompts, steps=2, batch_size=2, **small)
+    assert set(run.records.batch_halved_to.dropna()) == {1} and attention.images == 6
+    for image in range(4):
+        assert np.allclose(attention.maps(image + 2), expected.maps(image), atol=1e-5)
+    assert not fast.ATTEMPTS

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from koala_nb import cli
 
@@ -72,6 +73,17 @@ def test_a_report_that_fails_ends_with_exit_code_1(tmp_path):
     assert "Traceback" not in done.stderr
     (status,) = tmp_path.glob("out/*/status.json")
     assert json.loads(status.read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_running_out_of_memory_is_one_sentence(monkeypatch, capsys, error):
+    def scarce(_):
+        raise error
+
+    monkeypatch.setattr(cli, "_systems", scarce)
+    assert cli.main(["systems"]) == 2
+    said = capsys.readouterr().err
+    assert "memory ran out: give a smaller --size" in said and said.count("\n") == 1
 
 
 def test_a_programming_error_keeps_its_traceback(monkeypatch):

@@ -3,10 +3,12 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import dask
@@ -73,7 +75,7 @@ def count_loads():
     """Let a worker's process count what it loads."""
     whole = pipelines.load
     pipelines.loads = 0
-    cluster._pipe.cache_clear()
+    cluster._HELD.clear()
 
     def load(*given, **named):
         pipelines.loads += 1
@@ -218,6 +220,81 @@ def test_a_chunk_that_ends_every_worker_is_one_sentence(client):
             client.submit(os._exit, 1).result()
     scheduler.allowed_failures = before
     client.wait_for_workers(3)
+
+
+def test_a_second_pipeline_is_loaded_when_the_first_is_gone(monkeypatch):
+    class Pipe:
+        pass
+
+    made = []
+
+    def load(model, **_):
+        assert all(other() is None for other in made)
+        if model == "broken":
+            raise UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")
+        pipe = Pipe()
+        made.append(weakref.ref(pipe))
+        return pipe
+
+    monkeypatch.setattr(pipelines, "load", load)
+    monkeypatch.setattr(cluster, "_HELD", {})
+    monkeypatch.setattr(cluster, "_worker", lambda: "Worker 1")
+    first = id(cluster._load(("a", None, None, None)))
+    assert id(cluster._load(("a", None, None, None))) == first and len(made) == 1
+    cluster._load(("b", None, None, None))
+    with pytest.raises(ValueError, match="^Worker 1: .*utf-8"):
+        cluster._load(("broken", None, None, None))
+    assert len(made) == 2
+
+
+THREADS = """
+import torch
+from koala_nb import cluster
+if __name__ == "__main__":
+    with cluster.local(1, threads=2) as client:
+        print(client.submit(torch.get_num_threads).result())
+        client.restart()
+        print(client.submit(torch.get_num_threads).result())
+"""
+
+
+def test_threads_are_as_asked_where_a_script_has_torch_already(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(THREADS)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "DASK_TEMPORARY_DIRECTORY": str(tmp_path)}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["2", "2"], done.stderr
+
+
+DRAW = """
+import sys
+from distributed import Client
+with Client(scheduler_file=sys.argv[1]) as client:
+    client.wait_for_workers(1)
+    client.shutdown()
+print("drawn")
+"""
+
+
+def test_the_job_for_slurm_draws_where_another_scheduler_has_the_usual_port(tmp_path):
+    """With a stand-in for srun: it starts one worker, on this machine."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\n[ "$SRUN_CPUS_PER_TASK" = 4 ] && exec "$@"\n')
+    srun.chmod(0o755)
+    (tmp_path / "draw.py").write_text(DRAW)
+    places = [str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]]
+    env = {**os.environ, "PATH": os.pathsep.join(places), "SLURM_JOB_ID": "1"}
+    env |= {"SLURM_CPUS_PER_TASK": "4"}
+    with socket.socket() as other:
+        try:
+            other.bind(("", 8786))
+            other.listen()
+        except OSError:  # another scheduler, indeed
+            pass
+        job = ["bash", str(ROOT / "docs" / "slurm" / "koala.sbatch")]
+        how = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
+        done = subprocess.run(job, env=env, **how)
+    assert done.stdout == "drawn\n", done.stderr
 
 
 def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path):

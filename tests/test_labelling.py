@@ -109,6 +109,25 @@ def test_a_second_pass_has_another_order_and_leaves_the_first_alone(sample, path
     assert held[held["pass"] == 2].presentation.tolist() == ["man"]
 
 
+def test_two_widgets_on_one_file_keep_each_others_answers(sample, path):
+    first, second = Labeller(sample, path), Labeller(sample, path, number=2)
+    press(first, "1", "2")
+    press(second, "2")
+    press(first, "1")
+    held = labels.read(path)
+    assert held.presentation.tolist() == ["man", "woman", "woman"]
+    assert held["pass"].tolist() == [2, 1, 1]
+
+
+def test_a_file_that_was_damaged_meanwhile_is_left_alone_and_told(sample, path):
+    widget = Labeller(sample, path)
+    press(widget, "1")
+    path.write_text("damaged")
+    press(widget, "2")
+    assert "Not taken" in widget.status.value and path.read_text() == "damaged"
+    assert widget.at == 1 and widget.table.tone[0] is None
+
+
 def test_a_file_of_another_sample_is_refused(sample, path):
     press(Labeller(sample, path), "1")
     with pytest.raises(ValueError, match="1 answers of pass 1 to images outside this sample"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hub_layout import COMMIT, REPOSITORY, write_hub_layout
 
-from koala_nb import devices, hub, load
+from koala_nb import devices, hub, load, pipelines
 from koala_nb.pipelines import WeightsMissing, identity
 
 
@@ -353,3 +353,14 @@ def test_a_plain_diffusers_pipeline_tells_what_it_is(snapshot):
     told = identity(pipe)
     assert (told.system, told.dtype, told.device) == (None, "float32", "cpu")
     assert told.source == str(snapshot)
+
+
+def test_memory_that_torch_only_keeps_counts_as_free(snapshot, monkeypatch):
+    pipe, order = load(snapshot, device="cpu"), []
+    monkeypatch.setattr(pipelines, "give_back", lambda: order.append("give back"))
+    monkeypatch.setattr(pipe, "to", lambda device: order.append("place"))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device: (order.append("plan"), (8e10, 8e10))[1]
+    )
+    pipelines._place(pipe, torch.device("cuda"), None)
+    assert order == ["give back", "plan", "place"]

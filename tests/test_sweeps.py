@@ -181,6 +181,27 @@ def test_runs_on_the_workers_of_a_cluster(folder):
     assert [run["state"] for run in told] == ["done", "failed"]
 
 
+def test_a_worker_with_other_versions_is_told_from_one_that_is_done(folder):
+    values = {"model": "nano-koala", "steps": 1, "scale": 1.0}
+    state = sweeps._run_one(folder / "tiny.ipynb", values, folder / "out" / "tiny-of-the-client")
+    assert state["state"] == "failed" and "other versions of libraries than the" in state["error"]
+    assert not (folder / "out").exists()
+
+
+def test_what_another_machine_finished_meanwhile_is_left_alone(folder, monkeypatch):
+    path, values = folder / "tiny.ipynb", {"model": "nano-koala", "steps": 1, "scale": 1.0}
+    place, alone = reports.folder_of(path, values, folder / "out"), subprocess.run
+
+    def after_another(command, **how):
+        reports.run(path, values, out=folder / "out")
+        (place / "kept").touch()
+        return alone(command, **how)
+
+    monkeypatch.setattr(subprocess, "run", after_another)
+    assert sweeps._run_one(path, values, place)["state"] == "done"
+    assert (place / "kept").exists() and starts(folder) == {"nano-koala-1": 1}
+
+
 def images(*rows):
     return pd.DataFrame(rows, columns=[*sweep_page.PAIR, "value"])
 

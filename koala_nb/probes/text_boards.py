@@ -92,11 +92,11 @@ def through_vae(pipe: Pipeline, images: Sequence[Image.Image]) -> list[Image.Ima
 
     found: list[Any] = []
     own: Any = pipe
-    vae, before = own.vae, own.vae.dtype
+    vae, before, device = own.vae, own.vae.dtype, own._execution_device
     try:
         vae.to(torch.float32)
         for image in images:
-            pixels = own.image_processor.preprocess([image]).to(vae.device, torch.float32)
+            pixels = own.image_processor.preprocess([image]).to(device, torch.float32)
             with torch.no_grad():
                 decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
             found += own.image_processor.postprocess(decoded.float(), output_type="pil")
