@@ -234,3 +234,19 @@ def test_unknown_run_is_named(capsys):
     with pytest.raises(SystemExit):
         probe.main(["--runs", "neutral"])
     assert "'neutral' is none of" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    probe.saved("nano-koala") is None, reason="the embedded family's large run is absent"
+)
+def test_other_weights_of_the_same_name_have_no_stored_run():
+    path = probe.data_folder() / "results" / "probe-demographics-nano-koala.json"
+    revision = json.loads(path.read_text("utf-8"))["revision"]
+    assert len(probe.saved("nano-koala", revision)) == len(probe.saved("nano-koala"))
+    assert probe.saved_estimates("nano-koala", revision) and len(
+        probe.saved_labels("nano-koala", revision)
+    )
+    for other in ("weights-0", None):
+        assert probe.saved("nano-koala", other) is None
+        assert probe.saved_estimates("nano-koala", other) == {}
+        assert probe.saved_labels("nano-koala", other) is None

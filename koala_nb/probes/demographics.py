@@ -138,16 +138,29 @@ def run_folder(pipe: Any, run: str) -> Path:
     return Path("runs") / f"probe-{NAME}-{name}-{str(about.revision)[-8:]}-{run}"
 
 
-def saved(model: str) -> pd.DataFrame | None:
-    """Return the table of the large run, or None; what was not asked for is None."""
-    found = core.saved(NAME, model)
+def saved(model: str, revision: str | None = "") -> pd.DataFrame | None:
+    """Return the table of the large run, or None; what was not asked for is None.
+
+    None also where a `revision` is given and the run is of other weights of that name.
+    """
+    found = core.saved(NAME, model) if _told(model, revision) else None
     return None if found is None else found.astype(object).where(found.notna(), None)
 
 
-def saved_estimates(model: str) -> dict[str, Any]:
-    """Return the estimates of the large run, the calibration among them; {} for none."""
+def saved_estimates(model: str, revision: str | None = "") -> dict[str, Any]:
+    """Return the estimates of the large run, the calibration among them; {} as `saved` is None."""
+    return _told(model, revision).get("estimates", {})
+
+
+def saved_labels(model: str, revision: str | None) -> pd.DataFrame | None:
+    """Return the labels of the large run's images; None for other weights, which drew others."""
+    return labels.saved(NAME, model) if _told(model, revision) else None
+
+
+def _told(model: str, revision: str | None) -> dict[str, Any]:
     path = data_folder() / "results" / f"probe-{NAME}-{model}.json"
-    return read_json(path)["estimates"] if path.is_file() else {}
+    told = read_json(path) if path.is_file() else {}
+    return told if revision in ("", told.get("revision")) else {}
 
 
 def series(domain: str, column: str = "women") -> Mapping[str, float]:
@@ -179,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = {"images": images, "first_seed": options.seed, "out": run_folder(pipe, name)}
         tables.append(measure(pipe, own, scorer, setting, **how))
     table = pd.concat(tables, ignore_index=True)
-    held = labels.saved(NAME, about.name)
+    held = saved_labels(about.name, about.revision)
     told = [f"--{k}={v}" for k, v in vars(options).items() if v and k != "out"]
     result = {
         "command": " ".join([f"koala-nb probe {NAME}", *told]),
