@@ -80,6 +80,17 @@ def test_a_reader_that_fails_on_a_font_gives_no_verdict_on_the_model(evidence):
         assert row["verdict"] == verdict, row
 
 
+def test_a_reader_that_misses_some_does_not_make_the_limitation_hold(evidence):
+    """A ceiling of .62 reads a model that writes 70 % as .43: the reader's misses, not its own."""
+    ceiling = estimate(0.55, 0.69, 200, 200, "reader's ceiling on long texts")
+    for ends, verdict in {(0.4, 0.47): "not tested", (0.2, 0.27): "holds"}.items():
+        long = estimate(*ends, name="text of 16 or more characters read as asked")
+        row = of(evidence, "limitation: long", text=Section("text", [ceiling, long]))
+        assert row["verdict"] == verdict, row
+    row = of(evidence, "limitation: long", text=Section("text", [long]))
+    assert row["verdict"] == "not tested" and "no ceiling" in row["why"]
+
+
 def test_a_model_that_writes_well_refutes_the_limitation(evidence):
     ceiling = estimate(0.9, 0.99, 41, 41, "reader's ceiling on long texts")
     long = estimate(0.6, 0.7, name="text of 16 or more characters read as asked")
