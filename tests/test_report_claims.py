@@ -140,6 +140,17 @@ def test_a_latency_is_compared_only_like_with_like(evidence, seconds, device, si
     assert (other["verdict"], "other steps" in other["why"]) == ("not tested", True)
     few = Section("latency", [timed | {"n": 15}])
     assert of(here, "latency", latency=few)["verdict"] == "not tested"
+    unknown = Section("latency", [timed | {"low": None, "high": None}])
+    assert of(here, "latency", latency=unknown)["verdict"] == "not tested"
+
+
+def test_a_latency_is_decided_by_its_interval(evidence):
+    """Published: 0.66 s, so the bar is 0.726."""
+    for ends, verdict in {
+        (0.5, 0.72): "holds", (0.5, 0.74): "not tested", (0.73, 0.9): "does not hold"
+    }.items():  # fmt: skip
+        timed = Section("latency", [estimate(*ends, 64, 1, "seconds an image")])
+        assert of(evidence, "latency", latency=timed)["verdict"] == verdict
 
 
 def test_every_limitation_of_the_card_has_a_rule():

@@ -8,7 +8,15 @@ import pandas as pd
 import pytest
 from hub_layout import tiny_pipeline
 
-from koala_nb import catalog, pipelines, report_measures, report_results, sweep_page
+from koala_nb import (
+    catalog,
+    pipelines,
+    report_measures,
+    report_model,
+    report_results,
+    runs,
+    sweep_page,
+)
 from koala_nb.probes import core
 from koala_nb.report_measures import PARTS, Part, images_of, measure_all, stored
 
@@ -146,3 +154,17 @@ def test_the_images_of_two_runs_pair(tmp_path):
     read = sweep_page.read_images(tmp_path)
     (row, _) = sweep_page.differences(read, read)
     assert row["value"] == 0 and row["n"] == 40 and row["measure"].endswith("by clip")
+
+
+def test_an_image_is_timed_over_batches():
+    found = report_model._an_image(runs.Drawn((8, 8, 8), (8.0, 16.0, 24.0)))
+    assert found.value == 2 and found.n == 24
+    assert found.high - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-3)  # Student's t, 2 degrees
+    two = report_model._an_image(runs.Drawn((8, 8), (8.0, 16.0)))
+    assert two.value == 1.5 and np.isnan(two.low) and np.isnan(two.high)
+
+
+def test_a_correlation_has_fishers_interval():
+    found = report_model.quality(type("Pipe", (), {"koala_nb": about()})())
+    methods = {", r," in e["name"]: e["method"].split()[0] for e in found.stored}
+    assert methods == {True: "Fisher's", False: "Wilson"}
