@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from koala_nb import card, card_comparison, catalog
+from koala_nb import card, card_comparison, catalog, report_measures
 from koala_nb.pipelines import Loaded
 from koala_nb.report_claims import Evidence, below, claims, decide
 from koala_nb.report_results import Section, needed
@@ -158,3 +158,20 @@ def test_every_limitation_of_the_card_has_a_rule():
     assert len({c.claim for c in found}) == len(found) and all(len(c.rule) > 20 for c in found)
     for limit in card.CARD.limitations:
         assert any(limit in c.claim for c in found)
+
+
+def test_the_expectation_of_independent_atoms_stands_beside_the_verdict(evidence):
+    rows = [estimate(-0.4, -0.2, name=report_measures.COMPLEX)]
+    rows += [estimate(-0.3, -0.3, name=f"{rows[0]['name']}, {report_measures.EXPECTED}")]
+    row = of(evidence, "limitation: comp", composition=Section("composition", rows))
+    assert row["verdict"] == "holds" and "independent atoms: -0.300" in row["why"]
+
+
+def test_an_embedded_models_limitations_are_not_koalas(evidence):
+    """The card's training data is LAION; what an embedded model learnt from is another."""
+    mine = replace(evidence, about=loaded("nano-koala", "float32"))
+    row = of(mine, "limitation: dependence")
+    assert row["claim"].endswith("(of nano-koala, by its own training data)")
+    assert row["model"] == "nano-koala" and of(mine, "parameters")["model"] is None
+    row = of(evidence, "limitation: dependence")
+    assert row["claim"].endswith("6+)") and row["model"] == "koala-lightning-700m"
