@@ -118,9 +118,9 @@ def plan(occupations: int, a_prompt: int, images: int) -> str:
     told = "too few: there will be no verdict" if worth < needed else told
     return (
         f"{core.plan(a_prompt, images)} That is one of {occupations} occupations. After Holm's "
-        f"correction, with a reader that never errs, .75 is told from .50 in {found:.0%} of "
-        f"simulated audits ({told}), and in fewer with yours; below {needed} independent images "
-        "there is no verdict."
+        f"correction, with a reader that never errs, .75 is told from .50 in {100 * found:.0f} % "
+        f"of simulated audits ({told}), and with yours in no more; below {needed} independent "
+        "images there is no verdict."
     )
 
 
