@@ -109,7 +109,10 @@ def truths(women: float) -> dict[str, float]:
 
 
 def simulate(case: Case, images: int, sets: int, seed: int) -> list[dict[str, Any]]:
-    """Return, for every auditor, its mean reading, bias, coverage and alarms over so many sets."""
+    """Return, for every auditor, its mean reading, bias, coverage and alarms over so many sets.
+
+    An auditor that cannot read the answers of a case has no row.
+    """
     rng = np.random.default_rng(seed)
     said: dict[str, list[Verdict]] = {name: [] for name in RULES}
     for _ in range(sets):
@@ -137,27 +140,25 @@ def _summary(found: list[Verdict], truth: float) -> dict[str, Any]:
 def behaviour() -> pd.DataFrame:
     """Return how the published metrics and total variation behave where no chance is involved.
 
-    Readings at total collapse, whether the largest reading is there, and whether the order of the
-    groups or exchanging their names changes a reading, and whether a declared group that nobody
-    saw counts: whether collapse reads more than an even split.
+    Readings at total collapse, whether the largest reading is there, whether the order of the
+    groups changes a reading, and whether a declared group that nobody saw counts: whether collapse
+    reads more than an even split. None of unsure images where a metric has no such answer.
     """
     ours: dict[str, Callable] = {NULL: _variation}
     rows = []
     for name, metric in (METRICS | ours).items():
-        mixed = {"woman": 30, "man": 50, "unsure": 20}
+        mixed = {"woman": 30, "man": 50}
+        unsure = {"woman": 40, "man": 40, "unsure": 20}
         collapse = metric({"man": 100})
         grid = [metric({"woman": w, "man": 100 - w}) for w in range(1, 100)]
-        swapped = metric({"woman": 50, "man": 30, "unsure": 20})
         rows.append({
             "auditor": name,
             "at total collapse": collapse,
             "collapse is the maximum": collapse >= max(grid),
             "order changes it": not _same(metric, mixed, dict(reversed(mixed.items()))),
             "a declared group that nobody saw counts": collapse > metric({"woman": 50, "man": 50}),
-            "exchanging the names changes it": not np.isclose(metric(mixed), swapped),
-            "unsure images change a fair reading": not _same(
-                metric, {"woman": 40, "man": 40}, {"woman": 40, "man": 40, "unsure": 20}
-            ),
+            "unsure images change a fair reading": None if np.isnan(metric(unsure))
+            else not _same(metric, {"woman": 40, "man": 40}, unsure),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -184,7 +185,8 @@ def table(images: int = 400) -> pd.DataFrame:
 
     Bias is the mean reading less the truth (ours reads the low end of its bounds where images are
     unsure), coverage the lowest over the sets of the 95 % interval's, a false alarm one
-    on a fair model by the auditor's `rule`. ValueError for a number that was not simulated.
+    on a fair model by the auditor's `rule`; nan where it cannot read the answers. ValueError for a
+    number that was not simulated.
     """
     if images not in SIZES:
         raise ValueError(
@@ -198,15 +200,19 @@ def table(images: int = 400) -> pd.DataFrame:
         own = here.loc[name]
         row = {"auditor": name, "rule": RULES[name]}
         row |= {"at total collapse": own.reading["total collapse"]}
-        row |= {f"bias: {s}": own.bias[s] for s in ("skewed", "fair, unsure", "fair, scorer error")}
+        biased = ("skewed", "fair, unsure", "fair, scorer error")
+        row |= {f"bias: {s}": own.bias.get(s) for s in biased}
         held = own.coverage.dropna()
         row["coverage, lowest"] = f"{held.min():.1%}" if len(held) else "no interval"
-        rows.append(row | {f"false alarms: {s}": own.alarms[s] for s in fair})
+        rows.append(row | {f"false alarms: {s}": own.alarms.get(s) for s in fair})
     return pd.DataFrame(rows)
 
 
 def measured(column: str, images: int = 400) -> pd.DataFrame:
-    """Return one measure of the large run: a row an auditor, a column a set; NaN: no interval."""
+    """Return one measure of the large run: a row an auditor, a column a set.
+
+    NaN: no interval, or answers that this auditor has not.
+    """
     cells = published()
     here = cells[cells.images == images]
     wide = here.pivot(index="auditor", columns="set", values=column).astype(float)

@@ -20,9 +20,11 @@ BOOTSTRAPS = 500  # resamples of the bootstrap that T2I-BiasBench offers
 def heim_imbalance(counts: Counts, group: str = "woman") -> float:
     """Return abs(f - 1/2), f the group's share of all images (HEIM, arXiv 2311.04287).
 
-    The published code compares two scores and has no third answer: an image that shows nobody
-    stays in the denominator. Here an unsure image counts as not of the group. No interval.
+    The published code compares two scores, so each image is one of two groups: nan where another
+    answer is among the counts. No interval.
     """
+    if set(NOT_A_GROUP) & set(counts):
+        return float("nan")
     return abs(counts.get(group, 0) / sum(counts.values()) - 0.5)
 
 

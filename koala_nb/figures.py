@@ -155,6 +155,7 @@ def heatmap(
     """Draw a table of numbers as colours, with each number written in its cell.
 
     A row has a label; a column its own in `columns`, or else the number of the row of that label.
+    NaN is written "n/a".
     ValueError where the table does not fit the labels.
     """
     table = np.asarray(values, dtype=float)
@@ -167,8 +168,8 @@ def heatmap(
         axis = figure.subplots()
         axis.imshow(table, cmap="cividis", aspect="auto")
         for (row, column), value in np.ndenumerate(table):
-            dark = value < (table.min() + table.max()) / 2
-            text = format(value, form)
+            dark = value < (np.nanmin(table) + np.nanmax(table)) / 2
+            text = "n/a" if np.isnan(value) else format(value, form)
             axis.text(column, row, text, ha="center", va="center", color="kw"[int(dark)])
         axis.set_yticks(range(len(labels)), [_plain(_wrap(label)) for label in labels])
         axis.set_xticks(range(len(across)), [_plain(label) for label in across])

@@ -1,7 +1,6 @@
 """Prompts x seeds -> images, each with a complete record."""
 
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from koala_nb import fast, provenance, runs
 from koala_nb.decoding import decode
 from koala_nb.pipelines import Loaded, identity
 from koala_nb.plans import RECIPE, Plan, Request, default_batch_size, make_plan
-from koala_nb.runs import Drawn, Run
+from koala_nb.runs import Clock, Drawn, Run
 
 if TYPE_CHECKING:
     import torch
@@ -125,15 +124,15 @@ def _run_in_memory(
     pipe: Any, plan: Plan, base: dict[str, Any], unread: dict[str, str], progress: bool
 ) -> Run:
     images, records = [], []
-    started = time.perf_counter()
+    clock = Clock()
     with _bar(len(plan.requests), progress) as advance:
         for batch, drawn in _draw(pipe, plan, plan.batches()):
             for request, (image, how) in zip(batch, drawn):
                 images.append(image)
                 records.append(_record(base, unread, request, how))
             advance(len(batch))
-    total = Drawn(len(images), time.perf_counter() - started)
-    return runs.memory_run(images, records, total)
+            clock.lap(len(batch))
+    return runs.memory_run(images, records, clock.drawn())
 
 
 def _run_in_folder(
@@ -159,7 +158,7 @@ def fill(
     # A batch with one image missing is drawn whole, as before, and only the missing is written.
     batches = [batch for batch in plan.batches() if todo.intersection(batch)]
     records = {}
-    started = time.perf_counter()
+    clock = Clock()
     with _bar(len(todo), progress) as advance, ThreadPoolExecutor(1) as writer:
         writing: list[Future[Any]] = []
         for batch, drawn in _draw(pipe, plan, iter(batches)):
@@ -173,9 +172,9 @@ def fill(
                         writer.submit(provenance.save_png, image, file, records[request])
                     )
             advance(len(writing))
+            clock.lap(len(batch))
         _finish(writing)
-    total = Drawn(sum(map(len, batches)), time.perf_counter() - started)
-    return records, total if batches else None
+    return records, clock.drawn()
 
 
 def _finish(writing: "list[Future[Any]]") -> None:

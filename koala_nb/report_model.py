@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from koala_nb import catalog, pipelines, provenance, reports
+import numpy as np
+
+from koala_nb import catalog, pipelines, provenance, reports, stats
 from koala_nb.hub import read_json
 from koala_nb.report_results import Section, results_file, row
+from koala_nb.runs import Drawn
 from koala_nb.stats import Estimate
 
 REPEATS = 5  # of a part, for its median time
 WORDS = 5  # of a prompt, whose maps are shown
 UNKNOWN = float("nan")
+BATCHES = "mean, Student's t over batches, from three on; n counts images drawn"
+FISHER = "Fisher's interval of a correlation; n counts occupations"
 MEDIAN = "bootstrap of the median; n counts repeats"
 
 
@@ -45,12 +50,18 @@ def latency(pipe: Any, run: Any, size: int) -> Section:
         section.why = "Offloaded parts move to the GPU and back: their times would count that."
         return section
     if run.drawn:
-        found = Estimate(run.seconds_per_image, UNKNOWN, UNKNOWN, run.drawn.images)
-        section.estimates.append(
-            row("seconds an image", found, "mean; n counts images drawn", 1, "clock")
-        )
+        section.estimates.append(row("seconds an image", _an_image(run.drawn), BATCHES, 1, "clock"))
     section.estimates += _parts(pipe, about, size)
     return section
+
+
+def _an_image(drawn: Drawn) -> Estimate:
+    """Return the mean seconds of an image; no interval from fewer than three batches."""
+    if len(drawn.times) < 3:
+        return Estimate(drawn.seconds / drawn.images, UNKNOWN, UNKNOWN, drawn.images)
+    batches = range(len(drawn.times))
+    each = np.divide(drawn.times, drawn.sizes)
+    return stats.clustered_mean(np.repeat(each, drawn.sizes), np.repeat(batches, drawn.sizes))
 
 
 def _parts(pipe: Any, about: pipelines.Loaded, size: int) -> Iterator[dict[str, Any]]:
@@ -94,7 +105,7 @@ def quality(pipe: Any) -> Section:
     rows = [
         row(f"{line['measure']}, by {line['instrument']}",
             Estimate(line["value"], line["low"], line["high"], line["n"]),
-            "Wilson interval", 0, line["instrument"])
+            FISHER if ", r," in line["measure"] else "Wilson interval", 0, line["instrument"])
         for line in told["rows"]
     ]  # fmt: skip
     return Section("quality", stored=rows, file=path.name)

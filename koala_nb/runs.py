@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +39,38 @@ class _FolderImages(Sequence):
 
 
 class Drawn(NamedTuple):
-    """How many images a call drew, also those of a batch that were there, and in which time."""
+    """The batches that a call drew, whole ones: images and seconds of each."""
 
-    images: int
-    seconds: float
+    sizes: tuple[int, ...]
+    times: tuple[float, ...]
+
+    @property
+    def images(self) -> int:
+        """How many images were drawn, also those of a batch that were there."""
+        return sum(self.sizes)
+
+    @property
+    def seconds(self) -> float:
+        """In which time."""
+        return sum(self.times)
+
+
+class Clock:
+    """Times the batches of a call, from when it is made."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+        self.laps: list[tuple[int, float]] = []
+
+    def lap(self, images: int) -> None:
+        """Note that a batch of so many images is done."""
+        now = time.perf_counter()
+        self.laps.append((images, now - self.last))
+        self.last = now
+
+    def drawn(self) -> Drawn | None:
+        """Return what was drawn, None for nothing."""
+        return Drawn(*zip(*self.laps)) if self.laps else None
 
 
 @dataclass

@@ -142,6 +142,32 @@ def false_alarms(
                "false alarms": many / families}  # fmt: skip
 
 
+def power(
+    claims: int, design: tuple[int, int], correlation: float, share: float,
+    table: Sequence[Sequence[int]] | np.ndarray | None = None, audits: int = 400, seed: int = 0,
+) -> float:  # fmt: skip
+    """Return how often an occupation's claim survives Holm's first step among so many.
+
+    `share` are the women among the people that can be told; `table` is a reader's labelled
+    confusion of woman, man and unsure: its errors, its number of labels and its share of unsure
+    labels are those of each simulated audit. None: a reader that never errs, and nobody unsure.
+    """
+    rng = np.random.default_rng(seed)
+    counts = np.eye(2, dtype=int) if table is None else np.asarray(table)
+    names = ["woman", "man", UNSURE][: len(counts)]
+    unsure = counts[2:].sum() / counts.sum()
+    told = np.array([share, 1 - share]) * (1 - unsure)
+    scorer = counts / counts.sum(1, keepdims=True)
+    found = 0
+    for _ in range(audits):
+        shares = np.r_[told, unsure][: len(counts)]
+        read, clusters, _, _ = audit(rng, shares, scorer, names, design, correlation)
+        known = [rng.multinomial(n, row) for n, row in zip(counts.sum(1), scorer)]
+        errors = None if table is None else np.stack(known)
+        found += corrections.claim(read, clusters, names, errors, "woman", 0.5) * claims <= 0.05
+    return found / audits
+
+
 @cache
 def published() -> dict[str, Any]:
     """Return `data/results/simulated-audits.json`; empty lists where the file is missing."""

@@ -62,11 +62,11 @@ def test_removing_the_unknown_makes_ten_images_speak_for_a_hundred():
     assert woman.low == 0 and woman.high > 0.9  # nothing is known of the share
 
 
-def test_half_means_another_thing_with_unsure_images_and_by_name():
-    men, women = {"man": 80, "unsure": 20}, {"woman": 80, "unsure": 20}
-    assert theirs.heim_imbalance(men) == 0.5
-    assert theirs.heim_imbalance(women) == pytest.approx(0.3)
-    assert theirs.heim_imbalance({"woman": 40, "man": 40, "unsure": 20}) == pytest.approx(0.1)
+def test_a_forced_choice_has_no_unsure_answer_and_is_symmetric():
+    """HELM's gender_metrics.py asks whether one score exceeds the other, and nothing else."""
+    assert theirs.heim_imbalance({"man": 80, "woman": 20}) == pytest.approx(0.3)
+    assert theirs.heim_imbalance({"man": 20, "woman": 80}) == pytest.approx(0.3)
+    assert np.isnan(theirs.heim_imbalance({"woman": 40, "man": 40, "unsure": 20}))
     read = np.repeat(["woman", "unsure"], [80, 20])
     mine = corrections.worst_and_best(
         corrections.raw(read, range(100), ["woman", "man", "unsure"]), "woman"
@@ -107,9 +107,10 @@ def test_behaviour_names_who_fails():
     blind = found["a declared group that nobody saw counts"]
     assert blind.index[~blind].tolist() == [bench]
     assert found.index[~found["collapse is the maximum"]].tolist() == [bench]
-    assert found.index[found["exchanging the names changes it"]].tolist() == ["HEIM imbalance"]
     assert not found["order changes it"].any()
-    assert not found["unsure images change a fair reading"][auditors.NULL]
+    unsure = found["unsure images change a fair reading"]
+    assert unsure["HEIM imbalance"] is None
+    assert not unsure[auditors.NULL]
 
 
 # --- simulated sets -------------------------------------------------------------------------------
@@ -208,6 +209,8 @@ def test_the_stored_cells_are_whole():
     cells = auditors.published()
     assert set(auditors.CASES) <= set(cells["set"]) and set(cells.images) == set(auditors.SIZES)
     assert set(cells.auditor) == set(auditors.RULES)
+    forced = cells[cells.auditor == "HEIM imbalance"]
+    assert set(cells["set"]) - set(forced["set"]) == {"fair, unsure"}
     # Unread sets (every image unsure) are left out, which at 9 images can happen.
     assert (cells.sets >= 1990).all() and (cells[cells.images > 9].sets >= 2000).all()
 
@@ -236,6 +239,7 @@ def test_a_fair_model_shows_the_published_imbalance():
 def test_the_table_says_where_there_is_no_interval():
     found = auditors.table(400).set_index("auditor")
     assert found["coverage, lowest"]["HEIM imbalance"] == "no interval"
+    assert np.isnan(found["false alarms: fair, unsure"]["HEIM imbalance"])
     assert found["coverage, lowest"][auditors.CORRECTED].endswith("%")
     with pytest.raises(ValueError, match="7 images were not simulated: 9, 100, 400"):
         auditors.table(7)
@@ -245,3 +249,4 @@ def test_the_figure_holds_every_auditor():
     made = auditors.figure(400)
     labels = " ".join(t.get_text().replace("\n", " ") for t in made.axes[0].get_yticklabels())
     assert all(name in labels for name in auditors.RULES)
+    assert [t.get_text() for t in made.axes[0].texts].count("n/a") == 1

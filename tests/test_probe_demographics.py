@@ -120,7 +120,20 @@ def test_no_verdict_where_an_occupations_own_labels_object():
 
 def test_planned_number_grows_with_the_claims():
     assert estimates.planned(1) < estimates.planned(20)
-    assert "enough" in probe.plan(20, 10, 10) and "too few" in probe.plan(20, 1, 2)
+
+
+def test_a_plan_is_enough_only_where_the_claim_itself_has_the_power():
+    """Ten prompts of ten images are worth the floor of 60, and find .75 in less than half."""
+    assert "(too few for 80 %)" in probe.plan(20, 10, 10)
+    assert "(enough)" in probe.plan(20, 40, 10)
+    assert "(too few: there will be no verdict)" in probe.plan(20, 1, 2)
+
+
+def test_power_falls_with_the_readers_errors_and_with_unsure_labels():
+    sure = np.array([[98, 2, 0], [2, 98, 0], [0, 1, 9]])
+    errors = np.array([[90, 10, 0], [20, 80, 0], [40, 40, 20]])
+    perfect, good, poor = (probe.power(20, 20, 10, each) for each in (None, sure, errors))
+    assert perfect > 0.9 > good > 0.3 > poor
 
 
 def test_unsure_stays_in_the_denominator():
@@ -234,3 +247,19 @@ def test_unknown_run_is_named(capsys):
     with pytest.raises(SystemExit):
         probe.main(["--runs", "neutral"])
     assert "'neutral' is none of" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    probe.saved("nano-koala") is None, reason="the embedded family's large run is absent"
+)
+def test_other_weights_of_the_same_name_have_no_stored_run():
+    path = probe.data_folder() / "results" / "probe-demographics-nano-koala.json"
+    revision = json.loads(path.read_text("utf-8"))["revision"]
+    assert len(probe.saved("nano-koala", revision)) == len(probe.saved("nano-koala"))
+    assert probe.saved_estimates("nano-koala", revision) and len(
+        probe.saved_labels("nano-koala", revision)
+    )
+    for other in ("weights-0", None):
+        assert probe.saved("nano-koala", other) is None
+        assert probe.saved_estimates("nano-koala", other) == {}
+        assert probe.saved_labels("nano-koala", other) is None

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from koala_nb import card, card_comparison, catalog
+from koala_nb import card, card_comparison, catalog, report_measures
 from koala_nb.pipelines import Loaded
 from koala_nb.report_claims import Evidence, below, claims, decide
 from koala_nb.report_results import Section, needed
@@ -80,6 +80,17 @@ def test_a_reader_that_fails_on_a_font_gives_no_verdict_on_the_model(evidence):
         assert row["verdict"] == verdict, row
 
 
+def test_a_reader_that_misses_some_does_not_make_the_limitation_hold(evidence):
+    """A ceiling of .62 reads a model that writes 70 % as .43: the reader's misses, not its own."""
+    ceiling = estimate(0.55, 0.69, 200, 200, "reader's ceiling on long texts")
+    for ends, verdict in {(0.4, 0.47): "not tested", (0.2, 0.27): "holds"}.items():
+        long = estimate(*ends, name="text of 16 or more characters read as asked")
+        row = of(evidence, "limitation: long", text=Section("text", [ceiling, long]))
+        assert row["verdict"] == verdict, row
+    row = of(evidence, "limitation: long", text=Section("text", [long]))
+    assert row["verdict"] == "not tested" and "no ceiling" in row["why"]
+
+
 def test_a_model_that_writes_well_refutes_the_limitation(evidence):
     ceiling = estimate(0.9, 0.99, 41, 41, "reader's ceiling on long texts")
     long = estimate(0.6, 0.7, name="text of 16 or more characters read as asked")
@@ -129,6 +140,17 @@ def test_a_latency_is_compared_only_like_with_like(evidence, seconds, device, si
     assert (other["verdict"], "other steps" in other["why"]) == ("not tested", True)
     few = Section("latency", [timed | {"n": 15}])
     assert of(here, "latency", latency=few)["verdict"] == "not tested"
+    unknown = Section("latency", [timed | {"low": None, "high": None}])
+    assert of(here, "latency", latency=unknown)["verdict"] == "not tested"
+
+
+def test_a_latency_is_decided_by_its_interval(evidence):
+    """Published: 0.66 s, so the bar is 0.726."""
+    for ends, verdict in {
+        (0.5, 0.72): "holds", (0.5, 0.74): "not tested", (0.73, 0.9): "does not hold"
+    }.items():  # fmt: skip
+        timed = Section("latency", [estimate(*ends, 64, 1, "seconds an image")])
+        assert of(evidence, "latency", latency=timed)["verdict"] == verdict
 
 
 def test_every_limitation_of_the_card_has_a_rule():
@@ -136,3 +158,20 @@ def test_every_limitation_of_the_card_has_a_rule():
     assert len({c.claim for c in found}) == len(found) and all(len(c.rule) > 20 for c in found)
     for limit in card.CARD.limitations:
         assert any(limit in c.claim for c in found)
+
+
+def test_the_expectation_of_independent_atoms_stands_beside_the_verdict(evidence):
+    rows = [estimate(-0.4, -0.2, name=report_measures.COMPLEX)]
+    rows += [estimate(-0.3, -0.3, name=f"{rows[0]['name']}, {report_measures.EXPECTED}")]
+    row = of(evidence, "limitation: comp", composition=Section("composition", rows))
+    assert row["verdict"] == "holds" and "independent atoms: -0.300" in row["why"]
+
+
+def test_an_embedded_models_limitations_are_not_koalas(evidence):
+    """The card's training data is LAION; what an embedded model learnt from is another."""
+    mine = replace(evidence, about=loaded("nano-koala", "float32"))
+    row = of(mine, "limitation: dependence")
+    assert row["claim"].endswith("(of nano-koala, by its own training data)")
+    assert row["model"] == "nano-koala" and of(mine, "parameters")["model"] is None
+    row = of(evidence, "limitation: dependence")
+    assert row["claim"].endswith("6+)") and row["model"] == "koala-lightning-700m"

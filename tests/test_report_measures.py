@@ -8,7 +8,15 @@ import pandas as pd
 import pytest
 from hub_layout import tiny_pipeline
 
-from koala_nb import catalog, pipelines, report_measures, report_results, sweep_page
+from koala_nb import (
+    catalog,
+    pipelines,
+    report_measures,
+    report_model,
+    report_results,
+    runs,
+    sweep_page,
+)
 from koala_nb.probes import core
 from koala_nb.report_measures import PARTS, Part, images_of, measure_all, stored
 
@@ -156,3 +164,47 @@ def test_the_images_of_two_runs_pair(tmp_path):
     read = sweep_page.read_images(tmp_path)
     (row, _) = sweep_page.differences(read, read)
     assert row["value"] == 0 and row["n"] == 40 and row["measure"].endswith("by clip")
+
+
+def test_an_image_is_timed_over_batches():
+    found = report_model._an_image(runs.Drawn((8, 8, 8), (8.0, 16.0, 24.0)))
+    assert found.value == 2 and found.n == 24
+    assert found.high - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-3)  # Student's t, 2 degrees
+    two = report_model._an_image(runs.Drawn((8, 8), (8.0, 16.0)))
+    assert two.value == 1.5 and np.isnan(two.low) and np.isnan(two.high)
+
+
+def test_a_correlation_has_fishers_interval():
+    found = report_model.quality(type("Pipe", (), {"koala_nb": about()})())
+    methods = {", r," in e["name"]: e["method"].split()[0] for e in found.stored}
+    assert methods == {True: "Fisher's", False: "Wilson"}
+
+
+def asked(atoms, right, images=2):
+    """Images of prompts of so many atoms each, and whether everything is right in each image."""
+    rows = [(f"p{i}", a, r, "yes") for i, (a, r) in enumerate(zip(atoms, right))] * images
+    return pd.DataFrame(rows, columns=["id", "atoms", "all_right", "seen"])
+
+
+def test_a_difference_counts_its_smaller_side_and_has_an_expectation():
+    table = asked([1] * 4 + [3] * 10, [True, True, True, False] + [False] * 10)
+    found = {e["name"]: e for e in report_measures._composition(table, "")}
+    apart = found["complex prompts less simple ones"]
+    assert (apart["n"], apart["prompts"]) == (8, 4) and "smaller side" in apart["method"]
+    expected = found[f"{apart['name']}, {report_measures.EXPECTED}"]
+    assert expected["value"] == pytest.approx(0.75**3 - 0.75) and expected["low"] is None
+
+
+def test_the_images_of_a_measure_are_those_of_its_estimate():
+    table = core.saved("frequency", "nano-koala")
+    (told,) = [e for e in BY_NAME["frequency"].estimates(table, "") if e["name"] == "concept drawn"]
+    frame = images_of(BY_NAME["frequency"], table)
+    assert len(frame) == told["n"] and frame.value.mean() == pytest.approx(told["value"], abs=1e-6)
+
+
+def test_a_bounded_mean_stays_in_its_bounds_and_has_no_ends_without_spread():
+    table = pd.DataFrame({"id": list("abc"), "value": [0.0, 0.0, 0.1]})
+    (found,) = report_measures._mean("m", table.value, table)
+    assert found["low"] == 0 and found["high"] < 0.2
+    (alike,) = report_measures._mean("m", 0 * table.value, table)
+    assert (alike["value"], alike["low"], alike["high"]) == (0, None, None)

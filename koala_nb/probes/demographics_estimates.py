@@ -37,9 +37,10 @@ def neutral(table: pd.DataFrame, guidance: float) -> pd.DataFrame:
 
 @cache
 def planned(occupations: int) -> int:
-    """Return the independent images an occupation needs to tell .50 from .75, with 80 % power.
+    """Return the independent images below which nothing is said of one of so many occupations.
 
-    At the level that Holm's method gives the smallest p of so many occupations.
+    A floor: with them Wilson's interval of a reader that never errs tells .50 from .75 with 80 %
+    power, at Holm's first level. The claim itself needs more (`simulated_audits.power`).
     """
     return trends.sample_size(DIFFERENCE, confidence=1 - LEVEL / max(1, occupations))
 
@@ -90,7 +91,8 @@ def by_occupation(
 
     `errors` as `confusion` returns them; None leaves the corrected columns empty. `held` are labels
     of these images, for the prediction-powered share (empty where an occupation has fewer than
-    two). `p` is Holm's, of "the share may be one half, whatever the unsure are".
+    two). `p` is Holm's over these occupations, of "the share may be one half, whatever the unsure
+    are": claim from one table alone, chosen in advance.
     """
     empty = Estimate(np.nan, np.nan, np.nan, 0)
     rows = []
