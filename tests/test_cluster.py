@@ -292,7 +292,7 @@ def test_the_job_for_slurm_draws_where_another_scheduler_has_the_usual_port(tmp_
         except OSError:  # another scheduler, indeed
             pass
         job = ["bash", str(ROOT / "docs" / "slurm" / "koala.sbatch")]
-        how = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
+        how = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 500}
         done = subprocess.run(job, env=env, **how)
     assert done.stdout == "drawn\n", done.stderr
 
