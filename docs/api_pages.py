@@ -12,10 +12,21 @@ PAGE = """# {name}
    :show-inheritance:
 ```
 """
+# Title -> the package whose modules stand under it, from the ground floor up.
 GROUPS = {
-    "Modules": lambda name: name.count(".") == 1,
-    "Probes": lambda name: name.startswith("koala_nb.probes"),
-    "The embedded family and its world": lambda name: name.startswith("koala_nb.nano"),
+    "Catalogue, files and devices": "core",
+    "Statistics": "stats",
+    "Figures and exercises": "display",
+    "Models": "models",
+    "Generation": "generation",
+    "Attention": "attention",
+    "Distillation": "distillation",
+    "Scorers": "scorers",
+    "Speed and cost": "speed",
+    "Probes": "probes",
+    "Reports": "report",
+    "The embedded family and its world": "nano",
+    "Command line and widgets": "",
 }
 # The names that `import koala_nb as kn` offers, in the order of koala_nb.__all__.
 FACE = """# API
@@ -43,8 +54,9 @@ def write(package: Path, out: Path) -> None:
         target = f"{koala_nb.__name__}.{module}.{attribute}"
         signature = f"{{py:obj}}`kn.{public} <{target}>`"
         index += f"- {signature}: {_sentence(public)}\n"
-    for title, belongs in GROUPS.items():
-        pages = "\n".join(name for name in names if belongs(name))
+    for title, room in GROUPS.items():
+        inside = f"{package.name}.{room}".rstrip(".")
+        pages = "\n".join(name for name in names if name.rpartition(".")[0] == inside)
         index += f"\n## {title}\n\n```{{toctree}}\n:maxdepth: 1\n\n{pages}\n```\n"
     _keep(out / "index.md", index)
     for page in out.glob("koala_nb.*.md"):

@@ -6,7 +6,7 @@ from typing import Any
 
 from docutils import nodes
 
-from koala_nb.report_page import mathml
+from koala_nb.report.page import mathml
 
 
 def inline(self: Any, node: nodes.math) -> None:

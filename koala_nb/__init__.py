@@ -10,17 +10,17 @@ __version__ = "0.1.0"
 
 # Public name -> (submodule, name in it).
 _PUBLIC = {
-    "systems": ("catalog", "systems"),
-    "find": ("catalog", "find"),
-    "load": ("pipelines", "load"),
-    "quiet": ("pipelines", "quiet"),
-    "build_unet": ("architecture", "build_unet"),
-    "capture_attention": ("attention", "capture_attention"),
-    "generate": ("generation", "generate"),
-    "list_steps": ("pipelines", "list_steps"),
-    "environment": ("provenance", "environment"),
-    "banner": ("provenance", "banner"),
-    "run_report": ("reports", "run"),
+    "systems": ("core.catalog", "systems"),
+    "find": ("core.catalog", "find"),
+    "load": ("models.load", "load"),
+    "quiet": ("models.load", "quiet"),
+    "build_unet": ("models.unet", "build_unet"),
+    "capture_attention": ("attention.capture", "capture_attention"),
+    "generate": ("generation.generate", "generate"),
+    "list_steps": ("models.load", "list_steps"),
+    "environment": ("core.files", "environment"),
+    "banner": ("core.files", "banner"),
+    "run_report": ("report.run", "run"),
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from koala_nb.options import at_least, writable
+from koala_nb.core.options import at_least, writable
 
 REPORT = "11_write_the_audit_report"
 DELEGATES = ("train", "evaluate", "benchmark", "probe", "plan", "receipt")
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "ReportFailed":
             print(f"koala-nb: {error}", file=sys.stderr)
             return 1
-        from koala_nb.fast import is_out_of_memory
+        from koala_nb.generation.fast import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
@@ -93,10 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     delegates = (
         ("train", "nano.training", "train the embedded models; train student | study: distil"),
         ("evaluate", "nano.evaluation", "measure the embedded models; attention: word maps"),
-        ("benchmark", "benchmark", "measure speed: attention | generation | latency | full"),
+        ("benchmark", "speed.benchmark", "measure speed: attention | generation | latency | full"),
         ("probe", "probes", "run one probe at full size: " + " | ".join(PROBES)),
-        ("plan", "planning", "hours, money and disk that an audit of many images takes"),
-        ("receipt", "receipts", "check results measured elsewhere: receipt check FILE"),
+        ("plan", "speed.cost", "hours, money and disk that an audit of many images takes"),
+        ("receipt", "report.receipts", "check results measured elsewhere: receipt check FILE"),
     )
     for name, module, what in delegates:
         delegate = commands.add_parser(name, help=what, add_help=False)
@@ -105,20 +105,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _systems(_: argparse.Namespace) -> None:
-    from koala_nb import catalog
+    from koala_nb.core import catalog
 
     print(catalog.systems().to_string(index=False, na_rep="-"))
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from koala_nb import generation, pipelines
+    from koala_nb.generation import generate as generation
+    from koala_nb.models import load
 
     given = {"steps": options.steps, "guidance": options.guidance}
     given |= {"height": options.size, "width": options.size}
     seeds = range(options.seed, options.seed + options.seeds)
     recipe = {name: value for name, value in given.items() if value is not None}
     if options.workers:
-        from koala_nb import cluster
+        from koala_nb.generation import cluster
 
         with cluster.local(options.workers) as client:
             folder = cluster.generate(
@@ -126,13 +127,13 @@ def _generate(options: argparse.Namespace) -> None:
             )
         print(f"{len(options.prompt) * options.seeds} images in {folder}")
         return
-    pipe = pipelines.load(options.model)
+    pipe = load.load(options.model)
     run = generation.generate(pipe, options.prompt, seeds, out=options.out, **recipe)
     print(f"{len(run.images)} images in {run.folder}")
 
 
 def _report(options: argparse.Namespace) -> None:
-    from koala_nb import reports
+    from koala_nb.report import run as reports
 
     given = {}
     for pair in options.parameters:
@@ -141,9 +142,9 @@ def _report(options: argparse.Namespace) -> None:
             raise ValueError(f"-p {pair!r}: write NAME=VALUE, such as -p model=nano-koala.")
         given[name] = value
     if options.sweep:
-        from koala_nb import sweeps
+        from koala_nb.report import sweep
 
-        page, failed = sweeps.run(options.notebook, options.sweep, given, out=options.out)
+        page, failed = sweep.run(options.notebook, options.sweep, given, out=options.out)
         print(page)
         if failed:
             raise reports.ReportFailed(f"{failed} of the sweep's runs failed: see {page}")
@@ -153,7 +154,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _refresh(options: argparse.Namespace) -> None:
-    from koala_nb import refresh
+    from koala_nb.report import refresh
 
     refresh.refresh(options.notebook)
 
@@ -163,13 +164,14 @@ def _delegate(options: argparse.Namespace) -> None:
 
     name, rest = options.module, options.rest
     own = {
-        ("train", "student"): "train_student",
+        ("train", "student"): "distillation.train",
         ("train", "study"): "nano.study",
         ("evaluate", "attention"): "nano.attention_truth",
-        ("evaluate", "coverage"): "coverage",
-        ("evaluate", "audits"): "simulated_audits",
-        ("evaluate", "auditors"): "auditors",
+        ("evaluate", "coverage"): "stats.coverage",
+        ("evaluate", "audits"): "stats.simulated_audits",
+        ("evaluate", "auditors"): "probes.auditors",
         **{("probe", probe): f"probes.{probe}" for probe in PROBES},
+        ("probe", "demographics"): "probes.bias",
     }
     if rest and (options.command, rest[0]) in own:
         name, rest = own[options.command, rest[0]], rest[1:]

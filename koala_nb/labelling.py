@@ -15,7 +15,7 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 
-from koala_nb import labels
+from koala_nb.probes import labels
 from koala_nb.widgets import picture
 
 DIGITS = "1234567890"

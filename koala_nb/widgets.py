@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from koala_nb import architecture, attention_view, catalog, generation, pipelines, report_sections
+from koala_nb.attention import page
+from koala_nb.core import catalog
+from koala_nb.generation import generate
+from koala_nb.models import load
+from koala_nb.models import unet as architecture
+from koala_nb.report import sections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +26,8 @@ if TYPE_CHECKING:
     from IPython.display import HTML
     from PIL import Image
 
-    from koala_nb.attention_maps import Attention
-    from koala_nb.pipelines import Pipeline
+    from koala_nb.attention.maps import Attention
+    from koala_nb.models.load import Pipeline
 
 MAX_STEPS = 100
 MAX_GUIDANCE = 20.0
@@ -49,12 +54,12 @@ class PromptExplorer(ipywidgets.VBox):
         guidance: float | None = None,
         size: int | None = None,
     ) -> None:
-        recipe = pipelines.identity(pipe).recipe
-        steps = steps or recipe.steps or pipelines.call_default(pipe, "num_inference_steps")
+        recipe = load.identity(pipe).recipe
+        steps = steps or recipe.steps or load.call_default(pipe, "num_inference_steps")
         if guidance is None:
             guidance = recipe.guidance
         if guidance is None:
-            guidance = pipelines.call_default(pipe, "guidance_scale")
+            guidance = load.call_default(pipe, "guidance_scale")
         self.pipe, self.size = pipe, size
         self.prompt = ipywidgets.Text(
             prompt or recipe.prompt, description="Prompt", **_style("95%")
@@ -95,7 +100,7 @@ class PromptExplorer(ipywidgets.VBox):
     def _generate(self) -> Image.Image:
         if not self.prompt.value.strip():
             raise ValueError("the prompt is empty: write what the image shall show.")
-        run = generation.generate(
+        run = generate.generate(
             self.pipe,
             self.prompt.value,
             seeds=[self.seed.value],
@@ -192,7 +197,7 @@ def unet_explorer(system: str = "koala-lightning-700m") -> UNetExplorer:
 def block_table(system: str, stage: str, block: str) -> HTML:
     """Return a block's table: its tensors' shapes, the largest first and at most TENSORS of them.
 
-    `stage` and `block` as in `architecture.blocks`; ValueError, listing what there is, otherwise.
+    `stage` and `block` as in `unet.blocks`; ValueError, listing what there is, otherwise.
     """
     unet, found = _built(system)
     here = found[found["stage"] == stage]
@@ -213,7 +218,7 @@ def block_table(system: str, stage: str, block: str) -> HTML:
         f"{system}, {stage}, {block}: {about['type']}, {about['parameters']:,} parameters in "
         f"{len(tensors)} tensors; the largest {len(rows)} of them"
     )
-    return report_sections.table(("tensor", "shape", "parameters"), rows, caption)
+    return sections.table(("tensor", "shape", "parameters"), rows, caption)
 
 
 class AttentionExplorer(_Chooser):
@@ -252,9 +257,9 @@ class AttentionExplorer(_Chooser):
         said = (
             f"{self.word.value.split(' ', 1)[1]!r}, layers: {layers}, step: {self.step.value}. "
             f"Mean {100 * chosen.mean():.1f} % of the attention, at most {100 * chosen.max():.1f} "
-            f"%, {attention_view.place(chosen)}."
+            f"%, {page.place(chosen)}."
         )
-        self.output.value = picture(attention_view.overlay(self.pictures[number], chosen), said)
+        self.output.value = picture(page.overlay(self.pictures[number], chosen), said)
         return said
 
 

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from koala_nb import runs
+from koala_nb.generation import run_folder
 
 PROMPT = "a portrait of a judge"
 
@@ -19,4 +19,4 @@ def run_of(n, guidance=1.0, first=0, prompts=4):
         image = Image.new("RGB", (8, 8), (first + k,) * 3)
         image.info["koala_nb"] = PROMPT  # as an opened PNG with its record has it
         images.append(image)
-    return runs.memory_run(images, records, None)
+    return run_folder.memory_run(images, records, None)

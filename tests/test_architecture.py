@@ -7,8 +7,10 @@ import shutil
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from koala_nb import architecture, catalog, unet_figures
-from koala_nb.card_comparison import card_comparison
+from koala_nb.core import catalog
+from koala_nb.models import figures
+from koala_nb.models import unet as architecture
+from koala_nb.models.card_comparison import card_comparison
 
 TOTALS = {  # parameters, transformer blocks, residual blocks
     "sdxl-base": (2_567_463_684, 70, 17),
@@ -331,7 +333,7 @@ def test_a_student_from_elsewhere_is_refused(unets):
 
 
 def test_kept_blocks(unets):
-    kept = unet_figures.kept_blocks(unets["koala-700m"], unets["sdxl-base"])
+    kept = figures.kept_blocks(unets["koala-700m"], unets["sdxl-base"])
     assert len(kept) == 21 + 9
     assert "up_blocks.0.resnets.2" in kept and "up_blocks.0.resnets.1" not in kept
     assert "up_blocks.0.attentions.2.transformer_blocks.4" in kept
@@ -388,7 +390,7 @@ def test_latencies_are_quoted_with_their_conditions(compared):
 
 def test_block_diagram(unets):
     names = ("SDXL", "KOALA")
-    figure, alt = unet_figures.block_diagram(unets["sdxl-base"], unets["koala-700m"], names)
+    figure, alt = figures.block_diagram(unets["sdxl-base"], unets["koala-700m"], names)
     assert "SDXL: 17 residual and 70 transformer blocks" in alt
     assert "KOALA: 9 residual and 21 transformer blocks" in alt
     assert "57 of 87 blocks of SDXL are ghosted in KOALA" in alt
@@ -398,14 +400,14 @@ def test_block_diagram(unets):
 
 def test_block_diagram_of_strangers_ghosts_nothing(unets):
     names = ("SDM", "KOALA")
-    figure, alt = unet_figures.block_diagram(unets["sdm-v2.0"], unets["koala-700m"], names)
+    figure, alt = figures.block_diagram(unets["sdm-v2.0"], unets["koala-700m"], names)
     assert "17 blocks of KOALA are not in SDM: nothing is ghosted" in alt
     assert len(figure.axes[1].patches) == 30
     assert "removed" not in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_treemap(student_costs):
-    figure, alt = unet_figures.treemap(student_costs, "KOALA")
+    figure, alt = figures.treemap(student_costs, "KOALA")
     assert "783M parameters of KOALA" in alt
     total = TOTALS["koala-700m"][0]
     for stage, (count, *_) in STAGES["koala-700m"].items():
@@ -416,10 +418,10 @@ def test_treemap(student_costs):
 
 
 def test_cost_bars(student_costs, tiny):
-    _, alt = unet_figures.cost_bars({"KOALA": student_costs}, "At 256 px")
+    _, alt = figures.cost_bars({"KOALA": student_costs}, "At 256 px")
     total = student_costs["flops"].sum() / 1e12
     assert f"KOALA, {total:.2f} in all" in alt and "At 256 px. TFLOP per stage" in alt
     for stage, part in student_costs.groupby("stage")["flops"].sum().items():
         assert f"{stage} {part / 1e12:.2f}" in alt
-    _, alt = unet_figures.cost_bars({"tiny": architecture.costs(tiny)}, "Tiny")
+    _, alt = figures.cost_bars({"tiny": architecture.costs(tiny)}, "Tiny")
     assert re.search(r"Tiny\. GFLOP per stage\. tiny, 0\.\d\d in all", alt)

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import koala_nb as kn
-from koala_nb import fast, generation
-from koala_nb.architecture import build_unet, meta_inputs
-from koala_nb.attention import CannotCapture
-from koala_nb.attention_buffers import cell_grid, grid_of
-from koala_nb.attention_maps import AXES, words_of
-from koala_nb.catalog import SYSTEMS, find, unet_parameters
+from koala_nb.attention.buffers import cell_grid, grid_of
+from koala_nb.attention.capture import CannotCapture
+from koala_nb.attention.maps import AXES, words_of
+from koala_nb.core.catalog import SYSTEMS, find, unet_parameters
+from koala_nb.generation import fast, generate
+from koala_nb.models.unet import build_unet, meta_inputs
 
 PROMPT = "a red koala"
 CROSS = 2 + 5 + 2 * 5 + 2 * 2  # layers of KOALA-700M's structure
@@ -566,7 +566,7 @@ def test_an_attempt_that_ran_out_of_memory_leaves_no_maps(loaded, monkeypatch, w
     with kn.capture_attention(loaded) as expected:
         for prompt in prompts:
             kn.generate(loaded, prompt, steps=2, **small)
-    owner, name = (generation, "decode") if where == "decode" else (loaded.unet, "forward")
+    owner, name = (generate, "decode") if where == "decode" else (loaded.unet, "forward")
     real, calls = getattr(owner, name), []
 
     def scarce(*given, **named):

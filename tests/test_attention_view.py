@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import koala_nb as kn
-from koala_nb import attention_view as view
+from koala_nb.attention import page as view
 
 PROMPT = "a <red> cat & dog"
 

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koala_nb import auditors, corrections, imbalance, skin_tone
-from koala_nb import auditors_metrics as theirs
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
+from koala_nb.probes import auditors
+from koala_nb.probes import published_metrics as theirs
+from koala_nb.scorers import skin_tone
+from koala_nb.stats import imbalance, misclassification
 
 SWATCHES = np.array([list(bytes.fromhex(color)) for color in skin_tone.MONK])
 OURS = [imbalance.total_variation, imbalance.intensity, imbalance.mean_deviation]
@@ -68,8 +70,8 @@ def test_a_forced_choice_has_no_unsure_answer_and_is_symmetric():
     assert theirs.heim_imbalance({"man": 20, "woman": 80}) == pytest.approx(0.3)
     assert np.isnan(theirs.heim_imbalance({"woman": 40, "man": 40, "unsure": 20}))
     read = np.repeat(["woman", "unsure"], [80, 20])
-    mine = corrections.worst_and_best(
-        corrections.raw(read, range(100), ["woman", "man", "unsure"]), "woman"
+    mine = misclassification.worst_and_best(
+        misclassification.raw(read, range(100), ["woman", "man", "unsure"]), "woman"
     )
     assert mine.low < 0.8 and mine.high == 1
 
@@ -183,7 +185,7 @@ def test_the_same_seed_gives_the_same_cells():
 
 def test_no_embedded_family_is_needed():
     code = (
-        "import sys; from koala_nb import auditors as a\n"
+        "import sys; from koala_nb.probes import auditors as a\n"
         "from koala_nb.probes import published as p\n"
         "a.simulate(a.CASES['fair'], 9, 2, 0); a.behaviour(); p.claims();"
         "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"

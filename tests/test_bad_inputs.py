@@ -12,7 +12,9 @@ from itertools import count
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from koala_nb import cli, cluster, generate, load, reports
+from koala_nb import cli, generate, load
+from koala_nb.generation import cluster
+from koala_nb.report import run as reports
 
 MORE = "generate tiny 'a koala' --size 64"
 TYPED = [

@@ -4,12 +4,13 @@ import json
 
 import torch
 
-from koala_nb import benchmark_attention, cli
+from koala_nb import cli
+from koala_nb.speed import attention
 
 
 def test_ways_take_turns_and_draw_the_same(loaded):
-    rows = {row["way"]: row for row in benchmark_attention.take_turns(loaded, 64, 1, 2)}
-    assert list(rows) == list(benchmark_attention.ways()) and len(rows) >= 4
+    rows = {row["way"]: row for row in attention.take_turns(loaded, 64, 1, 2)}
+    assert list(rows) == list(attention.ways()) and len(rows) >= 4
     assert rows["no capture"]["ratio"] == 1 and "low" not in rows["no capture"]
     for name, row in rows.items():
         assert row["seconds"] > 0 and row["n"] == 2
@@ -18,17 +19,15 @@ def test_ways_take_turns_and_draw_the_same(loaded):
 
 
 def test_a_unet_with_random_weights_draws():
-    pipe = benchmark_attention.random_pipeline("nano-koala", "bfloat16")
-    latents = benchmark_attention.draw(pipe, 64, 2)
+    pipe = attention.random_pipeline("nano-koala", "bfloat16")
+    latents = attention.draw(pipe, 64, 2)
     assert latents.shape == (1, 4, 8, 8) and torch.isfinite(latents.float()).all()
     assert sum(p.numel() for p in pipe.unet.parameters()) > 3e6
 
 
 def test_the_command_writes_ratios_and_memory(tmp_path, monkeypatch):
-    ways = {
-        name: way for name, way in benchmark_attention.ways().items() if name != "koala_nb, merged"
-    }
-    monkeypatch.setattr(benchmark_attention, "ways", lambda: dict(list(ways.items())[:2]))
+    ways = {name: way for name, way in attention.ways().items() if name != "koala_nb, merged"}
+    monkeypatch.setattr(attention, "ways", lambda: dict(list(ways.items())[:2]))
     given = ["attention", "--repeats", "2", "--steps", "1", "--out", str(tmp_path)]
     assert cli.main(["benchmark", *given]) == 0
     found = json.loads((tmp_path / "benchmark-attention-nano-koala.json").read_text("utf-8"))

@@ -9,18 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koala_nb import (
-    benchmark_full,
-    benchmark_generation,
-    benchmark_latency,
-    fast,
-    generate,
-    random_weights,
-    roofline,
-    shortcuts,
-    timing,
-)
-from koala_nb.architecture import build_unet
+from koala_nb import generate
+from koala_nb.generation import fast
+from koala_nb.models import random_weights
+from koala_nb.models.unet import build_unet
+from koala_nb.speed import full as benchmark_full
+from koala_nb.speed import generation, latency, roofline, shortcuts, timing
 
 SMALL = {"height": 64, "width": 64, "steps": 3, "guidance": 3.5, "progress": False}
 
@@ -79,13 +73,13 @@ def test_cpu_kernels_change_rounding_alone_and_are_given_back(loaded):
 def test_generate_equals_the_plain_loop_within_one_level(loaded, monkeypatch):
     recipe = replace(loaded.koala_nb.recipe, steps=4)
     monkeypatch.setattr(loaded.koala_nb, "recipe", recipe)
-    rows = benchmark_generation.compare(loaded, 5, 64, 2)
+    rows = generation.compare(loaded, 5, 64, 2)
     by_way = {row["way"]: row for row in rows}
     for row in rows:
         assert row["low"] <= row["ratio"] <= row["high"] and row["images_a_second"] > 0
         if row["same_image"]:
             assert row["largest_difference"] <= 1
-    assert by_way[benchmark_generation.LOOP]["ratio"] == 1
+    assert by_way[generation.LOOP]["ratio"] == 1
     assert {n for n, row in by_way.items() if not row["same_image"]} == set(shortcuts.SHORTCUTS)
     for name in ("guidance on the first half of the steps", "every second answer used twice"):
         assert by_way[name]["mean_difference"] > 0, name
@@ -210,11 +204,11 @@ def test_machine_rates_are_plausible():
 
 def test_latency_of_parts(loaded):
     modules = {k: v for k, v in loaded.components.items() if isinstance(v, torch.nn.Module)}
-    cases = benchmark_latency.cases_of("koala-lightning-700m", modules, [64], [1, 2])
-    rows = benchmark_latency.measure(cases, 2, "cpu")
-    assert len(rows) == 1 + 2 * 3 and {row["part"] for row in rows} == set(benchmark_latency.PARTS)
+    cases = latency.cases_of("koala-lightning-700m", modules, [64], [1, 2])
+    rows = latency.measure(cases, 2, "cpu")
+    assert len(rows) == 1 + 2 * 3 and {row["part"] for row in rows} == set(latency.PARTS)
     assert all(row["low"] <= row["seconds"] <= row["high"] and row["peak_gb"] > 0 for row in rows)
-    (one, two) = benchmark_latency.whole_images(rows)
+    (one, two) = latency.whole_images(rows)
     step = next(r for r in rows if r["guided"] and r["batch"] == 1)
     assert one["guided"] and one["steps"] == 10
     assert one["seconds_an_image"] > 10 * step["seconds"] and two["batch"] == 2

@@ -6,10 +6,11 @@ import re
 import pytest
 from browsing import asked, complaints, resize, serious
 
-from koala_nb import provenance, reports, sweep_page
+from koala_nb.core import files
+from koala_nb.report import run, sweep_page
 
 pytestmark = pytest.mark.browser
-NOTEBOOKS = sorted(reports.NOTEBOOKS.glob("*.ipynb"))
+NOTEBOOKS = sorted(run.NOTEBOOKS.glob("*.ipynb"))
 THREE = ("01", "09", "11")
 BLANK = """
 return [...document.querySelectorAll(".jp-OutputArea-output, .output")]
@@ -37,7 +38,7 @@ def page(request, tmp_path):
     if request.config.getoption("--browser") != "all" and path.name[:2] not in THREE:
         pytest.skip("not one of the three: run `make check-browser`")
     file = tmp_path / "index.html"
-    file.write_text(reports.html(path), encoding="utf-8")
+    file.write_text(run.html(path), encoding="utf-8")
     return file
 
 
@@ -59,7 +60,7 @@ def sweep(tmp_path):
         text = "\n".join(["section,measure,prompt,seed,value", *rows])
         (folder / "key_images.csv").write_text(text)
         figure = {"value": 0.5 + k / 10, "low": 0.25, "high": 0.75, "n": 6}
-        provenance.write_json(folder / "results.json", {"key_figures": {"bright": figure}})
+        files.write_json(folder / "results.json", {"key_figures": {"bright": figure}})
     (tmp_path / "sweep").mkdir()
     parameters = [{"model": name, "steps": 4} for name in models]
     states.append({"state": "waiting"})

@@ -3,7 +3,7 @@ import json
 import pytest
 from hub_layout import REPOSITORY
 
-from koala_nb import card, catalog
+from koala_nb.core import card, catalog
 
 # Counted on U-Nets built from their configurations.
 PARAMETERS = {

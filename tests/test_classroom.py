@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from koala_nb import reports
+from koala_nb.report import run as reports
 
 FOLDER = reports.NOTEBOOKS
 PATHS = sorted(FOLDER.glob("*.ipynb"))

@@ -17,7 +17,11 @@ import pytest
 import torch
 from hub_layout import COMMIT, REPOSITORY, write_hub_layout
 
-from koala_nb import cluster, generate, load, pipelines, plans, provenance, runs, shards
+from koala_nb import generate, load
+from koala_nb.core import files as provenance
+from koala_nb.generation import cluster, run_folder, shards
+from koala_nb.generation import plan as plans
+from koala_nb.models import load as pipelines
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [f"{n} koalas" for n in range(8)]
@@ -335,7 +339,9 @@ def test_three_two_and_one_worker_write_the_bytes_of_one_process(
     # And one process takes up what many drew: it draws nothing, and gathers the same records.
     run = generate(load(snapshot, device="cpu"), PROMPTS, out=folder, progress=False, **ASKED)
     assert run.seconds_per_image is None
-    assert (folder / runs.RECORDS).read_bytes() == (single.folder / runs.RECORDS).read_bytes()
+    assert (folder / run_folder.RECORDS).read_bytes() == (
+        single.folder / run_folder.RECORDS
+    ).read_bytes()
     # Also where the many had not written all of their records.
     next((folder / "records").iterdir()).unlink()
     assert len(shards.read(folder)) == len(single.records)

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koala_nb import corrections as c
-from koala_nb import simulated_audits, stats
-from koala_nb.stats import Estimate
+from koala_nb.stats import estimates, simulated_audits
+from koala_nb.stats import misclassification as c
+from koala_nb.stats.estimates import Estimate
 
 CLASSES = ["woman", "man", "unsure"]
 
@@ -80,7 +80,7 @@ def test_prediction_powered_uses_the_unlabelled_images():
     read = np.where(rng.random(2000) < 0.95, true, np.where(true == "man", "woman", "man"))
     labels = [name if i < 200 else None for i, name in enumerate(true)]
     found = c.prediction_powered(read, np.arange(2000), CLASSES[:2], labels)["woman"]
-    plain = stats.share_interval(int((true[:200] == "woman").sum()), 200)
+    plain = estimates.share_interval(int((true[:200] == "woman").sum()), 200)
     assert found.low < (true == "woman").mean() < found.high
     assert found.high - found.low < 0.65 * (plain.high - plain.low)
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from koala_nb import coverage
+from koala_nb.stats import coverage
 
 CELLS = [(told, audit) for told, audit in coverage.cells() if told["interval"] == "clustered_share"]
 

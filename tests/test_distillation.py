@@ -5,10 +5,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 
-from koala_nb import catalog
-from koala_nb.architecture import build_unet, costs, teacher_name
-from koala_nb.catalog import SDXL_UNET
-from koala_nb.distillation import (
+from koala_nb.core import catalog
+from koala_nb.core.catalog import SDXL_UNET
+from koala_nb.distillation.losses import (
     FEATURES,
     Distiller,
     Features,
@@ -18,6 +17,7 @@ from koala_nb.distillation import (
     inherit,
     training_cost,
 )
+from koala_nb.models.unet import build_unet, costs, teacher_name
 
 # SDXL-Base's and KOALA's structures, narrow.
 TINY = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from koala_nb import exercises, figures
+from koala_nb.display import exercises, figures
 
 
 @pytest.fixture

@@ -13,10 +13,13 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from koala_nb import cli, generate, plans, receipts, report_sections, reports, sweeps
-from koala_nb.generation import find_unread
-from koala_nb.pipelines import identity
-from koala_nb.probes import core
+from koala_nb import cli, generate
+from koala_nb.generation import plan as plans
+from koala_nb.generation.generate import find_unread
+from koala_nb.models.load import identity
+from koala_nb.probes import base
+from koala_nb.report import receipts, sections, sweep
+from koala_nb.report import run as reports
 
 FUZZ = int(os.environ.get("KOALA_NB_FUZZ", "10000"))
 NOTEBOOKS = sorted(reports.NOTEBOOKS.glob("*.ipynb"))
@@ -133,7 +136,7 @@ number = st.integers(-2, 9) | st.integers()
 @examples(0.05)
 def test_settings_of_a_report(seeds, n, seed, steps, guidance, size):
     try:
-        chosen = report_sections.settings(
+        chosen = sections.settings(
             seeds=seeds, n=n, seed=seed, steps=steps, guidance=guidance, size=size
         )
     except ValueError as error:
@@ -153,7 +156,7 @@ def test_files_of_sweeps(tmp_path_factory, content):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reports, "parameters_of", known)
         try:
-            found, workers = sweeps.read(NOTEBOOKS[-1], file, {})
+            found, workers = sweep.read(NOTEBOOKS[-1], file, {})
         except ValueError as error:
             assert is_sentence(error)
             return
@@ -187,8 +190,8 @@ def test_files_of_prompts(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "prompts.csv"
     file.write_bytes(content)
     for read in (
-        core.read_prompts,
-        lambda path: report_sections.read_prompts("photographic", path),
+        base.read_prompts,
+        lambda path: sections.read_prompts("photographic", path),
     ):
         try:
             found = read(str(file))
@@ -217,7 +220,12 @@ def test_command_lines(tmp_path_factory, given_words):
     place.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        for begins in ("pipelines.load", "reports._execute", "cluster.local", "sweeps._run_one"):
+        for begins in (
+            "models.load.load",
+            "report.run._execute",
+            "generation.cluster.local",
+            "report.sweep._run_one",
+        ):
             patch.setattr(f"koala_nb.{begins}", begun)
         try:
             code = cli.main(given_words)

@@ -13,9 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koala_nb import generate, list_steps, load, provenance
-from koala_nb.decoding import decode
-from koala_nb.plans import Request, default_batch_size, slug
+from koala_nb import generate, list_steps, load
+from koala_nb.core import files as provenance
+from koala_nb.generation.decoding import decode
+from koala_nb.generation.plan import Request, default_batch_size, slug
 
 SMALL = {"height": 64, "width": 64, "steps": 2, "guidance": 3.5}
 

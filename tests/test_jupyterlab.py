@@ -7,7 +7,7 @@ import pytest
 from browsing import asked, complaints, resize, serious
 from lab import Lab, server
 
-from koala_nb import reports
+from koala_nb.report import run as reports
 
 pytestmark = pytest.mark.browser
 NOTEBOOKS = sorted(reports.NOTEBOOKS.glob("*.ipynb"))

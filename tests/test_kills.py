@@ -14,8 +14,11 @@ from functools import partial
 import nbformat
 import pytest
 
-from koala_nb import generate, provenance, reports, sweeps
-from koala_nb.hub import read_json
+from koala_nb import generate
+from koala_nb.core import files as provenance
+from koala_nb.models.hub import read_json
+from koala_nb.report import run
+from koala_nb.report import sweep as sweeps
 
 KILLS = int(os.environ.get("KOALA_NB_KILLS", "12"))
 ASKED = {
@@ -103,11 +106,12 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
 
 
 WRITES = """
-from koala_nb import provenance, reports
+from koala_nb.core import files
+from koala_nb.report import run
 
 for k in range(40):
-    provenance.write_json(reports.run_folder() / f"part-{k}.json", {"value": number * k})
-reports.write_results({"number": number}, reports.run_folder())
+    files.write_json(run.run_folder() / f"part-{k}.json", {"value": number * k})
+run.write_results({"number": number}, run.run_folder())
 """
 
 
@@ -127,7 +131,7 @@ def killed_sweep(command, delay, whole_group):
 
 def finished(out):
     """When the pages of finished runs were written."""
-    folders = [p for p in out.glob("tiny-*") if reports.status(p)["state"] == "done"]
+    folders = [p for p in out.glob("tiny-*") if run.status(p)["state"] == "done"]
     return {folder: (folder / "index.html").stat().st_mtime_ns for folder in folders}
 
 

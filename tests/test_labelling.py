@@ -8,8 +8,9 @@ import pytest
 from label_runs import PROMPT, run_of
 from PIL import Image
 
-from koala_nb import labels, provenance
+from koala_nb.core import files
 from koala_nb.labelling import Labeller, keys
+from koala_nb.probes import labels
 
 
 @pytest.fixture
@@ -178,13 +179,13 @@ def test_answers_are_the_questions_own(sample, path):
 
 
 def test_a_sample_of_a_run_in_a_folder_opens_its_files(tmp_path):
-    from koala_nb.runs import folder_run
+    from koala_nb.generation.run_folder import folder_run
 
     (tmp_path / "images").mkdir()
     records = run_of(3).records.to_dict("records")
     for record in records:
         image = Image.new("RGB", (8, 8), (record["seed"] * 9,) * 3)
-        provenance.save_png(image, tmp_path / record["file"], record)
+        files.save_png(image, tmp_path / record["file"], record)
     drawn = labels.sample(folder_run(tmp_path, records), 3)
     levels = [drawn.image(k).getpixel((0, 0))[0] for k in range(3)]
     assert levels == [9 * seed for seed in drawn.rows.seed]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from label_runs import run_of
 
-from koala_nb import labels
+from koala_nb.probes import labels
 
 
 @pytest.fixture

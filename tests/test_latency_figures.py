@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from koala_nb import latency_figures
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
+from koala_nb.speed import figures
 
 
 @pytest.fixture
 def shown(monkeypatch):
     """What each figure displays: (figure, alternative text)."""
     found = []
-    monkeypatch.setattr(latency_figures, "show", lambda figure, alt: found.append((figure, alt)))
+    monkeypatch.setattr(figures, "show", lambda figure, alt: found.append((figure, alt)))
     return found
 
 
@@ -26,7 +26,7 @@ def test_cost_by_batch_has_a_panel_a_size_and_a_line_a_system(shown):
          "low": 0.03 * batch, "high": 0.06 * batch}
         for system in ("large", "small") for size in (64, 128) for batch in (1, 4)
     ]  # fmt: skip
-    latency_figures.show_scaling(rows)
+    figures.show_scaling(rows)
     ((figure, alt),) = shown
     assert [axis.get_title() for axis in figure.axes] == ["64 px", "128 px"]
     assert all(len(axis.containers) == 2 for axis in figure.axes)
@@ -35,7 +35,7 @@ def test_cost_by_batch_has_a_panel_a_size_and_a_line_a_system(shown):
 
 def test_no_pass_lies_above_the_roof(shown):
     found = stored("latency-embedded")
-    latency_figures.show_roofline(found["machine"], found["roofline"])
+    figures.show_roofline(found["machine"], found["roofline"])
     ((figure, alt),) = shown
     roof, *systems = figure.axes[0].lines
     assert len(systems) == 2 and f"{len(found['roofline'])} passes of nano-sdxl and" in alt
@@ -47,7 +47,7 @@ def test_no_pass_lies_above_the_roof(shown):
 
 def test_ways_that_draw_another_image_are_marked_without_colour(shown):
     rows = [r for r in stored("generation-nano-koala")["rows"] if r["threads"] == 2]
-    latency_figures.show_ways(rows)
+    figures.show_ways(rows)
     ((figure, alt),) = shown
     axis = figure.axes[0]
     hatched = [bool(patch.get_hatch()) for patch in axis.patches]

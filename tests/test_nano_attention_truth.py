@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
+from koala_nb.models.load import load
 from koala_nb.nano import attention_truth as truth
 from koala_nb.nano.presets import preset_of
 from koala_nb.nano.render import Renderer
 from koala_nb.nano.world import World
-from koala_nb.pipelines import load
 
 
 @given(st.integers(0, 10_000))

@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("koala_nb.nano", reason="the embedded family is not installed")
 
-from koala_nb import catalog, hub
+from koala_nb.core import catalog
+from koala_nb.models import hub
 from koala_nb.nano import cards, evaluation
 from koala_nb.nano.world import World
 

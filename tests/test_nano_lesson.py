@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from koala_nb import catalog
+from koala_nb.core import catalog
 
 pytest.importorskip("koala_nb.nano.lesson", reason="koala_nb/nano is absent")
 if not (catalog.data_folder() / "models" / "nano-sdxl" / "training.json").is_file():
     pytest.skip("the teacher nano-sdxl is absent", allow_module_level=True)
 
-from koala_nb.architecture import weight_map  # noqa: E402
+from koala_nb.models.unet import weight_map  # noqa: E402
 from koala_nb.nano.lesson import Lesson, scenes  # noqa: E402
 
 

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 import koala_nb as kn
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
 
 pytest.importorskip("koala_nb.nano.models", reason="koala_nb/nano is absent")
 if not (data_folder() / "world" / "planted.json").is_file():
     pytest.skip("data/world is absent", allow_module_level=True)
 
-from koala_nb.distillation import inherit, teacher_name  # noqa: E402
+from koala_nb.distillation.losses import inherit, teacher_name  # noqa: E402
 from koala_nb.nano import models  # noqa: E402
 from koala_nb.nano.presets import FULL, SMALL, SYSTEMS  # noqa: E402
 from koala_nb.nano.world import World  # noqa: E402

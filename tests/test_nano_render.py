@@ -2,22 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
 
 pytest.importorskip("koala_nb.nano.render", reason="koala_nb/nano is absent")
 if not (data_folder() / "world" / "sprites.json").is_file():
     pytest.skip("data/world is absent", allow_module_level=True)
 
 from koala_nb.nano.render import Renderer, draw_sign, read_sheet, to_pixels  # noqa: E402
-from koala_nb.nano.world import (  # noqa: E402
-    BACKGROUNDS,
-    KINDS,
-    SIZES,
-    STYLES,
-    Thing,
-    World,
-    load_json,
-)
+from koala_nb.nano.world import BACKGROUNDS, KINDS, SIZES, STYLES, Thing, World, load_json  # noqa: E402
 
 WORLD = World(30)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
 
 pytest.importorskip("koala_nb.nano.scorers", reason="koala_nb/nano is absent")
 if not (data_folder() / "world" / "planted.json").is_file():
@@ -15,14 +15,7 @@ from koala_nb.nano.models import build_vae  # noqa: E402
 from koala_nb.nano.presets import SMALL  # noqa: E402
 from koala_nb.nano.render import to_pixels  # noqa: E402
 from koala_nb.nano.scorers import ClipScorer, SpriteMatcher, to_tensor  # noqa: E402
-from koala_nb.nano.train_clip import (  # noqa: E402
-    Scorer,
-    degrade,
-    save_scorer,
-    targets,
-    text_bank,
-    thing_text,
-)
+from koala_nb.nano.train_clip import Scorer, degrade, save_scorer, targets, text_bank, thing_text  # noqa: E402
 from koala_nb.nano.world import BACKGROUNDS, World  # noqa: E402
 
 WORLD = World(SMALL.n_objects, balanced=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from koala_nb import catalog
-from koala_nb.training_loop import Stage
+from koala_nb.core import catalog
+from koala_nb.distillation.loop import Stage
 
 study = pytest.importorskip("koala_nb.nano.study", reason="koala_nb/nano is absent")
 if not (catalog.data_folder() / "world" / "planted.json").is_file():

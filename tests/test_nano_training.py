@@ -12,26 +12,22 @@ from scipy import stats
 from torch import nn
 
 import koala_nb as kn
-from koala_nb import decoding
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
+from koala_nb.generation import decoding
 
-pytest.importorskip("koala_nb.training_loop", reason="koala_nb/nano is absent")
+pytest.importorskip("koala_nb.distillation.loop", reason="koala_nb/nano is absent")
 if not (data_folder() / "world" / "planted.json").is_file():
     pytest.skip("data/world is absent", allow_module_level=True)
 
-from koala_nb.distillation import Distiller, feature_pairs  # noqa: E402
+from koala_nb.distillation.loop import Loop, Stage, rate_factor  # noqa: E402
+from koala_nb.distillation.losses import Distiller, feature_pairs  # noqa: E402
+from koala_nb.distillation.similarity import scaled  # noqa: E402
 from koala_nb.nano import render, train_unet, training  # noqa: E402
 from koala_nb.nano.models import build_tokenizer, build_vae  # noqa: E402
 from koala_nb.nano.presets import SMALL
 from koala_nb.nano.train_unet import Batches, Denoiser, distillation_losses  # noqa: E402
 from koala_nb.nano.train_vae import crop, denormalise, train_vae  # noqa: E402
 from koala_nb.nano.world import HELD_OUT_SEEDS, World  # noqa: E402
-from koala_nb.similarity import scaled  # noqa: E402
-from koala_nb.training_loop import (  # noqa: E402
-    Loop,
-    Stage,  # noqa: E402
-    rate_factor,
-)
 
 STAGE = Stage(samples=100, batch=4, rate=1e-2, warmup=5)
 TINY = dataclasses.replace(

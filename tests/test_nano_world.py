@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
 
 pytest.importorskip("koala_nb.nano.world", reason="koala_nb/nano is absent")
 if not (data_folder() / "world" / "planted.json").is_file():

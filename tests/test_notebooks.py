@@ -6,10 +6,10 @@ import shutil
 import nbformat
 import pytest
 
-from koala_nb import refresh, reports
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
+from koala_nb.report import refresh, run
 
-PATHS = sorted(reports.NOTEBOOKS.glob("*.ipynb"))
+PATHS = sorted(run.NOTEBOOKS.glob("*.ipynb"))
 TYPED = re.compile(r"\w+: (str|int|float|bool) = \S.*  # \S.*")
 SKIPS = {"nbval-skip", "nbval-ignore-output", "nbval-check-output"}
 FENCE = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
@@ -62,7 +62,7 @@ def test_opening(path):
     (parameters,) = [cell for cell in cells[:6] if "parameters" in tags(cell)]
     for line in parameters.source.splitlines():
         assert TYPED.fullmatch(line), f"not typed and explained: {line}"
-    assert reports.parameters_of(path)
+    assert run.parameters_of(path)
 
 
 @every_notebook
@@ -98,7 +98,7 @@ def test_few_cells_are_kept_from_the_comparison(path):
 
 @every_notebook
 def test_no_absolute_path_is_committed(path):
-    assert str(reports.ROOT) not in path.read_text("utf-8")
+    assert str(run.ROOT) not in path.read_text("utf-8")
 
 
 # --- other parameters, the real path ------------------------------------------------------------
@@ -132,10 +132,10 @@ def test_it_runs_on_the_hubs_layout(
 ):
     monkeypatch.setenv("HF_HOME", str(hub_home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    given = {k: v for k, v in TINY.items() if k in reports.parameters_of(path)}
+    given = {k: v for k, v in TINY.items() if k in run.parameters_of(path)}
     assert "model" in given
-    page = reports.run(path, given, out=tmp_path)
-    assert reports.status(page.parent)["state"] == "done"
+    page = run.run(path, given, out=tmp_path)
+    assert run.status(page.parent)["state"] == "done"
     assert "Embedded teaching model" not in page.read_text("utf-8")
 
 

@@ -10,8 +10,11 @@ from accelerate import cpu_offload, cpu_offload_with_hook
 from hub_layout import tiny_pipeline
 from PIL import Image
 
-from koala_nb import benchmark_latency, distillation_data, fast, report_model, reports, similarity
-from koala_nb.probes import text_boards
+from koala_nb.distillation import data, similarity
+from koala_nb.generation import fast
+from koala_nb.probes import text_reader
+from koala_nb.report import model, run
+from koala_nb.speed import latency
 
 PICTURES = [Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))]
 
@@ -44,15 +47,15 @@ def test_cpu_kernels_stay_out_of_a_pipeline_that_computes_elsewhere(fresh):
 
 
 def test_parts_are_timed_on_the_device_that_they_compute_on(offloaded):
-    cases = benchmark_latency.cases_of("koala-lightning-700m", parts(offloaded), [64], [1])
+    cases = latency.cases_of("koala-lightning-700m", parts(offloaded), [64], [1])
     with torch.no_grad():
         found = {case["part"]: call() for case, call in cases}
     assert found["VAE"].device.type == "cpu" and found["VAE"].shape == (1, 3, 64, 64)
 
 
 def test_a_report_has_no_times_of_offloaded_parts(offloaded, monkeypatch):
-    monkeypatch.setenv(reports.RUN_FOLDER, "a folder")
-    section = report_model.latency(offloaded, None, 64)
+    monkeypatch.setenv(run.RUN_FOLDER, "a folder")
+    section = model.latency(offloaded, None, 64)
     assert not section.estimates and "Offloaded parts" in section.why
 
 
@@ -61,7 +64,7 @@ def test_pictures_are_encoded_where_the_vae_computes(fresh, offloaded):
     one, other = (similarity.noisy_inputs(p, PICTURES, ["a"], 500) for p in (fresh, offloaded))
     assert torch.equal(one["sample"], other["sample"])
     pairs = [(PICTURES[0], "a")]
-    one, other = (distillation_data.encode(pipe, pairs, 64) for pipe in (fresh, offloaded))
+    one, other = (data.encode(pipe, pairs, 64) for pipe in (fresh, offloaded))
     assert torch.equal(one["mean"], other["mean"]) and torch.equal(one["states"], other["states"])
 
 
@@ -76,13 +79,13 @@ def test_text_boards_go_to_the_device_that_the_vae_computes_on(fresh, monkeypatc
 
     monkeypatch.setattr(fresh.vae, "encode", encode)
     with pytest.raises(RuntimeError, match="seen"):
-        text_boards.through_vae(fresh, PICTURES)
+        text_reader.through_vae(fresh, PICTURES)
     assert seen == ["meta"]
 
 
 @pytest.mark.parametrize(("upcast", "expected"), [(True, torch.float32), (False, torch.float16)])
 def test_the_vae_is_timed_in_the_precision_that_it_decodes_in(fresh, upcast, expected):
     fresh.to(torch.float16).vae.register_to_config(force_upcast=upcast)
-    cases = benchmark_latency.cases_of("koala-lightning-700m", parts(fresh), [64], [1])
+    cases = latency.cases_of("koala-lightning-700m", parts(fresh), [64], [1])
     (decode,) = (call for case, call in cases if case["part"] == "VAE")
     assert decode().dtype == expected and fresh.vae.dtype == torch.float16

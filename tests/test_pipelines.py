@@ -6,8 +6,11 @@ import pytest
 import torch
 from hub_layout import COMMIT, REPOSITORY, write_hub_layout
 
-from koala_nb import devices, hub, load, pipelines
-from koala_nb.pipelines import WeightsMissing, identity
+from koala_nb import load
+from koala_nb.core import devices
+from koala_nb.models import hub
+from koala_nb.models import load as pipelines
+from koala_nb.models.load import WeightsMissing, identity
 
 
 @pytest.fixture
@@ -61,7 +64,9 @@ def test_absent_weights_say_what_to_do(python_offline, tmp_path):
     done = python_offline(code, home=tmp_path)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1
-    assert last.startswith("koala_nb.hub.WeightsMissing: The weights of etri-vilab/koala-lightning")
+    assert last.startswith(
+        "koala_nb.models.hub.WeightsMissing: The weights of etri-vilab/koala-lightning"
+    )
     assert "hf download etri-vilab/koala-lightning-1b" in last and "about 4.1 GB" in last
 
 

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from koala_nb import benchmark_records, cli, planning, provenance, shards
-from koala_nb.card import LATENCY_FIGURE
+from koala_nb import cli
+from koala_nb.core import files
+from koala_nb.core.card import LATENCY_FIGURE
+from koala_nb.generation import shards
+from koala_nb.speed import cost
+from koala_nb.speed import records as benchmark_records
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "many_machines.md"
 ROWS = [
@@ -21,20 +25,20 @@ ROWS = [{**row, "low": row["seconds"] / 2, "high": 2 * row["seconds"], "n": 3} f
 
 @pytest.fixture
 def records(tmp_path):
-    return provenance.write_json(tmp_path / "benchmark-records.json", {"rows": ROWS})
+    return files.write_json(tmp_path / "benchmark-records.json", {"rows": ROWS})
 
 
 def test_cost_of_many_gpus():
-    rows = planning.cost(7200, 0.5, [1, 4], price=3.0)
+    rows = cost.cost(7200, 0.5, [1, 4], price=3.0)
     assert [row["hours"] for row in rows] == [4, 1]
     assert [row["GPU-hours"] for row in rows] == [4, 4]
     assert [row["price"] for row in rows] == [12, 12]
     assert [row["images/s"] for row in rows] == [0.5, 2]
-    assert "price" not in planning.cost(1, 1.0, [1])[0]
+    assert "price" not in cost.cost(1, 1.0, [1])[0]
 
 
 def test_records_are_counted_at_the_largest_measured_number():
-    rows = {row["way"]: row for row in planning.record_cost(1_800_000, 2.0, ROWS)}
+    rows = {row["way"]: row for row in cost.record_cost(1_800_000, 2.0, ROWS)}
     assert rows["write JSON lines"]["seconds"] == pytest.approx(3600)  # 2 ms each, not 0.1 s
     assert rows["write JSON lines"]["low"] == pytest.approx(1800)
     assert rows["write JSON lines"]["GPUs"] == pytest.approx(250)  # 500 a second, 2 a GPU
@@ -61,11 +65,11 @@ def test_the_plan_in_words(records, tmp_path, capsys):
 def test_the_rate_of_a_benchmark_and_the_published_one(records, tmp_path, capsys):
     rows = [{"way": "koala_nb.generate", "images_a_second": speed} for speed in (3.0, 4.0)]
     rows.append({"way": "bfloat16", "images_a_second": 9.0})
-    file = provenance.write_json(tmp_path / "benchmark-generation-x.json", {"rows": rows})
+    file = files.write_json(tmp_path / "benchmark-generation-x.json", {"rows": rows})
     given = ["--records", str(records), "--gpus", "1"]
-    planning.main([*given, "--benchmark", str(file)])
+    cost.main([*given, "--benchmark", str(file)])
     assert "4.00 images/s a GPU (benchmark-generation-x.json)" in capsys.readouterr().out
-    planning.main(given)
+    cost.main(given)
     published = LATENCY_FIGURE["KOALA-Lightning-700M"][2][0]
     said = capsys.readouterr().out
     assert f"{1 / published:.2f} images/s" in said and f"{published} s on an RTX 4090" in said
@@ -92,10 +96,10 @@ def test_errors_are_one_sentence(given, said, capsys):
 
 def test_results_of_another_benchmark_are_refused(records):
     with pytest.raises(ValueError, match="holds no rate: give a file of `koala-nb benchmark gen"):
-        planning.rate_in(records)
-    other = provenance.write_json(records.with_name("other.json"), {"rows": ROWS[2:]})
+        cost.rate_in(records)
+    other = files.write_json(records.with_name("other.json"), {"rows": ROWS[2:]})
     with pytest.raises(ValueError, match="other.json is not a result of `koala-nb benchmark rec"):
-        planning.main(["--records", str(other)])
+        cost.main(["--records", str(other)])
 
 
 def test_the_page_shows_what_the_command_prints(capsys):
@@ -115,7 +119,7 @@ def test_the_benchmark_of_records_writes_what_it_reads(snapshot, tmp_path, capsy
     assert [row["count"] for row in rows] == [10] * 5 + [20] * 5 + [1] * 2
     assert all(row["seconds"] > 0 and row["low"] <= row["seconds"] <= row["high"] for row in rows)
     assert {row["ratio"] for row in rows if row["way"] == benchmark_records.LINES} == {1.0}
-    planning.main(["--records", str(tmp_path / "benchmark-records.json")])
+    cost.main(["--records", str(tmp_path / "benchmark-records.json")])
     assert "read out of PNGs of noise, 64 px" in capsys.readouterr().out
 
 

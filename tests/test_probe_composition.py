@@ -8,10 +8,10 @@ import pytest
 from composition_rows import box, row
 from PIL import Image
 
-from koala_nb import pipelines
-from koala_nb.detection import Detection, items_of
-from koala_nb.probes import atoms, composition, core
+from koala_nb.models import load
+from koala_nb.probes import atoms, base, composition
 from koala_nb.probes import composition_estimates as ce
+from koala_nb.scorers.detection import Detection, items_of
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def instruments():
 
 @pytest.fixture(scope="module")
 def pipe():
-    return pipelines.load("nano-koala")
+    return load.load("nano-koala")
 
 
 # --- rules --------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_the_interval_covers_the_injected_failures(share, instruments):
     images = [Image.fromarray(p) for p in to_pixels(instruments[0].matcher.render(scenes))]
     table = pd.DataFrame(composition.Composition(instruments[0]).score(images, asked))
     table["id"] = [a["id"] for a in asked]
-    (found,) = core.shares(table.assign(failed=~table.correct.astype(bool)), "failed").to_dict(
+    (found,) = base.shares(table.assign(failed=~table.correct.astype(bool)), "failed").to_dict(
         "records"
     )
     assert found["low"] <= truth <= found["high"], (found, truth)
@@ -185,7 +185,7 @@ def test_the_gap_and_the_comparison_find_what_is_there():
 def test_estimates_of_a_model_that_draws_nothing():
     table = simulated(12)
     table[["item_1", "item_2", "correct", "all_right"]] = False
-    found = core.plain(ce.estimates(table))
+    found = base.plain(ce.estimates(table))
     assert found["geneval"]["score"]["value"] == 0 and found["trend"] is None
     assert found["generalisation gap"][0]["low"] is None
 
@@ -197,7 +197,7 @@ def test_same_table_after_a_kill_and_resume(pipe, instruments, tmp_path, monkeyp
     prompts = composition.read_prompts("emoji-world").iloc[[0, 20, 120]].reset_index(drop=True)
     read = composition.Composition(*instruments)
     settings = {"images": 2, "steps": 2, "progress": False}
-    whole = core.measure(pipe, prompts, read, out=tmp_path / "whole", **settings)
+    whole = base.measure(pipe, prompts, read, out=tmp_path / "whole", **settings)
     scored = composition.Composition.score
 
     def killed(self, images, asked):
@@ -205,12 +205,12 @@ def test_same_table_after_a_kill_and_resume(pipe, instruments, tmp_path, monkeyp
 
     monkeypatch.setattr(composition.Composition, "score", killed)
     with pytest.raises(KeyboardInterrupt):
-        core.measure(pipe, prompts, read, out=tmp_path / "killed", **settings)
+        base.measure(pipe, prompts, read, out=tmp_path / "killed", **settings)
     monkeypatch.setattr(composition.Composition, "score", scored)
     images = sorted((tmp_path / "killed" / "images").glob("*.png"))
     images[-1].unlink()
-    again = core.measure(pipe, prompts, read, out=tmp_path / "killed", **settings)
-    paths = [core.save_table(t, tmp_path / f"{i}.csv") for i, t in enumerate((whole, again))]
+    again = base.measure(pipe, prompts, read, out=tmp_path / "killed", **settings)
+    paths = [base.save_table(t, tmp_path / f"{i}.csv") for i, t in enumerate((whole, again))]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     paired = composition.like(pipe, whole, prompts, read, steps=2, progress=False)
     pd.testing.assert_frame_equal(paired, whole)
@@ -218,12 +218,12 @@ def test_same_table_after_a_kill_and_resume(pipe, instruments, tmp_path, monkeyp
 
 def test_saved_results_follow_from_their_table():
     for model in ("nano-koala", "nano-sdxl"):
-        table = core.saved("composition", model)
+        table = base.saved("composition", model)
         assert table is not None and len(table) >= 1000
-        path = core.data_folder() / "results" / f"probe-composition-{model}.json"
+        path = base.data_folder() / "results" / f"probe-composition-{model}.json"
         result = json.loads(path.read_text("utf-8"))
         card = result["estimates"]["instrument card"]
-        again = dict(leaves(core.plain(ce.estimates(table, card))))
+        again = dict(leaves(base.plain(ce.estimates(table, card))))
         stored = dict(leaves(result["estimates"]))
         assert again.keys() == stored.keys() and len(stored) > 100
         for name, value in stored.items():

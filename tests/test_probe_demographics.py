@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koala_nb import report_sections
-from koala_nb.probes import core, demographics_figures, demographics_report
-from koala_nb.probes import demographics as probe
-from koala_nb.probes import demographics_estimates as estimates
-from koala_nb.stats import Estimate
+from koala_nb.probes import base, bias_figures, bias_report
+from koala_nb.probes import bias as probe
+from koala_nb.probes import bias_estimates as estimates
+from koala_nb.report import sections
+from koala_nb.stats.estimates import Estimate
 
 SHARES = {"a": 0.2, "b": 0.5, "c": 0.8}
 PREFIX = {"guidance": 3.5, "part": "neutral", "template": "t01", "presentation": None, "tone": None}
@@ -206,7 +206,7 @@ def test_report_is_json_and_finds_an_intervention():
     ]  # fmt: skip
     described = paired.assign(part="descriptor", descriptor="large", presentation_one="woman")
     both = pd.concat([images, paired, *named, described], ignore_index=True)
-    said = core.plain(demographics_report.estimates(both, SHARES, SHARES))
+    said = base.plain(bias_report.estimates(both, SHARES, SHARES))
     json.dumps(said, allow_nan=False)
     told = {(r["contrast"], r["instrument"]): r["value"] for r in said["contrasts"]}
     name = "naming woman and man in turn, less naming neither"
@@ -219,10 +219,10 @@ def test_report_is_json_and_finds_an_intervention():
 def test_script_in_an_occupation_shows_as_text():
     bad = "<script>alert(1)</script>"
     found = estimates.by_occupation(table({bad: 0.5}), "presentation_one", {bad: 0.5})
-    page = report_sections.table(("occupation", "raw"), found[["occupation", "raw"]].values, bad)
+    page = sections.table(("occupation", "raw"), found[["occupation", "raw"]].values, bad)
     assert "<script>" not in page.data and "&lt;script&gt;" in page.data
-    assert bad in demographics_figures.told({"g": found})
-    demographics_figures.shares({"g": found})
+    assert bad in bias_figures.told({"g": found})
+    bias_figures.shares({"g": found})
 
 
 def test_readers_are_merged_and_a_missing_tone_is_unsure():

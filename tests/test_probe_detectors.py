@@ -7,9 +7,10 @@ import torch
 from composition_rows import box, row
 from PIL import Image
 
-from koala_nb import pipelines
-from koala_nb.detection import Detection, intersection_over_union, non_maximum, overlap
-from koala_nb.probes import composition, detectors, quality
+from koala_nb.models import load
+from koala_nb.probes import composition
+from koala_nb.scorers import detectors, quality
+from koala_nb.scorers.detection import Detection, intersection_over_union, non_maximum, overlap
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def instruments():
 
 @pytest.fixture(scope="module")
 def pipe():
-    return pipelines.load("nano-koala")
+    return load.load("nano-koala")
 
 
 def test_boxes():

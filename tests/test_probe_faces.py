@@ -9,8 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from test_probe_detectors import clip  # noqa: F401  (a tiny random CLIP)
 
-from koala_nb import skin_tone
-from koala_nb.probes import faces
+from koala_nb.scorers import faces, skin_tone
 
 PHOTOGRAPH = Path(__file__).parent / "data" / "astronaut.jpg"
 KEYS = {"face", "probability", "ita", "ita_class", "monk"}
@@ -140,7 +139,7 @@ def test_the_crop_stays_in_the_image():
 
 
 def test_flat_swatches_give_the_ten_steps():
-    pytest.importorskip("koala_nb.skin_tone")
+    pytest.importorskip("koala_nb.scorers.skin_tone")
     read = [faces.tone(swatch(color), FACE) for color in skin_tone.MONK]
     assert [row["monk"] for row in read] == list(range(1, 11))
     assert [row["ita"] for row in read[:8]] == sorted((r["ita"] for r in read[:8]), reverse=True)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from koala_nb import stats
-from koala_nb.catalog import data_folder
-from koala_nb.probes import core, defaults, zero_shot
+from koala_nb.core.catalog import data_folder
+from koala_nb.probes import base as core
+from koala_nb.probes import defaults
 from koala_nb.probes import frequency as probe
+from koala_nb.scorers import clip
+from koala_nb.stats import estimates
 
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
 in_the_world = pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
@@ -211,7 +213,7 @@ def clip_folder(snapshot, tmp_path_factory):
 
 def test_a_random_clip_reads_no_better_than_chance(clip_folder):
     concepts = [f"thing {i}" for i in range(20)]
-    reader = zero_shot.Reader(concepts, str(clip_folder), ocr=False)
+    reader = clip.Reader(concepts, str(clip_folder), ocr=False)
     assert reader.name == "zero-shot tiny-clip"
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))] * 40
@@ -222,7 +224,7 @@ def test_a_random_clip_reads_no_better_than_chance(clip_folder):
 
 def test_a_missing_clip_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="The scorer .*none cannot be loaded"):
-        zero_shot.Reader(["dog"], str(tmp_path / "none"))
+        clip.Reader(["dog"], str(tmp_path / "none"))
 
 
 def test_a_real_layout_with_random_weights_draws_nothing_right(loaded, clip_folder):
@@ -368,7 +370,7 @@ def test_killed_and_resumed_the_table_is_the_same_to_the_byte(
     resumed = core.measure(pipe, some, reader, out=tmp_path / "run", **how)
     fresh = core.measure(pipe, some, reader, **how)
     assert resumed.to_csv(index=False) == fresh.to_csv(index=False)
-    assert fresh.hit.notna().all() and stats.share_interval(int(fresh.hit.sum()), 8).n == 8
+    assert fresh.hit.notna().all() and estimates.share_interval(int(fresh.hit.sum()), 8).n == 8
 
 
 @in_the_world
@@ -393,7 +395,7 @@ def test_the_notebook_on_a_real_layout_finds_nothing_drawn(
     clip_folder, hub_home, tmp_path, monkeypatch
 ):
     """With a scorer, one's own frequencies and a second model: no trend and no difference."""
-    from koala_nb import reports
+    from koala_nb.report import run
 
     monkeypatch.setenv("HF_HOME", str(hub_home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -401,10 +403,10 @@ def test_the_notebook_on_a_real_layout_finds_nothing_drawn(
     given = {"model": "koala-lightning-700m", "compare": "koala-lightning-700m", "size": 64,
              "seeds": 2, "n": 0, "scorer": str(clip_folder),
              "frequencies": str(counts)}  # fmt: skip
-    book = reports.NOTEBOOKS / "08_probe_dataset_dependence.ipynb"
-    page = reports.run(book, given, out=tmp_path)
+    book = run.NOTEBOOKS / "08_probe_dataset_dependence.ipynb"
+    page = run.run(book, given, out=tmp_path)
     text = page.read_text("utf-8")
-    assert reports.status(page.parent)["state"] == "done"
+    assert run.status(page.parent)["state"] == "done"
     assert "+0.00" in text and "never seen" in text and "No ties are planted" in text
     # One of four concepts at most is "found" by a scorer that gives one answer to everything.
     low = float(text.split("right: ")[1].split("interval ")[1].split(" to ")[0])

@@ -13,21 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import koala_nb as kn
-from koala_nb import (
-    coverage,
-    disclosure,
-    report_measures,
-    report_sections,
-    reports,
-    safety,
-    stats,
-)
-from koala_nb.catalog import data_folder
-from koala_nb.probes import core
+from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import write_json
+from koala_nb.probes import base
 from koala_nb.probes import safety as probe
 from koala_nb.probes import safety_estimates as estimate
-from koala_nb.prompt_filter import PromptFilter
-from koala_nb.provenance import write_json
+from koala_nb.report import measures, sections
+from koala_nb.report import run as reports
+from koala_nb.scorers import disclosure, nsfw
+from koala_nb.scorers.prompt_filter import PromptFilter
+from koala_nb.stats import coverage, estimates
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -117,12 +112,12 @@ def test_changes_are_adjusted_for_how_many_they_are():
 def test_prompts_of_one_concept_are_one_cluster():
     table = pd.concat([TABLE, TABLE.assign(setting=estimate.NEGATIVE)])
     own = table.assign(concept=table.id.map({"a": "owl", "b": "owl", "c": "star"}))
-    found = core.plain(estimate.estimates(own))
+    found = base.plain(estimate.estimates(own))
     assert found["prompts"] == 4
     assert [row["clusters"] for row in found["reaches a user"]] == [2, 2, 2, 2]
     assert {r["part"]: r["clusters"] for r in found["shown by way"]}["paraphrased"] == 2
     assert found["negative prompt less as it is"]["paraphrased: shown"]["n"] == 2
-    (told,) = [r for r in report_measures._safety(own, "") if r["name"].startswith("stand-in")]
+    (told,) = [r for r in measures._safety(own, "") if r["name"].startswith("stand-in")]
     assert told["prompts"] == 2 and "concept" in told["method"]
 
 
@@ -137,7 +132,9 @@ def test_the_interval_holds_over_few_concepts_of_many_images():
     for _ in range(600):
         hits = coverage.hits(rng, truth, 8, images, correlation=0.35)
         shown = np.concatenate([np.arange(images) < count for count in hits])
-        audits.append([holds(f(shown, concepts)) for f in (stats.clustered_share, estimate.share)])
+        audits.append(
+            [holds(f(shown, concepts)) for f in (estimates.clustered_share, estimate.share)]
+        )
     usual, own = np.mean(audits, axis=0)
     assert usual < 0.9 and own > coverage.LOW
 
@@ -155,7 +152,7 @@ def test_published_prompts_are_no_false_alarms(emoji):
     table = table.assign(shown=False, shown_clip=False, drawn=False) if emoji else table
     said = probe.all_estimates(table, asked, words, "photographic")
     assert "checker's false alarms" not in said
-    (flagged,) = core.plain(said["flagged by the checker"])
+    (flagged,) = base.plain(said["flagged by the checker"])
     assert (flagged["part"], flagged["value"]) == ("i2p", 0.5)
     (row,) = [r for r in estimate.checklist({"i2p": flagged}) if r["tested"]]
     assert "share flagged by the checker" in row["item"]
@@ -176,7 +173,7 @@ def test_a_script_in_a_prompt_is_text_on_every_page():
     hits = [f"{hit.term} {hit.category}" for hit in words.hits(f"{SCRIPT} owl")]
     lines = estimate.checklist({"i2p": {"n": SCRIPT, "value": 0.0}})
     for cells in ([(SCRIPT, *hits)], [(row["item"], row["n"]) for row in lines]):
-        page = report_sections.table(("prompt", SCRIPT), cells, SCRIPT).data
+        page = sections.table(("prompt", SCRIPT), cells, SCRIPT).data
         assert "&lt;script&gt;" in page and "<script" not in page
 
 
@@ -241,12 +238,12 @@ def stand_in():
 def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tmp_path):
     asked = probe.prompts("emoji-world").iloc[[0, 60, 200]].reset_index(drop=True)
     words = PromptFilter(probe.terms("emoji-world"))
-    scorer = probe.Reader(safety.Checker(safety.classifier()), stand_in)
+    scorer = probe.Reader(nsfw.Checker(nsfw.classifier()), stand_in)
 
     def table(folder):
         found = probe.measure(pipe, asked, scorer, words, "owl, star", tmp_path / folder, images=2,
                               steps=2, progress=False)  # fmt: skip
-        return core.save_table(found, tmp_path / f"{folder}.csv").read_bytes(), found
+        return base.save_table(found, tmp_path / f"{folder}.csv").read_bytes(), found
 
     whole, found = table("whole")
     assert found.groupby("setting").seed.apply(list).map(tuple).nunique() == 1
@@ -257,8 +254,8 @@ def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tm
         scores.unlink()
     assert table("killed")[0] == whole
     said = probe.all_estimates(found, asked, words, "emoji-world")
-    json.dumps(core.plain(said), allow_nan=False)
-    assert {r["setting"] for r in core.plain(said["shown, by sprite matching"])} == {
+    json.dumps(base.plain(said), allow_nan=False)
+    assert {r["setting"] for r in base.plain(said["shown, by sprite matching"])} == {
         estimate.PLAIN, estimate.NEGATIVE,
     }  # fmt: skip
 
@@ -288,7 +285,7 @@ def test_other_pictures_and_statements_are_counted(tmp_path):
         def scores(self, images):
             return [float(i % 2) for i in range(len(images))]
 
-    found = probe.picture_alarms(safety.Checker(Half()), "photographic", 8)
+    found = probe.picture_alarms(nsfw.Checker(Half()), "photographic", 8)
     assert found.set_index("pictures").value.to_dict() == {
         "colour gradients": 0.5, "one photograph of a person": 0.0,
     }  # fmt: skip
@@ -305,7 +302,7 @@ def test_other_pictures_and_statements_are_counted(tmp_path):
 
 
 def test_the_stored_run_is_large_and_of_this_prompt_set():
-    table = core.saved(probe.NAME, "nano-koala")
+    table = base.saved(probe.NAME, "nano-koala")
     stored = json.loads((data_folder() / "results" / "probe-safety-nano-koala.json").read_text())
     assert (table.setting == estimate.PLAIN).sum() >= 1000
     assert set(table.id) == set(probe.prompts("emoji-world").id)

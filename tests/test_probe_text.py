@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from koala_nb.catalog import data_folder
-from koala_nb.probes import core, ocr, text, text_boards
+from koala_nb.core.catalog import data_folder
+from koala_nb.probes import base, text, text_reader
 from koala_nb.probes import text_scores as scores
+from koala_nb.scorers import ocr
 
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
 in_the_world = pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
@@ -78,7 +79,7 @@ def test_confusions_count_every_character(asked, read):
 
 
 def test_a_reader_says_where_and_how_surely(reader):
-    image = text_boards.board("garden", 128)
+    image = text_reader.board("garden", 128)
     (found,) = reader.read([image])
     assert found.text == "garden" and 0.5 < found.confidence <= 1
     ((left, top, right, bottom),) = found.boxes
@@ -117,10 +118,10 @@ def draws():
 
 @draws()
 def test_the_card_has_a_high_ceiling_and_a_low_floor(reader, domain, size):
-    read = text_boards.read_boards(reader, WORDS, size, text_boards.drawer(domain))
-    found = text_boards.card(read).set_index("kind")
+    read = text_reader.read_boards(reader, WORDS, size, text_reader.drawer(domain))
+    found = text_reader.card(read).set_index("kind")
     assert found.value["font"] >= 0.9
-    assert (found.value[list(text_boards.BROKEN)] <= 0.1).all()
+    assert (found.value[list(text_reader.BROKEN)] <= 0.1).all()
     assert (found.n == len(WORDS)).all()
 
 
@@ -129,7 +130,7 @@ def test_corrected_intervals_cover_injected_failures(reader, domain, size):
     prompts = text.prompts(domain)
     words = prompts[prompts.group.isin(["word", "lower case", "phrase"])]
     some = list(dict.fromkeys(words[words.length.between(3, 20)].text))[:50]
-    found = text_boards.calibration(reader, some, size, text_boards.drawer(domain))
+    found = text_reader.calibration(reader, some, size, text_reader.drawer(domain))
     assert len(found) == 3 and found.injected.is_monotonic_increasing
     assert ((found.low <= found.injected) & (found.injected <= found.high)).all()
     assert (found.high - found.low < 0.6).all() and (found.value.diff().dropna() > 0.1).all()
@@ -142,25 +143,25 @@ def test_the_stored_card_is_the_measured_one(reader):
     path = data_folder() / "results" / "probe-text-nano-koala.json"
     card = pd.DataFrame(json.loads(path.read_text("utf-8"))["estimates"]["instrument"]["card"])
     stored = card.set_index("kind")
-    read = text_boards.read_boards(reader, WORDS, 64, text_boards.drawer("emoji-world"))
-    for kind in text_boards.BROKEN:
-        assert stored.high[kind] >= text_boards.card(read).set_index("kind").value[kind]
+    read = text_reader.read_boards(reader, WORDS, 64, text_reader.drawer("emoji-world"))
+    for kind in text_reader.BROKEN:
+        assert stored.high[kind] >= text_reader.card(read).set_index("kind").value[kind]
     assert stored.low["font"] > 0.5 > stored.high["one letter wrong"]
 
 
 def test_broken_texts_are_broken_and_stay_as_long():
     rng = np.random.default_rng(0)
     for word in [*WORDS, "7", "A", "no no", "12 b"]:
-        wrong, other = text_boards.one_wrong(word, rng), text_boards.shuffled(word, rng)
+        wrong, other = text_reader.one_wrong(word, rng), text_reader.shuffled(word, rng)
         assert wrong.casefold() != word.casefold() and len(wrong) == len(word)
         assert other is None or sorted(other) == sorted(word) and other != word
-    assert text_boards.shuffled("aAa", rng) is None
+    assert text_reader.shuffled("aAa", rng) is None
 
 
 def test_the_vae_blurs_but_keeps_size_and_precision(loaded):
-    images = text_boards.boards(["open"], 64)
+    images = text_reader.boards(["open"], 64)
     before = loaded.vae.dtype
-    (found,) = text_boards.through_vae(loaded, images)
+    (found,) = text_reader.through_vae(loaded, images)
     assert found.size == (64, 64) and found.tobytes() != images[0].tobytes()
     assert loaded.vae.dtype == before
 
@@ -205,20 +206,20 @@ def test_digits_and_na_stay_texts(tmp_path):
 
 
 def test_a_photographic_run_needs_no_embedded_family(loaded, tmp_path):
-    prompts = core.some(text.prompts("photographic"), 3)
+    prompts = base.some(text.prompts("photographic"), 3)
     args = {"images": 2, "steps": 1, "height": 64, "width": 64, "progress": False}
-    whole = core.measure(loaded, prompts, text.Scorer(), **args)
+    whole = base.measure(loaded, prompts, text.Scorer(), **args)
     out = tmp_path / "run"
-    core.measure(loaded, prompts, text.Scorer(), out=out, **args)
+    base.measure(loaded, prompts, text.Scorer(), out=out, **args)
     for image in sorted((out / "images").glob("*.png"))[3:]:
         image.unlink()  # as after a kill: half of the images, no readings
     (out / "scores-rapidocr.jsonl").unlink()
-    resumed = core.measure(loaded, prompts, text.Scorer(), out=out, **args)
-    again = core.measure(loaded, prompts, text.Scorer(), out=out, **args)
+    resumed = base.measure(loaded, prompts, text.Scorer(), out=out, **args)
+    again = base.measure(loaded, prompts, text.Scorer(), out=out, **args)
     assert whole.to_csv() == resumed.to_csv() == again.to_csv()
     assert len(whole) == 6 and not whole.exact.any()
     code = (
-        "import sys; from koala_nb.probes import text, text_boards as b;"
+        "import sys; from koala_nb.probes import text, text_reader as b;"
         "text.prompts('photographic');"
         "b.drawer('photographic')(['a'], 64);"
         "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 import koala_nb as kn
-from koala_nb import stats
-from koala_nb.figures import brightness
-from koala_nb.probes import core
+from koala_nb.display.figures import brightness
+from koala_nb.probes import base
+from koala_nb.stats import estimates
 
 PROMPTS = pd.DataFrame({
     "id": ["a", "b", "c"],
@@ -35,7 +35,7 @@ def pipe():
 
 
 def measure(pipe, scorer, **more):
-    return core.measure(pipe, PROMPTS, scorer, images=2, steps=1, progress=False, **more)
+    return base.measure(pipe, PROMPTS, scorer, images=2, steps=1, progress=False, **more)
 
 
 def test_one_row_an_image_with_seeds_of_its_own(pipe):
@@ -47,8 +47,8 @@ def test_one_row_an_image_with_seeds_of_its_own(pipe):
 
 
 def test_the_same_table_to_the_byte_after_a_kill(pipe, tmp_path, monkeypatch):
-    core.save_table(measure(pipe, Bright(), out=tmp_path / "whole"), tmp_path / "whole.csv")
-    monkeypatch.setattr(core, "CHUNK", 2)
+    base.save_table(measure(pipe, Bright(), out=tmp_path / "whole"), tmp_path / "whole.csv")
+    monkeypatch.setattr(base, "CHUNK", 2)
 
     class Killed(Bright):
         def score(self, images, prompts):
@@ -62,7 +62,7 @@ def test_the_same_table_to_the_byte_after_a_kill(pipe, tmp_path, monkeypatch):
     again = Bright()
     table = measure(pipe, again, out=tmp_path / "run")
     assert again.shown == 4  # the two read before are not read again
-    core.save_table(table, tmp_path / "resumed.csv")
+    base.save_table(table, tmp_path / "resumed.csv")
     assert (tmp_path / "resumed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
@@ -92,32 +92,32 @@ def test_a_broken_prompt_set_is_named(tmp_path, text, message):
     path = tmp_path / "prompts.csv"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        core.read_prompts(path)
+        base.read_prompts(path)
 
 
 def test_a_missing_prompt_set_is_named(tmp_path):
     with pytest.raises(ValueError, match="There is no file"):
-        core.read_prompts(tmp_path / "none.csv")
+        base.read_prompts(tmp_path / "none.csv")
 
 
 def test_words_that_pandas_takes_for_nothing_stay(tmp_path):
     path = tmp_path / "prompts.csv"
     path.write_text("id,prompt,text\n01,a sign,null\n02,a sign,\n")
-    table = core.read_prompts(path)
+    table = base.read_prompts(path)
     assert table.id.tolist() == ["01", "02"]
     assert table.text.tolist() == ["null", None]
 
 
 def test_some_prompts_of_every_kind():
     prompts = pd.DataFrame({"id": range(100), "kind": ["x"] * 90 + ["y"] * 10})
-    assert core.some(prompts, 10, by="kind").kind.value_counts().to_dict() == {"x": 5, "y": 5}
-    assert core.some(prompts, 0) is prompts and core.some(prompts, 200) is prompts
-    assert len(core.some(prompts, 7)) == 7
+    assert base.some(prompts, 10, by="kind").kind.value_counts().to_dict() == {"x": 5, "y": 5}
+    assert base.some(prompts, 0) is prompts and base.some(prompts, 200) is prompts
+    assert len(base.some(prompts, 7)) == 7
 
 
 def test_the_plan_says_what_it_can_find():
-    assert "50 prompts x 4 images = 200 images, worth 174" in core.plan(50, 4)
-    assert "nothing reliably" in core.plan(1, 1)
+    assert "50 prompts x 4 images = 200 images, worth 174" in base.plan(50, 4)
+    assert "nothing reliably" in base.plan(1, 1)
 
 
 def test_shares_by_factor_are_clustered_and_leave_out_what_was_not_asked():
@@ -125,26 +125,29 @@ def test_shares_by_factor_are_clustered_and_leave_out_what_was_not_asked():
         "id": np.repeat(list("abcd"), 5), "kind": np.repeat(["x", "y"], 10),
         "right": [True] * 5 + [False] * 5 + [None] * 5 + [True, False] * 2 + [True],
     })  # fmt: skip
-    found = core.shares(table, "right", "kind")
+    found = base.shares(table, "right", "kind")
     assert found[["kind", "value", "n", "prompts"]].values.tolist() == [
         ["x", 0.5, 10, 2],
         ["y", 0.6, 5, 1],
     ]
-    expected = stats.clustered_share([1] * 5 + [0] * 5, ["a"] * 5 + ["b"] * 5)
+    expected = estimates.clustered_share([1] * 5 + [0] * 5, ["a"] * 5 + ["b"] * 5)
     assert found.low[0] == pytest.approx(expected.low, abs=1e-6)
-    assert core.shares(table, "right").n.tolist() == [15]
+    assert base.shares(table, "right").n.tolist() == [15]
 
 
 def test_pairs_are_prompts():
     first = pd.DataFrame({"id": list("aabbc"), "right": [1, 1, 1, 0, 1]})
     second = pd.DataFrame({"id": list("aabbd"), "right": [0, 0, 1, 0, 1]})
-    found = core.paired(first, second, "right")
+    found = base.paired(first, second, "right")
     assert (found.value, found.n) == (0.5, 2)  # a: 1, b: 0; c and d have no partner
 
 
 def test_results_are_plain_json():
-    value = {"x": stats.Estimate(0.5, -np.inf, np.inf, 3), "t": pd.DataFrame({"v": [1.0, np.nan]})}
-    assert core.plain(value) == {
+    value = {
+        "x": estimates.Estimate(0.5, -np.inf, np.inf, 3),
+        "t": pd.DataFrame({"v": [1.0, np.nan]}),
+    }
+    assert base.plain(value) == {
         "x": {"value": 0.5, "low": None, "high": None, "n": 3},
         "t": [{"v": 1.0}, {"v": None}],
     }
@@ -153,18 +156,18 @@ def test_results_are_plain_json():
 def test_cautions_name_the_column():
     images = pd.DataFrame({"id": np.repeat(range(100), 10), "sure": [True, False] * 500})
     images["rare"] = (images.id < 2) & (np.arange(1000) % 10 < 9)  # two prompts, the others never
-    assert list(core.cautions(images.assign(level=0.5))) == ["rare"]
+    assert list(base.cautions(images.assign(level=0.5))) == ["rare"]
 
 
 def test_a_probe_runs_from_the_command_line_and_again(pipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    probe = core.Probe(
+    probe = base.Probe(
         "brightness", lambda domain: PROMPTS, lambda pipe: Bright(),
-        lambda table: {"bright": core.shares(table, "bright")}, images=1,
+        lambda table: {"bright": base.shares(table, "bright")}, images=1,
     )  # fmt: skip
     results = []
     for _ in range(2):
-        assert core.main(probe, ["--out", "out", "--prompts", "2"]) == 0
+        assert base.main(probe, ["--out", "out", "--prompts", "2"]) == 0
         results.append([p.read_bytes() for p in sorted((tmp_path / "out").iterdir())])
     assert results[0] == results[1]
     assert "2 prompts x 1 images" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from koala_nb import provenance as pv
+from koala_nb.core import files as pv
 
 JSON = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 RECORDS = st.dictionaries(st.text(), JSON | st.text(), max_size=5)

@@ -11,10 +11,10 @@ from PIL import Image
 from statsmodels.stats.proportion import proportion_confint
 from test_probe_frequency import clip_folder  # noqa: F401 - a fixture: a tiny random CLIP
 
-from koala_nb import published_figures
-from koala_nb.catalog import data_folder
-from koala_nb.probes import core, published_estimates, zero_shot
+from koala_nb.core.catalog import data_folder
+from koala_nb.probes import base, published_estimates, published_figures
 from koala_nb.probes import published as probe
+from koala_nb.scorers import clip as zero_shot
 
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
 STRENGTH = [probe.NOT, probe.PARTLY, probe.HOLDS]
@@ -217,7 +217,7 @@ def test_a_real_layout_runs_at_both_settings_and_goes_on(
 
 
 def test_both_settings_are_drawn(loaded, clip_folder):  # noqa: F811
-    asked = core.read_prompts(core.prompt_file("published", "photographic"))[3:]
+    asked = base.read_prompts(base.prompt_file("published", "photographic"))[3:]
     groups = [g for row in asked.groups for g in row.split(";")]
     reader = zero_shot.Reader(groups, str(clip_folder), ocr=False)
     seen = []

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from koala_nb import cli, receipts
+from koala_nb import cli
+from koala_nb.report import receipts
 
 # Made up for these tests: no measurement.
 GOOD = {

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from koala_nb import card, card_comparison, catalog, report_measures
-from koala_nb.pipelines import Loaded
-from koala_nb.report_claims import Evidence, below, claims, decide
-from koala_nb.report_results import Section, needed
+from koala_nb.core import card, catalog
+from koala_nb.models import card_comparison
+from koala_nb.models.load import Loaded
+from koala_nb.report import measures
+from koala_nb.report.claims import Evidence, below, claims, decide
+from koala_nb.report.results import Section, needed
 
 
 def estimate(low, high, n=1000, prompts=1000, name="a share"):
@@ -161,8 +163,8 @@ def test_every_limitation_of_the_card_has_a_rule():
 
 
 def test_the_expectation_of_independent_atoms_stands_beside_the_verdict(evidence):
-    rows = [estimate(-0.4, -0.2, name=report_measures.COMPLEX)]
-    rows += [estimate(-0.3, -0.3, name=f"{rows[0]['name']}, {report_measures.EXPECTED}")]
+    rows = [estimate(-0.4, -0.2, name=measures.COMPLEX)]
+    rows += [estimate(-0.3, -0.3, name=f"{rows[0]['name']}, {measures.EXPECTED}")]
     row = of(evidence, "limitation: comp", composition=Section("composition", rows))
     assert row["verdict"] == "holds" and "independent atoms: -0.300" in row["why"]
 

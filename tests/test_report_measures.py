@@ -8,17 +8,12 @@ import pandas as pd
 import pytest
 from hub_layout import tiny_pipeline
 
-from koala_nb import (
-    catalog,
-    pipelines,
-    report_measures,
-    report_model,
-    report_results,
-    runs,
-    sweep_page,
-)
-from koala_nb.probes import core
-from koala_nb.report_measures import PARTS, Part, images_of, measure_all, stored
+from koala_nb.core import catalog
+from koala_nb.generation import run_folder
+from koala_nb.models import load
+from koala_nb.probes import base
+from koala_nb.report import measures, model, results, sweep_page
+from koala_nb.report.measures import PARTS, Part, images_of, measure_all, stored
 
 BY_NAME = {part.name: part for part in PARTS}
 
@@ -40,7 +35,7 @@ def part(reader, **changes):
     asked = pd.DataFrame({"id": list("abcd"), "prompt": ["a", "b", "c", "d"]})
     own = Part(
         "light", lambda domain: asked, None, lambda pipe, prompts: reader, lambda about: None,
-        lambda table, domain: report_measures._share("bright", table.bright, table),
+        lambda table, domain: measures._share("bright", table.bright, table),
         {"bright": "bright"},
     )  # fmt: skip
     return replace(own, **changes)
@@ -50,11 +45,11 @@ def part(reader, **changes):
 def pipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "own"
     tiny_pipeline(folder.parent / "scratch").save_pretrained(folder, safe_serialization=True)
-    return pipelines.load(str(folder), device="cpu")
+    return load.load(str(folder), device="cpu")
 
 
 def test_an_interrupted_section_goes_on_where_it_stopped(pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(report_measures, "PARTS", (part(scorer := Bright()),))
+    monkeypatch.setattr(measures, "PARTS", (part(scorer := Bright()),))
     how = {"steps": 1, "height": 64, "width": 64}
     first = measure_all(pipe, 8, tmp_path, 3, **how)["light"]
     assert first.n == 8 and first.images.seed.tolist() == list(range(3, 11))
@@ -70,7 +65,7 @@ def test_what_the_machine_lacks_becomes_a_sentence_and_a_mistake_does_not(pipe, 
     def lacking(pipe, prompts):
         raise ValueError("The reader is not installed: `pip install it`.\nmore")
 
-    found = report_measures._measured(part(None, scorer=lacking), pipe, 4, tmp_path, 0, {})
+    found = measures._measured(part(None, scorer=lacking), pipe, 4, tmp_path, 0, {})
     assert found.state == "not tested" and found.why.endswith("`pip install it`.")
     assert found.images is None and found.n == 0
 
@@ -81,7 +76,7 @@ def test_what_the_machine_lacks_becomes_a_sentence_and_a_mistake_does_not(pipe, 
     scorer.score = wrong
     how = {"steps": 1, "height": 64, "width": 64}
     with pytest.raises(ValueError, match="a mistake"):
-        report_measures._measured(part(scorer), pipe, 4, tmp_path, 0, how)
+        measures._measured(part(scorer), pipe, 4, tmp_path, 0, how)
 
 
 def test_at_least_one_image(pipe, tmp_path):
@@ -91,9 +86,9 @@ def test_at_least_one_image(pipe, tmp_path):
 
 def about(**changes):
     system = catalog.find("nano-koala")
-    file = report_results.results_file("probe-text", "nano-koala")
+    file = results.results_file("probe-text", "nano-koala")
     revision = json.loads(file.read_text())["revision"]
-    told = pipelines.Loaded(
+    told = load.Loaded(
         system, "data/models/nano-koala", revision, None, "float32", "cpu", system.domain,
         system.recipe,
     )  # fmt: skip
@@ -101,7 +96,7 @@ def about(**changes):
 
 
 def saved(probe):
-    file = report_results.results_file(f"probe-{probe}", "nano-koala")
+    file = results.results_file(f"probe-{probe}", "nano-koala")
     return json.loads(file.read_text())["estimates"]
 
 
@@ -137,15 +132,15 @@ def test_other_weights_have_no_stored_run():
 
 def test_a_changed_recipe_has_no_stored_run(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(report_measures, "stored", lambda *a: asked.append(a))
-    lacking = part(None, prompts=lambda domain: core.read_prompts("none.csv"))
+    monkeypatch.setattr(measures, "stored", lambda *a: asked.append(a))
+    lacking = part(None, prompts=lambda domain: base.read_prompts("none.csv"))
     fake = type("Pipe", (), {"koala_nb": about()})()
-    found = report_measures._measured(lacking, fake, 4, tmp_path, 0, {"steps": 3})
+    found = measures._measured(lacking, fake, 4, tmp_path, 0, {"steps": 3})
     assert not asked and "none.csv" in found.why
 
 
 def test_the_paired_images_are_those_behind_the_key_figure():
-    table = core.saved("safety", "nano-koala").drop(columns=["shown", "shown_clip"])
+    table = base.saved("safety", "nano-koala").drop(columns=["shown", "shown_clip"])
     table = table[table.setting == "as it is"]
     safety = BY_NAME["safety"]
     (told,) = safety.estimates(table, "photographic")
@@ -155,10 +150,10 @@ def test_the_paired_images_are_those_behind_the_key_figure():
 
 
 def test_the_images_of_two_runs_pair(tmp_path):
-    table = core.saved("demographics", "nano-koala").head(40)
+    table = base.saved("demographics", "nano-koala").head(40)
     frame = images_of(BY_NAME["demographics"], table)
     assert len(frame) == 80 and set(frame.value) <= {0.0, 1.0}
-    sections = {"people": report_results.Section("people", images=frame)}
+    sections = {"people": results.Section("people", images=frame)}
     text = pd.concat([s.images for s in sections.values()]).to_csv(index=False)
     (tmp_path / sweep_page.IMAGES).write_text(text)
     read = sweep_page.read_images(tmp_path)
@@ -167,15 +162,15 @@ def test_the_images_of_two_runs_pair(tmp_path):
 
 
 def test_an_image_is_timed_over_batches():
-    found = report_model._an_image(runs.Drawn((8, 8, 8), (8.0, 16.0, 24.0)))
+    found = model._an_image(run_folder.Drawn((8, 8, 8), (8.0, 16.0, 24.0)))
     assert found.value == 2 and found.n == 24
     assert found.high - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-3)  # Student's t, 2 degrees
-    two = report_model._an_image(runs.Drawn((8, 8), (8.0, 16.0)))
+    two = model._an_image(run_folder.Drawn((8, 8), (8.0, 16.0)))
     assert two.value == 1.5 and np.isnan(two.low) and np.isnan(two.high)
 
 
 def test_a_correlation_has_fishers_interval():
-    found = report_model.quality(type("Pipe", (), {"koala_nb": about()})())
+    found = model.quality(type("Pipe", (), {"koala_nb": about()})())
     methods = {", r," in e["name"]: e["method"].split()[0] for e in found.stored}
     assert methods == {True: "Fisher's", False: "Wilson"}
 
@@ -188,15 +183,15 @@ def asked(atoms, right, images=2):
 
 def test_a_difference_counts_its_smaller_side_and_has_an_expectation():
     table = asked([1] * 4 + [3] * 10, [True, True, True, False] + [False] * 10)
-    found = {e["name"]: e for e in report_measures._composition(table, "")}
+    found = {e["name"]: e for e in measures._composition(table, "")}
     apart = found["complex prompts less simple ones"]
     assert (apart["n"], apart["prompts"]) == (8, 4) and "smaller side" in apart["method"]
-    expected = found[f"{apart['name']}, {report_measures.EXPECTED}"]
+    expected = found[f"{apart['name']}, {measures.EXPECTED}"]
     assert expected["value"] == pytest.approx(0.75**3 - 0.75) and expected["low"] is None
 
 
 def test_the_images_of_a_measure_are_those_of_its_estimate():
-    table = core.saved("frequency", "nano-koala")
+    table = base.saved("frequency", "nano-koala")
     (told,) = [e for e in BY_NAME["frequency"].estimates(table, "") if e["name"] == "concept drawn"]
     frame = images_of(BY_NAME["frequency"], table)
     assert len(frame) == told["n"] and frame.value.mean() == pytest.approx(told["value"], abs=1e-6)
@@ -204,7 +199,7 @@ def test_the_images_of_a_measure_are_those_of_its_estimate():
 
 def test_a_bounded_mean_stays_in_its_bounds_and_has_no_ends_without_spread():
     table = pd.DataFrame({"id": list("abc"), "value": [0.0, 0.0, 0.1]})
-    (found,) = report_measures._mean("m", table.value, table)
+    (found,) = measures._mean("m", table.value, table)
     assert found["low"] == 0 and found["high"] < 0.2
-    (alike,) = report_measures._mean("m", 0 * table.value, table)
+    (alike,) = measures._mean("m", 0 * table.value, table)
     assert (alike["value"], alike["low"], alike["high"]) == (0, None, None)

@@ -7,10 +7,13 @@ import jsonschema
 import pandas as pd
 import pytest
 
-from koala_nb import catalog, receipts, report_results, report_summary, report_view
-from koala_nb.pipelines import Loaded
-from koala_nb.report_results import Section, check, collect, row
-from koala_nb.stats import Estimate
+from koala_nb.core import catalog
+from koala_nb.models.load import Loaded
+from koala_nb.report import receipts, view
+from koala_nb.report import results as report_results
+from koala_nb.report import summary as report_summary
+from koala_nb.report.results import Section, check, collect, row
+from koala_nb.stats.estimates import Estimate
 
 HOSTILE = "<script>x</script> | [a](http://b) *c* `d` $e$\n# f"
 
@@ -126,12 +129,12 @@ def test_markdown_shows_hostile_texts_as_they_are(results):
 
 
 def test_html_shows_hostile_texts_as_they_are(results):
-    found = report_view.estimates(Section("safety", why=HOSTILE), "c").data
-    found += report_view.summary([HOSTILE]).data + report_view.claims_table(results["claims"]).data
+    found = view.estimates(Section("safety", why=HOSTILE), "c").data
+    found += view.summary([HOSTILE]).data + view.claims_table(results["claims"]).data
     assert "<script>" not in found and found.count("&lt;script&gt;") == 3
 
 
 def test_what_all_rows_share_stands_in_the_caption():
-    found = report_view.estimates(section(), "Text").data
+    found = view.estimates(section(), "Text").data
     assert "Instrument: reader 1, x" in found and ">instrument<" not in found
     assert "stored run" not in found, "an empty column"

@@ -8,8 +8,11 @@ import pytest
 from hub_layout import tiny_pipeline
 from PIL import Image
 
-from koala_nb import catalog, figures, hub, provenance, reports
-from koala_nb import report_sections as section
+from koala_nb.core import catalog, files
+from koala_nb.display import figures
+from koala_nb.models import hub
+from koala_nb.report import run
+from koala_nb.report import sections as section
 
 HOSTILE = '<script>alert(1)</script> & "quotes", $x'
 
@@ -38,12 +41,12 @@ def page(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KOALA_NB_DATA", str(data))
         out = tmp_path_factory.mktemp("out")
-        return reports.run("11", seeds=2, steps=2, size=64, out=out)
+        return run.run("11", seeds=2, steps=2, size=64, out=out)
 
 
 def test_the_embedded_model_carries_its_banner(page):
     text = page.read_text("utf-8")
-    assert text.index("<h1>") < text.index(provenance.EMBEDDED_BANNER) < text.index("<h2")
+    assert text.index("<h1>") < text.index(files.EMBEDDED_BANNER) < text.index("<h2")
     assert json.loads((page.parent / "results.json").read_text())["banner"]
 
 
@@ -57,7 +60,7 @@ def test_results_hold_what_a_program_wants(page):
     assert results["images"] == 4 and results["seconds_per_image"] > 0
     assert [p["prompt"] for p in results["prompts"]] == ["a koala on a blue background", HOSTILE]
     assert len(list((page.parent / results["files"]["images"]).glob("*.png"))) == 4
-    assert len(provenance.read_lines(page.parent / results["files"]["records"])) == 4
+    assert len(files.read_lines(page.parent / results["files"]["records"])) == 4
 
 
 def test_a_hostile_prompt_is_shown_as_text(page):
@@ -98,7 +101,7 @@ def test_a_section_that_lacks_its_prompts_says_so_and_the_rest_goes_on(page):
 
 def test_the_model_card_lies_beside_the_page(page):
     text = (page.parent / "model_card.md").read_text("utf-8")
-    assert provenance.EMBEDDED_BANNER in text and "## Evaluation" in text
+    assert files.EMBEDDED_BANNER in text and "## Evaluation" in text
     assert "](" not in text and "http" not in text
 
 
@@ -125,7 +128,7 @@ def test_the_quality_of_other_weights_is_not_shown(data, monkeypatch):
 
 
 def fake(name):
-    from koala_nb.pipelines import Loaded
+    from koala_nb.models.load import Loaded
 
     system = catalog.find(name)
     loaded = Loaded(system, name, None, None, "float32", "cpu", system.domain, system.recipe)

@@ -7,8 +7,8 @@ import time
 import psutil
 import pytest
 
-from koala_nb import report_status
-from koala_nb.report_status import process, pulse, status
+from koala_nb.report import status as report_status
+from koala_nb.report.status import process, pulse, status
 
 
 def write(folder, **state):

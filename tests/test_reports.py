@@ -12,8 +12,8 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from koala_nb import reports
-from koala_nb.reports import ReportFailed
+from koala_nb.report import run
+from koala_nb.report.run import ReportFailed
 
 PARAMETERS = (
     'name: str = "a"  # a text\n'
@@ -62,7 +62,7 @@ def notebook(tmp_path):
 def test_bad_parameters_stop_before_anything_runs(notebook, tmp_path, given, words):
     path = notebook("open('ran', 'w')")
     with pytest.raises(ValueError) as error:
-        reports.run(path, given, out=tmp_path / "out")
+        run.run(path, given, out=tmp_path / "out")
     assert all(word in str(error.value) for word in words), error.value
     assert not (tmp_path / "out").exists()
 
@@ -79,14 +79,14 @@ def test_bad_parameters_stop_before_anything_runs(notebook, tmp_path, given, wor
 )
 def test_text_from_the_command_line_gets_the_type_of_its_parameter(notebook, given, value):
     (name,) = given
-    found = reports.check(notebook(), given, text=True)[name]
+    found = run.check(notebook(), given, text=True)[name]
     assert found == value and type(found) is type(value)
 
 
 @pytest.mark.parametrize("given", [{"count": "2.0"}, {"count": ""}, {"rate": "nan"}, {"flag": "1"}])
 def test_text_of_another_type_is_refused(notebook, given):
     with pytest.raises(ValueError, match="give a value of type"):
-        reports.check(notebook(), given, text=True)
+        run.check(notebook(), given, text=True)
 
 
 def test_a_parameter_without_a_type_is_refused(notebook, tmp_path):
@@ -94,7 +94,7 @@ def test_a_parameter_without_a_type_is_refused(notebook, tmp_path):
     book.cells[1].source = "count = 1"
     nbformat.write(book, path)
     with pytest.raises(ValueError, match="'count = 1' is not typed"):
-        reports.parameters_of(path)
+        run.parameters_of(path)
 
 
 @pytest.mark.parametrize("line", ["%time n: int = 1", "n: int = 2 * 3", "n: int = 'x'"])
@@ -103,32 +103,32 @@ def test_a_parameter_that_is_no_plain_value_is_refused(notebook, line):
     book.cells[1].source = line
     nbformat.write(book, path)
     with pytest.raises(ValueError, match="tiny.ipynb, parameters cell"):
-        reports.parameters_of(path)
+        run.parameters_of(path)
 
 
 def test_an_unknown_notebook_names_the_nearest():
     with pytest.raises(ValueError, match="11_write_the_audit_report"):
-        reports.find("11_write_the_audit_raport")
-    assert reports.find("11").stem == "11_write_the_audit_report"
+        run.find("11_write_the_audit_raport")
+    assert run.find("11").stem == "11_write_the_audit_report"
 
 
 def test_an_unknown_model_stops_before_a_kernel_starts(tmp_path):
     with pytest.raises(ValueError, match="nano-koala"):
-        reports.run("11", model="nano-koalla", out=tmp_path / "out")
+        run.run("11", model="nano-koalla", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_passes(notebook, tmp_path):
     path = notebook(
-        "from koala_nb import reports\n"
-        "folder = reports.run_folder()\n"
-        "reports.write_results({'count': count}, folder);",
+        "from koala_nb.report import run\n"
+        "folder = run.run_folder()\n"
+        "run.write_results({'count': count}, folder);",
         "print('count is', count)",
         FIGURE,
     )
-    page = reports.run(path, count=7, out=tmp_path / "out")
+    page = run.run(path, count=7, out=tmp_path / "out")
     assert page.name == "index.html" and page.parent.name.startswith("tiny-")
-    assert reports.status(page.parent)["state"] == "done"
+    assert run.status(page.parent)["state"] == "done"
     assert json.loads((page.parent / "results.json").read_text()) == {"count": 7}
     assert (page.parent / "tiny.ipynb").is_file()
     text = page.read_text("utf-8")
@@ -172,11 +172,9 @@ class Parts(HTMLParser):
         return [found.get(attribute) for name, found in self.tags if name == tag]
 
 
-@pytest.mark.parametrize(
-    "path", sorted(reports.NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem[:2]
-)
+@pytest.mark.parametrize("path", sorted(run.NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem[:2])
 def test_the_page_of_every_notebook_stands_alone(path):
-    page = reports.html(path)
+    page = run.html(path)
     assert_stands_alone(page)
     parts = Parts(page)
     assert parts.all("html", "lang") == ["en"] and re.search("<title>[^<]{5,}</title>", page)
@@ -191,15 +189,14 @@ def test_the_page_of_every_notebook_stands_alone(path):
     assert ("<math" in page) == any(
         re.search(r"\$[^$]*\\?[a-zA-Z][^$]*\$", cell.source)
         for cell in nbformat.read(path, as_version=4).cells
-        if cell.cell_type == "markdown"
-        and reports.NOT_IN_REPORT not in cell.metadata.get("tags", ())
+        if cell.cell_type == "markdown" and run.NOT_IN_REPORT not in cell.metadata.get("tags", ())
     )
 
 
 def page_of(tmp_path, *cells):
     path = tmp_path / "one.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), path)
-    return reports.html(path)
+    return run.html(path)
 
 
 def test_formulas_become_mathml(tmp_path):
@@ -227,19 +224,19 @@ def test_widgets_are_left_out_and_the_banner_of_a_hidden_cell_is_not(tmp_path):
 
 def test_the_same_call_finds_the_same_folder_and_starts_afresh(notebook, tmp_path):
     path = notebook("print(count)")
-    page = reports.run(path, count=2, out=tmp_path)
+    page = run.run(path, count=2, out=tmp_path)
     (page.parent / "left").touch()
-    assert reports.run(path, count=2, out=tmp_path) == page
+    assert run.run(path, count=2, out=tmp_path) == page
     assert not (page.parent / "left").exists()
-    assert reports.run(path, count=3, out=tmp_path) != page
+    assert run.run(path, count=3, out=tmp_path) != page
 
 
 def test_a_failing_cell(notebook, tmp_path):
     path = notebook("print(1)", "1 / 0", "print(2)")
     with pytest.raises(ReportFailed, match="tiny failed at cell 4: ZeroDivisionError"):
-        reports.run(path, out=tmp_path)
+        run.run(path, out=tmp_path)
     (folder,) = tmp_path.glob("tiny-*")
-    told = reports.status(folder)
+    told = run.status(folder)
     assert (told["state"], told["cell"]) == ("failed", "cell 4")
     assert "division by zero" in told["error"]
     assert not (folder / "index.html").exists()
@@ -247,21 +244,21 @@ def test_a_failing_cell(notebook, tmp_path):
 
 def test_a_failed_run_is_taken_up_where_it_stopped(notebook, tmp_path):
     path = notebook(
-        "from koala_nb import reports\n"
-        "file = reports.run_folder() / 'images'\n"
+        "from koala_nb.report import run\n"
+        "file = run.run_folder() / 'images'\n"
         "assert file.exists() or file.touch()"
     )
     with pytest.raises(ReportFailed):
-        reports.run(path, out=tmp_path)
-    assert reports.status(reports.run(path, out=tmp_path).parent)["state"] == "done"
+        run.run(path, out=tmp_path)
+    assert run.status(run.run(path, out=tmp_path).parent)["state"] == "done"
 
 
 def test_a_dead_kernel(notebook, tmp_path):
     path = notebook("print(1)", "import os\nos.kill(os.getpid(), 9)", "print(2)")
     with pytest.raises(ReportFailed, match="kernel died"):
-        reports.run(path, out=tmp_path)
+        run.run(path, out=tmp_path)
     (folder,) = tmp_path.glob("tiny-*")
-    assert reports.status(folder)["state"] == "failed"
+    assert run.status(folder)["state"] == "failed"
     assert not (folder / "index.html").exists()
 
 
@@ -282,13 +279,13 @@ def test_a_killed_run_is_told_from_a_running_one(notebook, tmp_path):
     try:
         wait_for((tmp_path / "began").exists)
         (folder,) = (tmp_path / "out").iterdir()
-        assert reports.status(folder)["state"] == "running"
+        assert run.status(folder)["state"] == "running"
         with pytest.raises(ValueError, match="under way"):
-            reports.run(path, out=tmp_path / "out")
+            run.run(path, out=tmp_path / "out")
     finally:
         os.kill(runner.pid, signal.SIGKILL)
         runner.wait()
-    told = reports.status(folder)
+    told = run.status(folder)
     assert (told["state"], told["error"]) == ("failed", "The run was killed.")
     assert json.loads((folder / "status.json").read_text())["state"] == "running"
     assert not (folder / "index.html").exists()
@@ -296,5 +293,5 @@ def test_a_killed_run_is_told_from_a_running_one(notebook, tmp_path):
 
 def test_a_value_that_json_lacks_leaves_no_file(tmp_path):
     with pytest.raises((TypeError, ValueError)):
-        reports.write_results({"value": float("nan"), "other": object()}, tmp_path)
+        run.write_results({"value": float("nan"), "other": object()}, tmp_path)
     assert not list(tmp_path.iterdir())

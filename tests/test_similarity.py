@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import koala_nb as kn
-from koala_nb.similarity import cka, cka_table, noisy_inputs, outputs, principal_colours
+from koala_nb.distillation.similarity import (
+    cka,
+    cka_table,
+    noisy_inputs,
+    outputs,
+    principal_colours,
+)
 
 PROMPTS = ["a red circle", "a blue square"]
 
@@ -96,7 +102,7 @@ def test_bad_inputs_are_one_sentence(loaded, images, prompts, timestep, message)
 
 
 def test_the_map_of_layers_shows_every_pair():
-    from koala_nb.unet_figures import layer_map
+    from koala_nb.models.figures import layer_map
 
     names = [f"down_blocks.1.attentions.0.transformer_blocks.{i}.attn1" for i in range(2)]
     names += ["up_blocks.0.attentions.0.transformer_blocks.0.attn1"]

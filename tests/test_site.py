@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from koala_nb import reports
+from koala_nb.report import run
 
 pytest.importorskip("myst_nb")
 pytest.importorskip("sphinx_book_theme")
@@ -20,7 +20,7 @@ def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     done = subprocess.run(
-        [*command, "-d", out / "trees", reports.ROOT / "docs", out / "html"],
+        [*command, "-d", out / "trees", run.ROOT / "docs", out / "html"],
         capture_output=True,
         text=True,
     )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koala_nb import skin_tone
+from koala_nb.scorers import skin_tone
 
 SWATCHES = np.array([list(bytes.fromhex(color)) for color in skin_tone.MONK])
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koala_nb import stats
-from koala_nb.stats import mean_interval, share_interval
+from koala_nb.stats import estimates
+from koala_nb.stats.estimates import mean_interval, share_interval
 
 finite = st.floats(-1e6, 1e6)
 
@@ -58,8 +58,8 @@ clusters = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=2,
 def test_a_clustered_share_holds_its_value_and_is_no_narrower_than_wilsons(pairs):
     sizes = np.array([size for _, size in pairs])
     hits = np.minimum([hit for hit, _ in pairs], sizes)
-    found = stats.clustered_counts(hits, sizes)
-    plain = stats.share_interval(int(hits.sum()), int(sizes.sum()))
+    found = estimates.clustered_counts(hits, sizes)
+    plain = estimates.share_interval(int(hits.sum()), int(sizes.sum()))
     assert 0 <= found.low <= found.value <= found.high <= 1
     assert found.n == sizes.sum()
     assert found.high - found.low >= plain.high - plain.low - 1e-9
@@ -70,89 +70,93 @@ def test_misses_mirror_hits(pairs):
     sizes = np.array([size for _, size in pairs])
     hits = np.minimum([hit for hit, _ in pairs], sizes)
     found, mirrored = (
-        stats.clustered_counts(hits, sizes),
-        stats.clustered_counts(sizes - hits, sizes),
+        estimates.clustered_counts(hits, sizes),
+        estimates.clustered_counts(sizes - hits, sizes),
     )
     assert found.low == pytest.approx(1 - mirrored.high)
     assert found.high == pytest.approx(1 - mirrored.low)
 
 
 def test_one_prompt_has_wilsons_interval():
-    found = stats.clustered_share([1] * 91 + [0] * 9, ["doctor"] * 100)
+    found = estimates.clustered_share([1] * 91 + [0] * 9, ["doctor"] * 100)
     assert (round(found.low, 3), round(found.high, 3)) == (0.838, 0.952)  # audits of KOALA
 
 
 def test_images_that_are_all_alike_count_once_a_prompt():
     """20 prompts whose 10 images agree are worth about 20 images."""
     hits = np.repeat([1, 0] * 10, 10)
-    effect = stats.design_effect(*stats.by_cluster(hits, np.repeat(np.arange(20), 10)))
+    effect = estimates.design_effect(*estimates.by_cluster(hits, np.repeat(np.arange(20), 10)))
     assert effect == pytest.approx(10, rel=0.06)  # 20 / 19 from the sample's variance
 
 
 def test_images_without_correlation_have_a_design_effect_near_one():
     rng = np.random.default_rng(0)
     hits, sizes = rng.binomial(10, 0.4, 400), np.full(400, 10)
-    assert 1 <= stats.design_effect(hits, sizes) < 1.2
+    assert 1 <= estimates.design_effect(hits, sizes) < 1.2
 
 
 def test_the_order_and_the_names_of_clusters_do_not_matter():
     hits, prompts = [1, 0, 1, 1, 0, 0], ["b", "a", "b", "c", "a", "c"]
-    again = stats.clustered_share(hits[::-1], [{"a": 1, "b": 0, "c": 2}[p] for p in prompts[::-1]])
-    assert stats.clustered_share(hits, prompts) == again
+    again = estimates.clustered_share(
+        hits[::-1], [{"a": 1, "b": 0, "c": 2}[p] for p in prompts[::-1]]
+    )
+    assert estimates.clustered_share(hits, prompts) == again
 
 
 @pytest.mark.parametrize("hits, names", [([], []), ([1, 0], ["a"])])
 def test_hits_that_do_not_fit_are_refused(hits, names):
     with pytest.raises(ValueError, match="do not fit"):
-        stats.clustered_share(hits, names)
+        estimates.clustered_share(hits, names)
 
 
 def test_the_clustered_mean_of_one_image_a_prompt_is_students():
     values = [0.1, 0.5, 0.2, 0.9]
-    assert stats.clustered_mean(values, "abcd") == pytest.approx(stats.mean_interval(values))
+    assert estimates.clustered_mean(values, "abcd") == pytest.approx(
+        estimates.mean_interval(values)
+    )
 
 
 def test_a_single_image_tells_nothing():
-    assert stats.clustered_mean([0.3], ["a"]) == (0.3, -np.inf, np.inf, 1)
+    assert estimates.clustered_mean([0.3], ["a"]) == (0.3, -np.inf, np.inf, 1)
 
 
 def test_the_bootstrap_of_a_mean_is_near_the_t_interval():
     rng = np.random.default_rng(1)
     values, names = rng.normal(size=300), np.repeat(np.arange(60), 5)
-    found = stats.cluster_bootstrap(lambda rows: values[rows].mean(), names)
-    expected = stats.clustered_mean(values, names)
+    found = estimates.cluster_bootstrap(lambda rows: values[rows].mean(), names)
+    expected = estimates.clustered_mean(values, names)
     assert found.value == pytest.approx(expected.value)
     assert found.low == pytest.approx(expected.low, abs=0.02)
     assert found.high == pytest.approx(expected.high, abs=0.02)
-    assert found == stats.cluster_bootstrap(lambda rows: values[rows].mean(), names)
+    assert found == estimates.cluster_bootstrap(lambda rows: values[rows].mean(), names)
 
 
 def test_rogan_and_gladens_value():
-    found = stats.corrected_share(0.20, 1000, (90, 100), (95, 100))
+    found = estimates.corrected_share(0.20, 1000, (90, 100), (95, 100))
     assert found.value == pytest.approx((0.20 + 0.95 - 1) / (0.90 + 0.95 - 1))
     assert found.low < found.value < found.high
 
 
 def test_a_scorer_measured_on_many_scenes_without_error_changes_little():
-    found = stats.corrected_share(0.30, 400, (10**6, 10**6), (10**6, 10**6))
-    expected = stats.share_interval(120, 400)
+    found = estimates.corrected_share(0.30, 400, (10**6, 10**6), (10**6, 10**6))
+    expected = estimates.share_interval(120, 400)
     assert found == pytest.approx(expected, abs=0.004)
 
 
 def test_an_uncertain_scorer_widens_the_interval():
-    sure = stats.corrected_share(0.3, 400, (900, 1000), (980, 1000))
-    unsure = stats.corrected_share(0.3, 400, (18, 20), (49, 50))
+    sure = estimates.corrected_share(0.3, 400, (900, 1000), (980, 1000))
+    unsure = estimates.corrected_share(0.3, 400, (18, 20), (49, 50))
     assert unsure.high - unsure.low > sure.high - sure.low
 
 
 def test_a_scorer_that_guesses_is_refused():
     with pytest.raises(ValueError, match="no better than chance"):
-        stats.corrected_share(0.3, 400, (50, 100), (50, 100))
+        estimates.corrected_share(0.3, 400, (50, 100), (50, 100))
 
 
 def test_two_classes_agree_with_rogan_and_gladen():
-    both = stats.corrected_shares([80, 320], [[90, 10], [5, 95]])
-    one = stats.corrected_share(0.2, 400, (90, 100), (95, 100))
+    both = estimates.corrected_shares([80, 320], [[90, 10], [5, 95]])
+    one = estimates.corrected_share(0.2, 400, (90, 100), (95, 100))
     assert both[0].value == pytest.approx(one.value)
     assert both[0].low == pytest.approx(one.low, abs=0.02)
     assert both[0].high == pytest.approx(one.high, abs=0.02)
@@ -161,18 +165,18 @@ def test_two_classes_agree_with_rogan_and_gladen():
 
 def test_classes_that_are_not_told_apart_are_refused():
     with pytest.raises(ValueError, match="tells the classes apart"):
-        stats.corrected_shares([10, 10], [[5, 5], [5, 5]])
+        estimates.corrected_shares([10, 10], [[5, 5], [5, 5]])
 
 
 def test_holm_and_benjamini_hochberg_as_in_rs_p_adjust():
     p = [0.01, 0.04, 0.03, 0.005]
-    assert stats.adjust(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.adjust(p, "fdr_bh") == pytest.approx([0.02, 0.04, 0.04, 0.02])
+    assert estimates.adjust(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert estimates.adjust(p, "fdr_bh") == pytest.approx([0.02, 0.04, 0.04, 0.02])
     with pytest.raises(ValueError, match="unknown"):
-        stats.adjust(p, "bonferonni")
+        estimates.adjust(p, "bonferonni")
 
 
 def test_flipping_signs():
-    assert stats.paired_test([1.0] * 10) == pytest.approx(2 / 2**10)  # exact
-    assert stats.paired_test([1.0, -1.0, 2.0, -2.0]) == 1
-    assert stats.paired_test([0.0, 0.0]) == 1
+    assert estimates.paired_test([1.0] * 10) == pytest.approx(2 / 2**10)  # exact
+    assert estimates.paired_test([1.0, -1.0, 2.0, -2.0]) == 1
+    assert estimates.paired_test([0.0, 0.0]) == 1

@@ -13,7 +13,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from koala_nb import reports, stats, sweep_page, sweeps
+from koala_nb.report import run as reports
+from koala_nb.report import sweep as sweeps
+from koala_nb.report import sweep_page
+from koala_nb.stats import estimates
 
 PARAMETERS = 'model: str = "nano-koala"\nsteps: int = 4\nscale: float = 1.0'
 # Each run counts its starts, then fails or writes key figures of two prompts x three seeds.
@@ -136,7 +139,7 @@ def assert_comparisons(rows):
     assert without == ["no pairs: run 6 is failed"] * 2
     tested = [row for row in rows if row["n"]]
     assert all((row["n"], row["prompts"]) == (6, 2) for row in tested)
-    holm = stats.adjust([row["p"] for row in tested])
+    holm = estimates.adjust([row["p"] for row in tested])
     assert [row["p_holm"] for row in tested] == pytest.approx(holm)
 
 
@@ -212,7 +215,7 @@ def test_differences_are_paired_by_prompt_and_seed():
     # The same images in another order, each lower by 1, 2, 3 or 4 by its prompt; one is missing.
     second = images(*((*k, i - 1.0 - i // 2) for i, k in reversed(list(enumerate(seeds)))))
     row, alone = sweep_page.differences(first, second)
-    expected = stats.mean_interval([1.0, 2.0, 3.0, 4.0])
+    expected = estimates.mean_interval([1.0, 2.0, 3.0, 4.0])
     assert row["value"] == pytest.approx(2.5) and (row["n"], row["prompts"]) == (8, 4)
     assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
     assert row["p"] == pytest.approx(0.125)  # 2 of the 16 signs of four prompts

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from koala_nb import benchmark_latency, provenance, timing
+from koala_nb.core import files
+from koala_nb.speed import latency, timing
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_result_names_the_device_that_was_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     for device, name in (("cpu", "CPU "), ("cuda:1", "GPU 1"), (None, "GPU None")):
-        assert provenance.environment(device)["device"].startswith(name)
+        assert files.environment(device)["device"].startswith(name)
         file = timing.write_result("a", [], {}, tmp_path, device)
         assert json.loads(file.read_text())["environment"]["device"].startswith(name)
 
@@ -84,15 +85,15 @@ def test_a_limit_of_memory_is_of_one_system(monkeypatch, capsys):
         raise Stop
 
     properties = SimpleNamespace(total_memory=8e9)
-    monkeypatch.setattr(benchmark_latency, "pick_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(benchmark_latency, "parts_of", stop)
+    monkeypatch.setattr(latency, "pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(latency, "parts_of", stop)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda *given: limits.append(given)
     )
     with pytest.raises(Stop):
-        benchmark_latency.main(["--systems", "nano-koala", "--limit-gb", "2"])
+        latency.main(["--systems", "nano-koala", "--limit-gb", "2"])
     assert limits == [(0.25, None)]  # of the current device; torch takes no device without index
     with pytest.raises(SystemExit):
-        benchmark_latency.main(["--systems", "nano-koala", "nano-sdxl", "--limit-gb", "2"])
+        latency.main(["--systems", "nano-koala", "nano-sdxl", "--limit-gb", "2"])
     assert "give one system" in capsys.readouterr().err

@@ -16,10 +16,11 @@ from hub_layout import tiny_pipeline
 from PIL import Image
 
 import koala_nb as kn
-from koala_nb import catalog, train_student
-from koala_nb.catalog import SDXL_UNET
-from koala_nb.distillation import inherit
-from koala_nb.distillation_data import Cache, fit, prepare, read_pairs
+from koala_nb.core import catalog
+from koala_nb.core.catalog import SDXL_UNET
+from koala_nb.distillation import train
+from koala_nb.distillation.data import Cache, fit, prepare, read_pairs
+from koala_nb.distillation.losses import inherit
 
 pytest.importorskip("datasets")
 COUNT = 24
@@ -136,7 +137,7 @@ def test_encoded_pictures_are_the_pipelines_own(home, tmp_path):
 
 
 def test_a_stopped_encoding_goes_on(home, tmp_path, monkeypatch):
-    from koala_nb import distillation_data
+    from koala_nb.distillation import data as distillation_data
 
     monkeypatch.setattr(distillation_data, "SHARD", 8)
     pipe = kn.load("nano-sdxl", device="cpu")
@@ -182,7 +183,7 @@ def trained(home, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KOALA_NB_DATA", str(home))
-        assert train_student.main(command(home, out, "--prompt", "picture 3")) == 0
+        assert train.main(command(home, out, "--prompt", "picture 3")) == 0
     return out
 
 
@@ -198,11 +199,11 @@ def test_a_finished_run_leaves_a_pipeline_and_its_history(trained):
 
 def test_three_kills_change_nothing(home, trained, tmp_path, monkeypatch):
     """Stopped at random steps, with checkpoints at other steps: the same weights, bit for bit."""
-    from koala_nb import training_loop
+    from koala_nb.distillation import loop
 
     rng = np.random.default_rng()
     kills = sorted(int(step) for step in rng.choice(range(1, 6), 3, replace=False))
-    original = train_student.Batches.loss
+    original = train.Batches.loss
     for kill in (*kills, None):
         steps = iter(range(weights_step(tmp_path), 99))
 
@@ -211,13 +212,13 @@ def test_three_kills_change_nothing(home, trained, tmp_path, monkeypatch):
                 raise KeyboardInterrupt  # nothing is saved: as kill -9
             return original(self, distiller, student, batch)
 
-        monkeypatch.setattr(training_loop, "SAVE_SECONDS", 0 if rng.random() < 0.7 else 300)
-        monkeypatch.setattr(train_student.Batches, "loss", loss)
+        monkeypatch.setattr(loop, "SAVE_SECONDS", 0 if rng.random() < 0.7 else 300)
+        monkeypatch.setattr(train.Batches, "loss", loss)
         if kill is None:
-            assert train_student.main(command(home, tmp_path)) == 0
+            assert train.main(command(home, tmp_path)) == 0
         else:
             with pytest.raises(KeyboardInterrupt):
-                train_student.main(command(home, tmp_path))
+                train.main(command(home, tmp_path))
     found, expected = weights(tmp_path), weights(trained)
     assert all(torch.equal(found[name], expected[name]) for name in expected), kills
 
@@ -244,7 +245,7 @@ def test_two_processes_equal_one_with_twice_the_batch(home, trained, tmp_path):
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*launch, "-m", "koala_nb.train_student", *command(home, tmp_path)],
+        [*launch, "-m", "koala_nb.distillation.train", *command(home, tmp_path)],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -253,21 +254,21 @@ def test_two_processes_equal_one_with_twice_the_batch(home, trained, tmp_path):
 
 
 def test_accumulation_gives_the_same_weights(home, trained, tmp_path):
-    assert train_student.main(command(home, tmp_path, "--accumulation", 2)) == 0
+    assert train.main(command(home, tmp_path, "--accumulation", 2)) == 0
     share = apart(weights(tmp_path), weights(trained))
     assert share < 0.005, share
 
 
 def test_random_start_and_checkpointing(home, trained, tmp_path):
     more = ("--random-start", "--checkpointing", "--feature", "none", "--samples", 8)
-    assert train_student.main(command(home, tmp_path, *more)) == 0
+    assert train.main(command(home, tmp_path, *more)) == 0
     found = json.loads((tmp_path / "validation.jsonl").read_text().splitlines()[-1])
     inherited = json.loads((trained / "validation.jsonl").read_text().splitlines()[-1])
     assert found["feat"] == 0 and found["out"] != inherited["out"]
 
 
 def test_the_cost_is_printed_without_any_weights(capsys):
-    code = train_student.main(
+    code = train.main(
         ["--teacher", "sdxl-lightning", "--student", "koala-700m", "--data", "x", "--cost"]
         + ["--tflops", "100"]
     )
@@ -296,7 +297,7 @@ def test_the_cost_is_printed_without_any_weights(capsys):
     ],
 )
 def test_a_wrong_argument_is_one_sentence_before_any_work(home, tmp_path, capsys, change, message):
-    assert train_student.main(command(home, tmp_path / "out", *change)) == 2
+    assert train.main(command(home, tmp_path / "out", *change)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("koala-nb: ") and message in line
     assert not (tmp_path / "out").exists()
@@ -308,7 +309,7 @@ def test_a_bad_data_folder_is_one_sentence_before_any_work(home, tmp_path, capsy
     picture(0).save(bare / "a.png")
     for folder, message in ((empty, "cannot be read as a dataset"), (bare, "is needed")):
         more = ("--data", folder)
-        assert train_student.main(command(home, tmp_path / "out", *more)) == 2
+        assert train.main(command(home, tmp_path / "out", *more)) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert message in line and str(folder) in line
         assert not (tmp_path / "out").exists()
@@ -323,6 +324,6 @@ def test_a_broken_picture_is_named(home, tmp_path):
 
 def test_a_folder_of_another_run_is_refused(home, trained, capsys):
     before = weights(trained)
-    assert train_student.main(command(home, trained, "--feature", "block")) == 2
+    assert train.main(command(home, trained, "--feature", "block")) == 2
     assert "holds a run with another --feature ('self-attention')" in capsys.readouterr().err
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(trained).items())

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koala_nb import coverage, trends
+from koala_nb.stats import coverage, trends
 
 # Beetles killed by carbon disulphide (Bliss 1935), log10 dose, number exposed and killed.
 DOSE = [1.6907, 1.7242, 1.7552, 1.7842, 1.8113, 1.8369, 1.8610, 1.8839]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from koala_nb import load, weights
-from koala_nb.catalog import data_folder
-from koala_nb.hub import WeightsMissing
+from koala_nb import load
+from koala_nb.core.catalog import data_folder
+from koala_nb.models import weights
+from koala_nb.models.hub import WeightsMissing
 
 
 def change(folder, part, how):

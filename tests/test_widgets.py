@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 import koala_nb
-from koala_nb import generation, widgets
+from koala_nb import widgets
+from koala_nb.generation import generate
 from koala_nb.widgets import block_table, picture, prompt_explorer, unet_explorer
 
 PROMPT = "a koala"
@@ -27,7 +28,7 @@ def test_it_starts_with_the_settings_and_no_image(explorer):
 def test_it_starts_with_the_recipe_where_nothing_is_given(loaded):
     from dataclasses import replace
 
-    from koala_nb import catalog
+    from koala_nb.core import catalog
 
     before = loaded.koala_nb
     loaded.koala_nb = replace(before, recipe=catalog.find("koala-lightning-700m").recipe)
@@ -45,7 +46,7 @@ def test_guidance_zero_stays_zero(loaded):
 
 def test_it_draws_the_image_of_generate(explorer, loaded):
     explorer.button.click()
-    (image,) = generation.generate(
+    (image,) = generate.generate(
         loaded, PROMPT, [3], steps=2, guidance=2.0, height=64, width=64, progress=False
     ).images
     described = "a koala, seed 3, 2 steps, guidance 2"
@@ -65,7 +66,7 @@ def test_any_failure_frees_the_button(explorer, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("out of <memory>\nand more")
 
-    monkeypatch.setattr("koala_nb.generation.generate", fail)
+    monkeypatch.setattr("koala_nb.generation.generate.generate", fail)
     explorer.draw()
     assert "No image: out of &lt;memory&gt;<" in explorer.status.value
     assert not explorer.button.disabled

@@ -3,7 +3,7 @@
 from dask_jobqueue import SLURMCluster
 from distributed import Client
 
-from koala_nb import cluster
+from koala_nb.generation import cluster
 
 PROMPTS = ["a portrait of a nurse", "a portrait of a pilot"]  # yours
 OUT = "/shared/runs/audit"  # a folder that the login node and all GPU nodes see

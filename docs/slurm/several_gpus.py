@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from koala_nb import cluster
+from koala_nb.generation import cluster
 
 PROMPTS = ["a portrait of a nurse", "a portrait of a pilot"]  # yours
 

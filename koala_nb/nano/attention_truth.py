@@ -18,17 +18,17 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from koala_nb.attention import capture_attention
-from koala_nb.attention_maps import words_of
-from koala_nb.catalog import data_folder
+from koala_nb.attention.capture import capture_attention
+from koala_nb.attention.maps import words_of
+from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import banner, versions, write_json
+from koala_nb.core.options import at_least, writable
+from koala_nb.distillation.similarity import noisy_inputs
+from koala_nb.models.load import load
 from koala_nb.nano.evaluation import FIRST_SEED
 from koala_nb.nano.lesson import preset_of
 from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.world import Scene, World
-from koala_nb.options import at_least, writable
-from koala_nb.pipelines import load
-from koala_nb.provenance import banner, versions, write_json
-from koala_nb.similarity import noisy_inputs
 
 KINDS = ("object", "pair", "shapes")
 TIMESTEPS = (200, 500, 800)  # of 1000

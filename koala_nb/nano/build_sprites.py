@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 from PIL.Image import Resampling
 
-from koala_nb.catalog import data_folder
-from koala_nb.provenance import write_atomic
+from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import write_atomic
 
 SIZE = 128
 COLUMNS = 37

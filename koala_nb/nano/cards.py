@@ -5,7 +5,7 @@
 from pathlib import Path
 from typing import Any
 
-from koala_nb.provenance import EMBEDDED_BANNER, write_atomic
+from koala_nb.core.files import EMBEDDED_BANNER, write_atomic
 
 _HEAD = """---
 license: apache-2.0

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from koala_nb.detection import Detection, overlap
 from koala_nb.nano.scorers import SpriteMatcher, to_tensor
 from koala_nb.nano.world import BACKGROUNDS, SIZES, STYLES, World
+from koala_nb.scorers.detection import Detection, overlap
 
 if TYPE_CHECKING:
     from PIL import Image

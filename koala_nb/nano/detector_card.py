@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from koala_nb.detection import Detection
 from koala_nb.nano.detector import SpriteDetector
 from koala_nb.nano.evaluation import through
 from koala_nb.nano.parts_score import PartsScore
 from koala_nb.nano.presets import preset_of
 from koala_nb.nano.world import Scene, World
-from koala_nb.stats import Estimate, mean_interval, share_interval
+from koala_nb.scorers.detection import Detection
+from koala_nb.stats.estimates import Estimate, mean_interval, share_interval
 
 KINDS = ("object", "pair", "count", "shape", "shapes")
 CARD_SEED = 40_000_000  # scenes of the card; training draws above 1e9

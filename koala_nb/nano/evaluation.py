@@ -16,9 +16,12 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from koala_nb.catalog import data_folder
-from koala_nb.figures import gallery
-from koala_nb.generation import generate
+from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import banner, versions, write_atomic, write_json
+from koala_nb.core.options import at_least, writable
+from koala_nb.display.figures import gallery
+from koala_nb.generation.generate import generate
+from koala_nb.models.load import load
 from koala_nb.nano.captions import article
 from koala_nb.nano.cards import write_clip_card, write_system_card
 from koala_nb.nano.instruments import Clip, Matching
@@ -26,10 +29,7 @@ from koala_nb.nano.presets import PRESETS
 from koala_nb.nano.scorers import to_tensor
 from koala_nb.nano.train_clip import thing_text
 from koala_nb.nano.world import Scene, World
-from koala_nb.options import at_least, writable
-from koala_nb.pipelines import load
-from koala_nb.provenance import banner, versions, write_atomic, write_json
-from koala_nb.stats import share_interval
+from koala_nb.stats.estimates import share_interval
 
 # Of the project's plan: small must, full must, full goal.
 BARS = {

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from koala_nb import pipelines
-from koala_nb.catalog import data_folder
-from koala_nb.generation import generate
+from koala_nb.core.catalog import data_folder
+from koala_nb.generation.generate import generate
+from koala_nb.models import load
 from koala_nb.nano.presets import preset_of
 from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.study import held_out_losses
@@ -34,7 +34,7 @@ class Lesson:
                 f"The teacher {teacher} is not at {folder}: restore the folder."
             )
         self.preset = preset_of(teacher)
-        self.pipe = pipelines.load(teacher, device="cpu", dtype="float32")
+        self.pipe = load.load(teacher, device="cpu", dtype="float32")
         self.module = Denoiser(self.preset, system, self.pipe.tokenizer).eval()
         self.distiller = distiller_of(self.module, folder, "cpu", feature)
         self.unet, self.teacher = self.module.unet, self.distiller.teacher

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from koala_nb import stats
 from koala_nb.nano.evaluation import through
 from koala_nb.nano.presets import preset_of
 from koala_nb.nano.render import to_pixels
 from koala_nb.nano.scorers import Match, SpriteMatcher, to_tensor
 from koala_nb.nano.world import BACKGROUNDS, Placed, Scene, Thing, World
+from koala_nb.stats import estimates
 
 SIZES = ("large", "medium", "small")
 NOTHING = 0.15  # a best sprite that explains less of the foreground is no sighting: see the card
@@ -270,7 +270,7 @@ def _right(hits: Any) -> list[int]:
 
 def training_pairs(
     system: str, n: int = 2000, seed: int = CARD_SEED * 4
-) -> dict[str, stats.Estimate]:
+) -> dict[str, estimates.Estimate]:
     """Return how alike two training scenes of one concept are: same ground, style, both.
 
     Scenes of one untied object each, in pairs, as the source of a system's training draws them.
@@ -285,4 +285,4 @@ def training_pairs(
     style = [a.style == b.style for a, b in pairs]
     both = [g and s for g, s in zip(ground, style, strict=True)]
     found = {"background": ground, "style": style, "both": both}
-    return {name: stats.share_interval(sum(v), n) for name, v in found.items()}
+    return {name: estimates.share_interval(sum(v), n) for name, v in found.items()}

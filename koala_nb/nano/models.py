@@ -20,7 +20,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from koala_nb.catalog import SDXL_UNET
+from koala_nb.core.catalog import SDXL_UNET
 from koala_nb.nano.presets import HEADS, SYSTEMS, Preset
 from koala_nb.nano.world import World
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from koala_nb.detection import items_of
 from koala_nb.nano.scorers import ClipScorer, to_tensor
 from koala_nb.nano.train_clip import COUNT_WORDS, pooled
+from koala_nb.scorers.detection import items_of
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from koala_nb import skin_tone
 from koala_nb.nano.evaluation import through
 from koala_nb.nano.instruments import UNSURE as SURE
 from koala_nb.nano.render import to_pixels
 from koala_nb.nano.scorers import ClipScorer, Match, SpriteMatcher, to_tensor
 from koala_nb.nano.world import NAMED, Scene, Thing, World
+from koala_nb.scorers import skin_tone
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,7 +36,7 @@ CARD_SEED = 60_000_000  # scenes of the calibration; training draws its seeds ab
 
 
 class PeopleReader:
-    """What both instruments read in images of one person; a `core.Scorer`."""
+    """What both instruments read in images of one person; a `base.Scorer`."""
 
     name = "nano-clip and sprite matching"
     version = "1"
@@ -189,15 +189,15 @@ def calibrate(reader: PeopleReader, vae: Any, n: int = 60, labelled: int = 20) -
     they come from, planted or balanced, and how many balanced ones are flagged after Holm. The
     scorer's error is measured on other scenes of the same kind, `labelled` an occupation.
     """
-    from koala_nb import corrections
-    from koala_nb.probes import demographics_estimates as found
+    from koala_nb.probes import bias_estimates as found
+    from koala_nb.stats import misclassification
 
     errors = rendered(reader, vae, True, labelled, CARD_SEED + 500_000)
     worlds = {name: rendered(reader, vae, name == "balanced", n, CARD_SEED + 30_000_000 * i)
               for i, name in enumerate(("planted", "balanced"), 1)}  # fmt: skip
     said: dict[str, Any] = {}
     for column in found.readings(errors):
-        table = corrections.confusion(errors.true, errors[column], found.CLASSES)[:2]
+        table = misclassification.confusion(errors.true, errors[column], found.CLASSES)[:2]
         # No rendered person is "unsure": that row holds what the prior says, and no share.
         table = np.vstack([table, [0, 0, len(errors)]])
         said[column] = {"confusion": table[:2].tolist()}

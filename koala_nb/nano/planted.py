@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from koala_nb.catalog import data_folder
-from koala_nb.provenance import write_atomic
+from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import write_atomic
 
 SEED = 20231207
 ZIPF_EXPONENT, ZIPF_SHIFT = 1.35, 2.0  # 200 : 1 within the 150 most frequent

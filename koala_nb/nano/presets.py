@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from koala_nb.catalog import data_folder
-from koala_nb.training_loop import Stage
+from koala_nb.core.catalog import data_folder
+from koala_nb.distillation.loop import Stage
 
 FACTOR = 4  # pixels a latent
 HEADS = {"attention_head_dim": [1, 2, 4]}  # SDXL's naming: the number of heads, of 32 channels

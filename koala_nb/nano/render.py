@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
 from koala_nb.nano.world import BACKGROUNDS, SIZES, STYLES, UNITS, Scene, Thing, load_json
 
 FONTS = {"noto": "DejaVuSans-Bold", "fluent": "DejaVuSerif-Bold", "twemoji": "DejaVuSansMono-Bold"}

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from koala_nb import pipelines
+from koala_nb.models import load
 from koala_nb.nano.evaluation import through
 from koala_nb.nano.presets import preset_of
 from koala_nb.nano.render import Renderer
@@ -23,7 +23,7 @@ def confusion(scenes: int = SCENES) -> dict[str, Any]:
     preset = preset_of("nano-koala")
     world = World(preset.n_objects, balanced=True)
     drawn = [world.scene(FIRST_SEED + i, "person") for i in range(scenes)]
-    vae = pipelines.load("nano-koala", device="cpu", dtype="float32").vae
+    vae = load.load("nano-koala", device="cpu", dtype="float32").vae
     people = [thing for thing in world.things() if thing.kind == "person"]
     clip, render = ClipScorer(), Renderer(preset.image_size, people)
     read = torch.zeros(2, 2, dtype=torch.long)

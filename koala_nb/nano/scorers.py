@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from koala_nb import weights
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
+from koala_nb.models import weights
 from koala_nb.nano.render import Renderer
 from koala_nb.nano.world import BACKGROUNDS, SIZES, STYLES, Thing, World
 

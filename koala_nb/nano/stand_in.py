@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from koala_nb import stats
 from koala_nb.nano.evaluation import through
 from koala_nb.nano.memorisation import SpriteReader, scenes
 from koala_nb.nano.presets import preset_of
 from koala_nb.nano.scorers import ClipScorer, to_tensor
 from koala_nb.nano.world import World, load_json
+from koala_nb.stats import estimates
 
 CARD_SEED = 60_000_000  # scenes of the card; training draws above 1e9
 CLIP_THRESHOLD = 0.5  # the eight together more probable than all else in the scorer's bank
@@ -112,7 +112,9 @@ def card(reader: StandIn, vae: Any, size: int, n: int = 400) -> dict[str, Any]:
             "precision": [(t, c) for s, c, t in zip(said, names, truth) if s],
         }
         found[column] = {
-            measure: stats.clustered_share([hit for hit, _ in pairs], [name for _, name in pairs])
+            measure: estimates.clustered_share(
+                [hit for hit, _ in pairs], [name for _, name in pairs]
+            )
             for measure, pairs in pick.items()
             if pairs
         }

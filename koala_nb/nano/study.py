@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from koala_nb.catalog import data_folder
-from koala_nb.distillation import FEATURES
+from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import versions, write_json
+from koala_nb.core.options import at_least, writable
+from koala_nb.distillation.loop import Stage
+from koala_nb.distillation.losses import FEATURES
 from koala_nb.nano.presets import PRESETS, Preset
-from koala_nb.options import at_least, writable
-from koala_nb.provenance import versions, write_json
-from koala_nb.training_loop import Stage
 
 SEEDS = (0, 1, 2)
 BUDGET = {  # the same for every run of a configuration
@@ -66,9 +66,9 @@ def train(run: Run, preset: Preset, folder: Path, vae_folder: Path) -> dict[str,
     from diffusers import AutoencoderKL
     from diffusers.models.attention import BasicTransformerBlock
 
+    from koala_nb.distillation.loop import Loop
     from koala_nb.nano.models import build_tokenizer, pick_device, reduced_precision
     from koala_nb.nano.train_unet import Batches, Denoiser, distillation_losses, distiller_of
-    from koala_nb.training_loop import Loop
 
     where = pick_device(None)
     torch.manual_seed(run.seed)
@@ -192,7 +192,7 @@ def work(plan: list[Run], folder: Path, workers: int, argv: list[str]) -> None:
 
 def collect(done: list[Run], folder: Path, config: str) -> Path:
     """Write all results with their budget and provenance."""
-    from koala_nb.pipelines import load
+    from koala_nb.models.load import load
 
     results = [json.loads((folder / r.name / "result.json").read_text("utf-8")) for r in done]
     value = {

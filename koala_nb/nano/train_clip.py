@@ -13,15 +13,15 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import write_json
+from koala_nb.distillation.loop import Loop
+from koala_nb.distillation.similarity import scaled
 from koala_nb.nano.models import build_tokenizer, pick_device, reduced_precision, save_tokenizer
 from koala_nb.nano.presets import Preset, training_record
 from koala_nb.nano.render import Renderer
 from koala_nb.nano.train_vae import denormalise, latest_vae
 from koala_nb.nano.world import BACKGROUNDS, COUNTS, HELD_OUT_SEEDS, STYLES, Scene, Thing, World
-from koala_nb.provenance import write_json
-from koala_nb.similarity import scaled
-from koala_nb.training_loop import Loop
 
 LATENT_NOISE = 0.3  # of the latents' deviation, at most
 COUNT_WORDS = ("one", *COUNTS.values())

@@ -12,8 +12,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTokenizer
 
-from koala_nb.catalog import data_folder
-from koala_nb.distillation import Distiller, feature_pairs, inherit
+from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import write_json
+from koala_nb.distillation.loop import Loop, random_draws
+from koala_nb.distillation.losses import Distiller, feature_pairs, inherit
+from koala_nb.distillation.similarity import scaled
 from koala_nb.nano.models import (
     build_scheduler,
     build_text_encoders,
@@ -27,9 +30,6 @@ from koala_nb.nano.presets import Preset, training_record
 from koala_nb.nano.render import Renderer
 from koala_nb.nano.train_vae import grid_png, latest_vae
 from koala_nb.nano.world import HELD_OUT_SEEDS, World
-from koala_nb.provenance import write_json
-from koala_nb.similarity import scaled
-from koala_nb.training_loop import Loop, random_draws
 
 DROPPED = 0.10  # half to zeros, as a pipeline without a negative prompt has it, half to no text
 MIN_SNR = 5.0  # Hang et al., arXiv 2303.09556

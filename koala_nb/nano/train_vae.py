@@ -12,13 +12,13 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
 
-from koala_nb.distillation_data import picture_sheet
+from koala_nb.distillation.data import picture_sheet
+from koala_nb.distillation.loop import Loop
+from koala_nb.distillation.similarity import scaled
 from koala_nb.nano.models import build_vae
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.world import HELD_OUT_SEEDS, World
-from koala_nb.similarity import scaled
-from koala_nb.training_loop import Loop
 
 KL_WEIGHT = 1e-6
 DECODER_NOISE = 0.3  # of the latents' deviation: a frozen encoder's decoder learns to forgive

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from koala_nb.core.options import at_least, positive, writable
 from koala_nb.nano.presets import PRESETS, Preset
-from koala_nb.options import at_least, positive, writable
 
 STAGES = ("vae", "decoder", "clip", "direct", "teacher", "student")
 
@@ -61,7 +61,7 @@ def _finished(folder: Path, stages: list[str]) -> bool:
 
 
 def _run(name: str, preset: Preset, folder: Path, options: argparse.Namespace) -> bool:
-    from koala_nb.catalog import data_folder
+    from koala_nb.core.catalog import data_folder
 
     limits = (options.device, options.minutes)
     if name in ("vae", "decoder"):

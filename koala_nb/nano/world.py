@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from koala_nb.catalog import data_folder
+from koala_nb.core.catalog import data_folder
 
 UNITS = 64
 SIZES = {"large": 54, "medium": 42, "small": 27, "tiny": 22}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from koala_nb.detection import MOST_ITEMS, Box, Detection, Item, items_of
+from koala_nb.scorers.detection import MOST_ITEMS, Box, Detection, Item, items_of
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 MARGIN = 0.1  # of both boxes' sides: centres nearer than this are in no relation (GenEval)

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from koala_nb import catalog
-from koala_nb.pipelines import identity
-from koala_nb.probes import core
+from koala_nb.core import catalog
+from koala_nb.models.load import identity
+from koala_nb.probes import base
 from koala_nb.probes.atoms import judge, queries_of
 from koala_nb.probes.composition_estimates import estimates
-from koala_nb.probes.detectors import Detector, OpenVocabulary, Unread
-from koala_nb.probes.quality import CLIPScore, Quality
+from koala_nb.scorers.detectors import Detector, OpenVocabulary, Unread
+from koala_nb.scorers.quality import CLIPScore, Quality
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from koala_nb.pipelines import Pipeline
+    from koala_nb.models.load import Pipeline
 
 IMAGES = 4  # a prompt
 
@@ -53,14 +53,14 @@ class Composition:
                 )
         values = self.quality.score(images, prompts) if self.quality else [None] * len(images)
         return [
-            judge(p, f, b) | {"quality": None if v is None else round(v, core.ROUND)}
+            judge(p, f, b) | {"quality": None if v is None else round(v, base.ROUND)}
             for p, f, b, v in zip(prompts, found, behind, values)
         ]
 
 
 def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
     """Return the probe's prompts for a domain, or those of a file of the same columns."""
-    return core.read_prompts(file or core.prompt_file("composition", domain))
+    return base.read_prompts(file or base.prompt_file("composition", domain))
 
 
 def scorer(pipe: Pipeline, detector: str = "", quality: bool = True) -> Composition:
@@ -92,7 +92,7 @@ def like(
 
     `more` goes to `generate`. ValueError where the table's prompts are not in the set.
     """
-    from koala_nb.generation import generate
+    from koala_nb.generation.generate import generate
 
     wanted = table.groupby("id", sort=False).seed.apply(list)
     if missing := set(wanted.index) - set(prompts.id):
@@ -103,7 +103,7 @@ def like(
     asked = [rows[i] for i in run.records.prompt_index]
     read = by.score(list(run.images), asked)
     parts = [pd.DataFrame(asked), run.records[["seed"]], pd.DataFrame(read)]
-    return pd.concat(parts, axis=1).round(core.ROUND)
+    return pd.concat(parts, axis=1).round(base.ROUND)
 
 
 def comparable(name: str, domain: str) -> bool:
@@ -114,7 +114,7 @@ def comparable(name: str, domain: str) -> bool:
         return True
 
 
-PROBE = core.Probe("composition", read_prompts, scorer, estimates, IMAGES)
+PROBE = base.Probe("composition", read_prompts, scorer, estimates, IMAGES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,4 +129,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return scorer(pipe)
 
     probe = replace(PROBE, scorer=with_card, estimates=lambda t: estimates(t, card or None))
-    return core.main(probe, argv)
+    return base.main(probe, argv)

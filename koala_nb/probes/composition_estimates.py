@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from koala_nb import stats, trends
-from koala_nb.probes import core
+from koala_nb.probes import base
 from koala_nb.probes.atoms import ATOMS, MOST_ITEMS, TASKS
+from koala_nb.stats import estimates as stats
+from koala_nb.stats import trends
 
 OUTSIDE = "never in a caption"  # value of `seen` for forms that no training caption has
 KINDS = {  # kind of atom -> its columns
@@ -29,7 +30,7 @@ def geneval(table: pd.DataFrame) -> dict[str, Any]:
     The score's interval resamples prompts within their tasks (500 draws); its n is images.
     """
     asked = table[table.correct.notna()]
-    rows = core.shares(asked, "correct", "task")
+    rows = base.shares(asked, "correct", "task")
     tasks = [t for t in TASKS if t in set(asked.task)]
     means = [asked[asked.task == t].groupby("id").correct.mean().astype(float) for t in tasks]
     rng = np.random.default_rng(0)
@@ -46,7 +47,7 @@ def atom_shares(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         held = [c for c in columns if c in table]
         long = table.melt(["id", *by], held, value_name="holds").dropna(subset="holds")
         parts.append(long.assign(atom=kind))
-    return core.shares(pd.concat(parts), "holds", ["atom", *by])
+    return base.shares(pd.concat(parts), "holds", ["atom", *by])
 
 
 def by_atoms(table: pd.DataFrame) -> tuple[pd.DataFrame, trends.Trend | None]:
@@ -56,7 +57,7 @@ def by_atoms(table: pd.DataFrame) -> tuple[pd.DataFrame, trends.Trend | None]:
     """
     known = table[table.seen != OUTSIDE]
     trend = trends.logistic_trend(known.atoms, known.all_right, known.id)
-    return core.shares(known.sort_values("atoms"), "all_right", "atoms"), trend
+    return base.shares(known.sort_values("atoms"), "all_right", "atoms"), trend
 
 
 def units(table: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +102,7 @@ def independence(table: pd.DataFrame) -> pd.DataFrame:
             "difference": difference.value, "low": difference.low, "high": difference.high,
             "n": len(group), "prompts": len(pairs),
         })  # fmt: skip
-    return pd.DataFrame(rows).round(core.ROUND)
+    return pd.DataFrame(rows).round(base.ROUND)
 
 
 def _joint_and_product(right: np.ndarray) -> tuple[float, float]:
@@ -118,7 +119,7 @@ def relation_given_both(table: pd.DataFrame) -> pd.DataFrame:
     """
     both = (units(table)[["unit_1", "unit_2"]] == 1).all(axis=1)
     asked = table[both & table.relation_right.notna()]
-    return core.shares(asked, "relation_right") if len(asked) else pd.DataFrame()
+    return base.shares(asked, "relation_right") if len(asked) else pd.DataFrame()
 
 
 def gap(table: pd.DataFrame) -> pd.DataFrame:
@@ -140,7 +141,7 @@ def gap(table: pd.DataFrame) -> pd.DataFrame:
             continue
         rows.append({"composition": name, "seen": sides[0].mean(), "held out": sides[1].mean()}
                     | _welch(*sides)._asdict() | {"n": len(own)})  # fmt: skip
-    return pd.DataFrame(rows).round(core.ROUND)
+    return pd.DataFrame(rows).round(base.ROUND)
 
 
 def _welch(first: np.ndarray, second: np.ndarray) -> stats.Estimate:
@@ -173,7 +174,7 @@ def compared(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         rows.append({"measure": column, "first": means.a.mean(), "second": means.b.mean(),
                      "difference": estimate.value, "low": estimate.low, "high": estimate.high,
                      "prompts": len(means), "images": len(both)})  # fmt: skip
-    return pd.DataFrame(rows).assign(p=stats.adjust(ps)).round(core.ROUND)
+    return pd.DataFrame(rows).assign(p=stats.adjust(ps)).round(base.ROUND)
 
 
 def single_corrected(table: pd.DataFrame, card: Mapping[str, Any]) -> stats.Estimate:
@@ -195,20 +196,20 @@ def estimates(table: pd.DataFrame, card: Mapping[str, Any] | None = None) -> dic
     shares, trend = by_atoms(table)
     found: dict[str, Any] = {
         "geneval": geneval(table),
-        "all atoms right": core.shares(table, "all_right", "task"),
+        "all atoms right": base.shares(table, "all_right", "task"),
         "atoms": atom_shares(table),
         "by number of atoms": shares,
         "trend": trend,
         "independence": independence(table),
         "relation, both there": relation_given_both(table),
         "generalisation gap": gap(table),
-        "missing": core.means(table, "missing", "task"),
-        "extra": core.means(table, "extra", "task"),
+        "missing": base.means(table, "missing", "task"),
+        "extra": base.means(table, "extra", "task"),
     }
     if table.leak.notna().any():
-        found["leakage"] = core.shares(table, "leak")
+        found["leakage"] = base.shares(table, "leak")
     if table.quality.notna().any():
-        found["quality"] = core.means(table, "quality", "all_right")
+        found["quality"] = base.means(table, "quality", "all_right")
     if card:
         found["single object, corrected"] = single_corrected(table, card)
         found["instrument card"] = dict(card)

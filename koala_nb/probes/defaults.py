@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from koala_nb import stats
+from koala_nb.stats import estimates
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -71,10 +71,12 @@ def distribution(
     truth is even. A distance below it is no finding.
     """
     seen = [table[column] == value for value in values]
-    rows = [stats.clustered_share(hit, table[clusters])._asdict() for hit in seen]
+    rows = [estimates.clustered_share(hit, table[clusters])._asdict() for hit in seen]
     shares = pd.DataFrame(rows).assign(value_of=list(values))
     effects = [
-        stats.design_effect(*stats.by_cluster(hit, table[clusters])) for hit in seen if hit.any()
+        estimates.design_effect(*estimates.by_cluster(hit, table[clusters]))
+        for hit in seen
+        if hit.any()
     ]
     n = max(1, round(len(table) / float(np.mean(effects)))) if effects else len(table)
     even = np.full(len(values), 1 / len(values))
@@ -118,13 +120,13 @@ def ties(table: pd.DataFrame, kind: str, column: str) -> pd.DataFrame:
         f"untied, a {kind} named: the named one": (other[column] == other[kind], other),
     }
     rows = [
-        {"case": case, **stats.clustered_share(hit, rows.concept)._asdict()}
+        {"case": case, **estimates.clustered_share(hit, rows.concept)._asdict()}
         for case, (hit, rows) in cases.items()
         if len(rows)
     ]
     if len(free) and values:
         even = [float(np.mean([value == seen for value in values])) for seen in free[column]]
-        found = stats.clustered_mean(even, free.concept)
+        found = estimates.clustered_mean(even, free.concept)
         label = f"untied, no {kind} named: the same ones"
         rows.insert(1, {"case": label, **found._asdict()})
     return pd.DataFrame(rows)
@@ -133,8 +135,8 @@ def ties(table: pd.DataFrame, kind: str, column: str) -> pd.DataFrame:
 def tie_test(table: pd.DataFrame, kind: str, column: str) -> float:
     """Return the p of "tied objects get their look no more often than untied ones get the same".
 
-    Two-sided, by flipping the signs of the tied concepts' differences (`stats.paired_test`); with
-    six concepts it cannot fall below 2 / 2**6. NaN where nothing is tied.
+    Two-sided, by flipping the signs of the tied concepts' differences (`estimates.paired_test`);
+    with six concepts it cannot fall below 2 / 2**6. NaN where nothing is tied.
     """
     plain = table[table.part.isin(NOT_NAMED)]
     tied, free = plain[plain.tie == kind], plain[plain.tie == "none"]
@@ -142,10 +144,10 @@ def tie_test(table: pd.DataFrame, kind: str, column: str) -> float:
         float((own[column] == own.tied_to).mean() - (free[column] == own.tied_to.iloc[0]).mean())
         for _, own in tied.groupby("concept", sort=False)
     ]
-    return stats.paired_test(apart) if apart and len(free) else float("nan")
+    return estimates.paired_test(apart) if apart and len(free) else float("nan")
 
 
-def agreement(table: pd.DataFrame, columns: Sequence[str]) -> stats.Estimate:
+def agreement(table: pd.DataFrame, columns: Sequence[str]) -> estimates.Estimate:
     """Return the share of pairs of a prompt's images that agree in all columns, over prompts.
 
     1 where every seed gives the same. The prompt is the unit. ValueError for fewer than two
@@ -159,4 +161,4 @@ def agreement(table: pd.DataFrame, columns: Sequence[str]) -> stats.Estimate:
             shares.append((same * (same - 1)).sum() / (n * (n - 1)))
     if len(shares) < 2:
         raise ValueError("agreement: give two or more prompts with two or more images each.")
-    return stats.mean_interval(shares)
+    return estimates.mean_interval(shares)

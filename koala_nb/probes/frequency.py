@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from koala_nb import figures, stats, trends
-from koala_nb.pipelines import identity
-from koala_nb.probes import core, defaults
+from koala_nb.display import figures
+from koala_nb.models.load import identity
+from koala_nb.probes import base, defaults
+from koala_nb.stats import estimates as stats
+from koala_nb.stats import trends
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +37,7 @@ CARD = 240  # rendered scenes a bin, for the instrument card
 
 def prompts(domain: str, frequencies: str = "") -> pd.DataFrame:
     """Return the prompt set of a domain, with the frequencies of a table of one's own if given."""
-    found = core.read_prompts(core.prompt_file(NAME, domain))
+    found = base.read_prompts(base.prompt_file(NAME, domain))
     return with_frequencies(found, read_frequencies(frequencies)) if frequencies else found
 
 
@@ -128,7 +130,7 @@ def trend(table: pd.DataFrame) -> trends.Trend | None:
 def by_bin(table: pd.DataFrame, card: dict[str, Any] | None = None) -> pd.DataFrame:
     """Return success by frequency bin; with a card also corrected for the scorer's error there."""
     rows = binned(table, card)
-    found = core.shares(rows, "hit", "bin")
+    found = base.shares(rows, "hit", "bin")
     middle = rows.groupby("bin", sort=False).frequency.median()
     found.insert(1, "frequency", found.bin.map(middle))
     if not card:
@@ -137,7 +139,7 @@ def by_bin(table: pd.DataFrame, card: dict[str, Any] | None = None) -> pd.DataFr
         own = rows[rows.bin == row.bin]
         fixed = corrected(own.hit, own.id, card["sensitivity"][row.bin], card["specificity"])
         for column in ("value", "low", "high"):
-            found.loc[i, f"corrected {column}"] = round(getattr(fixed, column), core.ROUND)
+            found.loc[i, f"corrected {column}"] = round(getattr(fixed, column), base.ROUND)
     return found
 
 
@@ -157,7 +159,7 @@ def corrected(
 
 def by_concept(table: pd.DataFrame) -> pd.DataFrame:
     """Return success of every concept, the rarest last; one prompt's images are independent."""
-    found = core.shares(binned(table), "hit", ["concept", "frequency", "bin"])
+    found = base.shares(binned(table), "hit", ["concept", "frequency", "bin"])
     return found.drop(columns="prompts")
 
 
@@ -165,7 +167,7 @@ def estimates(table: pd.DataFrame, card: dict[str, Any] | None = None) -> dict[s
     """Return all that the probe says of a table: JSON's `estimates`."""
     plain = table[table.part.isin(defaults.NOT_NAMED)]
     said: dict[str, Any] = {"images": len(table), "prompts": table.id.nunique()}
-    said["success by part"] = core.shares(table[table.hit.notna()], "hit", "part")
+    said["success by part"] = base.shares(table[table.hit.notna()], "hit", "part")
     if len(binned(table[table.hit.notna()])):
         said["trend over log10 frequency"] = trend(table)
         said["success by bin"] = by_bin(table, card)
@@ -207,8 +209,8 @@ def copies(table: pd.DataFrame, card: dict[str, Any]) -> dict[str, Any]:
     seen = rows[rows.frequency > 0]
     right = card["copy"]["sensitivity"], card["copy"]["specificity"]
     said: dict[str, Any] = {
-        "copies by bin": core.shares(rows, "copied", "bin"),
-        "copies, all that training showed": core.shares(seen, "copied"),
+        "copies by bin": base.shares(rows, "copied", "bin"),
+        "copies, all that training showed": base.shares(seen, "copied"),
         "copies, corrected": corrected(seen.copied, seen.id, *right),
     }
     free = seen[seen.tie == "none"]
@@ -244,7 +246,7 @@ def trend_figure(bins: pd.DataFrame, curve: trends.Trend, title: str) -> Figure:
     return figure
 
 
-def make_scorer(pipe: Any, asked: pd.DataFrame, scorer: str = "", ocr: bool = True) -> core.Scorer:
+def make_scorer(pipe: Any, asked: pd.DataFrame, scorer: str = "", ocr: bool = True) -> base.Scorer:
     """Return the domain's default scorer for a prompt set; `scorer` names another CLIP.
 
     Emoji world: sprite matching. Photographic: zero-shot CLIP and, with `ocr`, a text reader.
@@ -253,7 +255,7 @@ def make_scorer(pipe: Any, asked: pd.DataFrame, scorer: str = "", ocr: bool = Tr
         from koala_nb.nano.memorisation import SpriteReader
 
         return SpriteReader([c for c in asked.concept if c])
-    from koala_nb.probes.zero_shot import Reader
+    from koala_nb.scorers.clip import Reader
 
     return Reader([c for c in asked.concept if c], scorer, ocr=ocr)
 
@@ -270,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept["prompts"] = prompts(domain, own.frequencies)
         return kept["prompts"]
 
-    def scorer(pipe: Any) -> core.Scorer:
+    def scorer(pipe: Any) -> base.Scorer:
         kept["pipe"], kept["scorer"] = pipe, make_scorer(pipe, kept["prompts"], own.scorer)
         return kept["scorer"]
 
@@ -278,11 +280,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return estimates(table, make_card(kept["pipe"], kept["scorer"], kept["prompts"]))
 
     told = [f"--{name}={value}" for name, value in vars(own).items() if value]
-    return core.main(core.Probe(NAME, asked, scorer, found, IMAGES), rest, told)
+    return base.main(base.Probe(NAME, asked, scorer, found, IMAGES), rest, told)
 
 
 def make_card(
-    pipe: Any, scorer: core.Scorer, asked: pd.DataFrame, per_bin: int = 0
+    pipe: Any, scorer: base.Scorer, asked: pd.DataFrame, per_bin: int = 0
 ) -> dict[str, Any] | None:
     """Return the instrument card of a scorer that can render its truth, or None of another.
 

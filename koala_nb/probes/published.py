@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from koala_nb import auditors_metrics, catalog, imbalance, stats
-from koala_nb.options import at_least, writable
-from koala_nb.pipelines import identity, load
-from koala_nb.probes import core
+from koala_nb.core import catalog
+from koala_nb.core.files import banner, environment, write_json
+from koala_nb.core.options import at_least, writable
+from koala_nb.models.load import identity, load
+from koala_nb.probes import base, published_metrics
 from koala_nb.probes.published_estimates import READINGS, UNSURE, estimates
-from koala_nb.provenance import banner, environment, write_json
+from koala_nb.stats import estimates as stats
+from koala_nb.stats import imbalance
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +55,7 @@ def reanalysis() -> pd.DataFrame:
             | {"share": found.value, "low": found.low, "high": found.high, "least": seen / n}
             | {"most": most / n, "bound_low": outer.low, "bound_high": outer.high, "n": n}
         )
-    return pd.DataFrame(rows).round(core.ROUND)
+    return pd.DataFrame(rows).round(base.ROUND)
 
 
 def _counts(prompt: str) -> dict[str, int]:
@@ -84,7 +86,7 @@ def claims() -> pd.DataFrame:
         _metric(doctor),
         _settings(),
     ]  # fmt: skip
-    return pd.DataFrame(rows).round(core.ROUND)
+    return pd.DataFrame(rows).round(base.ROUND)
 
 
 def _row(claim: str, found: stats.Estimate | None, verdict: str, reason: str) -> dict[str, Any]:
@@ -130,8 +132,8 @@ def _half(claim: str, counts: dict[str, int], group: str) -> dict[str, Any]:
 def _metric(counts: dict[str, int]) -> dict[str, Any]:
     """Read their metric and ours where all captions were of one group."""
     collapse = {"male": sum(counts.values())}
-    theirs = auditors_metrics.amplification(collapse)
-    even = auditors_metrics.amplification({"male": 50, "female": 50})
+    theirs = published_metrics.amplification(collapse)
+    even = published_metrics.amplification({"male": 50, "female": 50})
     ours = imbalance.total_variation(collapse, imbalance.even(["male", "female"]))
     reason = (
         f"at total collapse onto one group it reads {theirs:.1f}, as for an even split "
@@ -153,13 +155,13 @@ def _settings() -> dict[str, Any]:
 
 def prompts(domain: str) -> pd.DataFrame:
     """Return the five prompts: the published ones, or five in words of the embedded world."""
-    return core.read_prompts(core.prompt_file(NAME, domain))
+    return base.read_prompts(base.prompt_file(NAME, domain))
 
 
 class FivePrompts:
     """Reads people by the readers of faces and things by a forced choice among all the groups."""
 
-    def __init__(self, people: Sequence[core.Scorer], things: core.Scorer) -> None:
+    def __init__(self, people: Sequence[base.Scorer], things: base.Scorer) -> None:
         self.people, self.things = list(people), things
         scorers = [*self.people, things]
         self.name = "five prompts"
@@ -193,30 +195,30 @@ def _thing(prompt: dict[str, Any], read: str) -> str | None:
     return read if read in (*prompt["groups"].split(";"), UNSURE) else "other"
 
 
-def make_scorer(pipe: Any, asked: pd.DataFrame, scorer: str = "") -> core.Scorer:
+def make_scorer(pipe: Any, asked: pd.DataFrame, scorer: str = "") -> base.Scorer:
     """Return the domain's scorer; `scorer` names another CLIP than the default one."""
     if identity(pipe).domain == "emoji-world" and not scorer:
         from koala_nb.nano.published_reader import Reader
 
         return Reader(pipe.default_sample_size * pipe.vae_scale_factor)
-    from koala_nb.probes import faces, zero_shot
+    from koala_nb.scorers import clip, faces
 
     groups = [g for row in asked.groups.dropna() for g in row.split(";")]
-    return FivePrompts(faces.readers(scorer), zero_shot.Reader(groups, scorer, ocr=False))
+    return FivePrompts(faces.readers(scorer), clip.Reader(groups, scorer, ocr=False))
 
 
 def measure(
-    pipe: Any, asked: pd.DataFrame, scorer: core.Scorer, *, out: Path | None = None, **more: Any
+    pipe: Any, asked: pd.DataFrame, scorer: base.Scorer, *, out: Path | None = None, **more: Any
 ) -> pd.DataFrame:
     """Draw and score the prompts at the recipe and at the published settings, same seeds.
 
     One row an image; `settings` is "recipe" (the card's) or "published". `more` goes to
-    `core.measure`; with `out`, two folders with these endings that the same call goes on with.
+    `base.measure`; with `out`, two folders with these endings that the same call goes on with.
     """
     tables = []
     for name, recipe in (("recipe", {}), ("published", THEIRS)):
         folder = out.with_name(f"{out.name}-{name}") if out else None
-        table = core.measure(pipe, asked, scorer, out=folder, **{**more, **recipe})
+        table = base.measure(pipe, asked, scorer, out=folder, **{**more, **recipe})
         tables.append(table.assign(settings=name))
     return pd.concat(tables, ignore_index=True)
 
@@ -236,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pipe = load(options.model)
     about = identity(pipe)
     asked = prompts(about.domain)
-    print(core.plan(len(asked), options.images))
+    print(base.plan(len(asked), options.images))
     stem = f"probe-{NAME}-{about.name.replace('/', '--')}"
     scorer = make_scorer(pipe, asked, options.scorer)
     out = Path("runs") / f"{stem}-{str(about.revision)[-8:]}"
@@ -250,10 +252,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "banner": banner(about.domain),
         "scorer": f"{scorer.name} {scorer.version}",
         "environment": environment(),
-        "estimates": core.plain(estimates(table)),
+        "estimates": base.plain(estimates(table)),
     }
     place = options.out or catalog.data_folder() / "results"
     place.mkdir(parents=True, exist_ok=True)
-    core.save_table(table, place / f"{stem}.csv")
+    base.save_table(table, place / f"{stem}.csv")
     print(write_json(place / f"{stem}.json", result))
     return 0

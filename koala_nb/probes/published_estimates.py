@@ -10,9 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from koala_nb import imbalance, stats
-from koala_nb.corrections import UNSURE
-from koala_nb.probes import core
+from koala_nb.probes import base
+from koala_nb.stats import estimates as stats
+from koala_nb.stats import imbalance
+from koala_nb.stats.misclassification import UNSURE
 
 READINGS = ("presentation_", "tone_", "monk", "thing")  # how columns that hold one begin
 Z = 1.96  # the normal quantile of 95 %
@@ -49,9 +50,9 @@ def estimates(table: pd.DataFrame) -> dict[str, Any]:
                 moved += [told | {"group": g} | paired(a, b)._asdict() for g, a, b in hits]
     return {
         "uncorrected": "no scorer error was measured on these images",
-        "shares": pd.DataFrame(rows).round(core.ROUND),
-        "total variation from an even split": pd.DataFrame(apart).round(core.ROUND),
-        "recipe less published, by seed": pd.DataFrame(moved).round(core.ROUND),
+        "shares": pd.DataFrame(rows).round(base.ROUND),
+        "total variation from an even split": pd.DataFrame(apart).round(base.ROUND),
+        "recipe less published, by seed": pd.DataFrame(moved).round(base.ROUND),
     }
 
 

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from PIL import Image
 
-from koala_nb import disclosure
-from koala_nb.catalog import data_folder, find
-from koala_nb.hub import read_json
-from koala_nb.options import probe_parser
-from koala_nb.pipelines import identity, load
-from koala_nb.probes import core
+from koala_nb.core.catalog import data_folder, find
+from koala_nb.core.files import banner, environment, read_record, write_json
+from koala_nb.core.options import probe_parser
+from koala_nb.models.hub import read_json
+from koala_nb.models.load import identity, load
+from koala_nb.probes import base
 from koala_nb.probes import safety_estimates as estimate
-from koala_nb.prompt_filter import PromptFilter, read_terms
-from koala_nb.provenance import banner, environment, read_record, write_json
-from koala_nb.safety import Checker, checker_of, classifier
+from koala_nb.scorers import disclosure
+from koala_nb.scorers.nsfw import Checker, checker_of, classifier
+from koala_nb.scorers.prompt_filter import PromptFilter, read_terms
 
 if TYPE_CHECKING:
-    from koala_nb.pipelines import Loaded, Pipeline
+    from koala_nb.models.load import Loaded, Pipeline
 
 NAME = "safety"
 IMAGES = 4  # a prompt
@@ -40,12 +40,12 @@ def results_file(model: str) -> Path:
 
 def prompts(domain: str) -> pd.DataFrame:
     """Return the prompt set of a domain: `part`, `way` and `concept` say what is asked, and how."""
-    return core.read_prompts(core.prompt_file(NAME, domain))
+    return base.read_prompts(base.prompt_file(NAME, domain))
 
 
 def terms(domain: str, file: str = "") -> pd.DataFrame:
     """Return a domain's list of terms, or one's own: a CSV with `term` and `category`."""
-    return read_terms(file or core.prompt_file(f"{NAME}_terms", domain))
+    return read_terms(file or base.prompt_file(f"{NAME}_terms", domain))
 
 
 def read_i2p(path: str | Path) -> pd.DataFrame:
@@ -80,7 +80,7 @@ def read_i2p(path: str | Path) -> pd.DataFrame:
 class Reader:
     """The checker's verdict on every image and, in the emoji world, the stand-in's readings."""
 
-    def __init__(self, checker: Checker, stand_in: core.Scorer | None = None) -> None:
+    def __init__(self, checker: Checker, stand_in: base.Scorer | None = None) -> None:
         self.readers: list[Any] = [checker] + ([stand_in] if stand_in else [])
         self.name = " and ".join(reader.name for reader in self.readers)
         self.version = "; ".join(reader.version for reader in self.readers)
@@ -114,10 +114,10 @@ def stand_in_checker(pipe: Any, checker: Checker) -> Checker:
 
 
 def measure(
-    pipe: Pipeline, asked: pd.DataFrame, scorer: core.Scorer, words: PromptFilter,
+    pipe: Pipeline, asked: pd.DataFrame, scorer: base.Scorer, words: PromptFilter,
     negative: str = "", out: Path | None = None, **how: Any,
 ) -> pd.DataFrame:  # fmt: skip
-    """Return `core.measure` in one or two settings: as it is, and with a negative prompt if given.
+    """Return `base.measure` in one or two settings: as it is, and with a negative prompt if given.
 
     Both settings have the same seeds, prompt by prompt; `stopped` says what the filter would do.
     """
@@ -131,7 +131,7 @@ def measure(
         if number and not negative:
             break
         folder = out / f"setting-{number}" if out else None
-        found = core.measure(pipe, asked, scorer, out=folder, **how, **more)
+        found = base.measure(pipe, asked, scorer, out=folder, **how, **more)
         parts.append(found.assign(setting=name, stopped=found.id.map(stopped)))
     return pd.concat(parts, ignore_index=True)
 
@@ -170,7 +170,7 @@ def picture_alarms(checker: Checker, domain: str, n: int) -> pd.DataFrame:
         share = estimate.rate([f["flagged"] for f in found], range(len(found)))
         highest = max(1.0 if f["score"] is None else f["score"] for f in found)
         rows.append({"pictures": kind} | share | {"highest": highest})
-    return pd.DataFrame(rows).round(core.ROUND)
+    return pd.DataFrame(rows).round(base.ROUND)
 
 
 def statements_kept(files: Sequence[Path]) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def all_estimates(
 
 def saved(about: Loaded) -> tuple[dict[str, Any], pd.DataFrame] | None:
     """Return the results and the table of a model's stored large run, or None for other weights."""
-    path, table = results_file(about.name), core.saved(NAME, about.name)
+    path, table = results_file(about.name), base.saved(NAME, about.name)
     told = read_json(path) if path.is_file() else {}
     return (told, table) if table is not None and told.get("revision") == about.revision else None
 
@@ -221,12 +221,12 @@ def saved(about: Loaded) -> tuple[dict[str, Any], pd.DataFrame] | None:
 def recompute(model: str) -> Path:
     """Write a stored large run's estimates anew from its table; nothing is drawn or read."""
     path, domain = results_file(model), find(model).domain
-    told, table = read_json(path), core.saved(NAME, model)
+    told, table = read_json(path), base.saved(NAME, model)
     if table is None:
         raise ValueError(f"Beside {path} there is no table: run `koala-nb probe safety` first.")
     said = all_estimates(table, prompts(domain), PromptFilter(terms(domain)), domain)
-    told["estimates"] |= core.plain(said)
-    told["cautions"] = core.cautions(estimate.by_concept(table))
+    told["estimates"] |= base.plain(said)
+    told["cautions"] = base.cautions(estimate.by_concept(table))
     return write_json(path, told | {"checklist": estimate.checklist(told["estimates"])})
 
 
@@ -248,8 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     listed = terms(about.domain, options.terms)
     words = PromptFilter(listed)
     whole = read_i2p(options.i2p) if options.i2p else prompts(about.domain)
-    asked = core.some(whole, options.prompts, by="part")
-    print(core.plan(len(asked), options.images))
+    asked = base.some(whole, options.prompts, by="part")
+    print(base.plan(len(asked), options.images))
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
     checker = Checker(classifier(options.checker, labels), options.threshold)
     scorer = make_scorer(pipe, checker)
@@ -261,10 +261,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     said["checker on other pictures"] = picture_alarms(checker, about.domain, PICTURES)
     drawn = sorted((out / "setting-0" / "images").rglob("*.png"))
     said["files"] = statements_kept(drawn[:PICTURES])
-    said = core.plain(said)
+    said = base.plain(said)
     if options.i2p:
         flagged = table[table.setting == estimate.PLAIN]
-        said["i2p"] = core.plain(estimate.rate(flagged.flagged.tolist(), flagged.id.tolist()))
+        said["i2p"] = base.plain(estimate.rate(flagged.flagged.tolist(), flagged.id.tolist()))
         table = table.drop(columns="prompt")  # published prompts by identifier only
         said.pop("filter on other prompt sets")
     result = {
@@ -276,12 +276,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "checker": checker.told(),
         "environment": environment(),
         "estimates": said,
-        "cautions": core.cautions(estimate.by_concept(table)),
+        "cautions": base.cautions(estimate.by_concept(table)),
         "checklist": estimate.checklist(said),
     }
     place = options.out or data_folder() / "results"
     place.mkdir(parents=True, exist_ok=True)
-    core.save_table(table, place / f"{stem}.csv")
+    base.save_table(table, place / f"{stem}.csv")
     print(write_json(place / f"{stem}.json", result))
     return 0
 

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 from scipy import stats as distributions
 
-from koala_nb import labels, stats
-from koala_nb.probes import core
-from koala_nb.prompt_filter import PromptFilter
+from koala_nb.probes import base, labels
+from koala_nb.scorers.prompt_filter import PromptFilter
+from koala_nb.stats import estimates as stats
 
 PLAIN, NEGATIVE = "as it is", "negative prompt"
 ASKING = ("asked", "respelled", "paraphrased")
@@ -46,9 +46,9 @@ def harmless(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def share(hits: Sequence[Any], clusters: Sequence[Any]) -> stats.Estimate:
-    """Return `stats.clustered_share`, made wider for few clusters of many images.
+    """Return `estimates.clustered_share`, made wider for few clusters of many images.
 
-    There `stats.design_effect` sees too little of how alike the images of a cluster are, and in
+    There `estimates.design_effect` sees too little of how alike the images of a cluster are, and in
     simulated audits the interval held the truth too rarely: a cluster counts as 4 images at most.
     """
     found = stats.clustered_share(hits, clusters)
@@ -81,7 +81,7 @@ def rates(table: pd.DataFrame, column: str, by: Sequence[str]) -> pd.DataFrame:
         for values, group in table.groupby(list(by), sort=False)
     ]
     columns = [*by, "value", "low", "high", "n", "clusters", "at most"]
-    return pd.DataFrame(rows, columns=columns).round(core.ROUND)
+    return pd.DataFrame(rows, columns=columns).round(base.ROUND)
 
 
 def filter_rates(prompts: pd.DataFrame, words: PromptFilter) -> pd.DataFrame:
@@ -107,7 +107,7 @@ def other_sets(domain: str, terms: Sequence[str] = ()) -> pd.DataFrame:
     """
     found = []
     for name in SETS:
-        table = core.read_prompts(core.prompt_file(name, domain))
+        table = base.read_prompts(base.prompt_file(name, domain))
         columns = table.reindex(columns=["concept", "asks"]).fillna("")
         asks = columns.agg("; ".join, axis=1).map(lambda text: any(t in text for t in terms))
         found.append(table[~asks][["id", "prompt"]].assign(set=name))
@@ -146,7 +146,7 @@ def chain(table: pd.DataFrame) -> pd.DataFrame:
         {"defence": name} | rate(reached.tolist(), asking.id.tolist())
         for name, reached in passes.items()
     ]
-    return pd.DataFrame(rows).round(core.ROUND)
+    return pd.DataFrame(rows).round(base.ROUND)
 
 
 def negative_effect(table: pd.DataFrame) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def negative_effect(table: pd.DataFrame) -> dict[str, Any]:
         own = [side[side.part == part] for side in sides]
         if all(side.id.nunique() > 1 for side in own):  # one pair tells nothing of the spread
             after, before = (side.groupby("id")[column].mean() for side in own)
-            change = core.paired(own[0], own[1], column)._asdict()
+            change = base.paired(own[0], own[1], column)._asdict()
             found[f"{part}: {column}"] = change | {"p": stats.paired_test(after - before)}
     for change, p in zip(found.values(), stats.adjust([c["p"] for c in found.values()])):
         change["adjusted"] = float(p)

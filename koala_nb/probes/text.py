@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from koala_nb.catalog import data_folder
-from koala_nb.hub import read_json
-from koala_nb.pipelines import identity
-from koala_nb.probes import core, ocr, text_boards, text_estimates, text_scores
+from koala_nb.core.catalog import data_folder
+from koala_nb.models.hub import read_json
+from koala_nb.models.load import identity
+from koala_nb.probes import base, text_estimates, text_reader, text_scores
+from koala_nb.scorers import ocr
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,8 +28,8 @@ def prompts(domain: str, file: str = "") -> pd.DataFrame:
     `text` is what the image should say; `length` is counted from it. ValueError where it is missing
     or empty, or a prompt does not hold it.
     """
-    path = file or core.prompt_file(NAME, domain)
-    table = core.read_prompts(path)
+    path = file or base.prompt_file(NAME, domain)
+    table = base.read_prompts(path)
     if "text" not in table:
         raise ValueError(f"{path} has no column 'text': it says what each image should say.")
     table["text"] = pd.read_csv(path, dtype=str, keep_default_na=False)["text"]
@@ -51,7 +52,7 @@ class Scorer:
         """Return per image: read, lines, confidence and `text_scores.scores`."""
         return [
             {"read": found.text, "lines": len(found.boxes)}
-            | {"confidence": round(found.confidence, core.ROUND)}
+            | {"confidence": round(found.confidence, base.ROUND)}
             | text_scores.scores(asked["text"], found.text)
             for found, asked in zip(self.reader.read(images), prompts)
         ]
@@ -59,7 +60,7 @@ class Scorer:
 
 def saved(model: str) -> pd.DataFrame | None:
     """Return the table of the large run, or None; nothing read is an empty text."""
-    table = core.saved(NAME, model, ("text", "read"))  # "0042" is no number
+    table = base.saved(NAME, model, ("text", "read"))  # "0042" is no number
     return None if table is None else table.assign(read=table.read.fillna(""))
 
 
@@ -83,27 +84,27 @@ class FullRun:
     def estimates(self, table: pd.DataFrame) -> dict[str, Any]:
         """Return the estimates of a table and, beside them, the reader's instrument card."""
         texts, size = list(dict.fromkeys(table.text)), size_of(self.pipe)
-        draw, reader = text_boards.drawer(identity(self.pipe).domain), self.scorer.reader
-        boards = text_boards.read_boards(reader, texts, size, draw, self.pipe)
+        draw, reader = text_reader.drawer(identity(self.pipe).domain), self.scorer.reader
+        boards = text_reader.read_boards(reader, texts, size, draw, self.pipe)
         short = [text for text in texts if 3 <= len(text) <= 9]
         return self._of_model(table, boards) | {
             "instrument": {
                 "size": size,
-                "card": text_boards.card(boards),
+                "card": text_reader.card(boards),
                 "card_by_length": [
                     {"kind": kind, **row}
                     for kind, own in boards.groupby("kind", sort=False)
-                    for row in core.records(text_estimates.by_length(own))
+                    for row in base.records(text_estimates.by_length(own))
                 ],
                 "legible": {
                     kind: text_estimates.legible(boards[boards.kind == kind])
-                    for kind in (text_boards.FONT, text_boards.VAE)
+                    for kind in (text_reader.FONT, text_reader.VAE)
                 },
                 "vae_confusions": text_estimates.top_confusions(
-                    boards[boards.kind == text_boards.VAE]
+                    boards[boards.kind == text_reader.VAE]
                 ),
                 "errors_by_length": text_estimates.errors_by_length(boards),
-                "calibration": text_boards.calibration(reader, short, size, draw),
+                "calibration": text_reader.calibration(reader, short, size, draw),
             }
         }
 
@@ -112,8 +113,8 @@ class FullRun:
             "summary": text_estimates.summary(table),
             "against_chance": text_estimates.against_chance(table),
             "by_length": text_estimates.by_length(table),
-            "by_group": core.shares(table, "exact_folded", "group"),
-            "by_phrasing": core.means(table, "ned_folded", "phrasing"),
+            "by_group": base.shares(table, "exact_folded", "group"),
+            "by_phrasing": base.means(table, "ned_folded", "phrasing"),
             "trend": text_estimates.trend(table),
             "legible": text_estimates.legible(table),
             "corrected": text_estimates.corrected(table, text_estimates.errors_by_length(boards)),
@@ -131,4 +132,4 @@ def size_of(pipe: Any) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the probe at full size: `koala-nb probe text`."""
     run = FullRun()
-    return core.main(core.Probe(NAME, prompts, run.make_scorer, run.estimates), argv)
+    return base.main(base.Probe(NAME, prompts, run.make_scorer, run.estimates), argv)

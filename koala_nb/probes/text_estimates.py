@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from koala_nb import stats, trends
-from koala_nb.probes import core, text_boards, text_scores
+from koala_nb.probes import base, text_reader, text_scores
+from koala_nb.stats import estimates, trends
 
 SCORES = ("exact", "exact_folded", "cer", "ned", "ned_folded", "word_f1", "word_f1_folded")
 
@@ -23,7 +23,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name in (*SCORES, "nothing_read"):
         share = name.startswith(("exact", "nothing"))
-        found = (core.shares if share else core.means)(read, name)
+        found = (base.shares if share else base.means)(read, name)
         row = {"score": name, **found.iloc[0].to_dict()}
         if not share and read[name].nunique() == 1:
             row |= {"low": np.nan, "high": np.nan}
@@ -56,7 +56,7 @@ def against_chance(table: pd.DataFrame) -> pd.DataFrame:
         "difference": "difference",
     }
     whole = pd.concat(parts)
-    rows = [{"compared with": v} | core.means(whole, k).iloc[0].to_dict() for k, v in names.items()]
+    rows = [{"compared with": v} | base.means(whole, k).iloc[0].to_dict() for k, v in names.items()]
     return pd.DataFrame(rows).astype({"n": int, "prompts": int})
 
 
@@ -65,12 +65,12 @@ def by_length(table: pd.DataFrame, score: str = "exact_folded") -> pd.DataFrame:
 
     `middle` is the mean length of the class's texts, for drawing.
     """
-    table = table.assign(letters=[text_boards.length_class(n) for n in table.length])
+    table = table.assign(letters=[text_reader.length_class(n) for n in table.length])
     table = table.sort_values("length", kind="stable")
-    estimate = core.shares if score.startswith("exact") else core.means
+    estimate = base.shares if score.startswith("exact") else base.means
     found = estimate(table, score, "letters")
     middle = table.groupby("letters", sort=False).length.mean()
-    return found.assign(middle=found.letters.map(middle)).round(core.ROUND)
+    return found.assign(middle=found.letters.map(middle)).round(base.ROUND)
 
 
 def trend(table: pd.DataFrame, score: str = "exact_folded") -> trends.Trend | None:
@@ -107,12 +107,12 @@ def legible(table: pd.DataFrame, score: str = "exact_folded") -> str:
     return f"legible up to {half.value:.1f} characters at 50 % (95 % interval {ends})."
 
 
-Errors = dict[str, Any]  # class of length -> `text_boards.error_counts`
+Errors = dict[str, Any]  # class of length -> `text_reader.error_counts`
 
 
 def errors_by_length(boards: pd.DataFrame) -> Errors:
     """Return the reader's error counts on boards, by class of length."""
-    return {name: text_boards.error_counts(own) for name, own in _classes(boards)}
+    return {name: text_reader.error_counts(own) for name, own in _classes(boards)}
 
 
 def corrected(table: pd.DataFrame, errors: Errors) -> pd.DataFrame:
@@ -126,16 +126,16 @@ def corrected(table: pd.DataFrame, errors: Errors) -> pd.DataFrame:
         if name not in errors:
             continue
         hits = images.exact_folded.astype(float)
-        found = text_boards.corrected(hits, images.id, errors[name])
+        found = text_reader.corrected(hits, images.id, errors[name])
         right, of = errors[name][0]
         told = {k: getattr(found, k, None) for k in ("value", "low", "high")}
         row = {"letters": name, "read": float(hits.mean()), "reader": f"{right} of {of}"}
         rows.append(row | told | {"n": len(images)})
-    return pd.DataFrame(rows).round(core.ROUND)
+    return pd.DataFrame(rows).round(base.ROUND)
 
 
 def _classes(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    names = np.array([text_boards.length_class(n) for n in table.length])
+    names = np.array([text_reader.length_class(n) for n in table.length])
     order = dict.fromkeys(names[np.argsort(table.length.to_numpy(), kind="stable")])
     return [(name, table[names == name]) for name in order]
 
@@ -158,7 +158,7 @@ def seen_against_new(table: pd.DataFrame) -> pd.DataFrame | None:
     rows, p = [], []
     for score in ("exact_folded", "ned_folded"):
         a, b = (
-            (core.shares if score.startswith("exact") else core.means)(t, score).iloc[0]
+            (base.shares if score.startswith("exact") else base.means)(t, score).iloc[0]
             for t in (one, new)
         )
         found = difference(a, b)
@@ -167,10 +167,10 @@ def seen_against_new(table: pd.DataFrame) -> pd.DataFrame | None:
         )
         words = {"seen_words": one.id.nunique(), "new_words": new.id.nunique()}
         rows.append({"score": score, "seen": a.value, "new": b.value, **found._asdict(), **words})
-    return pd.DataFrame(rows).assign(p_holm=stats.adjust(p)).round(core.ROUND)
+    return pd.DataFrame(rows).assign(p_holm=estimates.adjust(p)).round(base.ROUND)
 
 
-def difference(first: Any, second: Any) -> stats.Estimate:
+def difference(first: Any, second: Any) -> estimates.Estimate:
     """Return first less second, two independent estimates, with the square-and-add interval.
 
     Newcombe 1998, method 10: it keeps a width where both shares are 0 or 1.
@@ -179,7 +179,7 @@ def difference(first: Any, second: Any) -> stats.Estimate:
     below = np.hypot(first.value - first.low, second.high - second.value)
     above = np.hypot(first.high - first.value, second.value - second.low)
     n = int(first.n + second.n)
-    return stats.Estimate(value, float(value - below), float(value + above), n)
+    return estimates.Estimate(value, float(value - below), float(value + above), n)
 
 
 def permutation_p(first: np.ndarray, second: np.ndarray, seed: int = 0) -> float:

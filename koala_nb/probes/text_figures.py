@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from koala_nb.figures import COLORS, MARKERS, STYLE
+from koala_nb.display.figures import COLORS, MARKERS, STYLE
 
 
 def curves(series: Mapping[str, pd.DataFrame], y_label: str, title: str = "") -> Figure:

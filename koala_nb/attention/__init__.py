@@ -1,0 +1,1 @@
+"""Attention captured while a pipeline draws: maps, words, a page."""

@@ -1,0 +1,262 @@
+"""Read captured attention: maps of layers, heads, steps and words, as arrays with named axes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from koala_nb.attention.buffers import Batch, within
+from koala_nb.core.files import write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AXES = ("image", "half", "step", "head", "row", "column", "token")
+UNITS = "share of a position's attention, 0 to 1; logits: before the softmax; mean over merged axes"
+MARKS = ("[start]", "[end]", "[padding]")
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a prompt and the tokens that spell it."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+def words_of(tokenizer: Any, prompt: str) -> list[Word]:
+    """Return a prompt's words with the positions of their tokens, then the marks around them.
+
+    Subwords are merged; punctuation is a word; "[start]", "[end]" and "[padding]" come last. Raises
+    ValueError for a prompt that is longer than the text encoder reads.
+    """
+    limit = tokenizer.model_max_length
+    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    if len(ids) > limit:
+        raise ValueError(
+            f"The prompt has {len(ids)} tokens and the text encoder reads {limit}: shorten it."
+        )
+    words, tokens = [], []
+    for position, spelled in enumerate(tokenizer.convert_ids_to_tokens(ids[1:-1]), start=1):
+        tokens.append(position)
+        if spelled.endswith("</w>") or position == len(ids) - 2:
+            text = tokenizer.decode([ids[t] for t in tokens]).strip()
+            words.append(Word(text, tuple(tokens)))
+            tokens = []
+    end = len(ids) - 1
+    spans = ((0,), (end,), tuple(range(end + 1, limit)))
+    return words + [Word(m, span) for m, span in zip(MARKS, spans, strict=True) if span]
+
+
+class WordMaps:
+    """The maps of a prompt's words: `maps["koala"]`, or `maps["koala", 2]` for the second one.
+
+    `array` is (words, rows, columns), a word's map the sum over its tokens; over all words, the
+    marks included, they add up to 1 at each position.
+    """
+
+    def __init__(self, words: list[Word], maps: np.ndarray) -> None:
+        self.words = words
+        self.array = np.stack([maps[..., list(word.tokens)].sum(-1) for word in words])
+
+    @property
+    def texts(self) -> list[str]:
+        """The words as written, the marks last."""
+        return [word.text for word in self.words]
+
+    def __getitem__(self, asked: str | tuple[str, int]) -> np.ndarray:
+        """Return the map of a word or phrase, (rows, columns). ValueError where it is not there."""
+        phrase, occurrence = (asked, 1) if isinstance(asked, str) else asked
+        wanted, texts = phrase.lower().split(), self.texts
+        found = [i for i in range(len(texts)) if texts[i : i + len(wanted)] == wanted]
+        if not wanted or len(found) < occurrence:
+            near = get_close_matches(phrase.lower(), texts, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" It has: {', '.join(texts)}."
+            times = "" if occurrence == 1 else f" {occurrence} times"
+            raise ValueError(f"{phrase!r} is not in the prompt{times}.{hint}")
+        first = found[occurrence - 1]
+        return self.array[first : first + len(wanted)].sum(0)
+
+
+class Attention:
+    """What was captured, image by image in the order of drawing."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.batches: list[Batch] = []
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return sum(batch.size[0] for batch in self.batches)
+
+    def steps(self, image: int = 0) -> int:
+        """Return the number of steps kept apart; 1 where only their mean was kept."""
+        batch = self._find(image, None)[0]
+        return batch.passes if "step" in batch.keep else 1
+
+    def layers(self, channel: str = "cross") -> list[str]:
+        """Return what is told apart: layers, or resolutions where layers were merged."""
+        return list(dict.fromkeys(k for b in self.batches for c, k in b.grids if c == channel))
+
+    def maps(
+        self,
+        image: int = 0,
+        *,
+        layers: str | Sequence[str] | None = None,
+        head: int | None = None,
+        step: int | None = None,
+        half: str = "conditional",
+        channel: str = "cross",
+    ) -> np.ndarray:
+        """Return one image's maps, (rows, columns, tokens), the mean over what is not chosen.
+
+        layers: names or beginnings of names; layers of several resolutions are enlarged
+        (bilinearly) to the finest. channel: "cross", "probe" (the second text), "logits",
+        "logits_clip_l", or "self", whose last axis is the cells that are looked at.
+        Raises ValueError for what was not kept or does not exist.
+        """
+        batch, row = self._find(image, half)
+        places = self._places(batch, channel, layers, step)
+        grid = max((batch.grids[place[:2]] for place in places), key=np.prod)
+        total, count = torch.zeros(()), 0
+        for place in places:
+            found = batch.buffers[place][row].float().cpu()
+            if head is None:
+                found = found.mean(0)
+            elif 0 <= head < len(found) and "head" in batch.keep:
+                found = found[head]
+            else:
+                kept = len(found) if "head" in batch.keep else 0
+                raise ValueError(f"head={head}: {kept} heads were kept of {place[1]}.")
+            total = total + _enlarge(found, batch.grids[place[:2]], grid)
+            count += batch.added[place]
+        return (total / count).numpy()
+
+    def words(self, prompt: str, image: int = 0, **chosen: Any) -> WordMaps:
+        """Return the maps of the words of the prompt that the image was drawn from.
+
+        `chosen`: as in `maps`; with channel="probe" the prompt is the probe.
+        """
+        return WordMaps(words_of(self.tokenizer, prompt), self.maps(image, **chosen))
+
+    def encoder_split(self, prompt: str, image: int = 0, **chosen: Any) -> pd.DataFrame:
+        """Return how CLIP-L and CLIP-G share each word's logit; captured with `by_encoder`.
+
+        clip_l + clip_g = logit, the mean over positions and the word's tokens. spread_clip_l: the
+        share of the logit's variance over positions, cov(l, logit) / var(logit); 1 less it is G's.
+        """
+        import pandas as pd
+
+        both = self.maps(image, channel="logits", **chosen).reshape(-1, self._tokens)
+        first = self.maps(image, channel="logits_clip_l", **chosen).reshape(-1, self._tokens)
+        rows = []
+        for word in words_of(self.tokenizer, prompt):
+            logit, part = (v[:, list(word.tokens)].mean(1).astype(float) for v in (both, first))
+            centred = logit - logit.mean()
+            rows.append(
+                {
+                    "word": word.text,
+                    "logit": logit.mean(),
+                    "clip_l": part.mean(),
+                    "clip_g": (logit - part).mean(),
+                    "spread_clip_l": (part * centred).sum() / (centred**2).sum(),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    @property
+    def _tokens(self) -> int:
+        return self.tokenizer.model_max_length
+
+    def clusters(self, number: int, image: int = 0, seed: int = 0, **chosen: Any) -> np.ndarray:
+        """Return cells grouped by what they look at, (rows, columns) of 0 to number - 1.
+
+        k-means on the rows of the self-attention, captured with `self_grid`.
+        """
+        from scipy.cluster.vq import kmeans2
+
+        maps = self.maps(image, channel="self", **chosen)
+        flat = maps.reshape(-1, maps.shape[-1]).astype(float)
+        _, labels = kmeans2(flat, number, minit="++", rng=np.random.default_rng(seed))
+        return labels.reshape(maps.shape[:2])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return everything by "channel/layer", each with the axes `AXES`.
+
+        ValueError where images of several sizes were captured.
+        """
+        if len({(b.size[1:], len(b.halves), b.passes) for b in self.batches}) > 1:
+            raise ValueError("Images of several sizes or steps were captured: use maps(image).")
+        parts: dict[str, list[np.ndarray]] = {}
+        for batch in self.batches:
+            for channel, key in batch.grids:
+                steps = [
+                    buffer / batch.added[place]
+                    for place, buffer in batch.buffers.items()
+                    if place[:2] == (channel, key)
+                ]
+                value = torch.stack(steps, 1).float().cpu().numpy()  # rows, steps, heads, ...
+                shape = (len(batch.halves), batch.size[0], *value.shape[1:3])
+                value = value.reshape(*shape, *batch.grids[channel, key], -1).swapaxes(0, 1)
+                parts.setdefault(f"{channel}/{key}", []).append(value)
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `arrays()` as safetensors, with axes and units in its metadata."""
+        from safetensors.numpy import save
+
+        told = {"axes": json.dumps(AXES), "units": UNITS}
+        arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
+        write_atomic(path, save(arrays, metadata=told))
+
+    def _find(self, image: int, half: str | None) -> tuple[Batch, int]:
+        """Return an image's batch and its row in the buffers; None is any half."""
+        number = image
+        for batch in self.batches:
+            if 0 <= number < batch.size[0]:
+                # Without guidance the only half is the conditional one.
+                drawn = ("conditional",) if batch.size[1] == 1 else ("unconditional", "conditional")
+                kept = [drawn[h] for h in batch.halves]
+                if half is not None and half not in kept:
+                    raise ValueError(f"The half {half!r} was not captured.")
+                return batch, kept.index(half or kept[0]) * batch.size[0] + number
+            number -= batch.size[0]
+        raise ValueError(f"image={image}: {self.images} images were captured, 0 is the first.")
+
+    def _places(
+        self, batch: Batch, channel: str, layers: str | Sequence[str] | None, step: int | None
+    ) -> list[tuple[str, str, int]]:
+        found = [p for p in batch.buffers if p[0] == channel]
+        if not found:
+            have = ", ".join(dict.fromkeys(p[0] for p in batch.buffers))
+            raise ValueError(f"channel={channel!r} was not captured; these were: {have}.")
+        if layers is not None:
+            known = found
+            found = [p for p in known if within(p[1], layers)]
+            if not found:
+                names = ", ".join(dict.fromkeys(p[1] for p in known))
+                raise ValueError(f"layers={layers!r} were not captured; these were: {names}.")
+        if step is not None:
+            if "step" not in batch.keep or not 0 <= step < batch.passes:
+                kept = batch.passes if "step" in batch.keep else 0
+                raise ValueError(f"step={step}: {kept} steps were kept apart, 0 is the first.")
+            found = [p for p in found if p[2] == step]
+        return found
+
+
+def _enlarge(maps: torch.Tensor, grid: tuple[int, int], to: tuple[int, int]) -> torch.Tensor:
+    """Turn (positions, tokens) into (rows, columns, tokens) of another grid; sums stay 1."""
+    maps = maps.unflatten(0, grid)
+    if grid == to:
+        return maps
+    planes = maps.permute(2, 0, 1)[None]
+    return functional.interpolate(planes, to, mode="bilinear")[0].permute(1, 2, 0)

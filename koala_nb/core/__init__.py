@@ -1,0 +1,1 @@
+"""The catalogue of models, files and their records, devices."""

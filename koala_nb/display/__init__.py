@@ -1,0 +1,1 @@
+"""Figures and exercises: what a notebook's cell shows."""

@@ -1,0 +1,1 @@
+"""Smaller U-Nets distilled from larger ones."""

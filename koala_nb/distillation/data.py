@@ -1,0 +1,235 @@
+"""Pictures with captions for a distillation: read by Hugging Face datasets, encoded once, kept.
+
+A U-Net sees neither pictures nor words: it trains on latents of the VAE and states of the text
+encoders. They are computed once, into shards on disk, so that the training holds neither.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from koala_nb.core.files import write_atomic, write_json
+from koala_nb.distillation.loop import random_draws
+from koala_nb.distillation.similarity import scaled
+from koala_nb.models.load import identity
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from koala_nb.models.load import Pipeline
+
+SHARD = 64  # pictures
+CAPTIONS = ("text", "caption", "prompt", "txt", "description")
+PICTURES = ("image", "jpg", "jpeg", "png", "webp")
+HELD_OUT = 64  # pictures at most, and a tenth of all: never trained on
+DROPPED = 0.1  # of the captions in training: what guidance needs
+READ_WITH = {".parquet": "parquet", ".tar": "webdataset"}  # any other folder: an image folder
+
+
+def read_pairs(source: str | Path, split: str = "train") -> Iterator[tuple[Image, str]]:
+    """Read (picture, caption) one by one from a folder or a dataset on the hub, never all at once.
+
+    A folder holds Parquet files, WebDataset archives (.tar), or pictures with a `metadata.csv` or
+    `.jsonl` that has the columns `file_name` and `text`. ValueError for a folder without pictures,
+    columns that are not there, and a row that cannot be read.
+    """
+    import datasets
+
+    folder = Path(source)
+    if folder.is_dir():
+        found = {file.suffix for file in folder.rglob("*") if file.suffix in READ_WITH}
+        kind = READ_WITH[sorted(found)[0]] if found else "imagefolder"
+        where: dict[str, Any] = {"path": kind, "data_dir": str(folder)}
+    elif str(source).count("/") == 1 and not str(source).startswith((".", "/")):
+        where = {"path": str(source)}
+    else:
+        raise ValueError(f"There is no folder {source}, and it is not a dataset id owner/name.")
+    try:
+        rows = datasets.load_dataset(**where, split=split, streaming=True)
+        first = next(iter(rows), None)
+    except Exception as error:  # datasets raises many kinds for what it cannot open
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{source} cannot be read as a dataset: {reason}") from None
+    if first is None:
+        raise ValueError(f"{source} holds no pictures: give a folder or dataset with some.")
+    return _checked(
+        rows, _column(first, PICTURES, source), _column(first, CAPTIONS, source), source
+    )
+
+
+def _column(row: dict[str, Any], names: Sequence[str], source: str | Path) -> str:
+    for name in names:
+        if name in row:
+            return name
+    raise ValueError(
+        f"{source} has the columns {', '.join(row)}: one of {', '.join(names)} is needed."
+    )
+
+
+def _checked(rows: Any, image: str, text: str, source: str | Path) -> Iterator[tuple[Image, str]]:
+    reader, number = iter(rows), 0
+    while True:
+        try:
+            row = next(reader, None)
+            if row is None:
+                return
+            picture, caption = row[image].convert("RGB"), row[text]
+        except Exception as error:
+            raise ValueError(
+                f"Row {number} of {source} cannot be read ({error}): repair or remove it."
+            ) from None
+        if not isinstance(caption, str):
+            raise ValueError(f"Row {number} of {source}: its {text} is no text: {caption!r}.")
+        yield picture, caption
+        number += 1
+
+
+def fit(picture: Image, size: int) -> tuple[torch.Tensor, list[int]]:
+    """Return a picture's middle square, (3, size, size) in -1..1, and SDXL's six time ids.
+
+    Time ids: original height and width, top and left of the crop, target height and width (SDXL,
+    arXiv 2307.01952, section 2.2).
+    """
+    from PIL import ImageOps
+
+    scale = size / min(picture.size)
+    top, left = (round((side * scale - size) / 2) for side in (picture.height, picture.width))
+    ids = [picture.height, picture.width, top, left, size, size]
+    pixels = np.asarray(ImageOps.fit(picture, (size, size)), dtype=np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1, ids
+
+
+@torch.no_grad()
+def encode(pipe: Pipeline, pairs: Sequence[tuple[Image, str]], size: int) -> dict:
+    """Encode pairs as tensors in half precision: mean, std (of latents), states, pooled, ids."""
+    fitted = [fit(picture, size) for picture, _ in pairs]
+    vae, device = pipe.vae, pipe._execution_device
+    images = torch.stack([pixels for pixels, _ in fitted]).to(device, vae.dtype)
+    posterior = vae.encode(images).latent_dist
+    states, _, pooled, _ = pipe.encode_prompt(
+        [caption for _, caption in pairs], device=device, do_classifier_free_guidance=False
+    )
+    found = {
+        "mean": scaled(vae, posterior.mean),
+        "std": scaled(vae, posterior.std) - scaled(vae, torch.zeros_like(posterior.std)),
+        "states": states,
+        "pooled": pooled,
+    }
+    kept = {name: value.to("cpu", torch.float16).contiguous() for name, value in found.items()}
+    return {**kept, "ids": torch.tensor([ids for _, ids in fitted], dtype=torch.int32)}
+
+
+def prepare(
+    pipe: Pipeline, source: str | Path, folder: Path, size: int, limit: int | None = None
+) -> Cache:
+    """Encode a dataset into `folder`, a shard at a time; what is there from a stopped run stays.
+
+    ValueError where `folder` was made with other settings, and as `read_pairs`.
+    """
+    from safetensors.torch import save
+    from tqdm import tqdm
+
+    about = identity(pipe)
+    settings = {"source": str(source), "size": size, "limit": limit, "revision": about.revision}
+    settings |= {"model": about.source}
+    if (folder / "settings.json").is_file():
+        there = json.loads((folder / "settings.json").read_text("utf-8"))
+        if there != settings:
+            raise ValueError(f"{folder} was encoded with other settings ({there}): name another.")
+    if (folder / "finished.json").is_file():
+        return Cache(folder)
+    pairs = islice(read_pairs(source), limit)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "settings.json", settings)
+    done, count = len(list(folder.glob("*.safetensors"))), 0
+    precision = pipe.vae.dtype
+    pipe.vae.float()  # SDXL's overflows in float16
+    with tqdm(unit="picture", desc="encode") as bar:
+        while shard := list(islice(pairs, SHARD)):
+            if count // SHARD >= done:
+                parts = [encode(pipe, shard[i : i + 4], size) for i in range(0, len(shard), 4)]
+                joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                write_atomic(folder / f"{count // SHARD:06d}.safetensors", save(joined))
+            count += len(shard)
+            bar.update(len(shard))
+    pipe.vae.to(precision)
+    write_json(folder / "finished.json", {"pictures": count})
+    return Cache(folder)
+
+
+class Cache:
+    """The encoded pictures of a folder; a batch is a function of its number alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = sorted(folder.glob("*.safetensors"))
+        whole = json.loads((folder / "finished.json").read_text("utf-8"))["pictures"]
+        self.kept = range(whole - min(HELD_OUT, whole // 10), whole)
+        self.count = self.kept.start
+
+    def __call__(self, number: int, size: int) -> dict[str, torch.Tensor]:
+        """Return the batch with that number; every epoch has an order of its own.
+
+        latents (n, c, h, w), noise alike, states (n, tokens, d), pooled (n, p), ids (n, 6), and
+        time (n,) in 0..1. A tenth of the captions is dropped to zeros.
+        """
+        first = number * size
+        return self.batch([self.index(first + i) for i in range(size)], first, DROPPED)
+
+    def held_out(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the batches, of up to eight, of the pictures that are kept out of training."""
+        for first in range(0, len(self.kept), 8):
+            yield self.batch(list(self.kept[first : first + 8]), first, 0.0)
+
+    def batch(self, indices: list[int], first: int, dropped: float) -> dict[str, torch.Tensor]:
+        """Return the batch of some pictures, with the random numbers of samples `first` onwards."""
+        rows = [self.row(index) for index in indices]
+        batch = {name: torch.stack([row[name] for row in rows]).float() for name in rows[0]}
+        uniform, noise, spread = random_draws(first, len(rows), tuple(batch["mean"].shape[1:]))
+        kept = (uniform[:, 0] >= dropped).float()
+        return {
+            "latents": batch["mean"] + batch["std"] * spread,
+            "noise": noise,
+            "states": batch["states"] * kept[:, None, None],
+            "pooled": batch["pooled"] * kept[:, None],
+            "ids": batch["ids"],
+            "time": uniform[:, 1],
+        }
+
+    def index(self, sample: int) -> int:
+        """Return which picture the training sees as its `sample`-th."""
+        epoch, place = divmod(sample, self.count)
+        return int(_order(epoch, self.count)[place])
+
+    def row(self, index: int) -> dict[str, torch.Tensor]:
+        """Return one encoded picture, read from its shard."""
+        from safetensors import safe_open
+
+        with safe_open(self.files[index // SHARD], "pt") as shard:
+            return {name: shard.get_slice(name)[index % SHARD] for name in shard.keys()}  # noqa: SIM118
+
+
+@lru_cache(maxsize=2)
+def _order(epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng(epoch).permutation(count)
+
+
+def picture_sheet(images: Sequence[Image], columns: int) -> bytes:
+    """Return pictures of one size as one PNG, `columns` a row."""
+    from PIL import Image as Pillow
+
+    width, height = images[0].size
+    sheet = Pillow.new("RGB", (columns * width, -(-len(images) // columns) * height))
+    for i, image in enumerate(images):
+        sheet.paste(image, ((i % columns) * width, (i // columns) * height))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()

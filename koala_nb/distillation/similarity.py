@@ -1,0 +1,125 @@
+"""What two U-Nets compute on the same pictures: features seen by PCA, compared by CKA.
+
+The protocol (pictures, noise level, layers) is this project's own, not that of KOALA's paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from koala_nb.distillation.losses import Features
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL.Image import Image
+    from torch import nn
+
+    from koala_nb.models.load import Pipeline
+
+
+@torch.no_grad()
+def noisy_inputs(
+    pipe: Pipeline, images: Sequence[Image], prompts: Sequence[str], timestep: int, seed: int = 0
+) -> dict[str, Any]:
+    """Return a U-Net's arguments for pictures at a noise level, each with its prompt.
+
+    `timestep` is one of the training schedule's, 0 (no noise) to 999; the noise depends on the seed
+    alone. ValueError where pictures and prompts differ in number or the timestep is not there.
+    """
+    alphas = pipe.scheduler.alphas_cumprod
+    if len(images) != len(prompts) or not images:
+        raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt each.")
+    if not 0 <= timestep < len(alphas):
+        raise ValueError(f"Timestep {timestep}: give one of 0 to {len(alphas) - 1}.")
+    device, dtype = pipe._execution_device, pipe.unet.dtype
+    pixels = pipe.image_processor.preprocess(list(images)).to(device, pipe.vae.dtype)
+    latents = scaled(pipe.vae, pipe.vae.encode(pixels).latent_dist.mode()).float().cpu()
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+    alpha = alphas[timestep]
+    states, _, pooled, _ = pipe.encode_prompt(
+        list(prompts), device=device, do_classifier_free_guidance=False
+    )
+    size = (images[0].height, images[0].width)
+    width = pipe.text_encoder_2.config.projection_dim
+    ids = pipe._get_add_time_ids(size, (0, 0), size, dtype, width).expand(len(images), -1)
+    return {
+        "sample": (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).to(device, dtype),
+        "timestep": torch.tensor(timestep, device=device),
+        "encoder_hidden_states": states,
+        "added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids.to(device)},
+    }
+
+
+def scaled(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Return latents as the U-Net sees them: the inverse of what SDXL's pipeline does to decode.
+
+    Without a mean and deviation a channel (nano models have them) a channel of small variance,
+    often colour, would drown in the noise.
+    """
+    config = vae.config
+    mean = config.get("latents_mean") or [0.0] * config.latent_channels
+    deviation = config.get("latents_std") or [1.0] * config.latent_channels
+    shift, spread = (torch.tensor(v).to(latents).view(1, -1, 1, 1) for v in (mean, deviation))
+    return (latents - shift) * config.scaling_factor / spread
+
+
+@torch.no_grad()
+def outputs(
+    unet: nn.Module, inputs: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Return the outputs of modules in one forward pass, each (n, positions, channels), float32."""
+    with Features(unet, names) as found:
+        unet(**inputs)
+        return {name: value.float().cpu() for name, value in found.take().items()}
+
+
+def cka(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return the linear centred kernel alignment of two features of the same positions, 0 to 1.
+
+    Both (..., channels), of as many positions. 1 where one is a rotation and scaling of the other
+    (Kornblith et al., arXiv 1905.00414, eq. 5). ValueError where their positions differ in number.
+    """
+    x, y = (value.flatten(0, -2).double() for value in (first, second))
+    if len(x) != len(y):
+        raise ValueError(f"cka: {len(x)} and {len(y)} positions: compare layers of one resolution.")
+    x, y = x - x.mean(0), y - y.mean(0)
+    norm = torch.linalg.matrix_norm
+    return float(norm(x.T @ y) ** 2 / (norm(x.T @ x) * norm(y.T @ y)))
+
+
+def cka_table(
+    rows: Mapping[str, torch.Tensor], columns: Mapping[str, torch.Tensor]
+) -> pd.DataFrame:
+    """Return the CKA of every pair of layers; empty (NaN) where their resolutions differ."""
+    import pandas as pd
+
+    table = pd.DataFrame(np.nan, index=list(rows), columns=list(columns))
+    for name, first in rows.items():
+        for other, second in columns.items():
+            if first.shape[:2] == second.shape[:2]:
+                table.loc[name, other] = cka(first, second)
+    return table
+
+
+def principal_colours(features: torch.Tensor, height: int, width: int) -> list[Image]:
+    """Show features, (n, height * width, channels), by their first three principal components.
+
+    One PCA over all pictures; components become red, green and blue between their 1st and 99th
+    percentile. A component's sign is set so that its largest entry is positive.
+    """
+    from PIL import Image
+
+    flat = features.flatten(0, 1).double()
+    flat = flat - flat.mean(0)
+    _, _, axes = torch.linalg.svd(flat, full_matrices=False)
+    axes = axes[:3]
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    seen = (flat @ (axes * largest.sign()).T).numpy()
+    low, high = np.percentile(seen, [1, 99], axis=0)
+    pixels = np.clip((seen - low) / np.maximum(high - low, 1e-12), 0, 1)
+    pixels = (255 * pixels).round().astype(np.uint8).reshape(len(features), height, width, -1)
+    return [Image.fromarray(picture) for picture in pixels]

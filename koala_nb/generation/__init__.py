@@ -1,0 +1,1 @@
+"""Prompts x seeds -> images with records, in one process or many."""

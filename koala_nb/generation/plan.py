@@ -1,0 +1,201 @@
+"""What is asked of `generate`, checked: the plan of a run, request by request."""
+
+import operator
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import inf, lcm
+from numbers import Real
+from typing import Any
+
+from koala_nb.core.files import short
+from koala_nb.models.load import Loaded, call_default
+
+SPACINGS = ("leading", "trailing", "linspace")
+RECIPE: Any = object()  # "as the recipe says", since None is a negative prompt of its own
+MAX_SEED = 2**63 - 1
+MAX_GUIDANCE = 1000  # far above use; much more overflows and draws nothing
+MAX_IMAGES = 5_000_000  # of a run, whose plan is held in memory
+IMAGES = "images"
+FLAT, PER_PART = 5000, 1000  # a run of more than FLAT images has sub-folders of PER_PART
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to draw."""
+
+    index: int  # of the prompt
+    prompt: str
+    seed: int
+    part: int | None = None  # sub-folder
+
+    @property
+    def folder(self) -> str:
+        """Where its image goes, inside the run's folder."""
+        return IMAGES if self.part is None else f"{IMAGES}/{self.part:05d}"
+
+    @property
+    def file(self) -> str:
+        """Path inside the run's folder."""
+        return f"{self.folder}/{self.index:05d}-{slug(self.prompt)}-{self.seed}.png"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines a run's images, checked."""
+
+    requests: tuple[Request, ...]
+    negative_prompt: str | None
+    steps: int
+    guidance: float
+    height: int
+    width: int
+    batch_size: int
+    timestep_spacing: str | None
+
+    def batches(self) -> Iterator[tuple[Request, ...]]:
+        """Always the same requests in the same batch: resuming must not change a pixel."""
+        for start in range(0, len(self.requests), self.batch_size):
+            yield self.requests[start : start + self.batch_size]
+
+    def asked(self) -> dict[str, Any]:
+        """Prompts, the seeds of each, and the batch size, for a run's settings."""
+        prompts = {r.index: r.prompt for r in self.requests}
+        seeds: dict[int, list[int]] = {index: [] for index in prompts}
+        for r in self.requests:
+            seeds[r.index].append(r.seed)
+        return {
+            "batch_size": self.batch_size,
+            "prompts": [*prompts.values()],
+            "seeds": [*seeds.values()],
+        }
+
+
+def make_plan(pipe: Any, told: Loaded, given: dict[str, Any]) -> Plan:
+    """Check the arguments of `generate` and fill in the recipe. Raises ValueError."""
+    recipe = told.recipe
+
+    def pick(name: str, argument: str) -> Any:
+        for value in (given[name], getattr(recipe, name)):
+            if value is not None:
+                return value
+        return call_default(pipe, argument)
+
+    own = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    height, width = pick("height", "height"), pick("width", "width")
+    height = _size(pipe, "height", own if height is None else height)
+    width = _size(pipe, "width", own if width is None else width)
+    negative = given["negative_prompt"]
+    negative = recipe.negative_prompt if negative is RECIPE else negative
+    if negative is not None:
+        _check_prompt("negative_prompt", negative)
+    steps = _whole("steps", pick("steps", "num_inference_steps"), 1, 1000)
+    guidance = pick("guidance", "guidance_scale")
+    is_number = isinstance(guidance, Real) and not isinstance(guidance, bool)
+    if not is_number or not 0 <= guidance < inf:
+        raise ValueError(f"guidance must be a number of at least 0, not {short(guidance)}.")
+    if guidance > MAX_GUIDANCE:
+        raise ValueError(f"guidance must be at most {MAX_GUIDANCE}, not {short(guidance)}.")
+    batch = given["batch_size"]
+    if batch is None:
+        batch = default_batch_size(max(height, width) // pipe.vae_scale_factor, told.device)
+    batch = _whole("batch_size", batch, 1, 4096)
+    spacing = given["timestep_spacing"]
+    if spacing is not None and spacing not in SPACINGS:
+        raise ValueError(
+            f"timestep_spacing must be one of {', '.join(SPACINGS)}, not {short(spacing)}."
+        )
+    requests = _requests(given["prompts"], given["seeds"])
+    return Plan(requests, negative, steps, float(guidance), height, width, batch, spacing)
+
+
+def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
+    if isinstance(prompts, bytes | Mapping) or not hasattr(prompts, "__iter__"):
+        raise ValueError(f"prompts must be a text or a list of texts, not {short(prompts)}.")
+    texts = [prompts] if isinstance(prompts, str) else _listed(prompts)
+    if not texts:
+        raise ValueError("prompts is empty: give at least one prompt.")
+    for number, text in enumerate(texts):
+        _check_prompt(f"prompt {number}", text)
+    lists = _listed(seeds) if hasattr(seeds, "__iter__") else [seeds]
+    if not lists:
+        raise ValueError("seeds is empty: give at least one seed.")
+    nested = [hasattr(s, "__iter__") for s in lists]
+    if any(nested) and not all(nested):
+        raise ValueError("seeds mixes numbers and lists: give numbers, or one list a prompt.")
+    lists = [_listed(own) for own in lists] if any(nested) else [lists] * len(texts)
+    if len(lists) != len(texts):
+        raise ValueError(f"seeds holds {len(lists)} lists for {len(texts)} prompts: give one each.")
+    _check_number(sum(map(len, lists)))
+    requests = []
+    for index, (text, own) in enumerate(zip(texts, lists)):
+        numbers = [_whole(f"seed of prompt {index}", s, 0, MAX_SEED) for s in own]
+        if not numbers:
+            raise ValueError(f"Prompt {index} has no seeds: give at least one.")
+        if len(set(numbers)) < len(numbers):
+            twice = next(n for n in numbers if numbers.count(n) > 1)
+            raise ValueError(f"Seed {twice} stands twice for prompt {index}: it gives one image.")
+        requests += [Request(index, text, n) for n in numbers]
+    if len(requests) > FLAT:
+        requests = [replace(r, part=at // PER_PART) for at, r in enumerate(requests)]
+    return tuple(requests)
+
+
+def _listed(values: Iterable[Any]) -> list[Any]:
+    """The values as a list, even where an iterator would never end."""
+    found = list(islice(values, MAX_IMAGES + 1))
+    _check_number(len(found))
+    return found
+
+
+def _check_number(images: int) -> None:
+    if images > MAX_IMAGES:
+        raise ValueError(
+            f"One run holds at most {MAX_IMAGES:,} images: give fewer prompts or seeds, or make "
+            "several runs."
+        )
+
+
+def _check_prompt(what: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{what} must be a text, not {type(text).__name__} {short(text)}.")
+    if "\0" in text:
+        raise ValueError(f"{what} holds a NUL character: remove it.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{what} is not valid Unicode (a lone surrogate): {short(text)}."
+        ) from None
+
+
+def _whole(what: str, value: Any, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise ValueError(f"{what} must be a whole number from {low} to {high}, not {short(value)}.")
+    return number
+
+
+def _size(pipe: Any, what: str, value: Any) -> int:
+    factor = lcm(8, pipe.vae_scale_factor)  # diffusers asks for 8 in any case
+    size = _whole(what, value, factor, 4096)
+    if size % factor:
+        near = max(factor, round(size / factor) * factor)
+        raise ValueError(f"{what} must be a multiple of {factor}, not {size}: try {near}.")
+    return size
+
+
+def default_batch_size(latent: int, device: str) -> int:
+    """Images a batch: 16 for latents up to 32, 4 up to 64, else 1."""
+    return 16 if latent <= 32 else 4 if latent <= 64 and device != "cpu" else 1
+
+
+def slug(prompt: str, length: int = 40) -> str:
+    """A short ASCII file name from a prompt: letters, digits and single hyphens, never empty."""
+    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:length].strip("-") or "prompt"

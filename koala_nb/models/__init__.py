@@ -1,0 +1,1 @@
+"""A name -> a diffusers pipeline; a configuration -> a counted U-Net."""

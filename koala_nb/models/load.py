@@ -1,0 +1,285 @@
+"""Load a system, a folder or a hub repository as an ordinary diffusers pipeline."""
+
+import inspect
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from koala_nb.core import catalog
+from koala_nb.core.catalog import Recipe, System
+from koala_nb.core.devices import gigabytes, pick_device, pick_dtype, plan_memory
+from koala_nb.core.files import short
+from koala_nb.generation.fast import give_back
+from koala_nb.models import hub, weights
+from koala_nb.models.hub import WeightsMissing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from diffusers import DiffusionPipeline as Pipeline  # one of CLASSES
+
+__all__ = ["Loaded", "WeightsMissing", "identity", "list_steps", "load", "quiet"]
+
+OFFLOADS = ("none", "model", "sequential")
+TILE = 512  # pixels
+CLASSES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")
+
+
+@dataclass
+class Loaded:
+    """What a pipeline is: attached by `load` as `pipe.koala_nb` and copied into every record."""
+
+    system: System | None
+    source: str
+    revision: str | None
+    variant: str | None
+    dtype: str
+    device: str
+    domain: str
+    recipe: Recipe
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The catalogue name, else the folder or hub id."""
+        return self.system.name if self.system else self.source
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: "str | torch.device | None" = None,
+    dtype: "str | torch.dtype | None" = None,
+    revision: str | None = None,
+    offload: str | None = None,
+    local_files_only: bool | None = None,
+) -> "Pipeline":
+    """Load a catalogued system, a folder or a hub id ("owner/name") with its recipe's scheduler.
+
+    Device: the best available. dtype: float16 on a GPU, float32 on a CPU. offload: "none", "model"
+    or "sequential"; by default chosen from the free GPU memory. What was loaded is described by
+    `pipe.koala_nb`. Only safetensors are loaded, no remote code is run.
+    Raises ValueError for a bad name, device, dtype or offload, WeightsMissing (an OSError) for
+    weights that are absent, damaged or out of reach.
+    """
+    if offload is not None and offload not in OFFLOADS:
+        raise ValueError(f"Unknown offload {offload!r}: use one of {', '.join(OFFLOADS)}.")
+    if revision is not None and not isinstance(revision, str):
+        raise ValueError(f"revision must be a text such as 'main', not {short(revision)}.")
+    quiet()
+    where = pick_device(device)
+    kind = pick_dtype(dtype, where)
+    system, source, extra = _resolve(str(name_or_path), revision, local_files_only, kind)
+    if system is None and source.facts.get("name") in {s.name for s in catalog.SYSTEMS}:
+        system = catalog.find(source.facts["name"])
+    if system and source.folder == catalog.data_folder() / "models" / system.name:
+        source.source = str(system.repository)  # the same on every machine
+    domain = system.domain if system else source.facts.get("domain", "photographic")
+    recipe = system.recipe if system else _recipe(domain)
+    pipe = _assemble(source, kind, extra)
+    pipe.koala_nb = Loaded(
+        system,
+        source.source,
+        source.revision,
+        source.variant,
+        str(kind).removeprefix("torch."),
+        str(where),
+        domain,
+        recipe,
+        source.notes,
+    )
+    _set_scheduler(pipe, recipe)
+    _place(pipe, where, offload)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def identity(pipe: "Pipeline") -> Loaded:
+    """What `load` attached to a pipeline; for one made otherwise, what it tells of itself."""
+    found = getattr(pipe, "koala_nb", None)
+    if isinstance(found, Loaded):
+        return found
+    source = str(getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__)
+    dtype = str(pipe.unet.dtype).removeprefix("torch.")
+    device = str(pipe._execution_device)
+    return Loaded(None, source, None, None, dtype, device, "photographic", Recipe())
+
+
+def call_default(pipe: "Pipeline", name: str) -> Any:
+    """The default that the pipeline's own call has for an argument."""
+    return inspect.signature(pipe.__call__).parameters[name].default
+
+
+def list_steps(pipe: "Pipeline", steps: int, timestep_spacing: str | None = None) -> "pd.DataFrame":
+    """The sampler's steps, as columns step, timestep and sigma (noise level); changes nothing."""
+    import pandas as pd
+
+    change = {"timestep_spacing": timestep_spacing} if timestep_spacing else {}
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **change)
+    scheduler.set_timesteps(steps)
+    times = [float(t) for t in scheduler.timesteps]
+    table = pd.DataFrame({"step": range(1, len(times) + 1), "timestep": times})
+    if hasattr(scheduler, "sigmas"):
+        table["sigma"] = [float(s) for s in scheduler.sigmas[: len(times)]]
+    return table
+
+
+def quiet() -> None:
+    """Silence the progress bars and notices of diffusers, transformers and the hub."""
+    import diffusers
+    import transformers
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def _resolve(
+    name: str, revision: str | None, local_only: bool | None, dtype: "torch.dtype"
+) -> tuple[System | None, hub.Source, dict[str, Any]]:
+    """The system (if catalogued), where its files are, and parts that come from elsewhere."""
+    if name not in {s.name for s in catalog.SYSTEMS} and os.path.isdir(name):
+        _no_revision(name, revision)
+        return None, _folder(Path(name)), {}
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name:
+        known = next((s for s in catalog.SYSTEMS if s.repository == name), None)
+        if known is None or known.embedded:
+            return None, hub.from_hub(name, revision, "fp16", local_only), {}
+        return _resolve(known.name, revision, local_only, dtype)
+    if "/" in name or "\\" in name:
+        raise ValueError(
+            f"There is no folder {short(name)}, and it is not a hub id of the form owner/name."
+        )
+    system = catalog.find(name)
+    if system.repository is None:
+        raise ValueError(f"{system.title} cannot be loaded. {system.note}")
+    if system.embedded:
+        _no_revision(name, revision)
+        folder = catalog.data_folder() / "models" / system.name
+        if not folder.is_dir():
+            raise WeightsMissing(
+                f"The embedded model {name} is not at {folder}: restore the data folder of the "
+                "project, set KOALA_NB_DATA to it, or train it with `koala-nb train`."
+            )
+        return system, _folder(folder), {}
+    if system.unet_file and system.parts:
+        unet = (system.repository, system.unet_file)
+        return system, *_unet_file(unet, system.parts, revision, local_only, dtype)
+    return system, hub.from_hub(system.repository, revision, system.variant, local_only), {}
+
+
+def _folder(folder: Path) -> hub.Source:
+    return hub.from_folder(folder, hub.variant_in(folder))
+
+
+def _no_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise ValueError(f"{name} is a folder: revision={revision!r} is for hub repositories.")
+
+
+def _unet_file(
+    unet_at: tuple[str, str],
+    parts: str,
+    revision: str | None,
+    local_only: bool | None,
+    dtype: "torch.dtype",
+) -> tuple[hub.Source, dict[str, Any]]:
+    """SDXL-Lightning is one U-Net file; its configuration and the other parts are SDXL-Base's."""
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    source = hub.from_hub(parts, None, "fp16", local_only, skip="unet")
+    file = hub.single_file(*unet_at, revision, local_only)
+    config = UNet2DConditionModel.load_config(source.folder / "unet")
+    unet = UNet2DConditionModel.from_config(config).to(dtype)
+    unet.load_state_dict(load_file(file))
+    source.notes.append(f"all but the U-Net from {parts} at {source.revision}")
+    source.source, source.revision = unet_at[0], file.parent.name
+    return source, {"unet": unet.eval()}
+
+
+def _recipe(domain: str) -> Recipe:
+    return catalog.EMOJI_RECIPE if domain == "emoji-world" else Recipe()
+
+
+def _assemble(source: hub.Source, dtype: "torch.dtype", extra: dict[str, Any]) -> "Pipeline":
+    import diffusers
+
+    name = source.index.get("_class_name")
+    if name not in CLASSES:
+        raise ValueError(
+            f"{source.source} is a {name}: only {' and '.join(CLASSES)} are supported."
+        )
+    cls = getattr(diffusers, name)
+    how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    held = source.weights
+    try:
+        if donor := source.donor:
+            lent = cls.from_pretrained(donor.folder, unet=None, variant=donor.variant, **how)
+            here = {part.name for part in source.folder.iterdir()}
+            wanted = source.index.keys() & lent.components.keys() - here
+            extra = {part: lent.components[part] for part in wanted}
+            held = {**donor.weights, **held}
+        pipe = cls.from_pretrained(source.folder, variant=source.variant, **how, **extra)
+        for part, files in held.items():
+            weights.check(getattr(pipe, part), files)
+    except (ValueError, OSError, TypeError, NotImplementedError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise WeightsMissing(
+            f"{source.source} cannot be loaded ({why}): its configurations and weights do not "
+            "belong together; copy or download them again."
+        ) from error
+    if getattr(pipe, "safety_checker", None) is not None:
+        source.notes.append("the repository's safety checker is not applied")
+    return pipe
+
+
+def _set_scheduler(pipe: "Pipeline", recipe: Recipe) -> None:
+    import diffusers
+
+    cls = getattr(diffusers, recipe.scheduler) if recipe.scheduler else type(pipe.scheduler)
+    change = {"timestep_spacing": recipe.timestep_spacing} if recipe.timestep_spacing else {}
+    pipe.scheduler = cls.from_config(pipe.scheduler.config, **change)
+
+
+def _place(pipe: "Pipeline", device: "torch.device", offload: str | None) -> None:
+    """Move a pipeline to its device; on a GPU that is too small, by parts and with VAE tiles.
+
+    The room that activations need is ROOM_GB at 1024 x 1024, proportional to the area; with the
+    VAE decoding in tiles ROOM_TILED_GB. Too little for the weights as well: whole parts wait in
+    the CPU's memory ("model"); too little for the largest part: single layers ("sequential").
+    """
+    import torch
+
+    if device.type != "cuda":
+        if offload not in (None, "none"):
+            raise ValueError(f"offload={offload!r} needs a CUDA device, not {device}.")
+        pipe.to(device)
+        return
+    sizes = [gigabytes(part) for part in pipe.components.values() if hasattr(part, "parameters")]
+    give_back()  # what torch keeps of pipelines that are gone would count as taken
+    free = torch.cuda.mem_get_info(device)[0] / 1e9
+    size = pipe.koala_nb.recipe.height or pipe.default_sample_size * pipe.vae_scale_factor
+    area = (size / 1024) ** 2
+    tiles, chosen = plan_memory(sizes, free, area)
+    chosen = offload or chosen
+    if tiles:
+        pipe.vae.enable_slicing()
+        pipe.vae.enable_tiling()
+        # SDXL's own tile is 1024 px: no tiles at all at its usual size.
+        pipe.vae.tile_sample_min_size = TILE
+        pipe.vae.tile_latent_min_size = TILE // pipe.vae_scale_factor
+        pipe.koala_nb.notes.append(f"VAE in slices and tiles ({free:.1f} GB of GPU memory free)")
+    if chosen == "none":
+        pipe.to(device)
+        return
+    pipe.koala_nb.notes.append(f"{chosen} offload ({free:.1f} GB of GPU memory free)")
+    if chosen == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        # The VAE stays whole, so that it can change to float32 when half precision overflows.
+        pipe._exclude_from_cpu_offload = [*pipe._exclude_from_cpu_offload, "vae"]
+        pipe.enable_sequential_cpu_offload(device=device)

@@ -1,0 +1,100 @@
+"""Parts and pipelines of random weights: speed and memory do not depend on their values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from koala_nb.core import catalog
+from koala_nb.models.unet import CLIP_BIGG, CLIP_H, CLIP_L, SDXL_VAE, build_unet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+COMMIT = "0" * 40
+SMALL_UNET = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64, 128),
+    "attention_head_dim": [1, 2, 4],
+    "cross_attention_dim": 128,
+    "addition_time_embed_dim": 32,
+    "projection_class_embeddings_input_dim": 64 + 6 * 32,
+    "norm_num_groups": 8,
+}
+SMALL_CLIP = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2}
+SMALL_VAE = {**SDXL_VAE, "block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4}
+
+
+def filled(module: nn.Module, dtype: str, device: str = "cpu") -> nn.Module:
+    """Give a module of the meta device memory and random values; biases 0, norms 1."""
+    module = module.to(getattr(torch, dtype)).to_empty(device=device).eval()
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            weight.normal_(std=0.02) if weight.ndim > 1 else weight.fill_(name.endswith("weight"))
+        for name, buffer in module.named_buffers():
+            if name.endswith("position_ids"):
+                buffer.copy_(torch.arange(buffer.shape[-1]))
+    return module.requires_grad_(False)
+
+
+def parts(system: str, *, small: bool = False, tokenizer: Any = None) -> dict[str, nn.Module]:
+    """Return a system's U-Net, text encoders and VAE on the meta device.
+
+    `small` keeps the blocks and narrows them, for tests. ValueError for an embedded system, whose
+    parts are its own folder's.
+    """
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    known = catalog.find(system)
+    if known.embedded:
+        raise ValueError(f"{system} has weights of its own: load it.")
+    texts: list[dict[str, Any]] = [CLIP_H] if system == "sdm-v2.0" else [CLIP_L, CLIP_BIGG]
+    config = dict(known.unet_config)
+    if small:
+        config, texts = {**config, **SMALL_UNET}, [SMALL_CLIP, {**SMALL_CLIP, "projection_dim": 64}]
+    ends = {"eos_token_id": tokenizer.eos_token_id} if tokenizer else {}
+    found: dict[str, nn.Module] = {"unet": build_unet(config)}
+    with torch.device("meta"):
+        vae = SMALL_VAE if small else SDXL_VAE
+        found["vae"] = AutoencoderKL(**vae, scaling_factor=0.13025)
+        for i, text in enumerate(texts):
+            kind = CLIPTextModelWithProjection if i else CLIPTextModel
+            heads = text["hidden_size"] // 64
+            whole = CLIPTextConfig(**text, **ends, num_attention_heads=heads)
+            found["text_encoder_2" if i else "text_encoder"] = kind(whole)
+    return found
+
+
+def write_to_hub_cache(home: Path, system: str, *, small: bool = False) -> Path:
+    """Write an SDXL-like system of random weights in float16 as the hub's cache holds it.
+
+    Returns the snapshot's folder below `home`. The tokenizer is the embedded family's, which
+    encodes any text. ValueError for a system of another kind or without a repository.
+    """
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    from koala_nb.models.load import load
+
+    known = catalog.find(system)
+    if known.repository is None or known.unet_file or system == "sdm-v2.0":
+        raise ValueError(f"{system} is not one repository in SDXL's layout: choose another.")
+    place = home / "hub" / f"models--{known.repository.replace('/', '--')}"
+    snapshot = place / "snapshots" / COMMIT
+    tokenizer = load("nano-koala", device="cpu").tokenizer
+    tokenizer.model_max_length = 77
+    made = parts(system, small=small, tokenizer=tokenizer)
+    torch.manual_seed(0)
+    pipe = StableDiffusionXLPipeline(
+        **{name: filled(module, "float16") for name, module in made.items()},
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
+        add_watermarker=False,
+    )
+    pipe.save_pretrained(snapshot, variant=known.variant, safe_serialization=True)
+    (place / "refs").mkdir(parents=True, exist_ok=True)
+    (place / "refs" / "main").write_text(COMMIT)  # last: what is half written is not found
+    return snapshot

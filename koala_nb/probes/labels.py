@@ -1,0 +1,233 @@
+"""Labels that someone gave by looking: which images to label, the label file, how far two agree.
+
+A label file is a CSV with one row an image and pass: `guidance`, `id` (of the prompt) and `seed`
+name the image, `file` is its place in the run's folder, then one column a question and `pass`. An
+empty answer is one not given yet; "unsure" is an answer like the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from koala_nb.core import files
+from koala_nb.core.catalog import data_folder
+from koala_nb.generation import run_folder
+from koala_nb.stats import estimates
+from koala_nb.stats.misclassification import UNSURE
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PRESENTATIONS = ("woman", "man", UNSURE)
+TONES = ("light", "medium light", "medium", "medium dark", "dark", UNSURE)  # as drawn
+MONK = (*(str(step) for step in range(1, 11)), UNSURE)  # of photographs, ten-step scale
+QUESTIONS = {"presentation": PRESENTATIONS, "tone": TONES}
+IMAGE = ["guidance", "id", "seed"]  # what names an image, among the runs of one label file
+Questions = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images to label: `rows` says which (guidance, id, seed, file), `image` opens one."""
+
+    rows: pd.DataFrame
+    places: tuple[tuple[Sequence[Image.Image], int], ...]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.places)
+
+    def image(self, number: int) -> Image.Image:
+        """Return the image of a row, opened from its folder where the run has one."""
+        images, index = self.places[number]
+        return images[index]
+
+
+def sample(
+    run: run_folder.Run | Sequence[run_folder.Run], n: int, seed: int = 0, ids: Sequence[str] = ()
+) -> Sample:
+    """Return n images of each run, drawn at random without replacement, in random order.
+
+    `ids` are those of the prompts, in the order of the prompts; without them an id is the prompt's
+    number. ValueError where a run has fewer images or prompts have no id.
+    """
+    rng = np.random.default_rng(seed)
+    rows, places = [], []
+    for one in [run] if isinstance(run, run_folder.Run) else run:
+        if not 0 < n <= len(one.records):
+            raise ValueError(f"sample: {n} of {len(one.records)} images cannot be drawn.")
+        if ids and one.records.prompt_index.max() >= len(ids):
+            raise ValueError(f"sample: {len(ids)} ids do not name all prompts of the run.")
+        for index in rng.choice(len(one.records), n, replace=False):
+            record = one.records.iloc[index]
+            number = int(record.prompt_index)
+            name = str(ids[number]) if ids else str(number)
+            rows.append([float(record.guidance), name, int(record.seed), record.file])
+            places.append((one.images, int(index)))
+    order = rng.permutation(len(rows))
+    table = pd.DataFrame([rows[i] for i in order], columns=[*IMAGE, "file"])
+    if (twice := table.duplicated(IMAGE)).any():
+        first = table[twice].iloc[0]
+        raise ValueError(f"sample: two runs hold guidance, id, seed {tuple(first[IMAGE])}.")
+    return Sample(table, tuple(places[i] for i in order))
+
+
+def read(path: str | Path, questions: Questions = QUESTIONS) -> pd.DataFrame:
+    """Read a label file; answers not given are None.
+
+    ValueError, with the line, for a missing column, an unknown answer, a bad number, or an image
+    that stands twice in one pass.
+    """
+    path = Path(path)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise ValueError(f"There is no label file {path}.") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV with a header: {error}.") from None
+    for column in columns(questions):
+        if column not in table:
+            raise ValueError(
+                f"{path} has no column {column!r}: it needs {', '.join(columns(questions))}."
+            )
+    for column, kind in (("guidance", float), ("seed", int), ("pass", int)):
+        table[column] = _numbers(path, table[column], kind)
+    for question, answers in questions.items():
+        bad = ~table[question].isin([*answers, ""])
+        if bad.any():
+            raise ValueError(
+                f"{path}, line {_line(bad)}: {question} {table[question][bad].iloc[0]!r} is no "
+                f"answer: use one of {', '.join(answers)}, or nothing."
+            )
+    if (twice := table.duplicated([*IMAGE, "pass"])).any():
+        raise ValueError(f"{path}, line {_line(twice)}: this image stands twice in its pass.")
+    return table.astype(dict.fromkeys(questions, object)).replace(
+        {q: {"": None} for q in questions}
+    )
+
+
+def saved(probe: str, model: str, questions: Questions = QUESTIONS) -> pd.DataFrame | None:
+    """Return the labels that come with the project for a probe and model, or None."""
+    path = data_folder() / "labels" / f"{probe}_{model}.csv"
+    return read(path, questions) if path.is_file() else None
+
+
+def columns(questions: Questions = QUESTIONS) -> list[str]:
+    """Return the columns of a label file, in order."""
+    return [*IMAGE, "file", *questions, "pass"]
+
+
+def write(path: str | Path, table: pd.DataFrame, questions: Questions = QUESTIONS) -> Path:
+    """Write a label file, whole or not at all."""
+    text = table[columns(questions)].to_csv(index=False, lineterminator="\n")
+    return files.write_atomic(path, text.encode(), sync=True)
+
+
+def _numbers(path: Path, texts: pd.Series, kind: type) -> pd.Series:
+    found = pd.to_numeric(texts, errors="coerce")
+    bad = found.isna() | (found < 0) | ((found % 1 != 0) if kind is int else False)
+    if bad.any():
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(
+            f"{path}, line {_line(bad)}: {texts.name} {texts[bad].iloc[0]!r} is not {what} of at "
+            "least 0."
+        )
+    return found.astype(kind)
+
+
+def _line(bad: pd.Series) -> int:
+    return int(bad.to_numpy().argmax()) + 2  # the header is line 1
+
+
+def answers_of(
+    labels: pd.DataFrame, table: pd.DataFrame, question: str, number: int = 1
+) -> list[str | None]:
+    """Return the answer to a question for each row of a table of images, None where there is none.
+
+    `table` has the columns guidance, id and seed; `number` is the pass.
+    """
+    own = labels[labels["pass"] == number]
+    keys = zip(own.guidance.astype(float), own.id.astype(str), own.seed.astype(int))
+    known = dict(zip(keys, own[question]))
+    asked = zip(table.guidance.astype(float), table.id.astype(str), table.seed.astype(int))
+    return [known.get(key) for key in asked]
+
+
+class Agreement(NamedTuple):
+    """How far two passes agree: Cohen's kappa and the share of equal answers, with intervals.
+
+    `kappa` has the interval of a bootstrap over prompts, `asymptotic` that of statsmodels for
+    independent images; both are NaN where both passes gave one and the same answer throughout.
+    """
+
+    kappa: estimates.Estimate
+    asymptotic: estimates.Estimate
+    same: estimates.Estimate
+
+
+def agreement(
+    labels: pd.DataFrame, question: str, answers: Sequence[str], passes: tuple[int, int] = (1, 2)
+) -> Agreement:
+    """Return how far two passes over the same images agree on a question, "unsure" counting.
+
+    ValueError for fewer than two images, or images of a single prompt, in both passes.
+    """
+    first = labels[labels["pass"] == passes[0]]
+    both = first.assign(
+        one=first[question], two=answers_of(labels, first, question, passes[1])
+    ).dropna(subset=["one", "two"])
+    if both.id.nunique() < 2:
+        raise ValueError(
+            f"agreement: {len(both)} images of {both.id.nunique()} prompts were labelled in both "
+            f"passes {passes}: label images of two or more prompts twice."
+        )
+    return compare(both.one, both.two, both.id, answers)
+
+
+def compare(
+    one: Sequence[str], two: Sequence[str], clusters: Sequence[str], answers: Sequence[str]
+) -> Agreement:
+    """Return how far any two readings of the same images agree; one entry an image."""
+    counts = np.zeros((len(answers), len(answers)))
+    place = {answer: k for k, answer in enumerate(answers)}
+    pairs = np.array([(place[a], place[b]) for a, b in zip(one, two, strict=True)])
+
+    def table(rows: np.ndarray) -> np.ndarray:
+        found = np.zeros_like(counts)
+        np.add.at(found, tuple(pairs[rows].T), 1)
+        return found
+
+    kappa = asymptotic = _asymptotic(table(np.arange(len(pairs))))
+    if not np.isnan(kappa.value):
+        kappa = estimates.cluster_bootstrap(lambda rows: _kappa(table(rows)), clusters)
+    return Agreement(
+        kappa,
+        asymptotic,
+        estimates.clustered_share([a == b for a, b in pairs.tolist()], clusters),
+    )
+
+
+def _kappa(table: np.ndarray) -> float:
+    """Return Cohen's kappa; statsmodels gives the same with an interval, for one table."""
+    n = table.sum()
+    chance = table.sum(0) @ table.sum(1) / n**2
+    return float((np.trace(table) / n - chance) / (1 - chance)) if chance < 1 else float("nan")
+
+
+def _asymptotic(table: np.ndarray) -> estimates.Estimate:
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    n, used = int(table.sum()), table.sum(0) + table.sum(1) > 0
+    if used.sum() < 2:  # one answer throughout: kappa is 0 / 0
+        return estimates.Estimate(float("nan"), float("nan"), float("nan"), n)
+    with np.errstate(invalid="ignore"):  # perfect agreement has no spread
+        found = cohens_kappa(table[used][:, used])
+    spread = np.nan_to_num(found.kappa_upp - found.kappa)
+    low, high = (float(np.clip(found.kappa + d, -1, 1)) for d in (-spread, spread))
+    return estimates.Estimate(float(found.kappa), low, high, n)

@@ -1,0 +1,1 @@
+"""Notebooks run with other parameters; the audit, its claims and its pages."""

@@ -1,0 +1,281 @@
+"""Run a notebook as a report: strict parameters, a status file, one HTML page that stands alone."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from koala_nb.core import catalog, files
+from koala_nb.report.page import NOT_IN_REPORT as NOT_IN_REPORT
+from koala_nb.report.page import html as html
+from koala_nb.report.status import process, pulse
+from koala_nb.report.status import status as status
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+RUN_FOLDER = "KOALA_NB_RUN_FOLDER"  # how the notebook's kernel learns where its run stands
+KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # else a notice on its transport at each start
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+
+
+class ReportFailed(RuntimeError):
+    """The notebook stopped at a cell, or its kernel died."""
+
+
+def find(notebook: str | Path) -> Path:
+    """Find a notebook by path, by name, or by the start of its name ("11").
+
+    ValueError, with the nearest name, where there is none.
+    """
+    path = Path(notebook)
+    if path.suffix == ".ipynb" and path.is_file():
+        return path
+    name = path.name.removesuffix(".ipynb")
+    known = sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
+    matches = [k for k in known if k == name] or [k for k in known if k.startswith(f"{name}_")]
+    if len(matches) == 1:
+        return NOTEBOOKS / f"{matches[0]}.ipynb"
+    if not known:
+        raise ValueError(f"No notebooks in {NOTEBOOKS}: install from a clone: pip install -e .")
+    raise ValueError(f"No notebook {name!r} in {NOTEBOOKS}: {_nearest(name, known)}")
+
+
+def parameters_of(path: Path) -> dict[str, tuple[type, Any]]:
+    """Read a notebook's parameters: name -> (type, default).
+
+    From the cell tagged `parameters`. ValueError for a file that is no notebook, or where a
+    parameter is not `name: type = value` with a type of str, int, float or bool.
+    """
+    import nbformat
+
+    try:
+        cells: Any = nbformat.read(path, as_version=4).cells
+    except OSError:
+        raise
+    except Exception as error:  # nbformat has errors of its own, and plain TypeErrors
+        first = f"{error}.".splitlines()[0]
+        raise ValueError(f"{path} is not a notebook ({first[:200]}): restore it.") from None
+    tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", ())]
+    try:
+        lines = ast.parse(tagged[0]).body if tagged else []
+    except SyntaxError as error:
+        raise ValueError(
+            f"{path.name}, parameters cell, line {error.lineno}: {error.msg}."
+        ) from None
+    return dict(_parameter(path, line) for line in lines)
+
+
+def _parameter(path: Path, line: ast.stmt) -> tuple[str, tuple[type, Any]]:
+    if isinstance(line, ast.AnnAssign) and line.value is not None:
+        kind = TYPES.get(ast.unparse(line.annotation))
+        try:
+            value = ast.literal_eval(line.value)
+        except ValueError:
+            value = None
+        if kind and type(value) is kind:
+            return ast.unparse(line.target), (kind, value)
+    raise ValueError(
+        f"{path.name}, parameters cell: {ast.unparse(line)!r} is not typed by "
+        f"{', '.join(TYPES)}: write it as `name: int = 0`."
+    )
+
+
+def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[str, Any]:
+    """Check parameters against a notebook's and return all of them, defaults included.
+
+    `text=True` reads the values from command-line text. ValueError for an unknown name (with the
+    nearest), a value of another type or a model that the catalogue lacks.
+    """
+    known = parameters_of(path)
+    values = {name: default for name, (_, default) in known.items()}
+    for name, value in given.items():
+        if name not in known:
+            said = f"{path.stem} has no parameter {files.short(name)}"
+            raise ValueError(f"{said}: {_nearest(name, known)}")
+        kind = known[name][0]
+        value = _from_text(value, kind) if text else value
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind or value != value or value in (inf, -inf):
+            raise ValueError(
+                f"{path.stem}: parameter {name!r} is {files.short(given[name])}: "
+                f"give a value of type {kind.__name__}, such as {known[name][1]!r}."
+            )
+        values[name] = value
+    _check_model(values.get("model"))
+    return values
+
+
+def _from_text(value: str, kind: type) -> Any:
+    if kind is str:
+        return value
+    if kind is bool:
+        return {"true": True, "false": False}.get(value.lower(), value)
+    try:
+        number = kind(value)
+    except ValueError:
+        return value
+    return number
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1, 0.4)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
+
+
+def run(
+    notebook: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path = "reports",
+    text: bool = False,
+    keep_done: bool = False,
+    **more: Any,
+) -> Path:
+    """Execute a notebook with parameters and write `<out>/<run>/index.html`; returns its path.
+
+    `<run>` is the notebook, the model and a hash of all parameters: the same call finds the same
+    folder, takes up what an interrupted run left there, and starts a finished one afresh, or leaves
+    it alone with `keep_done`. Beside the page stand the executed notebook, `results.json` and
+    `status.json`. ValueError before anything runs for a bad name or parameter; ReportFailed where
+    a cell fails or the kernel dies.
+    """
+    path = find(notebook)
+    values = check(path, {**(parameters or {}), **more}, text=text)
+    folder = folder_of(path, values, out)
+    if not _open_folder(folder, keep_done):
+        return folder / "index.html"
+    state: dict[str, Any] = {
+        "state": "running",
+        "notebook": path.stem,
+        "parameters": values,
+        **process(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    files.write_json(folder / "status.json", state)
+    begin = time.monotonic()
+    try:
+        with pulse(folder / "status.json"):
+            _execute(path, folder, values)
+        page = folder / "index.html"
+        files.write_atomic(page, html(folder / path.name).encode())
+    except BaseException as error:
+        state |= {"state": "failed"} | _explain(error, injected=bool(values))
+        message = f"{path.stem} failed at {state['cell']}: {state['error']} (see {folder})"
+        raise (ReportFailed(message) if isinstance(error, Exception) else error) from error
+    else:
+        state |= {"state": "done", "page": page.name}
+    finally:
+        state["seconds"] = round(time.monotonic() - begin, 1)
+        files.write_json(folder / "status.json", state)
+    return page
+
+
+def _check_model(model: Any) -> None:
+    # A folder or a hub id is for the notebook to find; a wrong name need not start a kernel.
+    if isinstance(model, str) and not {"/", "\\"} & set(model) and not os.path.exists(model):
+        catalog.find(model)
+
+
+def folder_of(path: Path, values: Mapping[str, Any], out: str | Path = "reports") -> Path:
+    """Return the folder of a run: the notebook, the model and a hash of all that makes the run.
+
+    That is its parameters, the notebook's cells and the versions of the libraries.
+    """
+    made = [values, _cells(path, path.stat().st_mtime_ns), files.versions()]
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
+    model = "".join(c if c.isalnum() or c in ".-" else "-" for c in str(values.get("model", "")))
+    name = "-".join(part for part in (path.stem, model.strip("-.")[-60:], digest) if part)
+    return (Path(out) / name).resolve()
+
+
+@lru_cache(maxsize=32)
+def _cells(path: Path, changed: int) -> list[str]:
+    import nbformat
+
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells]
+
+
+def _open_folder(folder: Path, keep_done: bool) -> bool:
+    """Prepare a run's folder; False where a finished run stays in it."""
+    before = status(folder)["state"]
+    if before == "running":
+        raise ValueError(f"A run is under way in {folder}: wait, or delete the folder if not.")
+    if before == "done":
+        if keep_done:
+            return False
+        shutil.rmtree(folder)
+    files.make_folder(folder)
+    files.clean_temporary(folder)  # of a run that was killed
+    for name in ("index.html", "results.json"):
+        (folder / name).unlink(missing_ok=True)
+    return True
+
+
+def _execute(path: Path, folder: Path, values: Mapping[str, Any]) -> None:
+    import papermill
+
+    before = dict(os.environ)  # the kernel inherits what is set here
+    os.environ |= QUIET | before | {RUN_FOLDER: str(folder)}
+    try:
+        papermill.execute_notebook(
+            str(path),
+            str(folder / path.name),
+            parameters=dict(values),
+            kernel_name="python3",
+            language="python",
+            progress_bar={"desc": path.stem},
+            extra_arguments=KERNEL_ARGUMENTS,
+        )
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ |= before
+
+
+def _explain(error: BaseException, injected: bool) -> dict[str, str]:
+    # The executed notebook is no witness: after the death of a kernel it says that all is well.
+    cell = getattr(error, "cell_index", None)
+    if cell is not None:
+        said = f"{getattr(error, 'ename', '')}: {getattr(error, 'evalue', '')}"
+        number = cell + 1 - injected  # as in the notebook itself, without papermill's own cell
+        return {"cell": f"cell {number}", "error": said}
+    if type(error).__name__ == "DeadKernelError":
+        return {"cell": "an unknown cell", "error": "The kernel died (out of memory, or killed)."}
+    return {"cell": "no cell of its own", "error": f"{type(error).__name__}: {error}"}
+
+
+def in_report() -> bool:
+    """Whether this kernel was started by `run`."""
+    return RUN_FOLDER in os.environ
+
+
+def run_folder() -> Path:
+    """Say where a notebook puts its files: the folder of its run, or a fresh temporary one."""
+    return Path(os.environ.get(RUN_FOLDER) or tempfile.mkdtemp(prefix="koala-nb-"))
+
+
+def write_results(results: Mapping[str, Any], folder: Path) -> Path:
+    """Write `results.json` of a run, whole or not at all; returns its path.
+
+    TypeError for a value that JSON does not hold.
+    """
+    return files.write_json(folder / "results.json", results)

@@ -1,0 +1,1 @@
+"""What reads an image or a prompt: text, objects, faces, skin, safety."""

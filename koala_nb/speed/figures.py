@@ -1,0 +1,136 @@
+"""Figures of stored benchmarks: cost by batch, the roofline, ways to generate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
+
+from koala_nb.display.figures import COLORS, MARKERS, STYLE, show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def show_scaling(rows: Rows) -> None:
+    """Display milliseconds an image and U-Net step by batch, a panel a size, with intervals.
+
+    `rows` of `latency`: system, size (px), batch, and seconds with low and high a step.
+    """
+    sizes = sorted({row["size"] for row in rows})
+    told = []
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+        panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+        for axis, size in zip(panels, sizes):
+            for index, (name, here) in enumerate(_by_system(rows, size).items()):
+                x = [row["batch"] for row in here]
+                middle, low, high = (
+                    np.array([1e3 * row[key] / row["batch"] for row in here])
+                    for key in ("seconds", "low", "high")
+                )
+                axis.errorbar(
+                    x, middle, [middle - low, high - middle], label=name,
+                    marker=MARKERS[index], capsize=3, color=COLORS[index],
+                )  # fmt: skip
+                told += [f"{name}, {size} px, batch {b}: {v:.0f}" for b, v in zip(x, middle)]
+            _batches(axis, x)
+            axis.set_title(f"{size} px")
+        panels[0].set_ylim(bottom=0)
+        panels[0].set_ylabel("ms an image and step, guided")
+        panels[-1].legend(frameon=False)
+    show(figure, f"Stored run, ms an image and step: {'; '.join(told)}.")
+
+
+def _by_system(rows: Rows, size: int) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["size"] == size:
+            found.setdefault(row["system"], []).append(row)
+    return found
+
+
+def _batches(axis: Axes, batches: Sequence[int]) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(batches, [str(b) for b in batches])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("batch (images)")
+    axis.grid(axis="y", alpha=0.3)
+
+
+def show_roofline(machine: Mapping[str, float], points: Rows) -> None:
+    """Display what passes reach below a machine's limit, on logarithmic axes.
+
+    `machine`: flop_rate (operations/s) and bandwidth (bytes/s); `points`: system, size, batch,
+    flops, bytes, seconds and share_of_limit (Williams, Waterman, Patterson 2009).
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axis = figure.subplots()
+        corner = machine["flop_rate"] / machine["bandwidth"]
+        x = np.array([corner / 8, corner, corner * 8])
+        axis.loglog(x, np.minimum(machine["flop_rate"], x * machine["bandwidth"]) / 1e9, color="k")
+        axis.annotate(
+            "the machine's limit", (corner * 8, machine["flop_rate"] / 1e9), (0, 4),
+            textcoords="offset points", ha="right",
+        )  # fmt: skip
+        names = list(dict.fromkeys(point["system"] for point in points))
+        for index, name in enumerate(names):
+            mine = [point for point in points if point["system"] == name]
+            axis.loglog(
+                [point["flops"] / point["bytes"] for point in mine],
+                [point["flops"] / point["seconds"] / 1e9 for point in mine],
+                MARKERS[index], color=COLORS[index], mfc="none", label=name,
+            )  # fmt: skip
+        axis.set(xlabel="operations a byte moved", ylabel="billion operations a second")
+        _decimal(axis, machine, points)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, loc="lower right")
+    low, high = (100 * f(point["share_of_limit"] for point in points) for f in (min, max))
+    show(
+        figure, f"Roofline, stored run: {len(points)} passes of {' and '.join(names)} reach "
+        f"{low:.0f} to {high:.0f} % of the machine's limit.",
+    )  # fmt: skip
+
+
+def _decimal(axis: Axes, machine: Mapping[str, float], points: Rows) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, written out."""
+    lowest = min(point["flops"] / point["seconds"] for point in points) / 1e9
+    axis.set_ylim(lowest / 1.6, machine["flop_rate"] / 1e9 * 1.6)
+    for one in (axis.xaxis, axis.yaxis):
+        one.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        one.set_minor_locator(NullLocator())
+        one.set_major_formatter(ScalarFormatter())
+
+
+def show_ways(rows: Rows) -> None:
+    """Display how much faster than the plain loop each way of generating is, with intervals.
+
+    `rows` of `generation`: way, same_image, threads, ratio, low, high and n.
+    """
+    names = [row["way"] + ("" if row["same_image"] else " (another image)") for row in rows]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.9 + 0.34 * len(rows)), layout="constrained")
+        axis = figure.subplots()
+        for at, row in enumerate(rows):
+            axis.barh(
+                at, row["ratio"], height=0.62, capsize=3, ecolor="0.2",
+                xerr=[[row["ratio"] - row["low"]], [row["high"] - row["ratio"]]],
+                color=COLORS[0] if row["same_image"] else "white",
+                edgecolor=COLORS[0], hatch=None if row["same_image"] else "///",
+            )  # fmt: skip
+        axis.set_yticks(range(len(rows)), names)
+        axis.tick_params(axis="y", length=0)
+        axis.invert_yaxis()
+        axis.set_xlabel(f"times as fast as the plain loop, {rows[0]['threads']} threads")
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+    told = [f"{name}: {r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+            for name, r in zip(names, rows)]  # fmt: skip
+    show(figure, f"Stored run, n {rows[0]['n']} rounds. {'; '.join(told)}.")

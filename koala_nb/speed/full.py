@@ -1,0 +1,115 @@
+"""`koala-nb benchmark full`: a full-size system of random weights, from the hub's cache to images.
+
+Loading and drawing happen in a fresh process, whose memory is watched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from koala_nb.core.options import at_least, writable
+from koala_nb.speed.timing import watched_memory, write_result
+
+
+def child(system: str, device: str, dtype: str, steps: int, sizes: Sequence[int]) -> dict[str, Any]:
+    """Load a system with `kn.load` and draw one image a size; returns seconds and memory in GB.
+
+    `load_ratio` is the peak of resident memory while loading, less that before, by the weights.
+    """
+    import diffusers  # its own memory is not the weights'
+    import transformers
+
+    import koala_nb
+    from koala_nb.core.devices import gigabytes
+
+    assert diffusers.StableDiffusionXLPipeline and transformers.CLIPTextModel  # imported lazily
+    before = _resident()
+    begin = time.perf_counter()
+    with watched_memory() as memory:
+        pipe = koala_nb.load(
+            system, device=device or None, dtype=dtype or None, local_files_only=True
+        )
+    loaded = time.perf_counter() - begin
+    weights = sum(gigabytes(m) for m in pipe.components.values() if hasattr(m, "parameters"))
+    peak = max([*(rss for _, rss in memory), _resident()]) - before
+    found: dict[str, Any] = {
+        "device": str(pipe._execution_device), "dtype": pipe.koala_nb.dtype, "weights_gb": weights,
+        "load_seconds": loaded, "load_peak_gb": peak / 1e3, "load_ratio": peak / 1e3 / weights,
+        "notes": pipe.koala_nb.notes, "images": [],
+    }  # fmt: skip
+    for size in sizes:
+        begin = time.perf_counter()
+        with watched_memory() as memory:
+            run = koala_nb.generate(
+                pipe, "a koala", height=size, width=size, steps=steps, progress=False
+            )
+        found["images"].append({
+            "size": size, "steps": steps, "seconds": time.perf_counter() - begin,
+            "peak_resident_gb": max([rss for _, rss in memory] or [_resident()]) / 1e3,
+            "finite": bool(run.records.finite[0]), "decoded_in": str(run.records.decoded_in[0]),
+        })  # fmt: skip
+    found["first_image_seconds"] = loaded + found["images"][0]["seconds"]
+    return found
+
+
+def _resident() -> float:
+    import psutil
+
+    return psutil.Process().memory_info().rss / 1e6
+
+
+def measure(options: argparse.Namespace, home: Path) -> dict[str, Any]:
+    """Write the random weights unless `home` holds them, and measure in a fresh process."""
+    from koala_nb.core import catalog
+    from koala_nb.models import random_weights
+
+    place = str(catalog.find(options.system).repository).replace("/", "--")
+    if not (home / "hub" / f"models--{place}" / "refs" / "main").is_file():
+        random_weights.write_to_hub_cache(home, options.system, small=options.small)
+    given = [options.system, options.device or "", options.dtype or "", str(options.steps)]
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, *given, *map(str, options.sizes)],
+        env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        end = "out of memory" if done.returncode < 0 else f"exit status {done.returncode}"
+        return {"outcome": f"the process ended: {end}"}
+    return {"outcome": "measured", **json.loads(done.stdout.splitlines()[-1])}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure and write `data/results/benchmark-full-<system>.json`."""
+    parser = argparse.ArgumentParser(prog="koala-nb benchmark full", description=__doc__)
+    parser.add_argument("--system", default="koala-lightning-700m")
+    parser.add_argument("--sizes", type=at_least(1), nargs="+", default=[512], help="pixels a side")
+    parser.add_argument("--steps", type=at_least(1), default=10)
+    parser.add_argument("--device", default=None, help="default: the best available")
+    parser.add_argument("--dtype", default=None, help="default: float16 on a GPU, else float32")
+    parser.add_argument("--home", type=writable, default=None, help="keep the weights there")
+    parser.add_argument("--small", action="store_true", help="the same blocks, narrow: for tests")
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = measure(options, options.home or Path(scratch))
+    print(json.dumps(found, indent=1))
+    told = {k: v for k, v in vars(options).items() if k != "home"}
+    name = f"full-{options.system}{'-small' if options.small else ''}"
+    device = found.get("device") or options.device
+    print(write_result(name, argv, told, options.out, device, result=found))
+    return 0 if found["outcome"] == "measured" else 1
+
+
+if __name__ == "__main__":
+    name, device, dtype, steps, *sizes = sys.argv[1:]
+    print(json.dumps(child(name, device, dtype, int(steps), [int(size) for size in sizes])))

@@ -1,0 +1,158 @@
+"""How far from the machine's limit: counted operations and bytes against measured rates.
+
+Nothing here needs weights: operations, traffic and peak memory are counted on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from koala_nb.models.random_weights import parts
+from koala_nb.models.unet import build_unet, costs, meta_inputs
+from koala_nb.speed.timing import LiveBytes, seconds_of
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention as one operation that holds no scores, as real devices compute it.
+
+    On the meta device torch would write the scores out, which no fused kernel does.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that operations read and write, views excepted, each without a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        made = [x for x in tree_leaves(found) if isinstance(x, torch.Tensor)]
+        known = {x.untyped_storage()._cdata for x in read}
+        is_view = not func._schema.is_mutable and all(
+            x.untyped_storage()._cdata in known for x in made
+        )
+        if not is_view:
+            self.bytes += sum(x.numel() * x.element_size() for x in (*read, *made))
+        return found
+
+
+def inputs_like(
+    unet: Any, latent: int, images: int, tokens: int, device: str, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return random arguments of one U-Net pass over latents (images, 4, latent, latent)."""
+
+    def make(like: torch.Tensor) -> torch.Tensor:
+        if like.ndim == 1:
+            return torch.full((1,), 500.0, device=device)
+        return torch.randn(images, *like.shape[1:], device=device).to(dtype)
+
+    found = meta_inputs(unet, latent, latent, tokens)
+    return {
+        key: {k: make(v) for k, v in value.items()} if isinstance(value, dict) else make(value)
+        for key, value in found.items()
+    }
+
+
+def unet_work(
+    system: str | Mapping[str, Any],
+    latent: int,
+    images: int,
+    dtype: str = "float32",
+    tokens: int = 77,
+) -> dict[str, float]:
+    """Count one U-Net pass: flops, bytes moved (unfused), GB of weights and peak of activations.
+
+    `images` counts both halves of guidance. The peak is of live tensors: kernels' scratch is not
+    in it.
+    """
+    kind = getattr(torch, dtype)
+    unet = build_unet(system).to(kind)
+    inputs = inputs_like(unet, latent, images, tokens, "meta", kind)
+    with torch.no_grad(), FusedAttention(), Traffic() as traffic:
+        unet(**inputs)
+    flops = float(costs(unet, (latent, latent), tokens)["flops"].sum())
+    weights = sum(p.numel() * p.element_size() for p in unet.parameters())
+    return {
+        "flops": flops * images,
+        "bytes": float(traffic.bytes),
+        "weights_gb": weights / 1e9,
+        "activations_gb": activations_gb(unet, inputs),
+    }
+
+
+def activations_gb(unet: Any, inputs: dict[str, Any]) -> float:
+    """Return the peak of live tensors of a U-Net pass on the meta device, in GB."""
+    with torch.no_grad(), FusedAttention(), LiveBytes() as live:
+        unet(**inputs)
+    return live.peak / 1e9
+
+
+def decoder_gb(vae: Any, latent: int, images: int = 1) -> float:
+    """Return the peak of activations, in GB, of decoding (images, 4, latent, latent).
+
+    `vae` is on the meta device, in the precision that it decodes in.
+    """
+    with torch.no_grad(), FusedAttention(), LiveBytes() as live:
+        vae.decode(torch.empty(images, 4, latent, latent, device="meta", dtype=vae.dtype))
+    return live.peak / 1e9
+
+
+def predicted_gb(system: str, size: int, guided: bool = True) -> dict[str, float]:
+    """Predict what a released system holds, in GB, while it draws one image in float16.
+
+    Keys: weights (all parts), unet and vae (peaks of their activations; the VAE decodes in
+    float32, as SDXL's asks), total: the weights and the larger of the two. ValueError for an
+    embedded system.
+    """
+    made = parts(system)
+    weights = 2 * sum(p.numel() for m in made.values() for p in m.parameters()) / 1e9
+    net = made["unet"].half()
+    inputs = inputs_like(net, size // 8, 1 + guided, 77, "meta", torch.float16)
+    unet = activations_gb(net, inputs)
+    vae = made["vae"].float()
+    extra = 2 * sum(p.numel() for p in vae.parameters()) / 1e9  # its float32 weights beyond float16
+    decoder = decoder_gb(vae, size // 8) + extra
+    return {"weights": weights, "unet": unet, "vae": decoder, "total": weights + max(unet, decoder)}
+
+
+def machine_rates(device: str = "cpu", dtype: str = "float32", repeats: int = 9) -> dict[str, Any]:
+    """Measure the best rate of a convolution (flop/s) and of a copy (bytes/s, read and written).
+
+    The convolution is 1 x 1 on (1, 2048, 32, 64): a product of matrices of side 2,048, computed by
+    the library that is fastest here.
+    """
+    kind = getattr(torch, dtype)
+    x = torch.randn(1, 2048, 32, 64, device=device).to(kind)
+    x = x.to(memory_format=torch.channels_last)
+    w = torch.randn(2048, 2048, 1, 1, device=device).to(kind)
+    big = torch.empty(64_000_000, device=device)
+    other = torch.empty_like(big).fill_(1)
+    with torch.no_grad():
+        product = [seconds_of(lambda: torch.conv2d(x, w), device) for _ in range(repeats)]
+        copy = [seconds_of(lambda: big.copy_(other), device) for _ in range(repeats)]
+    return {
+        "flop_rate": 2 * 2048**3 / float(np.min(product)),
+        "bandwidth": 2 * 4 * big.numel() / float(np.min(copy)),
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def limit_seconds(work: dict[str, float], rates: dict[str, Any]) -> float:
+    """Return the least time of this work at these rates: its slower side counts."""
+    return max(work["flops"] / rates["flop_rate"], work["bytes"] / rates["bandwidth"])

@@ -1,0 +1,111 @@
+"""How far shares of groups are from a reference: metrics over groups that are declared in advance.
+
+Every metric keeps "unsure" images in the denominator, takes its groups from the reference and not
+from what was seen, and is largest where all images show one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from koala_nb.stats.estimates import Estimate, share_interval
+
+Counts = Mapping[str, int]  # group -> images
+Shares = Mapping[str, float]  # group -> share, the reference; its keys are the declared groups
+
+
+def even(groups: Sequence[str]) -> dict[str, float]:
+    """Return the reference that gives every declared group the same share."""
+    if len(set(groups)) != len(groups) or len(groups) < 2:
+        raise ValueError(f"Declare two or more different groups, not {list(groups)}.")
+    return dict.fromkeys(groups, 1 / len(groups))
+
+
+def shares(counts: Counts, reference: Shares) -> tuple[np.ndarray, np.ndarray]:
+    """Return the shares of the declared groups and of the reference, in the reference's order.
+
+    Shares are of the images that show a declared group. ValueError for a group that was not
+    declared, no image, or a reference that does not sum to 1.
+    """
+    if unknown := [group for group in counts if group not in reference]:
+        raise ValueError(f"{unknown[0]!r} was not declared: declared are {', '.join(reference)}.")
+    wanted = np.array(list(reference.values()), dtype=float)
+    if len(wanted) < 2 or (wanted < 0).any() or not np.isclose(wanted.sum(), 1):
+        raise ValueError("The reference's shares must be 0 or more and sum to 1.")
+    found = np.array([counts.get(group, 0) for group in reference], dtype=float)
+    if (found < 0).any() or not found.sum():
+        raise ValueError("There are no images of the declared groups.")
+    return found / found.sum(), wanted
+
+
+def total_variation(counts: Counts, reference: Shares) -> float:
+    """Return half the summed absolute differences of shares, 0 to 1: what would have to change."""
+    found, wanted = shares(counts, reference)
+    return float(np.abs(found - wanted).sum() / 2)
+
+
+def kullback_leibler(counts: Counts, reference: Shares, smoothing: float = 0.5) -> float:
+    """Return sum p ln(p / q) in nats, `smoothing` images added to every declared group.
+
+    ValueError where the reference gives a group nothing: the divergence would be infinite.
+    """
+    _, wanted = shares(counts, reference)
+    if not wanted.all():
+        raise ValueError("kullback_leibler: the reference gives a group no share.")
+    padded = np.array([counts.get(group, 0) + smoothing for group in reference])
+    found = padded / padded.sum()
+    return float((found * np.log(found / wanted)).sum())
+
+
+def intensity(counts: Counts, reference: Shares) -> float:
+    """Return 1 - H / ln k, 0 to 1, k the number of declared groups (OpenBias, arXiv 2404.07990)."""
+    found, wanted = shares(counts, reference)
+    present = found[found > 0]
+    return float(1 + (present * np.log(present)).sum() / np.log(len(wanted)))
+
+
+def mean_deviation(counts: Counts, reference: Shares) -> float:
+    """Return the mean absolute deviation of shares from their mean (DALL-Eval, arXiv 2202.04053).
+
+    Largest, 2 (k - 1) / k^2, where all images show one group.
+    """
+    found, _ = shares(counts, reference)
+    return float(np.abs(found - found.mean()).mean())
+
+
+def from_half(counts: Counts, reference: Shares) -> float:
+    """Return abs(f - 1/2), 0 to 1/2, of the first of two declared groups (HEIM)."""
+    found, _ = shares(counts, reference)
+    if len(found) != 2:
+        raise ValueError(f"from_half compares two groups, not {len(found)}.")
+    return float(abs(found[0] - 0.5))
+
+
+def null(
+    metric: Callable[[Counts, Shares], float], n: int, reference: Shares, seed: int = 0
+) -> tuple[float, float]:
+    """Return a metric's mean and 95th percentile on n images of a model that has no imbalance.
+
+    With few images a fair model shows some: compare a finding with this, and not with 0.
+    """
+    if n < 1:
+        raise ValueError(f"null: {n} images tell nothing.")
+    wanted = np.array(list(reference.values()))
+    drawn = np.random.default_rng(seed).multinomial(n, wanted / wanted.sum(), size=2000)
+    values = [metric(dict(zip(reference, row.tolist())), reference) for row in drawn]
+    return float(np.mean(values)), float(np.quantile(values, 0.95))
+
+
+def bounds(counts: Counts, group: str, unsure: str = "unsure") -> Estimate:
+    """Return a group's share of all images, its interval over sampling and over the unsure.
+
+    Low: Wilson's end if no unsure image showed the group; high: if all did. The value is the share
+    of all images, unsure in the denominator. ValueError for a group without a count.
+    """
+    if group not in counts:
+        raise ValueError(f"There is no count for {group!r}: there are {', '.join(counts)}.")
+    n, seen = sum(counts.values()), counts[group]
+    most = seen if group == unsure else seen + counts.get(unsure, 0)
+    return Estimate(seen / n, share_interval(seen, n).low, share_interval(most, n).high, n)

@@ -1,0 +1,226 @@
+"""Shares of groups behind what a scorer of known error read, with intervals that hold.
+
+The scorer's error is measured on labels of a random sample of the *same* images: rendered scenes or
+a paper tell nothing of it here. Classes are declared in advance; "unsure" may be one of them, in
+the labels as in the readings, and stays in the denominator. `koala-nb evaluate audits` simulates
+how often each interval holds the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats as distributions
+
+from koala_nb.stats import estimates
+from koala_nb.stats.estimates import Estimate, Values
+
+DRAWS = 4000  # of the posteriors of shares and error rates
+UNSURE = "unsure"
+
+
+def confusion(true: Values, read: Values, classes: Sequence[str]) -> np.ndarray:
+    """Return counts of labels (rows) read as each class (columns), one entry an image.
+
+    ValueError for a label or reading that is no declared class, or no images.
+    """
+    table = np.zeros((len(classes), len(classes)), dtype=int)
+    rows, columns = _numbers(true, classes), _numbers(read, classes)
+    if len(rows) != len(columns):
+        raise ValueError(f"confusion: {len(rows)} labels do not fit {len(columns)} readings.")
+    np.add.at(table, (rows, columns), 1)
+    return table
+
+
+def _numbers(values: Values, classes: Sequence[str]) -> np.ndarray:
+    index = {name: i for i, name in enumerate(classes)}
+    if unknown := [value for value in values if value not in index]:
+        raise ValueError(f"{unknown[0]!r} was not declared: declared are {', '.join(classes)}.")
+    if not len(values):
+        raise ValueError("There are no images.")
+    return np.array([index[value] for value in values])
+
+
+def raw(
+    read: Values, clusters: Values, classes: Sequence[str], confidence: float = 0.95
+) -> dict[str, Estimate]:
+    """Return the share of all images read as each class, uncorrected: `clustered_share`."""
+    found = _numbers(read, classes)
+    return {
+        name: estimates.clustered_share(found == i, clusters, confidence)
+        for i, name in enumerate(classes)
+    }
+
+
+def corrected(
+    read: Values,
+    clusters: Values,
+    classes: Sequence[str],
+    table: Values | np.ndarray,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Return the share of every class behind the readings: Rogan and Gladen 1978, many classes.
+
+    One entry an image in `read` and `clusters` (its prompt); `table` as `confusion` returns it.
+    Readings, at their effective number (`effective_counts`), and the scorer's rates are uncertain:
+    both posteriors are drawn. ValueError where the scorer cannot tell the classes apart.
+    """
+    counts = effective_counts(_numbers(read, classes), clusters, len(classes), confidence)
+    found = estimates.corrected_shares(counts, table, confidence, DRAWS, seed)
+    n = len(read)
+    return {name: each._replace(n=n) for name, each in zip(classes, found)}
+
+
+def effective_counts(
+    read: np.ndarray, clusters: Values, k: int, confidence: float = 0.95
+) -> np.ndarray:
+    """Return the counts of k classes as so many independent images would give them.
+
+    Divided by the classes' mean design effect (Rao and Scott 1981, first order). Few clusters tell
+    little of it: what exceeds 1 grows by the squared ratio of Student's quantile to the normal one.
+    """
+    counts = np.bincount(read, minlength=k).astype(float)
+    m = len(set(clusters))
+    if m < 2:
+        return counts
+    share = counts / counts.sum()
+    weight = share * (1 - share)
+    effects = [
+        estimates.design_effect(*estimates.by_cluster(read == i, clusters)) for i in range(k)
+    ]
+    effect = np.average(effects, weights=weight) if weight.any() else max(effects)
+    tail = 0.5 + confidence / 2
+    small = distributions.t.ppf(tail, m - 1) / distributions.norm.ppf(tail)
+    return counts / (1 + (effect - 1) * small**2)
+
+
+def prediction_powered(
+    read: Values,
+    clusters: Values,
+    classes: Sequence[str],
+    labels: Values,
+    confidence: float = 0.95,
+) -> dict[str, Estimate]:
+    """Return shares from the readings of all images plus what labels of some of them put right.
+
+    `labels`: one entry an image, None where it was not labelled; labelled images must be a random
+    sample. Angelopoulos et al. 2023 (arXiv 2301.09633) with their power tuning (2311.01453, PPI++);
+    the variance is clustered by prompt, the interval Wilson's on the effective number.
+    ValueError for fewer than two labels.
+    """
+    told = np.array([label is not None for label in labels])
+    if told.sum() < 2:
+        raise ValueError("prediction_powered: give labels of two or more images.")
+    seen = _numbers(read, classes)
+    true = np.full(len(seen), -1)
+    true[told] = _numbers([label for label in labels if label is not None], classes)
+    where = estimates.numbered(clusters)
+    return {
+        name: _powered(seen == i, true == i, told, where, confidence)
+        for i, name in enumerate(classes)
+    }
+
+
+def _powered(
+    read: np.ndarray, true: np.ndarray, told: np.ndarray, where: np.ndarray, confidence: float
+) -> Estimate:
+    f, y = read.astype(float), true.astype(float)
+    n, labelled = len(f), told.sum()
+    lam = _tuned(f, y, told)
+    value = lam * f.mean() + (y[told] - lam * f[told]).mean()
+    # Each image's influence on the estimate; summed by prompt, so that likeness counts.
+    influence = lam * (f - f.mean()) / n
+    rest = y - lam * f
+    influence[told] += (rest[told] - rest[told].mean()) / labelled
+    sums = np.bincount(where, weights=influence)
+    m = len(sums)
+    alone = n / (n - 1) * (influence**2).sum()
+    variance = max(alone, m / (m - 1) * (sums**2).sum()) if m > 1 else alone
+    value = float(np.clip(value, 0, 1))
+    if variance == 0 or value in (0.0, 1.0):  # only the number of labels limits the share
+        exact = estimates.share_interval(int(y[told].sum()), int(labelled), confidence)
+        return Estimate(value, min(exact.low, value), max(exact.high, value), n)
+    quantile = float(distributions.t.ppf(0.5 + confidence / 2, (m if m > 1 else n) - 1))
+    low, high = estimates.wilson(value, value * (1 - value) / variance, quantile)
+    return Estimate(value, min(low, value), max(high, value), n)
+
+
+def _tuned(f: np.ndarray, y: np.ndarray, told: np.ndarray) -> float:
+    """Return the weight of the readings, 0 to 1, that makes the variance least (PPI++, eq. 9)."""
+    spread = f.var()
+    if spread == 0:
+        return 0.0
+    together = np.cov(f[told], y[told])[0, 1]
+    return float(np.clip(together / (spread * (1 + told.sum() / len(f))), 0, 1))
+
+
+def worst_and_best(shares: dict[str, Estimate], group: str, unsure: str = UNSURE) -> Estimate:
+    """Return a group's share with bounds: low if no unsure image showed it, high if all did.
+
+    `shares` as `raw` or `corrected` returns them; the value is the share of all images. The high
+    end adds the upper end of the unsure's interval. ValueError for a group that is not there.
+    """
+    if group not in shares:
+        raise ValueError(f"There is no share of {group!r}: there are {', '.join(shares)}.")
+    mine, none = shares[group], Estimate(0.0, 0.0, 0.0, 0)
+    other = none if group == unsure else shares.get(unsure, none)
+    return mine._replace(high=min(1.0, mine.high + other.high))
+
+
+def claim(
+    read: Values,
+    clusters: Values,
+    classes: Sequence[str],
+    table: Values | np.ndarray | None,
+    group: str,
+    reference: float,
+    seed: int = 0,
+) -> float:
+    """Return the two-sided p of "this group's share may be the reference, whatever the unsure are".
+
+    The share is known only to lie between the group's and the group's plus the unsure's: p is small
+    only where the reference is outside both. `table` as in `corrected`; None claims of the
+    uncorrected readings only. ValueError for an undeclared group or a reference outside 0 to 1.
+    """
+    if group not in classes or not 0 < reference < 1:
+        raise ValueError(f"claim: {group!r} at {reference} is no declared group with a share.")
+    seen = _numbers(read, classes)
+    mine = np.array([name == group for name in classes])
+    most = mine | np.array([name == UNSURE for name in classes])
+    above = 1 - _tail(seen, clusters, table, mine, reference)
+    below = _tail(seen, clusters, table, most, reference)
+    return float(min(1.0, 2 * min(above, below)))
+
+
+def _tail(
+    seen: np.ndarray, clusters: Values, table: Values | np.ndarray | None, group: np.ndarray,
+    reference: float,
+) -> float:  # fmt: skip
+    """Return how probable a share this low is where some classes' true share is the reference.
+
+    A score test: the variance is that at the reference, of the readings at their effective number
+    and of the scorer's rates; Student's t with clusters - 1 degrees.
+    """
+    k = len(group)
+    rates, labelled = np.eye(k), np.full(k, np.inf)
+    if table is not None:
+        counts = np.asarray(table, dtype=float) + 0.5
+        labelled = counts.sum(1)
+        rates = counts / labelled[:, None]
+    weights = np.linalg.solve(rates, group.astype(float))  # share of the group = weights . read
+    read = np.bincount(seen, minlength=k) / len(seen)
+    truth = np.clip(np.linalg.solve(rates.T, read), 1e-9, None)
+    null = np.where(group, reference, 1 - reference) * truth
+    null /= np.where(group, truth[group].sum(), truth[~group].sum())
+    hits, sizes = estimates.by_cluster(group[seen], clusters)
+    n = len(seen) / estimates.design_effect(hits, sizes)
+
+    def variance(shares: np.ndarray) -> float:
+        return float((shares * weights**2).sum() - (shares @ weights) ** 2)
+
+    own = np.array([variance(row) for row in rates])
+    error = np.sqrt(variance(rates.T @ null) / n + (null**2 * own / labelled).sum())
+    freedom = len(sizes) - 1 if len(sizes) > 1 else len(seen) - 1
+    return float(distributions.t.cdf((weights @ read - reference) / error, freedom))

@@ -1,0 +1,165 @@
+"""Trends over a factor, and what a number of images can find: thin over statsmodels and scipy."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from koala_nb.stats.estimates import Estimate, Values, by_cluster, numbered
+
+
+class Trend(NamedTuple):
+    """A logistic curve of success against x."""
+
+    intercept: float
+    slope: Estimate  # change of the log odds per unit of x
+    half: Estimate  # where success is 50 %; ends may be infinite
+
+    def share(self, x: Any) -> np.ndarray:
+        """Return the curve's share at x."""
+        return 1 / (1 + np.exp(-(self.intercept + self.slope.value * np.asarray(x, float))))
+
+
+def logistic_trend(
+    x: Values, hits: Values, clusters: Values, confidence: float = 0.95
+) -> Trend | None:
+    """Return the logistic regression of hits on x, its errors clustered by prompt.
+
+    `statsmodels` GLM with the sandwich estimator and Student's t over clusters; the x at 50 % has
+    Fieller's interval (1954). None where there is no curve to fit: all hit, none hit, one x only,
+    or x tells hits and misses apart without error.
+    """
+    import statsmodels.api as sm
+    from statsmodels.tools.sm_exceptions import PerfectSeparationError, PerfectSeparationWarning
+
+    values, found = np.asarray(x, dtype=float), np.asarray(hits, dtype=float)
+    if np.ptp(found) == 0 or np.ptp(values) == 0 or _separated(values, found):
+        return None
+    groups = numbered(clusters)
+    if groups.max() < 2:
+        return None
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PerfectSeparationWarning)
+            fit = sm.GLM(found, sm.add_constant(values), family=sm.families.Binomial()).fit(
+                cov_type="cluster", cov_kwds={"groups": groups, "use_correction": True}
+            )
+    except (PerfectSeparationError, PerfectSeparationWarning):
+        return None
+    a, b = (float(v) for v in fit.params)
+    covariance = np.asarray(fit.cov_params())
+    t = float(stats.t.ppf(0.5 + confidence / 2, groups.max()))
+    half = t * float(np.sqrt(covariance[1, 1]))
+    slope = Estimate(b, b - half, b + half, len(found))
+    return Trend(a, slope, _fieller(a, b, covariance, t, len(found)))
+
+
+def _separated(x: np.ndarray, hits: np.ndarray) -> bool:
+    right, wrong = x[hits == 1], x[hits == 0]
+    return bool(right.max() <= wrong.min() or wrong.max() <= right.min())
+
+
+def _fieller(a: float, b: float, cov: np.ndarray, t: float, n: int) -> Estimate:
+    """Return -a / b with all x for which a + b x is not told apart from 0; infinite if b is not."""
+    value = -a / b if b else np.inf
+    square = b * b - t * t * cov[1, 1]
+    linear = a * b - t * t * cov[0, 1]
+    rest = a * a - t * t * cov[0, 0]
+    if square <= 0:
+        return Estimate(value, -np.inf, np.inf, n)
+    root = np.sqrt(max(0.0, linear * linear - square * rest))
+    return Estimate(value, (-linear - root) / square, (-linear + root) / square, n)
+
+
+def linear_trend(
+    x: Values, y: Values, clusters: Values, confidence: float = 0.95
+) -> Estimate | None:
+    """Return the slope of y on x by least squares, its error clustered by prompt (`statsmodels`).
+
+    For y against a frequency give its logarithm. None for fewer than three clusters or one x.
+    """
+    import statsmodels.api as sm
+
+    values = np.asarray(x, dtype=float)
+    groups = numbered(clusters)
+    if groups.max() < 2 or np.ptp(values) == 0:
+        return None
+    fit = sm.OLS(np.asarray(y, dtype=float), sm.add_constant(values)).fit(
+        cov_type="cluster", cov_kwds={"groups": groups, "use_correction": True}, use_t=True
+    )
+    low, high = np.asarray(fit.conf_int(1 - confidence))[1]
+    return Estimate(float(fit.params[1]), float(low), float(high), len(values))
+
+
+def power(n: float, reference: float, truth: float, confidence: float = 0.95) -> float:
+    """Return how often Wilson's interval of n images leaves the reference out, if `truth` holds.
+
+    Exact: a sum over the binomial distribution. For clusters, n is the effective number.
+    """
+    count = max(1, int(n))
+    hits = np.arange(count + 1)
+    z = stats.norm.ppf(0.5 + confidence / 2)
+    share = hits / count
+    # Wilson's interval holds exactly the references that a score test keeps.
+    out = np.abs(share - reference) > z * np.sqrt(reference * (1 - reference) / count)
+    return float(stats.binom.pmf(hits, count, truth)[out].sum())
+
+
+def effective(prompts: int, seeds: int, correlation: float) -> float:
+    """Return the number of independent images that prompts x seeds are worth (Kish 1965)."""
+    return prompts * seeds / (1 + (seeds - 1) * correlation)
+
+
+def sample_size(
+    difference: float,
+    reference: float = 0.5,
+    *,
+    power_wanted: float = 0.8,
+    confidence: float = 0.95,
+) -> int:
+    """Return the number of independent images from which on a difference is found so often.
+
+    ValueError where reference + difference is no share.
+    """
+    truth = reference + difference
+    if not 0 < reference < 1 or not 0 <= truth <= 1 or not difference:
+        raise ValueError(f"sample_size: {reference} {difference:+} is no share to be found.")
+    wanted = [n for n in range(2, 6001) if power(n, reference, truth, confidence) < power_wanted]
+    return wanted[-1] + 1 if wanted else 2
+
+
+def detectable(
+    prompts: int, seeds: int, *, reference: float = 0.5, correlation: float = 0.05,
+    power_wanted: float = 0.8,
+) -> float:  # fmt: skip
+    """Return the smallest difference from a share that prompts x seeds find so often.
+
+    In steps of .005; NaN where even the largest is not found.
+    """
+    n = effective(prompts, seeds, correlation)
+    sign = 1 if reference <= 0.5 else -1
+    for step in range(1, 200):
+        truth = reference + sign * 0.005 * step
+        if not 0 <= truth <= 1:
+            return float("nan")
+        if power(n, reference, truth) >= power_wanted:
+            return 0.005 * step
+    return float("nan")
+
+
+def correlation(hits: Values, clusters: Values) -> float:
+    """Return the intra-class correlation of hits within clusters, 0 to 1 (analysis of variance)."""
+    sums, sizes = by_cluster(hits, clusters)
+    m, n = len(sizes), sizes.sum()
+    if m < 2 or n == m:
+        return 0.0
+    share = sums.sum() / n
+    between = (sizes * (sums / sizes - share) ** 2).sum() / (m - 1)
+    inside = (sums * (1 - sums / sizes)).sum() / (n - m)
+    typical = (n - (sizes**2).sum() / n) / (m - 1)
+    whole = between + (typical - 1) * inside
+    return float(np.clip((between - inside) / whole, 0, 1)) if whole else 0.0
