@@ -180,3 +180,25 @@ def test_flipping_signs():
     assert estimates.paired_test([1.0] * 10) == pytest.approx(2 / 2**10)  # exact
     assert estimates.paired_test([1.0, -1.0, 2.0, -2.0]) == 1
     assert estimates.paired_test([0.0, 0.0]) == 1
+
+
+def test_estimates_have_one_tidy_form():
+    row = estimates.estimate_row(
+        "text.long.exact", "Long texts, exact", estimates.Estimate(0.5, 0.4, 0.6, 90), clusters=30,
+        method="wilson, clustered", scorer="rapidocr",
+    )  # fmt: skip
+    other = estimates.estimate_row("text.short.exact", "Short", estimates.Estimate(1, 1, 1, 4))
+    frame = estimates.estimates_frame([row, other])
+    assert list(frame.columns) == list(estimates.COLUMNS)
+    assert frame["clusters"].tolist()[0] == 30 and frame["clusters"].isna()[1]
+    assert frame.set_index("id").loc["text.short.exact", "value"] == 1.0
+    assert list(estimates.estimates_frame([]).columns) == list(estimates.COLUMNS)
+    with pytest.raises(ValueError, match="'text.long.exact'"):
+        estimates.estimates_frame([row, row])
+
+
+@pytest.mark.parametrize("bad", ["", "Text.long", "text long", "text..long", ".text", "text-long"])
+def test_an_estimate_id_is_lower_case_dots_and_underscores(bad):
+    with pytest.raises(ValueError, match="no estimate's id"):
+        estimates.estimate_row(bad, "label", estimates.Estimate(0, 0, 0, 1))
+    assert estimates.estimate_id("text", "Very long") == "text.very_long"

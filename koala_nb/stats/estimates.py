@@ -6,13 +6,18 @@ each interval holds the truth is simulated in `coverage` and stands in `data/res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Values = Sequence[Any] | np.ndarray  # one entry an image
+COLUMNS = ("id", "label", "value", "low", "high", "n", "clusters", "method", "scorer")
 
 
 class Estimate(NamedTuple):
@@ -22,6 +27,46 @@ class Estimate(NamedTuple):
     low: float
     high: float
     n: int
+
+
+def estimate_id(*parts: str) -> str:
+    """Return the id of an estimate from its parts: ("text", "very long") -> "text.very_long"."""
+    return ".".join(re.sub(r"[^a-z0-9]+", "_", part.lower()).strip("_") for part in parts)
+
+
+def estimate_row(
+    id: str,
+    label: str,
+    estimate: Estimate,
+    *,
+    clusters: int | None = None,
+    method: str = "",
+    scorer: str = "",
+) -> dict[str, Any]:
+    """Return one row of `estimates_frame`.
+
+    id: for code, such as "text.long.exact"; label: for people; clusters: how many (prompts) the n
+    observations fall into; method: how value and interval were computed; scorer: what read the
+    images. ValueError for an id that is not of lower case, digits, dots and underscores.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)*", id):
+        raise ValueError(f"{id!r} is no estimate's id: use lower case, digits, dots, underscores.")
+    return dict(zip(COLUMNS, (id, label, *estimate, clusters, method, scorer)))
+
+
+def estimates_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows of `estimate_row` as the one tidy frame of results, with exactly `COLUMNS`.
+
+    ValueError where two rows have the same id.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    if (repeated := frame["id"].duplicated()).any():
+        raise ValueError(f"Two estimates have the id {frame['id'][repeated].iloc[0]!r}.")
+    return frame.astype(
+        {"value": float, "low": float, "high": float, "n": int, "clusters": "Int64"}
+    )
 
 
 def mean_interval(values: Values, confidence: float = 0.95) -> Estimate:
