@@ -1,12 +1,14 @@
 """Figures: sizes that fit, alternative texts, honest refusals, and the small measures."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from koala_nb.display import exercises, figures
+from koala_nb.display import exercises, figures, tables
 
 
 @pytest.fixture
@@ -144,3 +146,60 @@ def test_a_heatmap_of_rows_and_columns():
     assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b", "c"]
     with pytest.raises(ValueError, match="does not fit 1 labels"):
         figures.heatmap([[0.1, 0.2]], ["row"], columns=["a"])
+
+
+ESTIMATES = pd.DataFrame(
+    [
+        ("text.long", "long <texts>", 0.3123, 0.22, 0.411, 12345, 4, "Wilson", "rapidocr"),
+        ("text.delta", "difference", -0.0003, None, None, 5, 4, "Wilson", "rapidocr"),
+    ],
+    columns=["id", "label", "value", "low", "high", "n", "clusters", "method", "scorer"],
+)
+
+
+def test_a_table_of_estimates_is_read_by_people_and_by_screen_readers(displayed):
+    tables.show_table(ESTIMATES, "Texts")
+    data = displayed[0][0]
+    html, text = data["text/html"], data["text/plain"]
+    assert "<caption>Texts. Method: Wilson. Scorer: rapidocr.</caption>" in html
+    assert '<th scope="col">value (95 % interval)</th>' in html
+    assert '<th scope="row">long &lt;texts&gt;</th><td>0.31 (0.22 to 0.41)</td>' in html
+    assert "<td>12,345</td>" in html and "\N{MINUS SIGN}0.0003</td>" in html  # no false zero
+    assert "text.long" not in html and "0.31 (0.22 to 0.41) 12,345" in text
+
+
+def test_a_table_of_anything(displayed):
+    wide = pd.DataFrame({"corrected value": [0.1], "corrected low": [0], "corrected high": [0.2]})
+    html = tables.table_html(wide.assign(share=0.314, p=0.04), units={"share": "%"})
+    assert "<td>31</td><td>0.040</td>" in html and ">0.10 (0 to 0.20)<" in html
+    html = tables.table_html({"steps": 10, "licence": None, "is it": True}, "Facts")
+    assert "<td>10</td>" in html and "<td>n/a</td>" in html and "<td>yes</td>" in html
+    crossed = pd.crosstab(pd.Series([1, 2], name="guidance"), pd.Series(["a", "b"], name="read"))
+    assert '<th scope="col">guidance</th>' in tables.table_html(crossed)
+    tables.show_table(ESTIMATES.head(0), "Texts", empty="Not <planted> here.")
+    assert displayed[0][0]["text/html"] == "<p>Texts: Not &lt;planted&gt; here.</p>"
+
+
+def test_figures_write_their_own_alternative_text(displayed, capsys):
+    figures.show_intervals(ESTIMATES, "Texts")
+    figures.show_lines({"a": ([1, 2], [0.1, 0.2])}, "step", "loss")
+    figures.show_heatmap(pd.DataFrame([[1, np.nan]], ["row"], ["x", "y"]), "map")
+    alts = [how["metadata"]["image/png"]["alt"] for _, how in displayed]
+    assert "long <texts> 0.31 (0.22 to 0.41), n 12,345; difference" in alts[0]
+    assert alts[1] == "loss against step. a: 0.10 at 1, 0.20 at 2."
+    assert alts[2] == "map. Columns: x, y. row: 1.00, n/a."
+    figures.show_intervals(ESTIMATES.head(0), "Texts")
+    assert capsys.readouterr().out == "Texts: Nothing of this was measured here.\n"
+
+
+def test_a_runs_images_say_their_prompts_and_seeds(displayed):
+    cells = [(prompt, seed) for prompt in "abcde" for seed in (0, 1)]
+    run = SimpleNamespace(
+        images=[grey(9)] * 10, records=pd.DataFrame(cells, columns=["prompt", "seed"])
+    )
+    figures.show_images(run)
+    figures.show_images(run.images[:2], ["right", "wrong"], title="Two")
+    alts = [data["text/plain"] for data, _ in displayed]
+    assert len(alts) == 3  # four prompts a figure
+    assert alts[1] == "1 prompts x 2 seeds, one row a prompt: e (mean brightness 0.0)."
+    assert alts[2] == "Two. 2 images: right; wrong."

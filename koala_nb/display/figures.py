@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING, Protocol
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,12 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from PIL import Image
 
+from koala_nb.display.tables import EMPTY, format_interval, format_number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROMPTS_A_FIGURE = 4  # so that no figure is taller than a printed page
 CELL_INCHES = 1.3  # side of one image in a grid
 # Okabe and Ito: told apart with colour-blind eyes and in grey print.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -30,6 +37,18 @@ STYLE = {
     "savefig.dpi": 100,
     "svg.hashsalt": "koala-nb",
 }
+
+
+class ImageRun(Protocol):
+    """What `kn.generate` returns, as far as figures need it."""
+
+    @property
+    def images(self) -> Sequence[Image.Image]:
+        """The images, in the order of the records."""
+
+    @property
+    def records(self) -> pd.DataFrame:
+        """A row an image, with `prompt` and `seed`."""
 
 
 def image_grid(
@@ -95,6 +114,58 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int
     return figure
 
 
+def show_images(
+    images: ImageRun | Sequence[Image.Image],
+    captions: Sequence[str] = (),
+    *,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    title: str = "",
+    numbers: Sequence[float] = (),
+    meaning: str = "",
+) -> None:
+    """Display images with captions, and an alternative text that says the same.
+
+    images: a run of `kn.generate`, laid out by its records, a row a prompt and a column a seed,
+    four prompts a figure; or a list of images, either with a caption each (a gallery) or with
+    labels of its `rows` and `columns`. numbers: one an image, written below it; `meaning` says what
+    they are. ValueError where counts differ.
+    """
+    if not isinstance(images, Sequence):
+        return _show_run(images, captions, title)
+    if len(captions):
+        across = len(columns) or min(8, len(images))
+        lead = f"{title}. " if title else ""
+        alt = f"{lead}{len(images)} images: {'; '.join(captions)}."
+        return show(gallery(images, captions, across), alt, colours=_palette(images))
+    show_grid(images, rows, columns, title, numbers, meaning)
+
+
+def _show_run(run: ImageRun, captions: Sequence[str], title: str) -> None:
+    prompts = list(dict.fromkeys(run.records.prompt))
+    seeds = list(dict.fromkeys(run.records.seed))
+    if len(captions) or len(prompts) * len(seeds) != len(run.images):  # other seeds each prompt
+        texts = list(captions) or [f"{r.prompt}, seed {r.seed}" for r in run.records.itertuples()]
+        return show_images(list(run.images), texts, title=title)
+    width = len(seeds)
+    for start in range(0, len(prompts), PROMPTS_A_FIGURE):
+        rows = prompts[start : start + PROMPTS_A_FIGURE]
+        images = list(run.images[start * width : (start + len(rows)) * width])
+        figure = image_grid(images, rows, [f"seed {seed}" for seed in seeds], title)
+        light = [
+            sum(map(brightness, images[i : i + width])) / width / 255
+            for i in range(0, len(images), width)
+        ]
+        each = "; ".join(f"{p} (mean brightness {b:.1f})" for p, b in zip(rows, light))
+        lead = f"{title}. " if title else ""
+        alt = f"{lead}{len(rows)} prompts x {width} seeds, one row a prompt: {each}."
+        show(figure, alt, colours=_palette(images))
+
+
+def _palette(images: Sequence[Image.Image]) -> int | None:
+    return 256 if images[0].width <= 256 else None  # photographs need more colours
+
+
 def show_grid(
     images: Sequence[Image.Image],
     row_labels: Sequence[str],
@@ -114,7 +185,7 @@ def show_grid(
     alt = f"{title}. Columns: {columns}. " + (
         f"{meaning}: {'; '.join(rows)}." if len(numbers) else f"Rows: {'; '.join(row_labels)}."
     )
-    show(figure, alt, colours=256 if images[0].width <= 256 else None)  # photographs need more
+    show(figure, alt, colours=_palette(images))
 
 
 def lines(
@@ -209,6 +280,69 @@ def intervals(
         if title:
             axis.set_title(_plain(title))
     return figure
+
+
+def show_intervals(
+    estimates: pd.DataFrame,
+    title: str = "",
+    x_label: str = "value, 95 % interval",
+    reference: float | None = None,
+    empty: str = EMPTY,
+) -> None:
+    """Display a tidy estimates frame as a forest plot that writes its own alternative text.
+
+    estimates: columns `value, low, high`, `label` (else the first column of text, else the index)
+    and perhaps `n`; a row without an interval is drawn as a point, one without a value left out.
+    reference: where a vertical line is drawn, such as 0 for no difference. empty: the sentence
+    printed in place of a figure without rows.
+    """
+    frame = estimates[estimates["value"].notna()] if len(estimates) else estimates
+    if frame.empty:
+        return print(f"{title}: {empty}" if title else empty)
+    names = frame.get("label")
+    if names is None:
+        texts = [c for c in frame if c != "id" and frame[c].map(lambda v: isinstance(v, str)).all()]
+        names = frame[texts[0]] if len(frame) and texts else frame.index.to_series()
+    points: dict[str, tuple[float, float, float]] = {}
+    parts = []
+    counts = frame.get("n", [None] * len(frame))
+    for name, n, row in zip(names.map(str), counts, frame[["value", "low", "high"]].itertuples()):
+        low, high = (row.value if v != v or v is None else v for v in (row.low, row.high))
+        label = name if name not in points else f"{name} ({len(points) + 1})"
+        points[label] = (row.value, low, high)
+        count = f", n {n:,.0f}" if n is not None and n == n else ""
+        parts.append(f"{label} {format_interval(*row[1:])}{count}")
+    lead = f"{title}; " if title else ""
+    show(intervals(points, x_label, title, reference), f"{lead}{x_label}: {'; '.join(parts)}.")
+
+
+def show_lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    title: str = "",
+) -> None:
+    """Display `lines` with an alternative text that gives up to six points of each series."""
+    parts = []
+    for name, (x, y) in series.items():
+        at = np.unique(np.linspace(0, max(len(x) - 1, 0), 6).round().astype(int))
+        points = [f"{format_number(float(y[i]))} at {float(x[i]):,g}" for i in at]
+        parts.append(f"{name}: {', '.join(points)}")
+    lead = f"{title}; " if title else ""
+    alt = f"{lead}{y_label} against {x_label}. {'; '.join(parts)}."
+    show(lines(series, x_label, y_label, title), alt, colours=64)
+
+
+def show_heatmap(frame: pd.DataFrame, title: str = "", form: str = ".2f") -> None:
+    """Display a frame of numbers as a `heatmap`; its alternative text holds every number."""
+    rows, columns = [str(r) for r in frame.index], [str(c) for c in frame.columns]
+    parts = [
+        f"{row}: " + ", ".join("n/a" if v != v else format(v, form) for v in values)
+        for row, values in zip(rows, frame.to_numpy(dtype=float))
+    ]
+    lead = f"{title}. " if title else ""
+    alt = f"{lead}Columns: {', '.join(columns)}. {'; '.join(parts)}."
+    show(heatmap(frame.to_numpy(dtype=float), rows, title, columns, form), alt, colours=64)
 
 
 def brightness(image: Image.Image) -> float:
