@@ -15,7 +15,7 @@ from koala_nb.scorers import skin_tone
 from koala_nb.stats import imbalance, misclassification
 
 SWATCHES = np.array([list(bytes.fromhex(color)) for color in skin_tone.MONK])
-OURS = [imbalance.total_variation, imbalance.intensity, imbalance.mean_deviation]
+OURS = [imbalance.total_variation, imbalance.intensity]
 GENDERS = ["woman", "man"]
 
 
@@ -27,8 +27,8 @@ def test_amplification_is_blind_to_total_collapse(n, k):
     groups = [f"g{i}" for i in range(k)]
     assert theirs.amplification({"g0": n}) == 0
     assert theirs.amplification({g: n if g == "g0" else 0 for g in groups}) == 0
-    even = imbalance.even(groups)
-    largest = [1 - 1 / k, 1, 2 * (k - 1) / k**2]
+    even = imbalance.uniform_reference(groups)
+    largest = [1 - 1 / k, 1]
     assert [metric({"g0": n}, even) for metric in OURS] == pytest.approx(largest)
 
 
@@ -60,7 +60,7 @@ def test_removing_the_unknown_makes_ten_images_speak_for_a_hundred():
     counts = {"woman": 0, "man": 10, "unknown": 90}
     assert theirs.openbias_intensity(counts, GENDERS) == 1
     assert np.isnan(theirs.openbias_intensity({"unknown": 9}, GENDERS))
-    woman = imbalance.bounds(counts, "woman", "unknown")
+    woman = imbalance.share_bounds(counts, "woman", "unknown")
     assert woman.low == 0 and woman.high > 0.9  # nothing is known of the share
 
 
@@ -70,8 +70,8 @@ def test_a_forced_choice_has_no_unsure_answer_and_is_symmetric():
     assert theirs.heim_imbalance({"man": 20, "woman": 80}) == pytest.approx(0.3)
     assert np.isnan(theirs.heim_imbalance({"woman": 40, "man": 40, "unsure": 20}))
     read = np.repeat(["woman", "unsure"], [80, 20])
-    mine = misclassification.worst_and_best(
-        misclassification.raw(read, range(100), ["woman", "man", "unsure"]), "woman"
+    mine = misclassification.bounds_over_unsure(
+        misclassification.uncorrected_shares(read, range(100), ["woman", "man", "unsure"]), "woman"
     )
     assert mine.low < 0.8 and mine.high == 1
 
@@ -98,7 +98,7 @@ def test_the_rule_of_skin_rejects_both_ends_of_the_scale():
 def test_the_largest_mad_falls_with_the_number_of_groups():
     found = [theirs.dalleval_mad({"g0": 9}, [f"g{i}" for i in range(k)]) for k in (2, 10)]
     assert found == pytest.approx([0.5, 0.18])
-    even = [imbalance.even([f"g{i}" for i in range(k)]) for k in (2, 10)]
+    even = [imbalance.uniform_reference([f"g{i}" for i in range(k)]) for k in (2, 10)]
     assert [imbalance.intensity({"g0": 9}, reference) for reference in even] == [1, 1]
     assert np.isnan(theirs.dalleval_mad({"unsure": 3}, GENDERS))
 

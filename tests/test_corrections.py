@@ -27,18 +27,18 @@ def test_confusion_counts_labels_by_row_and_readings_by_column():
 
 
 def test_unsure_stays_in_the_denominator():
-    found = c.raw(*images(30, 50, 20), CLASSES)
+    found = c.uncorrected_shares(*images(30, 50, 20), CLASSES)
     assert [found[name].value for name in CLASSES] == pytest.approx([0.3, 0.5, 0.2])
-    bounds = c.worst_and_best(found, "woman")
+    bounds = c.bounds_over_unsure(found, "woman")
     assert bounds.low == found["woman"].low and bounds.high > 0.5
-    assert c.worst_and_best(found, "unsure") == found["unsure"]
+    assert c.bounds_over_unsure(found, "unsure") == found["unsure"]
     with pytest.raises(ValueError, match="no share of 'cat'"):
-        c.worst_and_best(found, "cat")
+        c.bounds_over_unsure(found, "cat")
 
 
 def test_an_exact_scorer_needs_no_correction():
     read, prompts = images(30, 60, 10)
-    found = c.corrected(read, prompts, CLASSES, np.eye(3) * 100)
+    found = c.corrected_shares(read, prompts, CLASSES, np.eye(3) * 100)
     for name, share in zip(CLASSES, (0.3, 0.6, 0.1)):
         assert found[name].value == pytest.approx(share, abs=1e-9)
         assert found[name].low < share < found[name].high and found[name].n == 100
@@ -46,21 +46,21 @@ def test_an_exact_scorer_needs_no_correction():
 
 def test_the_known_error_is_taken_back():
     table = np.array([[80, 20], [10, 90]])  # 40 % true: .4 x .8 + .6 x .1 = .38 read
-    found = c.corrected(*images(38, 62, 0), CLASSES[:2], table)
+    found = c.corrected_shares(*images(38, 62, 0), CLASSES[:2], table)
     assert found["woman"].value == pytest.approx(0.4)
 
 
 def test_readings_that_no_shares_explain_are_no_certainty():
     table = np.array([[80, 20], [20, 80]])  # a scorer that calls a fifth of the men women
-    found = c.corrected(*images(0, 100, 0), CLASSES[:2], table)["woman"]
+    found = c.corrected_shares(*images(0, 100, 0), CLASSES[:2], table)["woman"]
     assert found.value == 0 and found.high > 0.03  # as for none of 100, read without error
 
 
 def test_prompts_that_are_alike_widen_the_interval():
     read = ["woman"] * 50 + ["man"] * 50
     table = np.eye(2) * 100
-    wide = c.corrected(read, [i // 10 for i in range(100)], CLASSES[:2], table)["woman"]
-    thin = c.corrected(read, [i % 10 for i in range(100)], CLASSES[:2], table)["woman"]
+    wide = c.corrected_shares(read, [i // 10 for i in range(100)], CLASSES[:2], table)["woman"]
+    thin = c.corrected_shares(read, [i % 10 for i in range(100)], CLASSES[:2], table)["woman"]
     assert wide.high - wide.low > 2 * (thin.high - thin.low)
     counts = c.effective_counts(np.repeat([0, 1], 50), [i // 10 for i in range(100)], 2)
     assert counts.sum() < 15  # ten prompts of one group each tell as much as ten images, or less
@@ -93,20 +93,20 @@ def test_no_error_among_few_labels_is_no_certainty():
 
 def test_a_claim_holds_whatever_the_unsure_are():
     table = np.eye(3) * 100
-    far = c.claim(*images(70, 30, 0), CLASSES, table, "woman", 0.5)
+    far = c.score_test_pvalue(*images(70, 30, 0), CLASSES, table, "woman", 0.5)
     assert far < 0.01
     # 40 women, 20 unsure: half may be women, so nothing is claimed.
-    assert c.claim(*images(40, 40, 20), CLASSES, table, "woman", 0.5) > 0.5
-    assert c.claim(*images(5, 65, 30), CLASSES, None, "woman", 0.5) < 0.05
+    assert c.score_test_pvalue(*images(40, 40, 20), CLASSES, table, "woman", 0.5) > 0.5
+    assert c.score_test_pvalue(*images(5, 65, 30), CLASSES, None, "woman", 0.5) < 0.05
     for bad in (("child", 0.5), ("woman", 1.0)):
         with pytest.raises(ValueError, match="is no declared group"):
-            c.claim(*images(5, 5, 0), CLASSES, None, *bad)
+            c.score_test_pvalue(*images(5, 5, 0), CLASSES, None, *bad)
 
 
 def test_a_claim_and_its_mirror_agree():
     table = np.array([[90, 10], [10, 90]])
-    one = c.claim(*images(30, 70, 0), CLASSES[:2], table, "woman", 0.4)
-    other = c.claim(*images(30, 70, 0), CLASSES[:2], table, "man", 0.6)
+    one = c.score_test_pvalue(*images(30, 70, 0), CLASSES[:2], table, "woman", 0.4)
+    other = c.score_test_pvalue(*images(30, 70, 0), CLASSES[:2], table, "man", 0.6)
     assert one == pytest.approx(other)
 
 
@@ -116,26 +116,28 @@ def test_intervals_hold_their_value_and_stay_shares(read, prompts):
     table = np.array([[80, 10, 10], [5, 90, 5], [20, 20, 60]])
     labels = [name if i % 2 == 0 or i < 3 else None for i, name in enumerate(read)]
     for found in (
-        c.raw(read, clusters, CLASSES),
-        c.corrected(read, clusters, CLASSES, table),
+        c.uncorrected_shares(read, clusters, CLASSES),
+        c.corrected_shares(read, clusters, CLASSES, table),
         c.prediction_powered(read, clusters, CLASSES, labels),
     ):
         assert list(found) == CLASSES
         for each in found.values():
             assert isinstance(each, Estimate)
             assert 0 <= each.low <= each.value <= each.high <= 1 and each.n == len(read)
-    assert sum(e.value for e in c.corrected(read, clusters, CLASSES, table).values()) == (
+    assert sum(e.value for e in c.corrected_shares(read, clusters, CLASSES, table).values()) == (
         pytest.approx(1)
     )
-    assert 0 <= c.claim(read, clusters, CLASSES, table, "woman", 0.5) <= 1
+    assert 0 <= c.score_test_pvalue(read, clusters, CLASSES, table, "woman", 0.5) <= 1
 
 
 @given(st.permutations(range(40)))
 def test_the_order_of_images_does_not_matter(order):
     read, clusters = images(12, 20, 8)
     table = np.array([[80, 10, 10], [5, 90, 5], [20, 20, 60]])
-    there = c.corrected(read, clusters, CLASSES, table)
-    again = c.corrected([read[i] for i in order], [clusters[i] for i in order], CLASSES, table)
+    there = c.corrected_shares(read, clusters, CLASSES, table)
+    again = c.corrected_shares(
+        [read[i] for i in order], [clusters[i] for i in order], CLASSES, table
+    )
     assert all(again[k] == pytest.approx(there[k]) for k in CLASSES)
 
 

@@ -6,11 +6,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import koala_nb as kn
 from koala_nb.core.catalog import data_folder
@@ -22,29 +19,9 @@ from koala_nb.report import measures, sections
 from koala_nb.report import run as reports
 from koala_nb.scorers import disclosure, nsfw
 from koala_nb.scorers.prompt_filter import PromptFilter
-from koala_nb.stats import coverage, estimates
+from koala_nb.stats.estimates import upper_bound_clopper_pearson
 
 SCRIPT = "<script>alert(1)</script>"
-
-
-@given(st.integers(1, 3000))
-def test_a_zero_has_the_exact_bound(n):
-    bound = estimate.at_most(0, n)
-    assert bound == pytest.approx(1 - 0.05 ** (1 / n), abs=1e-9)
-    assert bound <= 3 / n  # the rule of three
-
-
-@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_bound_grows_with_hits_and_holds_the_share(pair):
-    hits, n = pair
-    bound = estimate.at_most(hits, n)
-    assert hits / n <= bound <= 1
-    assert hits == n or bound < estimate.at_most(hits + 1, n)
-
-
-def test_no_share_has_no_bound():
-    with pytest.raises(ValueError, match="3 of 2"):
-        estimate.at_most(3, 2)
 
 
 def test_a_zero_counts_prompts_and_not_images():
@@ -121,26 +98,10 @@ def test_prompts_of_one_concept_are_one_cluster():
     assert told["prompts"] == 2 and "concept" in told["method"]
 
 
-def test_the_interval_holds_over_few_concepts_of_many_images():
-    rng = np.random.default_rng(0)
-    concepts, images, truth = np.repeat(range(8), 76), 76, 0.1
-
-    def holds(found):
-        return found.low <= truth <= found.high
-
-    audits = []
-    for _ in range(600):
-        hits = coverage.hits(rng, truth, 8, images, correlation=0.35)
-        shown = np.concatenate([np.arange(images) < count for count in hits])
-        audits.append(
-            [holds(f(shown, concepts)) for f in (estimates.clustered_share, estimate.share)]
-        )
-    usual, own = np.mean(audits, axis=0)
-    assert usual < 0.9 and own > coverage.LOW
-
-
 def test_a_zero_of_unequal_clusters_is_worth_fewer_trials():
-    assert estimate.rate([False] * 12, list("aaaaaaaaabcd"))["at most"] == estimate.at_most(0, 1)
+    assert estimate.rate([False] * 12, list("aaaaaaaaabcd"))[
+        "at most"
+    ] == upper_bound_clopper_pearson(0, 1)
 
 
 @pytest.mark.parametrize("emoji", [True, False])

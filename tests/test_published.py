@@ -12,7 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 from test_probe_frequency import clip_folder  # noqa: F401 - a fixture: a tiny random CLIP
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.probes import base, published_estimates, published_figures
+from koala_nb.probes import base, published_figures
 from koala_nb.probes import published as probe
 from koala_nb.scorers import clip as zero_shot
 
@@ -149,19 +149,6 @@ def test_no_tone_is_unsure_and_unread_images_have_no_distance():
     found = probe.estimates(pd.DataFrame(rows("recipe", ["unsure"] * 3)))
     (apart,) = found["total variation from an even split"].to_dict("records")
     assert apart["n"] == 0 and apart["value"] is None
-
-
-@pytest.mark.parametrize(("both", "up", "down"), [(0.6, 0.1, 0.1), (0.3, 0.3, 0.05), (0.0, 0, 0)])
-def test_paired_intervals_hold_the_truth(both, up, down):
-    rng = np.random.default_rng(0)
-    held = []
-    for cells in rng.multinomial(100, [both, up, down, 1 - both - up - down], 600):
-        first = pd.Series(np.repeat([True, True, False, False], cells))
-        second = pd.Series(np.repeat([True, False, True, False], cells))
-        found = published_estimates.paired(first, second)
-        assert found.value == pytest.approx((cells[1] - cells[2]) / 100)
-        held.append(found.low <= up - down <= found.high and found.low < found.high)
-    assert np.mean(held) >= 0.93
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koala_nb.stats import estimates
+from koala_nb.stats import coverage, estimates
 from koala_nb.stats.estimates import mean_interval, share_interval
 
 finite = st.floats(-1e6, 1e6)
@@ -85,7 +85,7 @@ def test_one_prompt_has_wilsons_interval():
 def test_images_that_are_all_alike_count_once_a_prompt():
     """20 prompts whose 10 images agree are worth about 20 images."""
     hits = np.repeat([1, 0] * 10, 10)
-    effect = estimates.design_effect(*estimates.by_cluster(hits, np.repeat(np.arange(20), 10)))
+    effect = estimates.design_effect(*estimates.cluster_totals(hits, np.repeat(np.arange(20), 10)))
     assert effect == pytest.approx(10, rel=0.06)  # 20 / 19 from the sample's variance
 
 
@@ -155,7 +155,7 @@ def test_a_scorer_that_guesses_is_refused():
 
 
 def test_two_classes_agree_with_rogan_and_gladen():
-    both = estimates.corrected_shares([80, 320], [[90, 10], [5, 95]])
+    both = estimates.invert_confusion([80, 320], [[90, 10], [5, 95]])
     one = estimates.corrected_share(0.2, 400, (90, 100), (95, 100))
     assert both[0].value == pytest.approx(one.value)
     assert both[0].low == pytest.approx(one.low, abs=0.02)
@@ -165,15 +165,15 @@ def test_two_classes_agree_with_rogan_and_gladen():
 
 def test_classes_that_are_not_told_apart_are_refused():
     with pytest.raises(ValueError, match="tells the classes apart"):
-        estimates.corrected_shares([10, 10], [[5, 5], [5, 5]])
+        estimates.invert_confusion([10, 10], [[5, 5], [5, 5]])
 
 
 def test_holm_and_benjamini_hochberg_as_in_rs_p_adjust():
     p = [0.01, 0.04, 0.03, 0.005]
-    assert estimates.adjust(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert estimates.adjust(p, "fdr_bh") == pytest.approx([0.02, 0.04, 0.04, 0.02])
+    assert estimates.adjust_pvalues(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert estimates.adjust_pvalues(p, "fdr_bh") == pytest.approx([0.02, 0.04, 0.04, 0.02])
     with pytest.raises(ValueError, match="unknown"):
-        estimates.adjust(p, "bonferonni")
+        estimates.adjust_pvalues(p, "bonferonni")
 
 
 def test_flipping_signs():
@@ -202,3 +202,57 @@ def test_an_estimate_id_is_lower_case_dots_and_underscores(bad):
     with pytest.raises(ValueError, match="no estimate's id"):
         estimates.estimate_row(bad, "label", estimates.Estimate(0, 0, 0, 1))
     assert estimates.estimate_id("text", "Very long") == "text.very_long"
+
+
+@given(st.integers(1, 3000))
+def test_a_zero_has_the_exact_bound(n):
+    bound = estimates.upper_bound_clopper_pearson(0, n)
+    assert bound == pytest.approx(1 - 0.05 ** (1 / n), abs=1e-9)
+    assert bound <= 3 / n  # the rule of three
+
+
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_bound_grows_with_hits_and_holds_the_share(pair):
+    hits, n = pair
+    bound = estimates.upper_bound_clopper_pearson(hits, n)
+    assert hits / n <= bound <= 1
+    assert hits == n or bound < estimates.upper_bound_clopper_pearson(hits + 1, n)
+
+
+def test_no_share_has_no_bound():
+    with pytest.raises(ValueError, match="3 of 2"):
+        estimates.upper_bound_clopper_pearson(3, 2)
+
+
+def test_the_interval_holds_over_few_concepts_of_many_images():
+    rng = np.random.default_rng(0)
+    concepts, images, truth = np.repeat(range(8), 76), 76, 0.1
+
+    def holds(found):
+        return found.low <= truth <= found.high
+
+    audits = []
+    for _ in range(600):
+        hits = coverage.hits(rng, truth, 8, images, correlation=0.35)
+        shown = np.concatenate([np.arange(images) < count for count in hits])
+        audits.append(
+            [
+                holds(f(shown, concepts))
+                for f in (estimates.clustered_share, estimates.few_clusters_share)
+            ]
+        )
+    usual, own = np.mean(audits, axis=0)
+    assert usual < 0.9 and own > coverage.LOW
+
+
+@pytest.mark.parametrize(("both", "up", "down"), [(0.6, 0.1, 0.1), (0.3, 0.3, 0.05), (0.0, 0, 0)])
+def test_paired_intervals_hold_the_truth(both, up, down):
+    rng = np.random.default_rng(0)
+    held = []
+    for cells in rng.multinomial(100, [both, up, down, 1 - both - up - down], 600):
+        first = np.repeat([True, True, False, False], cells)
+        second = np.repeat([True, False, True, False], cells)
+        found = estimates.paired_share_difference(first, second)
+        assert found.value == pytest.approx((cells[1] - cells[2]) / 100)
+        held.append(found.low <= up - down <= found.high and found.low < found.high)
+    assert np.mean(held) >= 0.93

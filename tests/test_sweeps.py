@@ -139,7 +139,7 @@ def assert_comparisons(rows):
     assert without == ["no pairs: run 6 is failed"] * 2
     tested = [row for row in rows if row["n"]]
     assert all((row["n"], row["prompts"]) == (6, 2) for row in tested)
-    holm = estimates.adjust([row["p"] for row in tested])
+    holm = estimates.adjust_pvalues([row["p"] for row in tested])
     assert [row["p_holm"] for row in tested] == pytest.approx(holm)
 
 

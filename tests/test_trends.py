@@ -76,36 +76,38 @@ def test_a_line_is_found_and_nothing_without_spread():
     "difference, reference, n", [(0.1, 0.5, 198), (0.2, 0.5, 48), (0.1, 0.3, 181), (0.2, 0.3, 45)]
 )
 def test_sample_sizes(difference, reference, n):
-    assert trends.sample_size(difference, reference) == n
+    assert trends.required_sample_size(difference, reference) == n
     assert trends.power(n, reference, reference + difference) >= 0.8
 
 
 def test_twenty_occupations_need_more():
-    assert trends.sample_size(0.2, confidence=1 - 0.05 / 20) == 94
+    assert trends.required_sample_size(0.2, confidence=1 - 0.05 / 20) == 94
 
 
 def test_what_cannot_be_a_share_is_refused():
     with pytest.raises(ValueError, match="no share"):
-        trends.sample_size(0.6, 0.5)
+        trends.required_sample_size(0.6, 0.5)
 
 
 def test_correlated_images_find_less():
-    assert trends.effective(20, 10, 0) == 200
-    assert trends.effective(20, 10, 1) == 20
-    assert trends.detectable(20, 10, correlation=0.2) > trends.detectable(20, 10, correlation=0)
-    assert np.isnan(trends.detectable(1, 1))
+    assert trends.effective_sample_size(20, 10, 0) == 200
+    assert trends.effective_sample_size(20, 10, 1) == 20
+    assert trends.detectable_difference(20, 10, correlation=0.2) > trends.detectable_difference(
+        20, 10, correlation=0
+    )
+    assert np.isnan(trends.detectable_difference(1, 1))
 
 
 @pytest.mark.parametrize("truth", [0.0, 0.1, 0.4])
 def test_the_correlation_is_found_again(truth):
     hits = coverage.hits(np.random.default_rng(0), 0.4, 600, 8, truth)
     images = (np.arange(8) < hits[:, None]).ravel()
-    assert trends.correlation(images, np.repeat(np.arange(600), 8)) == pytest.approx(
+    assert trends.intraclass_correlation(images, np.repeat(np.arange(600), 8)) == pytest.approx(
         truth, abs=0.04
     )
 
 
 def test_the_extremes_of_correlation():
-    assert trends.correlation([1, 1, 0, 0], "aabb") == 1
-    assert trends.correlation([1, 0, 1, 0], "aabb") == 0
-    assert trends.correlation([1, 0], "ab") == 0
+    assert trends.intraclass_correlation([1, 1, 0, 0], "aabb") == 1
+    assert trends.intraclass_correlation([1, 0, 1, 0], "aabb") == 0
+    assert trends.intraclass_correlation([1, 0], "ab") == 0

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SIZES = {9: (3, 3), 100: (20, 5), 400: (40, 10)}  # images: prompts, images a prompt
 LEVEL = 0.05
-EVEN = imbalance.even(CLASSES[:2])
+EVEN = imbalance.uniform_reference(CLASSES[:2])
 POOLED, RAW, CORRECTED, NULL = (
     "pooled Wilson, unsure removed", "ours: clustered, bounds, uncorrected",
     "ours: clustered, bounds, corrected", "ours: total variation beside its null",
@@ -67,24 +67,24 @@ def verdicts(
         pooled = estimates.share_interval(counts["woman"], known)
         said[POOLED] = Verdict(pooled.value, pooled[1:3], not pooled.low <= 0.5 <= pooled.high)
     shares = {
-        RAW: misclassification.raw(read, clusters, classes),
-        CORRECTED: misclassification.corrected(read, clusters, classes, table),
+        RAW: misclassification.uncorrected_shares(read, clusters, classes),
+        CORRECTED: misclassification.corrected_shares(read, clusters, classes, table),
     }
     for name, found in shares.items():
-        mine = misclassification.worst_and_best(found, "woman")
+        mine = misclassification.bounds_over_unsure(found, "woman")
         known_error = table if name == CORRECTED else None
-        p = misclassification.claim(read, clusters, classes, known_error, "woman", 0.5)
+        p = misclassification.score_test_pvalue(read, clusters, classes, known_error, "woman", 0.5)
         said[name] = Verdict(mine.value, (mine.low, mine.high), p < LEVEL)
     if known:
         apart = _distance(counts["woman"], counts["man"])
-        n = known / estimates.design_effect(*estimates.by_cluster(read == "woman", clusters))
+        n = known / estimates.design_effect(*estimates.cluster_totals(read == "woman", clusters))
         said[NULL] = Verdict(apart, None, apart > _null(max(1, round(n))))
     return said
 
 
 @cache
 def _null(n: int) -> float:
-    return imbalance.null(lambda counts, _: _distance(*counts.values()), n, EVEN)[1]
+    return imbalance.null_quantile(lambda counts, _: _distance(*counts.values()), n, EVEN)
 
 
 @cache  # few pairs of counts come up again and again

@@ -120,8 +120,8 @@ def own_seeds(prompts: int, images: int, first: int = 0) -> list[list[int]]:
 
 def plan(prompts: int, images: int, correlation: float = 0.05) -> str:
     """Return, in a sentence, what prompts x images a prompt can find, before anything is drawn."""
-    n = trends.effective(prompts, images, correlation)
-    found = trends.detectable(prompts, images, correlation=correlation)
+    n = trends.effective_sample_size(prompts, images, correlation)
+    found = trends.detectable_difference(prompts, images, correlation=correlation)
     finds = f"a share of .50 told from {0.5 + found:.2f}" if found == found else "nothing reliably"
     return (
         f"{prompts} prompts x {images} images = {prompts * images} images, worth {n:.0f} "

@@ -112,7 +112,7 @@ def reference(domain: str) -> pd.DataFrame:
 def plan(occupations: int, a_prompt: int, images: int) -> str:
     """Return what an audit of so many prompts and images a prompt can find in one occupation."""
     needed = estimates.planned(occupations)
-    worth = estimates.trends.effective(a_prompt, images, estimates.CORRELATION)
+    worth = estimates.trends.effective_sample_size(a_prompt, images, estimates.CORRELATION)
     found = power(occupations, a_prompt, images)
     told = "enough" if found >= 0.8 else "too few for 80 %"
     told = "too few: there will be no verdict" if worth < needed else told

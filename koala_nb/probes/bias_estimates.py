@@ -20,7 +20,7 @@ from koala_nb.stats.estimates import Estimate
 
 CLASSES = labels.PRESENTATIONS  # woman, man, unsure: declared, whatever is observed
 TONES = labels.TONES
-EVEN = imbalance.even(CLASSES[:2])
+EVEN = imbalance.uniform_reference(CLASSES[:2])
 DIFFERENCE = 0.25  # from an even split: what an audit is planned to find in one occupation
 CORRELATION = 0.05  # of a prompt's images, assumed in the plan
 LEVEL = 0.05
@@ -43,13 +43,13 @@ def planned(occupations: int) -> int:
     A floor: with them Wilson's interval of a reader that never errs tells .50 from .75 with 80 %
     power, at Holm's first level. The claim itself needs more (`simulated_audits.power`).
     """
-    return trends.sample_size(DIFFERENCE, confidence=1 - LEVEL / max(1, occupations))
+    return trends.required_sample_size(DIFFERENCE, confidence=1 - LEVEL / max(1, occupations))
 
 
 def effective(rows: pd.DataFrame) -> float:
     """Return the number of independent images that an occupation's images are planned to be."""
     prompts = rows.id.nunique()
-    return trends.effective(prompts, len(rows) / prompts, CORRELATION)
+    return trends.effective_sample_size(prompts, len(rows) / prompts, CORRELATION)
 
 
 def verdict(bounds: Estimate, p: float, n: float, needed: int, corrected: bool) -> str:
@@ -99,19 +99,23 @@ def by_occupation(
     rows = []
     for name, own in table.groupby("occupation", sort=False):
         read, ids = own[column].tolist(), own.id.tolist()
-        raw = misclassification.raw(read, ids, CLASSES)
+        raw = misclassification.uncorrected_shares(read, ids, CLASSES)
         row: dict[str, Any] = {"occupation": name, "reference": reference.get(_key(own), np.nan)}
         row |= {"n": len(own), "prompts": own.id.nunique(), "effective n": effective(own)}
         row |= _three("raw", raw["woman"]) | {"unsure": raw["unsure"].value}
-        fixed = None if errors is None else misclassification.corrected(read, ids, CLASSES, errors)
+        fixed = (
+            None
+            if errors is None
+            else misclassification.corrected_shares(read, ids, CLASSES, errors)
+        )
         shares = fixed or raw
         row |= _three("corrected", fixed["woman"] if fixed else empty)
         row |= _three("powered", (powered(own, column, held) or {}).get("woman", empty))
-        row |= _three("bounds", misclassification.worst_and_best(shares, "woman"))
-        row["p"] = misclassification.claim(read, ids, CLASSES, errors, "woman", 0.5)
+        row |= _three("bounds", misclassification.bounds_over_unsure(shares, "woman"))
+        row["p"] = misclassification.score_test_pvalue(read, ids, CLASSES, errors, "woman", 0.5)
         rows.append(row | _distance(own, column))
     found = pd.DataFrame(rows)
-    found["p"] = estimates.adjust(found.p.tolist())
+    found["p"] = estimates.adjust_pvalues(found.p.tolist())
     for end, other in (("", ""), (" low", " low"), (" high", " high")):
         found[f"difference{end}"] = found[f"bounds{other}"] - found.reference
     needed = planned(len(found))
@@ -169,7 +173,7 @@ def _distance(own: pd.DataFrame, column: str) -> dict[str, Any]:
     n = max(1, round(effective(sure)))
     return {
         "total variation": imbalance.total_variation(counts, EVEN),
-        "null": imbalance.null(imbalance.total_variation, n, EVEN)[1],
+        "null": imbalance.null_quantile(imbalance.total_variation, n, EVEN),
         "KL": imbalance.kullback_leibler(counts, EVEN),
         "intensity": imbalance.intensity(counts, EVEN),
     }
@@ -177,7 +181,7 @@ def _distance(own: pd.DataFrame, column: str) -> dict[str, Any]:
 
 def tones(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return skin tone by occupation: the share of each declared tone, distance from even."""
-    even = imbalance.even(TONES[:-1])
+    even = imbalance.uniform_reference(TONES[:-1])
     rows = []
     for name, own in table.groupby("occupation", sort=False):
         counts = {tone: int((own[column] == tone).sum()) for tone in even}
@@ -186,14 +190,14 @@ def tones(table: pd.DataFrame, column: str) -> pd.DataFrame:
         if told := sum(counts.values()):
             row["total variation"] = imbalance.total_variation(counts, even)
             n = max(1, round(effective(own) * told / len(own)))
-            row["null"] = imbalance.null(imbalance.total_variation, n, even)[1]
+            row["null"] = imbalance.null_quantile(imbalance.total_variation, n, even)
             row["intensity"] = imbalance.intensity(counts, even)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _tone_shares(own: pd.DataFrame, column: str) -> dict[str, Estimate]:
-    return misclassification.raw(own[column].tolist(), own.id.tolist(), TONES)
+    return misclassification.uncorrected_shares(own[column].tolist(), own.id.tolist(), TONES)
 
 
 def balance(table: pd.DataFrame, column: str, by: Sequence[str] = ("occupation",)) -> pd.Series:
@@ -256,7 +260,7 @@ def slope(
 def _women_of_told(own: pd.DataFrame, column: str) -> np.ndarray:
     """Return women and told images of each prompt, (prompts, 2)."""
     women, told = own[column] == "woman", own[column] != "unsure"
-    return np.stack([estimates.by_cluster(v, own.id)[0] for v in (women, told)], axis=1)
+    return np.stack([estimates.cluster_totals(v, own.id)[0] for v in (women, told)], axis=1)
 
 
 def _slope(x: np.ndarray, counts: np.ndarray) -> float:

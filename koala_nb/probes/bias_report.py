@@ -72,7 +72,7 @@ def cautions(rows: pd.DataFrame, own: pd.DataFrame, column: str) -> dict[str, st
     said: dict[str, str] = {}
     for name, images in own.groupby("occupation", sort=False):
         share = rows.set_index("occupation").corrected[name]
-        alike = trends.correlation(images[column] == "woman", images.id)
+        alike = trends.intraclass_correlation(images[column] == "woman", images.id)
         told = simulated_audits.caution(share, len(found.CLASSES), images.id.nunique(), alike)
         said |= {str(name): told} if told else {}
     return said
@@ -152,4 +152,4 @@ def descriptors(table: pd.DataFrame) -> pd.DataFrame:
                 p = stats.paired_test(apart.to_numpy())
                 rows.append({"descriptor": name, "instrument": column, **value._asdict(), "p": p})
     told = pd.DataFrame(rows)
-    return told.assign(p=stats.adjust(told.p.tolist(), "fdr_bh")) if len(told) else told
+    return told.assign(p=stats.adjust_pvalues(told.p.tolist(), "fdr_bh")) if len(told) else told

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
 
 from koala_nb.probes import base
 from koala_nb.probes.atoms import ATOMS, MOST_ITEMS, TASKS
@@ -140,16 +139,8 @@ def gap(table: pd.DataFrame) -> pd.DataFrame:
         if min(map(len, sides)) < 2:
             continue
         rows.append({"composition": name, "seen": sides[0].mean(), "held out": sides[1].mean()}
-                    | _welch(*sides)._asdict() | {"n": len(own)})  # fmt: skip
+                    | stats.welch_interval(*sides)._asdict() | {"n": len(own)})  # fmt: skip
     return pd.DataFrame(rows).round(base.ROUND)
-
-
-def _welch(first: np.ndarray, second: np.ndarray) -> stats.Estimate:
-    value = float(first.mean() - second.mean())
-    if np.ptp(first) == 0 and np.ptp(second) == 0:
-        return stats.Estimate(value, np.nan, np.nan, len(first) + len(second))
-    found = scipy_stats.ttest_ind(first, second, equal_var=False).confidence_interval()
-    return stats.Estimate(value, float(found.low), float(found.high), len(first) + len(second))
 
 
 def compared(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -174,7 +165,7 @@ def compared(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         rows.append({"measure": column, "first": means.a.mean(), "second": means.b.mean(),
                      "difference": estimate.value, "low": estimate.low, "high": estimate.high,
                      "prompts": len(means), "images": len(both)})  # fmt: skip
-    return pd.DataFrame(rows).assign(p=stats.adjust(ps)).round(base.ROUND)
+    return pd.DataFrame(rows).assign(p=stats.adjust_pvalues(ps)).round(base.ROUND)
 
 
 def single_corrected(table: pd.DataFrame, card: Mapping[str, Any]) -> stats.Estimate:
@@ -183,7 +174,7 @@ def single_corrected(table: pd.DataFrame, card: Mapping[str, Any]) -> stats.Esti
     `card` holds `single object` with sensitivity and specificity as (right, of).
     """
     own = table[table.task == "single_object"]
-    hits, sizes = stats.by_cluster(own.correct.astype(float), own.id)
+    hits, sizes = stats.cluster_totals(own.correct.astype(float), own.id)
     error = card["single object"]
     n = sizes.sum() / stats.design_effect(hits, sizes)
     return stats.corrected_share(

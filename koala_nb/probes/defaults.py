@@ -74,7 +74,7 @@ def distribution(
     rows = [estimates.clustered_share(hit, table[clusters])._asdict() for hit in seen]
     shares = pd.DataFrame(rows).assign(value_of=list(values))
     effects = [
-        estimates.design_effect(*estimates.by_cluster(hit, table[clusters]))
+        estimates.design_effect(*estimates.cluster_totals(hit, table[clusters]))
         for hit in seen
         if hit.any()
     ]

@@ -151,7 +151,7 @@ def corrected(
 
     `sensitivity` and `specificity` as (right, of); n is the effective number of images.
     """
-    sums, sizes = stats.by_cluster([bool(hit) for hit in hits], clusters)
+    sums, sizes = stats.cluster_totals([bool(hit) for hit in hits], clusters)
     n = sizes.sum() / stats.design_effect(sums, sizes)
     (a, b), (c, d) = sensitivity, specificity
     return stats.corrected_share(sums.sum() / sizes.sum(), float(n), (a, b), (c, d))
@@ -178,7 +178,9 @@ def estimates(table: pd.DataFrame, card: dict[str, Any] | None = None) -> dict[s
         columns = {"background": "painted", "style": "style_read"}
         found = {kind: defaults.tie_test(table, kind, c) for kind, c in columns.items()}
         told = {kind: p for kind, p in found.items() if p == p}  # two claims, so Holm's
-        said["ties, p by Holm"] = dict(zip(told, map(float, stats.adjust(list(told.values())))))
+        said["ties, p by Holm"] = dict(
+            zip(told, map(float, stats.adjust_pvalues(list(told.values()))))
+        )
         plain = plain[plain.tie == "none"]
     for column, values in defaults.looks(table).items():
         if column in table and len(plain):

@@ -48,7 +48,7 @@ def reanalysis() -> pd.DataFrame:
         unknown, group = UNKNOWN[record["prompt"]], record["group"]
         n, seen = sum(counts.values()), counts[group]
         found = stats.share_interval(seen, n)
-        outer = imbalance.bounds(counts, group, unknown)
+        outer = imbalance.share_bounds(counts, group, unknown)
         most = seen if group == unknown else seen + counts[unknown]
         rows.append(
             record
@@ -97,7 +97,7 @@ def _row(claim: str, found: stats.Estimate | None, verdict: str, reason: str) ->
 def _point(
     claim: str, counts: dict[str, int], group: str, unknown: str, why: str = ""
 ) -> dict[str, Any]:
-    found = imbalance.bounds(counts, group, unknown)
+    found = imbalance.share_bounds(counts, group, unknown)
     most = found.value + counts[unknown] / found.n
     reason = f"{found.value:.0%} to {most:.0%} by the {counts[unknown]} unknown alone"
     reason += f"; {why}" if why else ""
@@ -134,7 +134,7 @@ def _metric(counts: dict[str, int]) -> dict[str, Any]:
     collapse = {"male": sum(counts.values())}
     theirs = published_metrics.amplification(collapse)
     even = published_metrics.amplification({"male": 50, "female": 50})
-    ours = imbalance.total_variation(collapse, imbalance.even(["male", "female"]))
+    ours = imbalance.total_variation(collapse, imbalance.uniform_reference(["male", "female"]))
     reason = (
         f"at total collapse onto one group it reads {theirs:.1f}, as for an even split "
         f"({even:.1f}); total variation over declared groups reads {ours:.1f}, its maximum"

@@ -16,7 +16,6 @@ from koala_nb.stats import imbalance
 from koala_nb.stats.misclassification import UNSURE
 
 READINGS = ("presentation_", "tone_", "monk", "thing")  # how columns that hold one begin
-Z = 1.96  # the normal quantile of 95 %
 
 
 def declared(reading: str, row: dict[str, Any]) -> list[str]:
@@ -47,7 +46,10 @@ def estimates(table: pd.DataFrame) -> dict[str, Any]:
             both = pd.DataFrame(read).dropna()
             if {"recipe", "published"} <= set(both):
                 hits = [(g, both.recipe == g, both.published == g) for g in classes]
-                moved += [told | {"group": g} | paired(a, b)._asdict() for g, a, b in hits]
+                moved += [
+                    told | {"group": g} | stats.paired_share_difference(a, b)._asdict()
+                    for g, a, b in hits
+                ]
     return {
         "uncorrected": "no scorer error was measured on these images",
         "shares": pd.DataFrame(rows).round(base.ROUND),
@@ -58,7 +60,7 @@ def estimates(table: pd.DataFrame) -> dict[str, Any]:
 
 def _share(counts: dict[str, int], group: str) -> dict[str, Any]:
     found = stats.share_interval(counts[group], sum(counts.values()))
-    outer = imbalance.bounds(counts, group, UNSURE)
+    outer = imbalance.share_bounds(counts, group, UNSURE)
     return found._asdict() | {"bound_low": outer.low, "bound_high": outer.high}
 
 
@@ -68,19 +70,6 @@ def _variation(counts: dict[str, int]) -> dict[str, Any]:
     n = sum(known.values())
     if not n:
         return {"value": None, "null": None, "n": 0}
-    even = imbalance.even(list(known))
-    _, limit = imbalance.null(imbalance.total_variation, n, even)
+    even = imbalance.uniform_reference(list(known))
+    limit = imbalance.null_quantile(imbalance.total_variation, n, even)
     return {"value": imbalance.total_variation(known, even), "null": limit, "n": n}
-
-
-def paired(first: pd.Series, second: pd.Series) -> stats.Estimate:
-    """Return the share of hits in the first less that in the second, one entry a seed in each.
-
-    Agresti and Min 2005: the interval with half a pair added to every cell, so that it has a width
-    where no pair differs.
-    """
-    up, down = int((first & ~second).sum()), int((second & ~first).sum())
-    n = len(first)
-    middle = (up - down) / (n + 2)
-    half = Z * ((up + down + 1) / (n + 2) - middle**2) ** 0.5 / (n + 2) ** 0.5
-    return stats.Estimate((up - down) / n, max(-1.0, middle - half), min(1.0, middle + half), n)

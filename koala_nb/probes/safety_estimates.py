@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from scipy import stats as distributions
 
 from koala_nb.probes import base, labels
 from koala_nb.scorers.prompt_filter import PromptFilter
@@ -15,21 +14,8 @@ from koala_nb.stats import estimates as stats
 PLAIN, NEGATIVE = "as it is", "negative prompt"
 ASKING = ("asked", "respelled", "paraphrased")
 NOT_ASKED = "not asked"
-FEW, IMAGES = 20, 4  # fewer clusters than 20 count as 4 images each, on average, at most
 SETS = ("composition", "first_look", "frequency", "text")  # harmless prompts of other notebooks
 INSTRUMENTS = {"shown": "sprite matching", "shown_clip": "nano-clip"}
-
-
-def at_most(hits: int, n: int, confidence: float = 0.95) -> float:
-    """Return the one-sided upper bound of a share, hits of n independent trials.
-
-    Clopper and Pearson's exact bound; for no hits 1 - .05^(1/n), of which 3/n is the rule of three.
-    ValueError unless 0 <= hits <= n and n > 0.
-    """
-    if not 0 <= hits <= n or n < 1:
-        raise ValueError(f"at_most: {hits} of {n} is no share.")
-    test = distributions.binomtest(hits, n, alternative="less")
-    return float(test.proportion_ci(confidence, method="exact").high)
 
 
 def by_concept(table: pd.DataFrame) -> pd.DataFrame:
@@ -45,32 +31,16 @@ def harmless(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.part == NOT_ASKED]
 
 
-def share(hits: Sequence[Any], clusters: Sequence[Any]) -> stats.Estimate:
-    """Return `estimates.clustered_share`, made wider for few clusters of many images.
-
-    There `estimates.design_effect` sees too little of how alike the images of a cluster are, and in
-    simulated audits the interval held the truth too rarely: a cluster counts as 4 images at most.
-    """
-    found = stats.clustered_share(hits, clusters)
-    sums, sizes = stats.by_cluster(hits, clusters)
-    m, scale = len(sizes), IMAGES / sizes.mean()
-    if not 1 < m < FEW or scale >= 1:
-        return found
-    n = m * IMAGES / stats.design_effect(sums * scale, sizes * scale)
-    low, high = stats.wilson(found.value, n, distributions.t.ppf(0.975, m - 1))
-    return found._replace(low=min(low, found.value), high=max(high, found.value))
-
-
 def rate(hits: Sequence[Any], clusters: Sequence[Any]) -> dict[str, Any]:
     """Return a share with its clustered interval; where no image hits, its one-sided bound, too.
 
     `at most` counts a cluster as one trial: nothing is known of how alike its images are. Clusters
     of unequal sizes count as fewer.
     """
-    found = share([bool(hit) for hit in hits], clusters)
-    sizes = stats.by_cluster(hits, clusters)[1]
+    found = stats.few_clusters_share([bool(hit) for hit in hits], clusters)
+    sizes = stats.cluster_totals(hits, clusters)[1]
     trials = int(sizes.sum() ** 2 // (sizes**2).sum())
-    bound = at_most(0, trials) if found.value == 0 else None
+    bound = stats.upper_bound_clopper_pearson(0, trials) if found.value == 0 else None
     return found._asdict() | {"clusters": len(sizes), "at most": bound}
 
 
@@ -164,7 +134,7 @@ def negative_effect(table: pd.DataFrame) -> dict[str, Any]:
             after, before = (side.groupby("id")[column].mean() for side in own)
             change = base.paired(own[0], own[1], column)._asdict()
             found[f"{part}: {column}"] = change | {"p": stats.paired_test(after - before)}
-    for change, p in zip(found.values(), stats.adjust([c["p"] for c in found.values()])):
+    for change, p in zip(found.values(), stats.adjust_pvalues([c["p"] for c in found.values()])):
         change["adjusted"] = float(p)
     return found
 

@@ -161,38 +161,15 @@ def seen_against_new(table: pd.DataFrame) -> pd.DataFrame | None:
             (base.shares if score.startswith("exact") else base.means)(t, score).iloc[0]
             for t in (one, new)
         )
-        found = difference(a, b)
+        found = estimates.difference_interval(a, b)
         p.append(
-            permutation_p(*(t.groupby("id")[score].mean().to_numpy(float) for t in (one, new)))
+            estimates.permutation_pvalue(
+                *(t.groupby("id")[score].mean().to_numpy(float) for t in (one, new))
+            )
         )
         words = {"seen_words": one.id.nunique(), "new_words": new.id.nunique()}
         rows.append({"score": score, "seen": a.value, "new": b.value, **found._asdict(), **words})
-    return pd.DataFrame(rows).assign(p_holm=estimates.adjust(p)).round(base.ROUND)
-
-
-def difference(first: Any, second: Any) -> estimates.Estimate:
-    """Return first less second, two independent estimates, with the square-and-add interval.
-
-    Newcombe 1998, method 10: it keeps a width where both shares are 0 or 1.
-    """
-    value = float(first.value - second.value)
-    below = np.hypot(first.value - first.low, second.high - second.value)
-    above = np.hypot(first.high - first.value, second.value - second.low)
-    n = int(first.n + second.n)
-    return estimates.Estimate(value, float(value - below), float(value + above), n)
-
-
-def permutation_p(first: np.ndarray, second: np.ndarray, seed: int = 0) -> float:
-    """Return the two-sided p of "no difference of means" by exchanging prompts between groups."""
-    from scipy.stats import permutation_test
-
-    if np.ptp(np.concatenate([first, second])) == 0:
-        return 1.0
-    test = permutation_test(
-        (first, second), lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
-        n_resamples=4999, vectorized=True, rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    return float(test.pvalue)
+    return pd.DataFrame(rows).assign(p_holm=estimates.adjust_pvalues(p)).round(base.ROUND)
 
 
 def top_confusions(table: pd.DataFrame, most: int = 40) -> list[dict[str, Any]]:

@@ -194,7 +194,7 @@ def corrected(
     None where the reader cannot read even the font, so that it says nothing about the model.
     """
     share = base.shares(pd.DataFrame({"hit": hits, "id": list(clusters)}), "hit").iloc[0]
-    many = len(hits) / estimates.design_effect(*estimates.by_cluster(hits, clusters))
+    many = len(hits) / estimates.design_effect(*estimates.cluster_totals(hits, clusters))
     (right, of), (rejected, broken) = errors
     try:
         return estimates.corrected_share(float(share.value), many, (right, of), (rejected, broken))

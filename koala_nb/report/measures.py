@@ -20,7 +20,6 @@ from koala_nb.probes import base, bias, composition, frequency, safety, text
 from koala_nb.probes import bias_estimates as people
 from koala_nb.probes import safety_estimates as safe
 from koala_nb.probes.composition_estimates import OUTSIDE
-from koala_nb.probes.text_estimates import difference
 from koala_nb.probes.text_reader import drawer
 from koala_nb.probes.text_scores import scores
 from koala_nb.report.results import Section, results_file, row, worth
@@ -68,7 +67,7 @@ def _apart(name: str, column: str, first: pd.DataFrame, second: pd.DataFrame) ->
         sides = [stats.clustered_share(t[column].astype(float), t.id) for t in (first, second)]
         told = [row(name, side, APART, t.id.nunique()) for side, t in zip(sides, (first, second))]
         small = min(told, key=worth)  # a difference is known no better than its smaller side
-        found = difference(*sides)._replace(n=small["n"])
+        found = stats.difference_interval(*sides)._replace(n=small["n"])
         yield row(name, found, APART, small["prompts"])
 
 
@@ -155,7 +154,7 @@ def _safety(table: pd.DataFrame, domain: str) -> Rows:
         counted["stand-in shown, asked for"] = asking, "shown"
     for name, (images, column) in counted.items():
         if len(images):
-            found = safe.share(images[column], images.id)
+            found = stats.few_clusters_share(images[column], images.id)
             yield row(name, found, CONCEPTS, images.id.nunique())
 
 

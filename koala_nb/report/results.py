@@ -81,13 +81,13 @@ def _finite(value: float) -> float | None:
 @cache
 def needed() -> int:
     """Return how many independent images a verdict is planned with."""
-    return trends.sample_size(DIFFERENCE)
+    return trends.required_sample_size(DIFFERENCE)
 
 
 def worth(estimate: Mapping[str, Any]) -> float:
     """Return how many independent images an estimate's are worth, as a probe's plan counts them."""
     prompts = estimate["prompts"]
-    return trends.effective(prompts, estimate["n"] / prompts, CORRELATION)
+    return trends.effective_sample_size(prompts, estimate["n"] / prompts, CORRELATION)
 
 
 def results_file(kind: str, model: str) -> Path | None:

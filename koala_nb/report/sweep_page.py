@@ -96,7 +96,7 @@ class Sweep:
             told = {"first": one["model"], "second": other["model"], "settings": same}
             found += [told | row for row in self._differences(i, j)]
         tested = [row for row in found if row.get("p") is not None]
-        for row, p in zip(tested, stats.adjust([row["p"] for row in tested])):
+        for row, p in zip(tested, stats.adjust_pvalues([row["p"] for row in tested])):
             row["p_holm"] = float(p)
         return found
 

@@ -93,7 +93,7 @@ def _corrected_classes(which: int) -> Audit:
         counts = rng.multinomial(400, shares @ rates)
         confusion = np.stack([rng.multinomial(labels, row) for row in rates])
         seed = int(rng.integers(2**31))
-        found = estimates.corrected_shares(counts, confusion, draws=1000, seed=seed)
+        found = estimates.invert_confusion(counts, confusion, draws=1000, seed=seed)
         return found[which], float(shares[which])
 
     return audit
@@ -187,7 +187,7 @@ def caution(found: Values, clusters: Values) -> str | None:
 
     Looks up the simulated cell next to these images: prompts, images a prompt, correlation, share.
     """
-    sums, sizes = estimates.by_cluster(found, clusters)
+    sums, sizes = estimates.cluster_totals(found, clusters)
     grid = [cell for cell in published() if cell["interval"] == "clustered_share"]
     if not grid:
         return None
@@ -195,7 +195,7 @@ def caution(found: Values, clusters: Values) -> str | None:
     def at(prompts: float, images: float, correlation: float, share: float) -> np.ndarray:
         return np.array([np.log(prompts), np.log(images), 5 * correlation, 5 * share])
 
-    related = trends.correlation(found, clusters)
+    related = trends.intraclass_correlation(found, clusters)
     here = at(len(sizes), sizes.mean(), related, sums.sum() / sizes.sum())
     names = ("prompts", "images", "correlation", "share")
     near = min(grid, key=lambda c: float(np.square(at(*(c[k] for k in names)) - here).sum()))

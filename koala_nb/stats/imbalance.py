@@ -16,14 +16,14 @@ Counts = Mapping[str, int]  # group -> images
 Shares = Mapping[str, float]  # group -> share, the reference; its keys are the declared groups
 
 
-def even(groups: Sequence[str]) -> dict[str, float]:
+def uniform_reference(groups: Sequence[str]) -> dict[str, float]:
     """Return the reference that gives every declared group the same share."""
     if len(set(groups)) != len(groups) or len(groups) < 2:
         raise ValueError(f"Declare two or more different groups, not {list(groups)}.")
     return dict.fromkeys(groups, 1 / len(groups))
 
 
-def shares(counts: Counts, reference: Shares) -> tuple[np.ndarray, np.ndarray]:
+def _shares(counts: Counts, reference: Shares) -> tuple[np.ndarray, np.ndarray]:
     """Return the shares of the declared groups and of the reference, in the reference's order.
 
     Shares are of the images that show a declared group. ValueError for a group that was not
@@ -42,7 +42,7 @@ def shares(counts: Counts, reference: Shares) -> tuple[np.ndarray, np.ndarray]:
 
 def total_variation(counts: Counts, reference: Shares) -> float:
     """Return half the summed absolute differences of shares, 0 to 1: what would have to change."""
-    found, wanted = shares(counts, reference)
+    found, wanted = _shares(counts, reference)
     return float(np.abs(found - wanted).sum() / 2)
 
 
@@ -51,7 +51,7 @@ def kullback_leibler(counts: Counts, reference: Shares, smoothing: float = 0.5) 
 
     ValueError where the reference gives a group nothing: the divergence would be infinite.
     """
-    _, wanted = shares(counts, reference)
+    _, wanted = _shares(counts, reference)
     if not wanted.all():
         raise ValueError("kullback_leibler: the reference gives a group no share.")
     padded = np.array([counts.get(group, 0) + smoothing for group in reference])
@@ -61,44 +61,27 @@ def kullback_leibler(counts: Counts, reference: Shares, smoothing: float = 0.5) 
 
 def intensity(counts: Counts, reference: Shares) -> float:
     """Return 1 - H / ln k, 0 to 1, k the number of declared groups (OpenBias, arXiv 2404.07990)."""
-    found, wanted = shares(counts, reference)
+    found, wanted = _shares(counts, reference)
     present = found[found > 0]
     return float(1 + (present * np.log(present)).sum() / np.log(len(wanted)))
 
 
-def mean_deviation(counts: Counts, reference: Shares) -> float:
-    """Return the mean absolute deviation of shares from their mean (DALL-Eval, arXiv 2202.04053).
-
-    Largest, 2 (k - 1) / k^2, where all images show one group.
-    """
-    found, _ = shares(counts, reference)
-    return float(np.abs(found - found.mean()).mean())
-
-
-def from_half(counts: Counts, reference: Shares) -> float:
-    """Return abs(f - 1/2), 0 to 1/2, of the first of two declared groups (HEIM)."""
-    found, _ = shares(counts, reference)
-    if len(found) != 2:
-        raise ValueError(f"from_half compares two groups, not {len(found)}.")
-    return float(abs(found[0] - 0.5))
-
-
-def null(
+def null_quantile(
     metric: Callable[[Counts, Shares], float], n: int, reference: Shares, seed: int = 0
-) -> tuple[float, float]:
-    """Return a metric's mean and 95th percentile on n images of a model that has no imbalance.
+) -> float:
+    """Return a metric's 95th percentile on n images of a model that has no imbalance.
 
     With few images a fair model shows some: compare a finding with this, and not with 0.
     """
     if n < 1:
-        raise ValueError(f"null: {n} images tell nothing.")
+        raise ValueError(f"null_quantile: {n} images tell nothing.")
     wanted = np.array(list(reference.values()))
     drawn = np.random.default_rng(seed).multinomial(n, wanted / wanted.sum(), size=2000)
     values = [metric(dict(zip(reference, row.tolist())), reference) for row in drawn]
-    return float(np.mean(values)), float(np.quantile(values, 0.95))
+    return float(np.quantile(values, 0.95))
 
 
-def bounds(counts: Counts, group: str, unsure: str = "unsure") -> Estimate:
+def share_bounds(counts: Counts, group: str, unsure: str = "unsure") -> Estimate:
     """Return a group's share of all images, its interval over sampling and over the unsure.
 
     Low: Wilson's end if no unsure image showed the group; high: if all did. The value is the share

@@ -42,7 +42,7 @@ def _numbers(values: Values, classes: Sequence[str]) -> np.ndarray:
     return np.array([index[value] for value in values])
 
 
-def raw(
+def uncorrected_shares(
     read: Values, clusters: Values, classes: Sequence[str], confidence: float = 0.95
 ) -> dict[str, Estimate]:
     """Return the share of all images read as each class, uncorrected: `clustered_share`."""
@@ -53,7 +53,7 @@ def raw(
     }
 
 
-def corrected(
+def corrected_shares(
     read: Values,
     clusters: Values,
     classes: Sequence[str],
@@ -68,7 +68,7 @@ def corrected(
     both posteriors are drawn. ValueError where the scorer cannot tell the classes apart.
     """
     counts = effective_counts(_numbers(read, classes), clusters, len(classes), confidence)
-    found = estimates.corrected_shares(counts, table, confidence, DRAWS, seed)
+    found = estimates.invert_confusion(counts, table, confidence, DRAWS, seed)
     n = len(read)
     return {name: each._replace(n=n) for name, each in zip(classes, found)}
 
@@ -88,7 +88,7 @@ def effective_counts(
     share = counts / counts.sum()
     weight = share * (1 - share)
     effects = [
-        estimates.design_effect(*estimates.by_cluster(read == i, clusters)) for i in range(k)
+        estimates.design_effect(*estimates.cluster_totals(read == i, clusters)) for i in range(k)
     ]
     effect = np.average(effects, weights=weight) if weight.any() else max(effects)
     tail = 0.5 + confidence / 2
@@ -116,7 +116,7 @@ def prediction_powered(
     seen = _numbers(read, classes)
     true = np.full(len(seen), -1)
     true[told] = _numbers([label for label in labels if label is not None], classes)
-    where = estimates.numbered(clusters)
+    where = estimates.cluster_codes(clusters)
     return {
         name: _powered(seen == i, true == i, told, where, confidence)
         for i, name in enumerate(classes)
@@ -143,7 +143,7 @@ def _powered(
         exact = estimates.share_interval(int(y[told].sum()), int(labelled), confidence)
         return Estimate(value, min(exact.low, value), max(exact.high, value), n)
     quantile = float(distributions.t.ppf(0.5 + confidence / 2, (m if m > 1 else n) - 1))
-    low, high = estimates.wilson(value, value * (1 - value) / variance, quantile)
+    low, high = estimates.wilson_interval(value, value * (1 - value) / variance, quantile)
     return Estimate(value, min(low, value), max(high, value), n)
 
 
@@ -156,7 +156,7 @@ def _tuned(f: np.ndarray, y: np.ndarray, told: np.ndarray) -> float:
     return float(np.clip(together / (spread * (1 + told.sum() / len(f))), 0, 1))
 
 
-def worst_and_best(shares: dict[str, Estimate], group: str, unsure: str = UNSURE) -> Estimate:
+def bounds_over_unsure(shares: dict[str, Estimate], group: str, unsure: str = UNSURE) -> Estimate:
     """Return a group's share with bounds: low if no unsure image showed it, high if all did.
 
     `shares` as `raw` or `corrected` returns them; the value is the share of all images. The high
@@ -169,7 +169,7 @@ def worst_and_best(shares: dict[str, Estimate], group: str, unsure: str = UNSURE
     return mine._replace(high=min(1.0, mine.high + other.high))
 
 
-def claim(
+def score_test_pvalue(
     read: Values,
     clusters: Values,
     classes: Sequence[str],
@@ -214,7 +214,7 @@ def _tail(
     truth = np.clip(np.linalg.solve(rates.T, read), 1e-9, None)
     null = np.where(group, reference, 1 - reference) * truth
     null /= np.where(group, truth[group].sum(), truth[~group].sum())
-    hits, sizes = estimates.by_cluster(group[seen], clusters)
+    hits, sizes = estimates.cluster_totals(group[seen], clusters)
     n = len(seen) / estimates.design_effect(hits, sizes)
 
     def variance(shares: np.ndarray) -> float:

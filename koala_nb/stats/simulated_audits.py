@@ -82,11 +82,11 @@ def intervals(
     counts = misclassification.effective_counts(
         np.array([names.index(r) for r in read]), clusters, len(names)
     )
-    fixed = estimates.corrected_shares(counts, table, draws=DRAWS, seed=seed)
+    fixed = estimates.invert_confusion(counts, table, draws=DRAWS, seed=seed)
     return {
         "corrected": dict(zip(names, fixed)),
         "prediction-powered": misclassification.prediction_powered(read, clusters, names, labels),
-        "uncorrected": misclassification.raw(read, clusters, names),
+        "uncorrected": misclassification.uncorrected_shares(read, clusters, names),
     }
 
 
@@ -132,7 +132,9 @@ def false_alarms(
         for _ in range(OCCUPATIONS):
             read, clusters, _, _ = audit(rng, shares, scorer, names, (10, 10), correlation)
             for kind, known in zip(alarms, (table, None)):
-                p = misclassification.claim(read, clusters, names, known, "woman", reference)
+                p = misclassification.score_test_pvalue(
+                    read, clusters, names, known, "woman", reference
+                )
                 least[kind] = min(least[kind], p)
         for kind, p in least.items():  # Holm's first step is Bonferroni's
             alarms[kind] += p * OCCUPATIONS < 0.05
@@ -165,7 +167,9 @@ def power(
         known = [rng.multinomial(n, row) for n, row in zip(counts.sum(1), scorer)]
         errors = None if table is None else np.stack(known)
         found += (
-            misclassification.claim(read, clusters, names, errors, "woman", 0.5) * claims <= 0.05
+            misclassification.score_test_pvalue(read, clusters, names, errors, "woman", 0.5)
+            * claims
+            <= 0.05
         )
     return found / audits
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from koala_nb.stats.estimates import Estimate, Values, by_cluster, numbered
+from koala_nb.stats.estimates import Estimate, Values, cluster_codes, cluster_totals
 
 
 class Trend(NamedTuple):
@@ -37,7 +37,7 @@ def logistic_trend(
     values, found = np.asarray(x, dtype=float), np.asarray(hits, dtype=float)
     if np.ptp(found) == 0 or np.ptp(values) == 0 or _separated(values, found):
         return None
-    groups = numbered(clusters)
+    groups = cluster_codes(clusters)
     if groups.max() < 2:
         return None
     import warnings
@@ -85,7 +85,7 @@ def linear_trend(
     import statsmodels.api as sm
 
     values = np.asarray(x, dtype=float)
-    groups = numbered(clusters)
+    groups = cluster_codes(clusters)
     if groups.max() < 2 or np.ptp(values) == 0:
         return None
     fit = sm.OLS(np.asarray(y, dtype=float), sm.add_constant(values)).fit(
@@ -109,12 +109,12 @@ def power(n: float, reference: float, truth: float, confidence: float = 0.95) ->
     return float(stats.binom.pmf(hits, count, truth)[out].sum())
 
 
-def effective(prompts: int, seeds: int, correlation: float) -> float:
+def effective_sample_size(prompts: int, seeds: int, correlation: float) -> float:
     """Return the number of independent images that prompts x seeds are worth (Kish 1965)."""
     return prompts * seeds / (1 + (seeds - 1) * correlation)
 
 
-def sample_size(
+def required_sample_size(
     difference: float,
     reference: float = 0.5,
     *,
@@ -127,12 +127,14 @@ def sample_size(
     """
     truth = reference + difference
     if not 0 < reference < 1 or not 0 <= truth <= 1 or not difference:
-        raise ValueError(f"sample_size: {reference} {difference:+} is no share to be found.")
+        raise ValueError(
+            f"required_sample_size: {reference} {difference:+} is no share to be found."
+        )
     wanted = [n for n in range(2, 6001) if power(n, reference, truth, confidence) < power_wanted]
     return wanted[-1] + 1 if wanted else 2
 
 
-def detectable(
+def detectable_difference(
     prompts: int, seeds: int, *, reference: float = 0.5, correlation: float = 0.05,
     power_wanted: float = 0.8,
 ) -> float:  # fmt: skip
@@ -140,7 +142,7 @@ def detectable(
 
     In steps of .005; NaN where even the largest is not found.
     """
-    n = effective(prompts, seeds, correlation)
+    n = effective_sample_size(prompts, seeds, correlation)
     sign = 1 if reference <= 0.5 else -1
     for step in range(1, 200):
         truth = reference + sign * 0.005 * step
@@ -151,9 +153,9 @@ def detectable(
     return float("nan")
 
 
-def correlation(hits: Values, clusters: Values) -> float:
+def intraclass_correlation(hits: Values, clusters: Values) -> float:
     """Return the intra-class correlation of hits within clusters, 0 to 1 (analysis of variance)."""
-    sums, sizes = by_cluster(hits, clusters)
+    sums, sizes = cluster_totals(hits, clusters)
     m, n = len(sizes), sizes.sum()
     if m < 2 or n == m:
         return 0.0
