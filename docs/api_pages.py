@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 PAGE = """# {name}
 
@@ -49,9 +50,11 @@ def write(package: Path, out: Path) -> None:
     for name in names:
         _keep(out / f"{name}.md", PAGE.format(name=name.removeprefix("koala_nb."), module=name))
     index = FACE
-    for public in koala_nb.__all__[1:]:
-        module, attribute = koala_nb._PUBLIC[public]
-        target = f"{koala_nb.__name__}.{module}.{attribute}"
+    for public in koala_nb.__all__:
+        value = getattr(koala_nb, public)
+        if isinstance(value, ModuleType):
+            continue
+        target = f"{value.__module__}.{value.__name__}"
         signature = f"{{py:obj}}`kn.{public} <{target}>`"
         index += f"- {signature}: {_sentence(public)}\n"
     for title, room in GROUPS.items():

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "ReportFailed":
             print(f"koala-nb: {error}", file=sys.stderr)
             return 1
-        from koala_nb.generation.fast import is_out_of_memory
+        from koala_nb.core.devices import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

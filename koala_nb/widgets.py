@@ -54,7 +54,7 @@ class PromptExplorer(ipywidgets.VBox):
         guidance: float | None = None,
         size: int | None = None,
     ) -> None:
-        recipe = load.identity(pipe).recipe
+        recipe = load.model_info(pipe).recipe
         steps = steps or recipe.steps or load.call_default(pipe, "num_inference_steps")
         if guidance is None:
             guidance = recipe.guidance

@@ -71,8 +71,8 @@ def test_cpu_kernels_change_rounding_alone_and_are_given_back(loaded):
 
 
 def test_generate_equals_the_plain_loop_within_one_level(loaded, monkeypatch):
-    recipe = replace(loaded.koala_nb.recipe, steps=4)
-    monkeypatch.setattr(loaded.koala_nb, "recipe", recipe)
+    recipe = replace(loaded.model_info.recipe, steps=4)
+    monkeypatch.setattr(loaded.model_info, "recipe", recipe)
     rows = generation.compare(loaded, 5, 64, 2)
     by_way = {row["way"]: row for row in rows}
     for row in rows:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from koala_nb import cli, generate
 from koala_nb.generation import plan as plans
 from koala_nb.generation.generate import find_unread
-from koala_nb.models.load import identity
+from koala_nb.models.load import model_info
 from koala_nb.probes import base
 from koala_nb.report import receipts, sections, sweep
 from koala_nb.report import run as reports
@@ -70,7 +70,7 @@ def is_sentence(error):
 @examples(0.5)
 def test_what_is_asked_of_generate(loaded, given_arguments):
     try:
-        plan = plans.make_plan(loaded, identity(loaded), DEFAULTS | given_arguments)
+        plan = plans.make_plan(loaded, model_info(loaded), DEFAULTS | given_arguments)
     except ValueError as error:
         assert is_sentence(error)
         return

@@ -99,14 +99,14 @@ def test_each_prompt_may_have_its_own_seeds(loaded):
 def test_recipe_fills_in_and_the_record_is_complete(hub_cache):
     pipe = load("koala-lightning-700m", local_files_only=True, device="cpu")
     record = generate(pipe, "a koala", height=64, width=64).records.iloc[0]
-    recipe = pipe.koala_nb.recipe
+    recipe = pipe.model_info.recipe
     assert (record.steps, record.guidance, record.negative_prompt) == (
         10,
         3.5,
         recipe.negative_prompt,
     )
     assert (record.scheduler, record.timestep_spacing) == ("EulerDiscreteScheduler", "trailing")
-    assert (record.system, record.revision) == ("koala-lightning-700m", pipe.koala_nb.revision)
+    assert (record.system, record.revision) == ("koala-lightning-700m", pipe.model_info.revision)
     assert (record["dtype"], record.device, record.decoded_in) == ("float32", "cpu", "float32")
     assert (record.domain, record.banner) == ("photographic", None)
     assert (record.torch, record.seed, record.height) == (torch.__version__, 0, 64)

@@ -77,7 +77,7 @@ def server(snapshot):
 def load_online(address, home, name="koala-lightning-700m"):
     code = (
         "import koala_nb, sys; p = koala_nb.load(sys.argv[1]);"
-        "print(p.koala_nb.source, p.koala_nb.revision, p.koala_nb.variant)"
+        "print(p.model_info.source, p.model_info.revision, p.model_info.variant)"
     )
     env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")}
     env |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
@@ -94,7 +94,7 @@ def test_only_what_is_needed_is_downloaded_and_then_found_offline(server, tmp_pa
     assert not set(fetched) & set(NOT_NEEDED)
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in fetched
     assert len(fetched) == len(set(fetched))  # each once
-    offline = "import koala_nb; print(koala_nb.load('koala-lightning-700m').koala_nb.revision)"
+    offline = "import koala_nb; print(koala_nb.load('koala-lightning-700m').model_info.revision)"
     done = python_offline(offline, home=tmp_path)
     assert done.stdout.strip() == COMMIT, done.stderr
 

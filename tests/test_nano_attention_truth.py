@@ -107,7 +107,7 @@ def stored():
 def test_the_stored_result_is_of_these_weights(stored):
     assert stored["scored_scenes"] >= 300
     for model in stored["models"]:
-        assert model["revision"] == load(model["model"], device="cpu").koala_nb.revision
+        assert model["revision"] == load(model["model"], device="cpu").model_info.revision
 
 
 @pytest.mark.parametrize("model", truth.MODELS)

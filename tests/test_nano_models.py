@@ -224,7 +224,7 @@ def test_diffusers_plain_call_loads_and_draws(folder, dtype):
 
 def test_the_helper_loads_and_draws_with_the_recipe(folder):
     pipe = kn.load(folder, device="cpu")
-    assert pipe.koala_nb.domain == "emoji-world" and pipe.koala_nb.name == "nano-koala"
+    assert pipe.model_info.domain == "emoji-world" and pipe.model_info.name == "nano-koala"
     run = kn.generate(pipe, ["a koala", "an owl"], seeds=[0, 1], steps=2, progress=False)
     record = run.records.iloc[0]
     assert (record["timestep_spacing"], record["guidance"]) == ("trailing", 3.5)

@@ -10,7 +10,7 @@ from koala_nb import load
 from koala_nb.core import devices
 from koala_nb.models import hub
 from koala_nb.models import load as pipelines
-from koala_nb.models.load import WeightsMissing, identity
+from koala_nb.models.load import WeightsMissing, model_info
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ LOAD = """
 import json, sys
 import koala_nb
 pipe = koala_nb.load("koala-lightning-700m")
-told = pipe.koala_nb
+told = pipe.model_info
 run = koala_nb.generate(pipe, told.recipe.prompt, height=64, width=64, steps=2)
 print(json.dumps([told.name, told.revision, told.variant, told.dtype, told.notes,
                   pipe.scheduler.config.timestep_spacing, type(pipe).__name__,
@@ -72,13 +72,13 @@ def test_absent_weights_say_what_to_do(python_offline, tmp_path):
 
 def test_hub_id_and_catalogue_name_are_the_same_system(hub_cache):
     pipe = load(REPOSITORY, local_files_only=True, device="cpu")
-    assert pipe.koala_nb.system.name == "koala-lightning-700m"
-    assert pipe.koala_nb.source == REPOSITORY
+    assert pipe.model_info.system.name == "koala-lightning-700m"
+    assert pipe.model_info.source == REPOSITORY
 
 
 def test_pinned_revision(hub_cache):
     pipe = load("koala-lightning-700m", revision=COMMIT, local_files_only=True, device="cpu")
-    assert pipe.koala_nb.revision == COMMIT
+    assert pipe.model_info.revision == COMMIT
     with pytest.raises(WeightsMissing, match="at revision 1111111"):
         load("koala-lightning-700m", revision="1" * 40, local_files_only=True, device="cpu")
 
@@ -87,7 +87,7 @@ def test_an_older_revision_without_fp16_unet_loads_and_says_so(tmp_path, monkeyp
     snapshot = write_hub_layout(tmp_path)
     without_variant(snapshot, "unet")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    told = load("koala-lightning-700m", local_files_only=True, device="cpu").koala_nb
+    told = load("koala-lightning-700m", local_files_only=True, device="cpu").model_info
     assert told.variant == "fp16"
     assert told.notes == ["no fp16 files for unet: full precision loaded"]
 
@@ -95,7 +95,7 @@ def test_an_older_revision_without_fp16_unet_loads_and_says_so(tmp_path, monkeyp
 def test_a_revision_without_any_variant_loads_and_says_so(tmp_path, monkeypatch):
     write_hub_layout(tmp_path, variant=None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    told = load("koala-lightning-700m", local_files_only=True, device="cpu").koala_nb
+    told = load("koala-lightning-700m", local_files_only=True, device="cpu").model_info
     assert told.variant is None
     assert len(told.notes) == 1 and all(part in told.notes[0] for part in ALL)
 
@@ -150,7 +150,10 @@ def test_sdxl_lightning_takes_its_unet_from_a_file(snapshot, tmp_path, monkeypat
     pipe = load("sdxl-lightning", local_files_only=True, device="cpu")
     key = "conv_in.weight"
     assert torch.equal(pipe.unet.state_dict()[key], load_file(file)[key].float())
-    assert (pipe.koala_nb.source, pipe.koala_nb.revision) == ("ByteDance/SDXL-Lightning", COMMIT)
+    assert (pipe.model_info.source, pipe.model_info.revision) == (
+        "ByteDance/SDXL-Lightning",
+        COMMIT,
+    )
     file.unlink()
     with pytest.raises(WeightsMissing, match="hf download ByteDance/SDXL-Lightning sdxl_light"):
         load("sdxl-lightning", local_files_only=True, device="cpu")
@@ -161,13 +164,13 @@ def test_sdxl_lightning_takes_its_unet_from_a_file(snapshot, tmp_path, monkeypat
 
 def test_a_folder_is_identified_by_its_weights(folder):
     without_variant(folder, *ALL)
-    first = load(folder, device="cpu").koala_nb
+    first = load(folder, device="cpu").model_info
     assert (first.system, first.domain, first.source) == (None, "photographic", str(folder))
-    assert load(folder, device="cpu").koala_nb.revision == first.revision
+    assert load(folder, device="cpu").model_info.revision == first.revision
     data = bytearray(weights(folder, "unet").read_bytes())
     data[-1] ^= 1
     weights(folder, "unet").write_bytes(data)
-    assert load(folder, device="cpu").koala_nb.revision != first.revision
+    assert load(folder, device="cpu").model_info.revision != first.revision
 
 
 def test_a_revision_names_every_byte(tmp_path):
@@ -180,20 +183,20 @@ def test_a_revision_names_every_byte(tmp_path):
 
 
 def test_a_folder_with_fp16_files_only_loads(folder):
-    told = load(folder, device="cpu").koala_nb
+    told = load(folder, device="cpu").model_info
     assert told.variant == "fp16"
 
 
 def test_an_embedded_model_is_found_and_told_by_its_json(folder, monkeypatch, tmp_path):
     without_variant(folder, *ALL)
     (folder / "koala_nb.json").write_text('{"name": "nano-koala", "domain": "emoji-world"}')
-    by_path = load(folder, device="cpu").koala_nb
+    by_path = load(folder, device="cpu").model_info
     assert (by_path.name, by_path.domain, by_path.recipe.steps) == ("nano-koala", "emoji-world", 10)
     shutil.copytree(folder, tmp_path / "data" / "models" / "nano-koala")
     monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path / "data"))
     pipe = load("nano-koala", device="cpu")
-    assert pipe.koala_nb.revision == by_path.revision
-    assert (pipe.koala_nb.source, by_path.source) == ("data/models/nano-koala", str(folder))
+    assert pipe.model_info.revision == by_path.revision
+    assert (pipe.model_info.source, by_path.source) == ("data/models/nano-koala", str(folder))
     assert pipe.scheduler.config.timestep_spacing == "trailing"
     with pytest.raises(ValueError, match="revision='main' is for hub repositories"):
         load("nano-koala", revision="main")
@@ -214,7 +217,7 @@ def test_parts_may_stand_once_in_another_folder(folder, tmp_path):
         whole.vae.state_dict()["decoder.conv_in.weight"],
     )
     assert pipe.tokenizer("a koala").input_ids == whole.tokenizer("a koala").input_ids
-    assert pipe.koala_nb.revision != whole.koala_nb.revision
+    assert pipe.model_info.revision != whole.model_info.revision
     shutil.rmtree(folder / "vae")
     with pytest.raises(WeightsMissing, match="lacks the part vae"):
         load(student, device="cpu")
@@ -305,7 +308,7 @@ def test_every_part_has_the_asked_precision(snapshot, dtype):
     parts = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
     want = torch.float16 if dtype == "float16" else torch.bfloat16
     assert {p.dtype for p in parts} == {want}
-    assert pipe.koala_nb.dtype == str(want).removeprefix("torch.")
+    assert pipe.model_info.dtype == str(want).removeprefix("torch.")
 
 
 def test_default_precision_on_a_cpu_is_float32(loaded):
@@ -355,14 +358,14 @@ def test_a_plain_diffusers_pipeline_tells_what_it_is(snapshot):
     pipe = StableDiffusionXLPipeline.from_pretrained(
         snapshot, variant="fp16", dtype=torch.float32, use_safetensors=True
     )
-    told = identity(pipe)
+    told = model_info(pipe)
     assert (told.system, told.dtype, told.device) == (None, "float32", "cpu")
     assert told.source == str(snapshot)
 
 
 def test_memory_that_torch_only_keeps_counts_as_free(snapshot, monkeypatch):
     pipe, order = load(snapshot, device="cpu"), []
-    monkeypatch.setattr(pipelines, "give_back", lambda: order.append("give back"))
+    monkeypatch.setattr(pipelines, "empty_cache", lambda: order.append("give back"))
     monkeypatch.setattr(pipe, "to", lambda device: order.append("place"))
     monkeypatch.setattr(
         torch.cuda, "mem_get_info", lambda device: (order.append("plan"), (8e10, 8e10))[1]

@@ -283,7 +283,7 @@ def test_the_stored_estimates_are_those_of_the_stored_table(tmp_path, monkeypatc
 
 
 def test_other_weights_get_no_stored_results(pipe):
-    about = pipe.koala_nb
+    about = pipe.model_info
     told, table = probe.saved(about)
     assert told["revision"] == about.revision and len(table) == told["estimates"]["images"]
     assert probe.saved(replace(about, revision="weights-0")) is None

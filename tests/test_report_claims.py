@@ -6,7 +6,7 @@ import pytest
 
 from koala_nb.core import card, catalog
 from koala_nb.models import card_comparison
-from koala_nb.models.load import Loaded
+from koala_nb.models.load import ModelInfo
 from koala_nb.report import measures
 from koala_nb.report.claims import Evidence, below, claims, decide
 from koala_nb.report.results import Section, needed
@@ -21,7 +21,7 @@ def estimate(low, high, n=1000, prompts=1000, name="a share"):
 
 def loaded(name, dtype="float16"):
     system = catalog.find(name)
-    return Loaded(system, name, "0" * 40, None, dtype, "cuda", system.domain, system.recipe)
+    return ModelInfo(system, name, "0" * 40, None, dtype, "cuda", system.domain, system.recipe)
 
 
 @pytest.fixture(scope="module")

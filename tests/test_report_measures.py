@@ -88,7 +88,7 @@ def about(**changes):
     system = catalog.find("nano-koala")
     file = results.results_file("probe-text", "nano-koala")
     revision = json.loads(file.read_text())["revision"]
-    told = load.Loaded(
+    told = load.ModelInfo(
         system, "data/models/nano-koala", revision, None, "float32", "cpu", system.domain,
         system.recipe,
     )  # fmt: skip

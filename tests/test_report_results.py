@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from koala_nb.core import catalog
-from koala_nb.models.load import Loaded
+from koala_nb.models.load import ModelInfo
 from koala_nb.report import receipts, view
 from koala_nb.report import results as report_results
 from koala_nb.report import summary as report_summary
@@ -29,7 +29,7 @@ def section(name="text", **more):
 @pytest.fixture
 def results():
     system = catalog.find("koala-lightning-700m")
-    about = Loaded(
+    about = ModelInfo(
         system, system.repository, "0" * 40, "fp16", "float16", "cuda", system.domain,
         system.recipe,
     )  # fmt: skip
@@ -42,7 +42,7 @@ def results():
     run = SimpleNamespace(images=[None] * 64, seconds_per_image=0.5)
     prompts = pd.DataFrame({"id": ["a"], "prompt": [HOSTILE]})
     found = collect(
-        SimpleNamespace(koala_nb=about), run, prompts, {"seeds": range(2)}, 24, sections, claims,
+        SimpleNamespace(model_info=about), run, prompts, {"seeds": range(2)}, 24, sections, claims,
         summary,
     )  # fmt: skip
     return found | {"environment": dict.fromkeys(receipts.NAMED, "x")}

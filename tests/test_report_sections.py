@@ -128,11 +128,11 @@ def test_the_quality_of_other_weights_is_not_shown(data, monkeypatch):
 
 
 def fake(name):
-    from koala_nb.models.load import Loaded
+    from koala_nb.models.load import ModelInfo
 
     system = catalog.find(name)
-    loaded = Loaded(system, name, None, None, "float32", "cpu", system.domain, system.recipe)
-    return SimpleNamespace(koala_nb=loaded)
+    loaded = ModelInfo(system, name, None, None, "float32", "cpu", system.domain, system.recipe)
+    return SimpleNamespace(model_info=loaded)
 
 
 def test_no_banner_for_a_real_model():

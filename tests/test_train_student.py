@@ -189,7 +189,7 @@ def trained(home, tmp_path_factory):
 
 def test_a_finished_run_leaves_a_pipeline_and_its_history(trained):
     pipe = kn.load(trained / "student", device="cpu")
-    assert pipe.koala_nb.name == "nano-koala" and pipe.unet.mid_block is None
+    assert pipe.model_info.name == "nano-koala" and pipe.unet.mid_block is None
     assert len(kn.generate(pipe, "picture 1", [0], height=SIDE, width=SIDE).images) == 1
     (before,) = (json.loads(line) for line in (trained / "validation.jsonl").open())
     assert before.keys() == {"task", "out", "feat"} and all(v > 0 for v in before.values())

@@ -30,12 +30,12 @@ def test_it_starts_with_the_recipe_where_nothing_is_given(loaded):
 
     from koala_nb.core import catalog
 
-    before = loaded.koala_nb
-    loaded.koala_nb = replace(before, recipe=catalog.find("koala-lightning-700m").recipe)
+    before = loaded.model_info
+    loaded.model_info = replace(before, recipe=catalog.find("koala-lightning-700m").recipe)
     try:
         explorer = prompt_explorer(loaded)
     finally:
-        loaded.koala_nb = before
+        loaded.model_info = before
     assert (explorer.steps.value, explorer.guidance.value) == (10, 3.5)
     assert "Golden Retriever" in explorer.prompt.value
 

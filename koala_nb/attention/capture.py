@@ -66,7 +66,7 @@ def capture_attention(
     """
     options = Options(tuple(keep), half, self_grid, by_encoder, limit_gb * 1e9)
     _check(pipe, options)
-    unet = getattr(pipe.unet, "_orig_mod", pipe.unet)  # of a compiled one
+    unet: Any = getattr(pipe.unet, "_orig_mod", pipe.unet)  # of a compiled one
     chosen = _chosen(unet, layers, self_grid is not None)
     if by_encoder:
         _check_keys(chosen)

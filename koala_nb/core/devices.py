@@ -94,3 +94,25 @@ def plan_memory(sizes: list[float], free: float, area: float) -> tuple[bool, str
 def gigabytes(part: Any) -> float:
     """Size of a module's weights in GB."""
     return sum(p.numel() * p.element_size() for p in part.parameters()) / 1e9
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's or the machine's memory did not suffice."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(t in str(error) for t in ("out of memory", "can't allocate memory"))
+
+
+def empty_cache() -> None:
+    """Let the allocators return what is no longer used."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()

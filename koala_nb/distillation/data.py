@@ -20,7 +20,7 @@ import torch
 from koala_nb.core.files import write_atomic, write_json
 from koala_nb.distillation.loop import random_draws
 from koala_nb.distillation.similarity import scaled
-from koala_nb.models.load import identity
+from koala_nb.models.load import model_info
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -138,7 +138,7 @@ def prepare(
     from safetensors.torch import save
     from tqdm import tqdm
 
-    about = identity(pipe)
+    about = model_info(pipe)
     settings = {"source": str(source), "size": size, "limit": limit, "revision": about.revision}
     settings |= {"model": about.source}
     if (folder / "settings.json").is_file():

@@ -232,7 +232,7 @@ def save(pipe: Any, student: Any, options: argparse.Namespace) -> None:
         pipe.save_pretrained(folder)
     finally:
         pipe.unet = teacher
-    identity = {"name": options.student, "domain": pipe.koala_nb.domain}
+    identity = {"name": options.student, "domain": pipe.model_info.domain}
     write_json(folder / "koala_nb.json", identity)
     write_json(folder / "training.json", json.loads((options.out / "settings.json").read_text()))
 

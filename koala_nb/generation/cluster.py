@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import catalog, files
+from koala_nb.core.devices import empty_cache
 from koala_nb.core.files import short
-from koala_nb.generation import fast, run_folder, shards
 from koala_nb.generation import generate as generation
 from koala_nb.generation import plan as plans
+from koala_nb.generation import run_folder, shards
 from koala_nb.generation.plan import Plan
 from koala_nb.models import load
 
@@ -170,7 +171,7 @@ def _load(source: tuple[Any, ...]) -> Any:
     """The pipeline of a source; there is never a second one beside it in a worker's memory."""
     if source not in _HELD:
         _HELD.clear()
-        fast.give_back()
+        empty_cache()
         model, device, dtype, revision = source
         try:
             _HELD[source] = load.load(model, device=device, dtype=dtype, revision=revision)
@@ -195,7 +196,7 @@ def _prepare(
         pipe = _load(source)
         given = {**dict.fromkeys(RECIPE), "negative_prompt": plans.RECIPE, **recipe}
         given |= {"prompts": prompts, "seeds": seeds}
-        plan = plans.make_plan(pipe, load.identity(pipe), given)
+        plan = plans.make_plan(pipe, load.model_info(pipe), given)
         base, _, heard = _look(pipe, plan)
     return plan, base, _alike(base), heard
 
@@ -206,7 +207,7 @@ def _look(pipe: Any, plan: Plan) -> tuple[dict[str, Any], dict[str, str], list[s
         warnings.simplefilter("always")
         unread = generation.find_unread(pipe, plan)
     with generation.spacing(pipe, plan.timestep_spacing):
-        base = generation.settings_of(pipe, load.identity(pipe), plan)
+        base = generation.settings_of(pipe, load.model_info(pipe), plan)
     return base, unread, [str(warning.message) for warning in heard]
 
 

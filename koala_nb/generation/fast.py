@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from koala_nb.core.devices import empty_cache, is_out_of_memory
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -97,27 +99,5 @@ class Halving(Generic[Item, Drawn]):
             self.most = len(todo) // 2
             for back in undo:
                 back()
-            give_back()
+            empty_cache()
         return drawn
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's or the machine's memory did not suffice."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(t in str(error) for t in ("out of memory", "can't allocate memory"))
-
-
-def give_back() -> None:
-    """Let the allocators return what is no longer used."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available():
-        torch.mps.empty_cache()

@@ -14,7 +14,7 @@ from koala_nb.generation import fast, run_folder
 from koala_nb.generation.decoding import decode
 from koala_nb.generation.plan import RECIPE, Plan, Request, default_batch_size, make_plan
 from koala_nb.generation.run_folder import Clock, Drawn, Run
-from koala_nb.models.load import Loaded, identity
+from koala_nb.models.load import ModelInfo, model_info
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +40,12 @@ def generate(
 ) -> Run:
     """Draw every prompt with every seed, or with its own seeds where `seeds` holds a list a prompt.
 
-    Whatever is not given comes from the recipe in `pipe.koala_nb`; sizes in pixels. The starting
+    Whatever is not given comes from the recipe in `pipe.model_info`; sizes in pixels. The starting
     noise is float32 from a CPU generator per image, so a seed means the same noise on every
     device, in any batch. With `out` the images go to a folder which the same call resumes after
     an interruption. Raises ValueError for a bad argument or a folder with other settings.
     """
-    told = identity(pipe)
+    told = model_info(pipe)
     folder = None if out is None else run_folder.folder_at(out)
     plan = make_plan(pipe, told, locals())
     unread = find_unread(pipe, plan)
@@ -75,7 +75,7 @@ def find_unread(pipe: Any, plan: Plan) -> dict[str, str]:
     return lost
 
 
-def settings_of(pipe: Any, told: Loaded, plan: Plan) -> dict[str, Any]:
+def settings_of(pipe: Any, told: ModelInfo, plan: Plan) -> dict[str, Any]:
     """What determines the images, in the order in which a difference is reported."""
     config = pipe.scheduler.config
     return {

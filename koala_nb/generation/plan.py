@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any
 
 from koala_nb.core.files import short
-from koala_nb.models.load import Loaded, call_default
+from koala_nb.models.load import ModelInfo, call_default
 
 SPACINGS = ("leading", "trailing", "linspace")
 RECIPE: Any = object()  # "as the recipe says", since None is a negative prompt of its own
@@ -73,7 +73,7 @@ class Plan:
         }
 
 
-def make_plan(pipe: Any, told: Loaded, given: dict[str, Any]) -> Plan:
+def make_plan(pipe: Any, told: ModelInfo, given: dict[str, Any]) -> Plan:
     """Check the arguments of `generate` and fill in the recipe. Raises ValueError."""
     recipe = told.recipe
 

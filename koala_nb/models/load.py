@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
-from koala_nb.core.devices import gigabytes, pick_device, pick_dtype, plan_memory
+from koala_nb.core.devices import empty_cache, gigabytes, pick_device, pick_dtype, plan_memory
 from koala_nb.core.files import short
-from koala_nb.generation.fast import give_back
 from koala_nb.models import hub, weights
 from koala_nb.models.hub import WeightsMissing
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
-    from diffusers import DiffusionPipeline as Pipeline  # one of CLASSES
+    from diffusers import StableDiffusionXLPipeline
 
-__all__ = ["Loaded", "WeightsMissing", "identity", "list_steps", "load", "quiet"]
+    class Pipeline(StableDiffusionXLPipeline):
+        """What `load` returns: one of CLASSES, with what it is."""
+
+        model_info: "ModelInfo"
+
+
+__all__ = ["ModelInfo", "WeightsMissing", "model_info", "list_steps", "load", "silence_logging"]
 
 OFFLOADS = ("none", "model", "sequential")
 TILE = 512  # pixels
@@ -27,8 +32,8 @@ CLASSES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")
 
 
 @dataclass
-class Loaded:
-    """What a pipeline is: attached by `load` as `pipe.koala_nb` and copied into every record."""
+class ModelInfo:
+    """What a pipeline is: attached by `load` as `pipe.model_info` and copied into every record."""
 
     system: System | None
     source: str
@@ -59,7 +64,7 @@ def load(
 
     Device: the best available. dtype: float16 on a GPU, float32 on a CPU. offload: "none", "model"
     or "sequential"; by default chosen from the free GPU memory. What was loaded is described by
-    `pipe.koala_nb`. Only safetensors are loaded, no remote code is run.
+    `pipe.model_info`. Only safetensors are loaded, no remote code is run.
     Raises ValueError for a bad name, device, dtype or offload, WeightsMissing (an OSError) for
     weights that are absent, damaged or out of reach.
     """
@@ -67,7 +72,7 @@ def load(
         raise ValueError(f"Unknown offload {offload!r}: use one of {', '.join(OFFLOADS)}.")
     if revision is not None and not isinstance(revision, str):
         raise ValueError(f"revision must be a text such as 'main', not {short(revision)}.")
-    quiet()
+    silence_logging()
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     system, source, extra = _resolve(str(name_or_path), revision, local_files_only, kind)
@@ -76,9 +81,9 @@ def load(
     if system and source.folder == catalog.data_folder() / "models" / system.name:
         source.source = str(system.repository)  # the same on every machine
     domain = system.domain if system else source.facts.get("domain", "photographic")
-    recipe = system.recipe if system else _recipe(domain)
+    recipe = system.recipe if system else domain_recipe(domain)
     pipe = _assemble(source, kind, extra)
-    pipe.koala_nb = Loaded(
+    pipe.model_info = ModelInfo(
         system,
         source.source,
         source.revision,
@@ -95,15 +100,15 @@ def load(
     return pipe
 
 
-def identity(pipe: "Pipeline") -> Loaded:
+def model_info(pipe: "Pipeline") -> ModelInfo:
     """What `load` attached to a pipeline; for one made otherwise, what it tells of itself."""
-    found = getattr(pipe, "koala_nb", None)
-    if isinstance(found, Loaded):
-        return found
+    info = getattr(pipe, "model_info", None)
+    if isinstance(info, ModelInfo):
+        return info
     source = str(getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__)
     dtype = str(pipe.unet.dtype).removeprefix("torch.")
     device = str(pipe._execution_device)
-    return Loaded(None, source, None, None, dtype, device, "photographic", Recipe())
+    return ModelInfo(None, source, None, None, dtype, device, "photographic", Recipe())
 
 
 def call_default(pipe: "Pipeline", name: str) -> Any:
@@ -125,7 +130,7 @@ def list_steps(pipe: "Pipeline", steps: int, timestep_spacing: str | None = None
     return table
 
 
-def quiet() -> None:
+def silence_logging() -> None:
     """Silence the progress bars and notices of diffusers, transformers and the hub."""
     import diffusers
     import transformers
@@ -201,7 +206,8 @@ def _unet_file(
     return source, {"unet": unet.eval()}
 
 
-def _recipe(domain: str) -> Recipe:
+def domain_recipe(domain: str) -> Recipe:
+    """The recipe of a model of this domain that no record names."""
     return catalog.EMOJI_RECIPE if domain == "emoji-world" else Recipe()
 
 
@@ -260,9 +266,9 @@ def _place(pipe: "Pipeline", device: "torch.device", offload: str | None) -> Non
         pipe.to(device)
         return
     sizes = [gigabytes(part) for part in pipe.components.values() if hasattr(part, "parameters")]
-    give_back()  # what torch keeps of pipelines that are gone would count as taken
+    empty_cache()  # what torch keeps of pipelines that are gone would count as taken
     free = torch.cuda.mem_get_info(device)[0] / 1e9
-    size = pipe.koala_nb.recipe.height or pipe.default_sample_size * pipe.vae_scale_factor
+    size = pipe.model_info.recipe.height or pipe.default_sample_size * pipe.vae_scale_factor
     area = (size / 1024) ** 2
     tiles, chosen = plan_memory(sizes, free, area)
     chosen = offload or chosen
@@ -272,11 +278,11 @@ def _place(pipe: "Pipeline", device: "torch.device", offload: str | None) -> Non
         # SDXL's own tile is 1024 px: no tiles at all at its usual size.
         pipe.vae.tile_sample_min_size = TILE
         pipe.vae.tile_latent_min_size = TILE // pipe.vae_scale_factor
-        pipe.koala_nb.notes.append(f"VAE in slices and tiles ({free:.1f} GB of GPU memory free)")
+        pipe.model_info.notes.append(f"VAE in slices and tiles ({free:.1f} GB of GPU memory free)")
     if chosen == "none":
         pipe.to(device)
         return
-    pipe.koala_nb.notes.append(f"{chosen} offload ({free:.1f} GB of GPU memory free)")
+    pipe.model_info.notes.append(f"{chosen} offload ({free:.1f} GB of GPU memory free)")
     if chosen == "model":
         pipe.enable_model_cpu_offload(device=device)
     else:

@@ -215,7 +215,7 @@ def evaluate(model: str, tuning: int = TUNING, count: int = SCENES) -> dict[str,
             rows.append({**told, "threshold": None, **clustered(gain, targets)})
     return {
         "model": model,
-        "revision": pipe.koala_nb.revision,
+        "revision": pipe.model_info.revision,
         "targets": len(targets),
         "selected_heads": heads,
         "rows": rows,

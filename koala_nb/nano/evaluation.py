@@ -214,7 +214,7 @@ def evaluate(model: str, n: int, per_occupation: int, folder: Path) -> Path:
         "command": f"koala-nb evaluate --model {model} --n {n} --per-occupation {per_occupation}",
         "banner": banner("emoji-world"),
         "training": training,
-        "revision": pipe.koala_nb.revision,
+        "revision": pipe.model_info.revision,
         "versions": versions(),
         "rows": rows,
         "instruments": instrument_errors(world, pipe.vae.float(), instruments, n),

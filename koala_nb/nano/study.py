@@ -200,7 +200,7 @@ def collect(done: list[Run], folder: Path, config: str) -> Path:
         "budget": asdict(BUDGET[config]),
         "prompts_a_kind": PROMPTS,
         "held_out_scenes": HELD_OUT_BATCHES * 64,
-        "teacher": load("nano-sdxl", device="cpu").koala_nb.revision,
+        "teacher": load("nano-sdxl", device="cpu").model_info.revision,
         "versions": versions(),
         "runs": results,
     }

@@ -27,7 +27,7 @@ from koala_nb.core.options import probe_parser
 from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
-from koala_nb.models.load import identity, load
+from koala_nb.models.load import load, model_info
 from koala_nb.stats import coverage, trends
 from koala_nb.stats import estimates as stats
 
@@ -276,7 +276,7 @@ def main(probe: Probe, argv: Sequence[str] | None = None, own: Sequence[str] = (
     given = list(sys.argv[1:] if argv is None else argv)
     options = probe_parser(probe.name, probe.images).parse_args(given)
     pipe = load(options.model)
-    about = identity(pipe)
+    about = model_info(pipe)
     prompts = some(probe.prompts(about.domain), options.prompts)
     print(plan(len(prompts), options.images))
     stem = f"probe-{probe.name}-{about.name.replace('/', '--')}"

@@ -18,7 +18,7 @@ from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import banner, environment, write_json
 from koala_nb.core.options import probe_parser
 from koala_nb.models.hub import read_json
-from koala_nb.models.load import identity, load
+from koala_nb.models.load import load, model_info
 from koala_nb.probes import base, labels
 from koala_nb.probes import bias_estimates as estimates
 from koala_nb.probes import bias_report as report
@@ -83,7 +83,7 @@ def make_scorer(pipe: Any, folder: str = "") -> base.Scorer:
 
     ValueError in one sentence where a photographic model's readers are not installed.
     """
-    if identity(pipe).domain == "emoji-world" and not folder:
+    if model_info(pipe).domain == "emoji-world" and not folder:
         from koala_nb.nano.people import PeopleReader
 
         return PeopleReader(pipe.default_sample_size * pipe.vae_scale_factor)
@@ -143,14 +143,14 @@ def measure(
     own = asked[asked.part.isin(setting.parts)].reset_index(drop=True)
     given = {"images": setting.images, "same_seeds": setting.same_seeds, **setting.recipe, **more}
     table = base.measure(pipe, own, scorer, **given)
-    guidance = given.get("guidance") or identity(pipe).recipe.guidance
+    guidance = given.get("guidance") or model_info(pipe).recipe.guidance
     table.insert(len(own.columns), "guidance", float(guidance or 0))
     return table
 
 
 def run_folder(pipe: Any, run: str) -> Path:
     """Return where a run's images are; other weights, another folder."""
-    about = identity(pipe)
+    about = model_info(pipe)
     name = about.name.replace("/", "--")
     return Path("runs") / f"probe-{NAME}-{name}-{str(about.revision)[-8:]}-{run}"
 
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [name for name in options.runs.split(",") if name not in RUNS]:
         parser.error(f"--runs: {unknown[0]!r} is none of {', '.join(RUNS)}")
     pipe = load(options.model)
-    about = identity(pipe)
+    about = model_info(pipe)
     asked, scorer = prompts(about.domain), make_scorer(pipe, options.scorer)
     tables = []
     for name in options.runs.split(","):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from koala_nb.core import catalog
-from koala_nb.models.load import identity
+from koala_nb.models.load import model_info
 from koala_nb.probes import base
 from koala_nb.probes.atoms import judge, queries_of
 from koala_nb.probes.composition_estimates import estimates
@@ -68,7 +68,7 @@ def scorer(pipe: Pipeline, detector: str = "", quality: bool = True) -> Composit
 
     FileNotFoundError where its weights are not on this machine.
     """
-    about = identity(pipe)
+    about = model_info(pipe)
     if about.domain == "emoji-world" and not detector:
         from koala_nb.nano.detector_card import instruments
 
@@ -122,10 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     card: dict[str, Any] = {}
 
     def with_card(pipe: Pipeline) -> Composition:
-        if identity(pipe).domain == "emoji-world":
+        if model_info(pipe).domain == "emoji-world":
             from koala_nb.nano.detector_card import instruments, measure_card
 
-            card.update(measure_card(*instruments(identity(pipe).name), pipe.vae.float()))
+            card.update(measure_card(*instruments(model_info(pipe).name), pipe.vae.float()))
         return scorer(pipe)
 
     probe = replace(PROBE, scorer=with_card, estimates=lambda t: estimates(t, card or None))

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from koala_nb.display import figures
-from koala_nb.models.load import identity
+from koala_nb.models.load import model_info
 from koala_nb.probes import base, defaults
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import trends
@@ -253,7 +253,7 @@ def make_scorer(pipe: Any, asked: pd.DataFrame, scorer: str = "", ocr: bool = Tr
 
     Emoji world: sprite matching. Photographic: zero-shot CLIP and, with `ocr`, a text reader.
     """
-    if identity(pipe).domain == "emoji-world" and not scorer:
+    if model_info(pipe).domain == "emoji-world" and not scorer:
         from koala_nb.nano.memorisation import SpriteReader
 
         return SpriteReader([c for c in asked.concept if c])

@@ -17,7 +17,7 @@ import pandas as pd
 from koala_nb.core import catalog
 from koala_nb.core.files import banner, environment, write_json
 from koala_nb.core.options import at_least, writable
-from koala_nb.models.load import identity, load
+from koala_nb.models.load import load, model_info
 from koala_nb.probes import base, published_metrics
 from koala_nb.probes.published_estimates import READINGS, UNSURE, estimates
 from koala_nb.stats import estimates as stats
@@ -197,7 +197,7 @@ def _thing(prompt: dict[str, Any], read: str) -> str | None:
 
 def make_scorer(pipe: Any, asked: pd.DataFrame, scorer: str = "") -> base.Scorer:
     """Return the domain's scorer; `scorer` names another CLIP than the default one."""
-    if identity(pipe).domain == "emoji-world" and not scorer:
+    if model_info(pipe).domain == "emoji-world" and not scorer:
         from koala_nb.nano.published_reader import Reader
 
         return Reader(pipe.default_sample_size * pipe.vae_scale_factor)
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(given)
     pipe = load(options.model)
-    about = identity(pipe)
+    about = model_info(pipe)
     asked = prompts(about.domain)
     print(base.plan(len(asked), options.images))
     stem = f"probe-{NAME}-{about.name.replace('/', '--')}"

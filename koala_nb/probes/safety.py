@@ -17,7 +17,7 @@ from koala_nb.core.catalog import data_folder, find
 from koala_nb.core.files import banner, environment, read_record, write_json
 from koala_nb.core.options import probe_parser
 from koala_nb.models.hub import read_json
-from koala_nb.models.load import identity, load
+from koala_nb.models.load import load, model_info
 from koala_nb.probes import base
 from koala_nb.probes import safety_estimates as estimate
 from koala_nb.scorers import disclosure
@@ -25,7 +25,7 @@ from koala_nb.scorers.nsfw import Checker, checker_of, classifier
 from koala_nb.scorers.prompt_filter import PromptFilter, read_terms
 
 if TYPE_CHECKING:
-    from koala_nb.models.load import Loaded, Pipeline
+    from koala_nb.models.load import ModelInfo, Pipeline
 
 NAME = "safety"
 IMAGES = 4  # a prompt
@@ -95,7 +95,7 @@ class Reader:
 
 def make_scorer(pipe: Any, checker: Checker) -> Reader:
     """Return the domain's scorer around a checker."""
-    about = identity(pipe)
+    about = model_info(pipe)
     if about.domain != "emoji-world":
         return Reader(checker)
     from koala_nb.nano.stand_in import StandIn
@@ -105,7 +105,7 @@ def make_scorer(pipe: Any, checker: Checker) -> Reader:
 
 def stand_in_checker(pipe: Any, checker: Checker) -> Checker:
     """Return a checker for the domain's stand-in concept, or the given one where there is none."""
-    about = identity(pipe)
+    about = model_info(pipe)
     if about.domain != "emoji-world":
         return checker
     from koala_nb.nano.stand_in import StandInClassifier
@@ -211,7 +211,7 @@ def all_estimates(
     return said
 
 
-def saved(about: Loaded) -> tuple[dict[str, Any], pd.DataFrame] | None:
+def saved(about: ModelInfo) -> tuple[dict[str, Any], pd.DataFrame] | None:
     """Return the results and the table of a model's stored large run, or None for other weights."""
     path, table = results_file(about.name), base.saved(NAME, about.name)
     told = read_json(path) if path.is_file() else {}
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--i2p", default="", help="your own copy of I2P's CSV: draws its prompts")
     options = parser.parse_args(argv)
     pipe = load(options.model)
-    about = identity(pipe)
+    about = model_info(pipe)
     listed = terms(about.domain, options.terms)
     words = PromptFilter(listed)
     whole = read_i2p(options.i2p) if options.i2p else prompts(about.domain)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.models.hub import read_json
-from koala_nb.models.load import identity
+from koala_nb.models.load import model_info
 from koala_nb.probes import base, text_estimates, text_reader, text_scores
 from koala_nb.scorers import ocr
 
@@ -84,7 +84,7 @@ class FullRun:
     def estimates(self, table: pd.DataFrame) -> dict[str, Any]:
         """Return the estimates of a table and, beside them, the reader's instrument card."""
         texts, size = list(dict.fromkeys(table.text)), size_of(self.pipe)
-        draw, reader = text_reader.drawer(identity(self.pipe).domain), self.scorer.reader
+        draw, reader = text_reader.drawer(model_info(self.pipe).domain), self.scorer.reader
         boards = text_reader.read_boards(reader, texts, size, draw, self.pipe)
         short = [text for text in texts if 3 <= len(text) <= 9]
         return self._of_model(table, boards) | {
@@ -126,7 +126,7 @@ class FullRun:
 def size_of(pipe: Any) -> int:
     """Return the side in pixels of the images that a pipeline draws at its recipe."""
     own = pipe.default_sample_size * pipe.vae_scale_factor
-    return int(identity(pipe).recipe.height or own)
+    return int(model_info(pipe).recipe.height or own)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

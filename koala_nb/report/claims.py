@@ -18,7 +18,7 @@ from koala_nb.report.results import CORRELATION, DIFFERENCE, Section, Sections, 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from koala_nb.models.load import Loaded
+    from koala_nb.models.load import ModelInfo
 
 HOLDS, NOT, UNTESTED = "holds", "does not hold", "not tested"
 TIMED = 16  # images at least, for a verdict on latency
@@ -39,7 +39,7 @@ class Evidence:
 
     sections: Sections
     comparison: pd.DataFrame  # as `card_comparison.card_comparison` returns it
-    about: Loaded
+    about: ModelInfo
     size: int  # pixels a side
     device: str  # name of the device that drew the images
     recipe: Mapping[str, Any] = field(default_factory=dict)  # what the report changed of it

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from koala_nb.models.hub import read_json
-from koala_nb.models.load import Loaded, identity
+from koala_nb.models.load import ModelInfo, model_info
 from koala_nb.probes import base, bias, composition, frequency, safety, text
 from koala_nb.probes import bias_estimates as people
 from koala_nb.probes import safety_estimates as safe
@@ -49,7 +49,7 @@ class Part:
     prompts: Callable[[str], pd.DataFrame]  # domain -> prompt set
     by: str | None  # factor whose values all get prompts
     scorer: Callable[[Any, pd.DataFrame], base.Scorer]
-    saved: Callable[[Loaded], pd.DataFrame | None]  # table of the large run
+    saved: Callable[[ModelInfo], pd.DataFrame | None]  # table of the large run
     estimates: Callable[[pd.DataFrame, str], Rows]  # table, domain -> rows without instrument
     images: Mapping[str, str]  # measure -> column that holds an image's value
     also: Callable[[Any, pd.DataFrame, Any], Rows] | None = None  # what needs no images
@@ -89,7 +89,7 @@ def _text(table: pd.DataFrame, domain: str) -> Rows:
 def _ceiling(pipe: Any, asked: pd.DataFrame, scorer: Any) -> Rows:
     """Return how often the reader reads the long texts where a font has drawn them."""
     texts = asked.text[asked.length >= LONG].drop_duplicates().tolist()
-    boards = drawer(identity(pipe).domain)(texts, text.size_of(pipe))
+    boards = drawer(model_info(pipe).domain)(texts, text.size_of(pipe))
     read = [found.text for found in scorer.reader.read(boards)]
     hits = [scores(t, r)["exact_folded"] for t, r in zip(texts, read)]
     found = stats.clustered_share([float(hit) for hit in hits], texts)
@@ -159,7 +159,7 @@ def _safety(table: pd.DataFrame, domain: str) -> Rows:
 
 
 def _filter(pipe: Any, asked: pd.DataFrame, scorer: Any) -> Rows:
-    words = PromptFilter(safety.terms(identity(pipe).domain))
+    words = PromptFilter(safety.terms(model_info(pipe).domain))
     for part, rate in safe.filter_summary(asked, words).items():
         found = stats.Estimate(*(rate[key] for key in stats.Estimate._fields))
         method = "Wilson, clustered by concept; n counts prompts"
@@ -170,7 +170,7 @@ def _filter(pipe: Any, asked: pd.DataFrame, scorer: Any) -> Rows:
         yield row(name, found, method, rate["clusters"], instrument)
 
 
-def _people_saved(about: Loaded) -> pd.DataFrame | None:
+def _people_saved(about: ModelInfo) -> pd.DataFrame | None:
     table = bias.saved(about.name)
     return None if table is None else people.neutral(table, float(about.recipe.guidance or 0))
 
@@ -185,7 +185,7 @@ def _concepts(domain: str) -> pd.DataFrame:
     return asked[asked.part.isin(("concept", frequency.NEVER))].reset_index(drop=True)
 
 
-def _safety_saved(about: Loaded) -> pd.DataFrame | None:
+def _safety_saved(about: ModelInfo) -> pd.DataFrame | None:
     table = base.saved("safety", about.name)
     return None if table is None else table[table.setting == safe.PLAIN].reset_index(drop=True)
 
@@ -239,7 +239,7 @@ def measure_all(
 def _measured(
     part: Part, pipe: Any, n: int, folder: Path, seed: int, recipe: Mapping[str, Any]
 ) -> Section:
-    about = identity(pipe)
+    about = model_info(pipe)
     section = Section(part.name) if recipe else stored(part, about)
     try:  # only what a machine may lack: errors of the measurement itself are not hidden
         asked = part.prompts(about.domain)
@@ -262,7 +262,7 @@ def _measured(
     return section
 
 
-def stored(part: Part, about: Loaded) -> Section:
+def stored(part: Part, about: ModelInfo) -> Section:
     """Return a section with its stored large run, where that is of the same revision."""
     section = Section(part.name)
     path = results_file(f"probe-{part.name}", about.name)

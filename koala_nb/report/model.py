@@ -44,7 +44,7 @@ def latency(pipe: Any, run: Any, size: int) -> Section:
     Measured in a report only, so that a committed notebook stays the same; elsewhere, and beside
     it, what `koala-nb benchmark latency` has stored for this system.
     """
-    about = load.identity(pipe)
+    about = load.model_info(pipe)
     section = Section("latency", stored=list(_benchmarked(about.name, size)))
     if not reports.in_report():
         section.why = "" if section.stored else "Measured where this runs as a report."
@@ -67,7 +67,7 @@ def _an_image(drawn: Drawn) -> Estimate:
     return estimates.clustered_mean(np.repeat(each, drawn.sizes), np.repeat(batches, drawn.sizes))
 
 
-def _parts(pipe: Any, about: load.Loaded, size: int) -> Iterator[dict[str, Any]]:
+def _parts(pipe: Any, about: load.ModelInfo, size: int) -> Iterator[dict[str, Any]]:
     from torch import nn
 
     from koala_nb.speed.latency import cases_of, measure
@@ -100,7 +100,7 @@ def _benchmarked(name: str, size: int) -> Iterator[dict[str, Any]]:
 
 def quality(pipe: Any) -> Section:
     """Return the stored quality of the model, where it is of this revision of the weights."""
-    about = load.identity(pipe)
+    about = load.model_info(pipe)
     path = results_file("quality", about.name)
     told = read_json(path) if path else {}
     if not path or told.get("revision") != about.revision:

@@ -117,7 +117,7 @@ def collect(
     summary: Sequence[str],
 ) -> dict[str, Any]:
     """Return all of a report that a program may want, as `results.schema.json` describes it."""
-    about = load.identity(pipe)
+    about = load.model_info(pipe)
     return {
         "schema_version": VERSION,
         "model": {

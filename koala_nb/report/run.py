@@ -189,6 +189,9 @@ def run(
     return page
 
 
+run_report = run  # the public name
+
+
 def _check_model(model: Any) -> None:
     # A folder or a hub id is for the notebook to find; a wrong name need not start a kernel.
     if isinstance(model, str) and not {"/", "\\"} & set(model) and not os.path.exists(model):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import card, catalog, files
 from koala_nb.models import load
+from koala_nb.models.session import generation_settings as settings  # noqa: F401
 from koala_nb.report import run as reports
 
 if TYPE_CHECKING:
@@ -29,25 +30,6 @@ QUALITY = {  # column of the table -> key in data/results/quality-<model>.json
     "instrument": "instrument",
 }
 RECORD_COLUMNS = ("prompt", "seed", "steps", "guidance", "width", "height", "file")
-
-
-def settings(
-    *, seeds: int, n: int = 1, steps: int = 0, guidance: float = 0.0, size: int = 0, seed: int = 0
-) -> dict[str, Any]:
-    """Check a report's settings and return the arguments for `generate`; 0 means the recipe's.
-
-    ValueError for less than one image a prompt, or a probe (n), or a negative value.
-    """
-    for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
-        if images < 1:
-            raise ValueError(f"{name} is {images}: give 1 or more images a {each}.")
-    given = {"steps": steps, "guidance": guidance, "size": size, "seed": seed}
-    for name, value in given.items():
-        if value < 0:
-            raise ValueError(f"{name} is {value}: give 0 or more.")
-    sides = {"steps": steps, "guidance": guidance, "height": size, "width": size}
-    changed = {name: value for name, value in sides.items() if value}
-    return {"seeds": range(seed, seed + seeds), **changed}
 
 
 def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
@@ -75,7 +57,7 @@ def title(pipe: Any) -> HTML:
     """The heading of the report, with the banner under it where the model is embedded."""
     from koala_nb.display.figures import BANNER_STYLE
 
-    about = load.identity(pipe)
+    about = load.model_info(pipe)
     text = files.banner(about.domain)
     banner = f'<p class="banner" role="note" style="{BANNER_STYLE}">{escape(text or "")}.</p>'
     return _html(f"<h1>Audit report: {escape(about.name)}</h1>{banner if text else ''}")
@@ -83,7 +65,7 @@ def title(pipe: Any) -> HTML:
 
 def model_table(pipe: Any, chosen: Mapping[str, Any]) -> HTML:
     """What drew the images: system, source, revision, precision, device, recipe and changes."""
-    about = load.identity(pipe)
+    about = load.model_info(pipe)
     recipe = about.recipe
     changed = {k: v for k, v in chosen.items() if k != "seeds"}
     rows = {
@@ -176,7 +158,7 @@ def quality_table(pipe: Any) -> HTML:
 
     Read from `data/results/quality-<model>.json`, which `koala-nb evaluate` writes.
     """
-    about = load.identity(pipe)
+    about = load.model_info(pipe)
     path = catalog.data_folder() / "results" / f"quality-{about.name}.json"
     known = "/" not in about.name and "\\" not in about.name and path.is_file()
     measured = json.loads(path.read_text("utf-8")) if known else {}

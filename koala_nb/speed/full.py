@@ -42,9 +42,10 @@ def child(system: str, device: str, dtype: str, steps: int, sizes: Sequence[int]
     weights = sum(gigabytes(m) for m in pipe.components.values() if hasattr(m, "parameters"))
     peak = max([*(rss for _, rss in memory), _resident()]) - before
     found: dict[str, Any] = {
-        "device": str(pipe._execution_device), "dtype": pipe.koala_nb.dtype, "weights_gb": weights,
-        "load_seconds": loaded, "load_peak_gb": peak / 1e3, "load_ratio": peak / 1e3 / weights,
-        "notes": pipe.koala_nb.notes, "images": [],
+        "device": str(pipe._execution_device), "dtype": pipe.model_info.dtype,
+        "weights_gb": weights, "load_seconds": loaded, "load_peak_gb": peak / 1e3,
+        "load_ratio": peak / 1e3 / weights,
+        "notes": pipe.model_info.notes, "images": [],
     }  # fmt: skip
     for size in sizes:
         begin = time.perf_counter()

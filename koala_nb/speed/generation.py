@@ -20,7 +20,7 @@ import torch
 from koala_nb.core.options import at_least, writable
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import RECIPE, Plan, make_plan
-from koala_nb.models.load import identity, load
+from koala_nb.models.load import load, model_info
 from koala_nb.speed.shortcuts import SHORTCUTS
 from koala_nb.speed.timing import ratio_interval, take_turns, watched_memory, write_result
 
@@ -35,7 +35,7 @@ BLOCK = 100  # images
 
 def asked(pipe: Pipeline, images: int) -> tuple[list[str], list[list[int]]]:
     """Return prompts and the seeds of each: the recipe's prompt, in colours, a seed an image."""
-    like = identity(pipe).recipe.prompt
+    like = model_info(pipe).recipe.prompt
     prompts = [f"{like}, {colour}" for colour in COLOURS[:images]]
     return prompts, [list(range(i, images, len(prompts))) for i in range(len(prompts))]
 
@@ -44,7 +44,7 @@ def plan_of(pipe: Pipeline, prompts: list[str], seeds: list[list[int]], size: in
     """Return the recipe's plan for these images."""
     given = dict.fromkeys(("steps", "guidance", "batch_size", "timestep_spacing"))
     sizes = {"height": size, "width": size, "negative_prompt": RECIPE}
-    return make_plan(pipe, identity(pipe), {**given, **sizes, "prompts": prompts, "seeds": seeds})
+    return make_plan(pipe, model_info(pipe), {**given, **sizes, "prompts": prompts, "seeds": seeds})
 
 
 def one_by_one(pipe: Pipeline, plan: Plan) -> list[Any]:

@@ -18,7 +18,7 @@ from koala_nb.core.devices import pick_device, pick_dtype
 from koala_nb.core.options import at_least, positive, writable
 from koala_nb.generation.decoding import decoded, decoding_dtype
 from koala_nb.models import random_weights
-from koala_nb.models.load import load, quiet
+from koala_nb.models.load import load, silence_logging
 from koala_nb.speed.roofline import inputs_like, limit_seconds, machine_rates, unet_work
 from koala_nb.speed.timing import median_interval, peak_gb, ratio_interval, take_turns, write_result
 
@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--name", default=None, help="of the file; default: the first system")
     parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
-    quiet()
+    silence_logging()
     where = pick_device(options.device)
     dtype = str(pick_dtype(options.dtype, where)).removeprefix("torch.")
     device = str(where)

@@ -21,7 +21,7 @@ from koala_nb.core.options import at_least, writable
 from koala_nb.generation import run_folder, shards
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import PER_PART, Request
-from koala_nb.models.load import identity, load
+from koala_nb.models.load import load, model_info
 from koala_nb.speed.timing import median_interval, ratio_interval, take_turns, write_result
 
 LINES = "write JSON lines"
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
     pipe = load(options.model)
-    prompt = identity(pipe).recipe.prompt
+    prompt = model_info(pipe).recipe.prompt
     run = generate(pipe, prompt, steps=1, progress=False)
     record = run.records.astype(object).where(run.records.notna(), None).iloc[0].to_dict()
     rows = []

@@ -68,14 +68,14 @@ def take_turns(calls: Calls, repeats: int, device: str = "cpu") -> dict[str, lis
 
 def _seconds_or_none(call: Callable[[], Any], device: str) -> float | None:
     """The seconds of a call; None where it runs out of memory."""
-    from koala_nb.generation.fast import give_back, is_out_of_memory
+    from koala_nb.core.devices import empty_cache, is_out_of_memory
 
     try:
         return seconds_of(call, device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    give_back()
+    empty_cache()
     return None
 
 

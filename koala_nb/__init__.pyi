@@ -1,0 +1,29 @@
+from . import probes as probes
+from .attention.capture import capture_attention as capture_attention
+from .core.catalog import find as find
+from .core.catalog import systems as systems
+from .core.files import banner as banner
+from .core.files import environment as environment
+from .display.exercises import check as check
+from .display.figures import show_banner as show_banner
+from .display.figures import show_heatmap as show_heatmap
+from .display.figures import show_images as show_images
+from .display.figures import show_intervals as show_intervals
+from .display.figures import show_lines as show_lines
+from .display.tables import show_table as show_table
+from .generation.generate import generate as generate
+from .generation.run_folder import Run as Run
+from .generation.shards import open_run as open_run
+from .models.hub import WeightsMissing as WeightsMissing
+from .models.load import ModelInfo as ModelInfo
+from .models.load import list_steps as list_steps
+from .models.load import load as load
+from .models.load import model_info as model_info
+from .models.load import silence_logging as silence_logging
+from .models.session import Session as Session
+from .models.session import start as start
+from .models.session import wrap as wrap
+from .models.unet import build_unet as build_unet
+from .report.run import run_report as run_report
+
+__version__: str

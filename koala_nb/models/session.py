@@ -1,0 +1,202 @@
+"""The set-up of a notebook in one call: silence, checks, a loaded model, and what it is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from koala_nb.core import catalog
+from koala_nb.core.catalog import Recipe, System
+from koala_nb.core.files import banner
+from koala_nb.models import hub
+from koala_nb.models.load import (
+    ModelInfo,
+    call_default,
+    domain_recipe,
+    load,
+    model_info,
+    silence_logging,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from koala_nb.models.load import Pipeline
+
+
+@dataclass(frozen=True, repr=False)
+class Session:
+    """A model ready to draw: what `start` and `wrap` return.
+
+    `info` says what it is; `seeds` and `settings` are the checked arguments for `generate` that
+    differ from its recipe: `kn.generate(session.pipe, prompts, session.seeds, **session.settings)`.
+    """
+
+    info: ModelInfo
+    seeds: range = range(1)
+    settings: dict[str, Any] = field(default_factory=dict)
+    loaded: Pipeline | None = None
+
+    @property
+    def pipe(self) -> Pipeline:
+        """The diffusers pipeline. ValueError where the session was started without weights."""
+        if self.loaded is None:
+            raise ValueError(f"{self.info.name} was started with weights=False: leave that out.")
+        return self.loaded
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the model is meant to be sampled."""
+        return self.info.recipe
+
+    @property
+    def domain(self) -> str:
+        """What the model draws: `photographic` or `emoji-world`."""
+        return self.info.domain
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of what it draws with these settings."""
+        given = [
+            self.settings.get(side) or getattr(self.recipe, side) for side in ("height", "width")
+        ]
+        if None not in given:
+            return given[0], given[1]
+        side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        return given[0] or side, given[1] or side
+
+    def __repr__(self) -> str:
+        info = self.info
+        revision = f" at {info.revision}" if info.revision else ""
+        lines = [f"{info.name} ({info.domain}): {info.source}{revision}"]
+        if self.loaded is None:
+            return f"{lines[0]}, without weights"
+        steps, guidance = (
+            self.settings.get(name, getattr(self.recipe, name)) for name in ("steps", "guidance")
+        )
+        steps = steps or call_default(self.loaded, "num_inference_steps")
+        if guidance is None:
+            guidance = call_default(self.loaded, "guidance_scale")
+        height, width = self.size
+        drawing = f"{steps} steps, guidance {guidance:g}, {height} x {width} pixels"
+        lines.append(f"on {info.device} in {info.dtype}: {drawing}")
+        return "\n".join([*lines, *info.notes])
+
+
+def start(
+    model: str | os.PathLike[str],
+    *,
+    seeds: int = 1,
+    seed: int = 0,
+    steps: int = 0,
+    guidance: float = 0.0,
+    size: int = 0,
+    negative_prompt: str = "",
+    weights: bool = True,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    offload: str | None = None,
+    local_files_only: bool | None = None,
+) -> Session:
+    """Check the settings of a notebook, load its model without noise, and print what it is.
+
+    `model` and the arguments from `device` on as for `load`; `seeds`: images a prompt, counted
+    from `seed`; `size`: pixels a side. 0, or an empty negative prompt, means the recipe's. With
+    `weights=False`, for a catalogued name, nothing is loaded: the session knows its record alone.
+    Raises ValueError for a bad name or setting, WeightsMissing where the weights are not there.
+
+    >>> session = start("nano-koala", steps=4)  # doctest: +SKIP
+    >>> generate(session.pipe, ["a koala"], session.seeds, **session.settings)  # doctest: +SKIP
+    """
+    given = generation_settings(seeds=seeds, seed=seed, steps=steps, guidance=guidance, size=size)
+    if negative_prompt:
+        given["negative_prompt"] = negative_prompt
+    silence_logging()
+    if weights:
+        pipe = load(
+            model,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            offload=offload,
+            local_files_only=local_files_only,
+        )
+        return _shown(Session(model_info(pipe), given.pop("seeds"), given, pipe))
+    system = catalog.find(str(model))
+    source = system.repository or "no repository"
+    info = ModelInfo(system, source, None, None, "", "meta", system.domain, system.recipe)
+    return _shown(Session(info, given.pop("seeds"), given))
+
+
+def wrap(
+    pipe: Pipeline,
+    *,
+    seeds: int = 1,
+    seed: int = 0,
+    steps: int = 0,
+    guidance: float = 0.0,
+    size: int = 0,
+    negative_prompt: str = "",
+) -> Session:
+    """Make a session of a diffusers pipeline of one's own, and print what is known of it.
+
+    Its recipe (steps, guidance, sizes, negative prompt) is that of the catalogued system or the
+    folder that the pipeline says it comes from, else the pipeline's own; its scheduler and parts
+    stay as they are. `pipe.model_info` is set. Settings as for `start`. ValueError for a bad one,
+    or for what is no pipeline of Stable Diffusion.
+    """
+    for part in ("unet", "vae", "tokenizer", "scheduler"):
+        if not hasattr(pipe, part):
+            raise ValueError(f"{type(pipe).__name__} has no {part}: give a pipeline of diffusers.")
+    given = generation_settings(seeds=seeds, seed=seed, steps=steps, guidance=guidance, size=size)
+    if negative_prompt:
+        given["negative_prompt"] = negative_prompt
+    silence_logging()
+    info = model_info(pipe)
+    if not hasattr(pipe, "model_info"):
+        system, domain = _origin(info.source)
+        recipe = system.recipe if system else domain_recipe(domain)
+        info = replace(info, system=system, domain=domain, recipe=recipe)
+        pipe.model_info = info
+    pipe.set_progress_bar_config(disable=True)
+    return _shown(Session(info, given.pop("seeds"), given, pipe))
+
+
+def generation_settings(
+    *, seeds: int, n: int = 1, steps: int = 0, guidance: float = 0.0, size: int = 0, seed: int = 0
+) -> dict[str, Any]:
+    """Check a report's settings and return the arguments for `generate`; 0 means the recipe's.
+
+    ValueError for less than one image a prompt, or a probe (n), or a negative value.
+    """
+    for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
+        if images < 1:
+            raise ValueError(f"{name} is {images}: give 1 or more images a {each}.")
+    given = {"steps": steps, "guidance": guidance, "size": size, "seed": seed}
+    for name, value in given.items():
+        if value < 0:
+            raise ValueError(f"{name} is {value}: give 0 or more.")
+    sides = {"steps": steps, "guidance": guidance, "height": size, "width": size}
+    changed = {name: value for name, value in sides.items() if value}
+    return {"seeds": range(seed, seed + seeds), **changed}
+
+
+def _origin(source: str) -> tuple[System | None, str]:
+    """The catalogued system and the domain of what a pipeline says it was loaded from."""
+    facts = Path(source) / "koala_nb.json"
+    known = hub.read_json(facts) if facts.is_file() else {}
+    for system in catalog.SYSTEMS:
+        if source == system.repository or known.get("name") == system.name:
+            return system, system.domain
+    return None, str(known.get("domain", "photographic"))
+
+
+def _shown(session: Session) -> Session:
+    from koala_nb.display.figures import show_banner
+
+    print(session)
+    show_banner(banner(session.domain))
+    return session

@@ -1,0 +1,105 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import koala_nb as kn
+from koala_nb.core import catalog
+
+STUB = Path(kn.__file__).with_suffix(".pyi")
+
+
+def test_stub_names_and_real_objects_agree():
+    imported = [
+        node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ImportFrom)
+    ]
+    names = {alias.name: node.module for node in imported for alias in node.names}
+    assert all(alias.asname == alias.name for node in imported for alias in node.names)
+    assert set(names) == set(kn.__all__) <= set(dir(kn))
+    for name, module in names.items():
+        value = getattr(kn, name)
+        assert value is vars(kn)[name]
+        if module:  # not a room of its own
+            assert value.__module__ == f"koala_nb.{module}" and value.__doc__, name
+    assert kn.__version__
+    with pytest.raises(AttributeError, match="genrate"):
+        kn.genrate  # noqa: B018
+
+
+def test_import_loads_no_heavy_library():
+    code = (
+        "import sys, koala_nb; heavy = {'torch', 'pandas', 'numpy', 'diffusers', 'PIL'};"
+        "assert 'generate' in dir(koala_nb); assert callable(koala_nb.find);"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_mypy_sees_what_load_and_start_return(tmp_path):
+    file = tmp_path / "user.py"
+    file.write_text(
+        "import koala_nb as kn\n"
+        "reveal_type(kn.load('nano-koala'))\n"
+        "reveal_type(kn.start('nano-koala').info.recipe.steps)\n"
+        "reveal_type(kn.generate(kn.load('nano-koala'), 'a koala').seconds_per_image)\n"
+        "kn.genrate\n"
+    )
+    configuration = STUB.parents[1] / "pyproject.toml"
+    command = [sys.executable, "-m", "mypy", "--config-file", configuration, file]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=STUB.parents[1])
+    assert 'Revealed type is "koala_nb.models.load.Pipeline"' in done.stdout, done.stdout
+    assert done.stdout.count('Revealed type is "int | None"') == 1, done.stdout
+    assert done.stdout.count('Revealed type is "float | None"') == 1, done.stdout
+    assert 'has no attribute "genrate"' in done.stdout
+
+
+def test_a_session_says_what_it_is_and_what_differs_from_the_recipe(snapshot, capsys):
+    session = kn.start(snapshot, device="cpu", seeds=2, seed=3, steps=2, size=64)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{snapshot} (photographic): ") and " at weights-" in said[0]
+    assert said[1] == "on cpu in float32: 2 steps, guidance 5, 64 x 64 pixels"
+    assert session.seeds == range(3, 5)
+    assert session.settings == {"steps": 2, "height": 64, "width": 64}
+    assert session.info is session.pipe.model_info and session.recipe is session.info.recipe
+    run = kn.generate(session.pipe, "a koala", session.seeds, **session.settings)
+    assert list(run.records.seed) == [3, 4] and set(run.records.steps) == {2}
+
+
+@pytest.mark.parametrize("bad", [{"seeds": 0}, {"steps": -1}, {"guidance": -0.5}, {"size": -8}])
+def test_a_session_refuses_a_bad_setting_before_it_loads(bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*: give"):
+        kn.start("no such model", **bad)
+
+
+def test_a_session_without_weights_knows_the_record(capsys):
+    session = kn.start("koala-lightning-700m", weights=False)
+    assert session.recipe.steps == 10 and session.size == (1024, 1024)
+    assert "without weights" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="weights=False"):
+        session.pipe  # noqa: B018
+
+
+def test_a_pipeline_of_ones_own_becomes_a_session(snapshot, capsys):
+    from diffusers import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        snapshot, variant="fp16", dtype=torch.float32, use_safetensors=True
+    )
+    scheduler = pipe.scheduler
+    pipe.register_to_config(_name_or_path="etri-vilab/koala-lightning-700m")
+    session = kn.wrap(pipe)
+    koala = catalog.find("koala-lightning-700m")
+    assert (session.info.system, session.recipe, session.info.revision) == (
+        koala,
+        koala.recipe,
+        None,
+    )
+    assert pipe.model_info is session.info and pipe.scheduler is scheduler
+    assert "koala-lightning-700m" in capsys.readouterr().out
+    assert kn.wrap(pipe).info is session.info
+    with pytest.raises(ValueError, match="has no unet"):
+        kn.wrap(torch.nn.Linear(1, 1))
