@@ -32,6 +32,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # Two workers with one thread each; a notebook or a test file stays on one worker. Types and committed
 # outputs are checked with the pinned versions only: older ones declare other types and round otherwise.
