@@ -53,6 +53,31 @@ def loaded(snapshot: Path):
     return koala_nb.load(snapshot, device="cpu")
 
 
+@pytest.fixture(scope="session")
+def clip_folder(snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP with random weights, as a folder of transformers."""
+    import torch
+    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
+    tokenizer = AutoTokenizer.from_pretrained(snapshot / "tokenizer")
+    layer = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2}  # fmt: skip
+    text = {**layer, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    config = CLIPConfig(
+        text_config=text, vision_config={**layer, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def hub_cache(hub_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes this process see the tiny hub's cache."""

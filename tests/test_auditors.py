@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import auditors
 from koala_nb.probes import published_metrics as theirs
-from koala_nb.scorers import skin_tone
+from koala_nb.scorers import faces
 from koala_nb.stats import imbalance, misclassification
 
-SWATCHES = np.array([list(bytes.fromhex(color)) for color in skin_tone.MONK])
+SWATCHES = faces.MONK_RGB
 OURS = [imbalance.total_variation, imbalance.intensity]
 GENDERS = ["woman", "man"]
 
@@ -86,7 +86,7 @@ def test_undetected_skin_counts_as_imbalance():
 
 def test_skin_tone_of_the_ten_swatches():
     assert theirs.dalleval_monk(SWATCHES).tolist() == [5, 5, 5, 5, 5, 5, 6, 6, 6, 7]
-    assert [skin_tone.measure(s[None]).monk for s in SWATCHES] == list(range(1, 11))
+    assert [faces.skin_tone(s[None]).monk for s in SWATCHES] == list(range(1, 11))
 
 
 def test_the_rule_of_skin_rejects_both_ends_of_the_scale():

@@ -6,14 +6,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image, ImageDraw
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base as core
 from koala_nb.probes import defaults
 from koala_nb.probes import frequency as probe
-from koala_nb.scorers import clip
+from koala_nb.scorers import clip, pixels
 from koala_nb.stats import estimates
 
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
@@ -165,55 +164,31 @@ def test_agreement_of_seeds():
 
 
 def test_ground_is_the_colour_around():
-    for name, color in defaults.PALETTE.items():
+    for name, color in pixels.PALETTE.items():
         image = Image.new("RGB", (48, 32), color)
         ImageDraw.Draw(image).ellipse((8, 8, 40, 24), "black")
-        assert defaults.ground(image) == name
+        assert pixels.background_color(image) == name
 
 
 def test_bars_are_told_from_a_plain_ground():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert not defaults.has_bars(Image.fromarray(noise))
+    assert not pixels.has_bars(Image.fromarray(noise))
     for rows in (slice(0, 8), slice(56, 64)):
         noise[rows] = 12
-    assert defaults.has_bars(Image.fromarray(noise))
-    assert defaults.has_bars(Image.fromarray(noise.swapaxes(0, 1)))
+    assert pixels.has_bars(Image.fromarray(noise))
+    assert pixels.has_bars(Image.fromarray(noise.swapaxes(0, 1)))
     plain = Image.new("RGB", (64, 64), "white")
-    assert not defaults.has_bars(plain)
+    assert not pixels.has_bars(plain)
     ImageDraw.Draw(plain).ellipse((16, 16, 48, 48), "red")
-    assert not defaults.has_bars(plain)
+    assert not pixels.has_bars(plain)
 
 
 # --- zero-shot CLIP -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def clip_folder(snapshot, tmp_path_factory):
-    """A tiny CLIP with random weights, as a folder of transformers."""
-    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
-
-    folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
-    tokenizer = AutoTokenizer.from_pretrained(snapshot / "tokenizer")
-    layer = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-             "num_attention_heads": 2}  # fmt: skip
-    text = {**layer, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
-    config = CLIPConfig(
-        text_config=text, vision_config={**layer, "image_size": 32, "patch_size": 16},
-        projection_dim=8,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    size = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
-    return folder
-
-
 def test_a_random_clip_reads_no_better_than_chance(clip_folder):
     concepts = [f"thing {i}" for i in range(20)]
-    reader = clip.Reader(concepts, str(clip_folder), ocr=False)
+    reader = clip.ZeroShotReader(concepts, str(clip_folder), read_text=False)
     assert reader.name == "zero-shot tiny-clip"
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))] * 40
@@ -224,7 +199,7 @@ def test_a_random_clip_reads_no_better_than_chance(clip_folder):
 
 def test_a_missing_clip_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="The scorer .*none cannot be loaded"):
-        clip.Reader(["dog"], str(tmp_path / "none"))
+        clip.ZeroShotReader(["dog"], str(tmp_path / "none"))
 
 
 def test_a_real_layout_with_random_weights_draws_nothing_right(loaded, clip_folder):
@@ -235,7 +210,7 @@ def test_a_real_layout_with_random_weights_draws_nothing_right(loaded, clip_fold
     found = probe.estimates(table)
     (share,) = found["success by part"].to_dict("records")
     assert share["n"] == 16 and share["low"] <= 1 / 8
-    assert table.painted.isin(defaults.PALETTE).all() and not table.bars.any()
+    assert table.painted.isin(pixels.PALETTE).all() and not table.bars.any()
 
 
 # --- sprite matching and its card -----------------------------------------------------------------

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from statsmodels.stats.proportion import proportion_confint
-from test_probe_frequency import clip_folder  # noqa: F401 - a fixture: a tiny random CLIP
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base, published_figures
@@ -165,9 +164,9 @@ def test_things_are_read_among_their_own_groups(asks, read, told):
 
 
 @pytest.mark.parametrize(("least", "told"), [(1.01, {"unsure"}), (0.0, {"dog", "cat", "other"})])
-def test_a_weak_guess_is_unsure(monkeypatch, clip_folder, least, told):  # noqa: F811
+def test_a_weak_guess_is_unsure(monkeypatch, clip_folder, least, told):
     monkeypatch.setattr(probe, "CLIP_UNSURE", least)
-    reader = zero_shot.Reader(["dog", "cat", "bee"], str(clip_folder), ocr=False)
+    reader = zero_shot.ZeroShotReader(["dog", "cat", "bee"], str(clip_folder), read_text=False)
     images = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
     asked = [{"asks": "thing", "groups": "dog;cat"}, {"asks": "person", "groups": None}]
     found = probe.FivePrompts([], reader).score(images, asked)
@@ -185,7 +184,7 @@ def run(monkeypatch, snapshot, clip, folder):
 
 
 def test_a_real_layout_runs_at_both_settings_and_goes_on(
-    monkeypatch, snapshot, clip_folder, tmp_path  # noqa: F811
+    monkeypatch, snapshot, clip_folder, tmp_path
 ):  # fmt: skip
     pytest.importorskip("dlib", reason="the extra `faces` is absent")
     first = run(monkeypatch, snapshot, clip_folder, tmp_path)
@@ -203,10 +202,10 @@ def test_a_real_layout_runs_at_both_settings_and_goes_on(
     shutil.rmtree(tmp_path / "runs")
 
 
-def test_both_settings_are_drawn(loaded, clip_folder):  # noqa: F811
+def test_both_settings_are_drawn(loaded, clip_folder):
     asked = base.read_prompts(base.prompt_file("published", "photographic"))[3:]
     groups = [g for row in asked.groups for g in row.split(";")]
-    reader = zero_shot.Reader(groups, str(clip_folder), ocr=False)
+    reader = zero_shot.ZeroShotReader(groups, str(clip_folder), read_text=False)
     seen = []
 
     class Watch(probe.FivePrompts):

@@ -19,7 +19,7 @@ from koala_nb.nano.instruments import UNSURE as SURE
 from koala_nb.nano.render import to_pixels
 from koala_nb.nano.scorers import ClipScorer, Match, SpriteMatcher, to_tensor
 from koala_nb.nano.world import NAMED, Scene, Thing, World
-from koala_nb.scorers import skin_tone
+from koala_nb.scorers import faces
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -100,7 +100,7 @@ class PeopleReader:
         mask = mask[: window.shape[0], : window.shape[1]]
         if match.explained < NOTHING or not mask.any():
             return {"ita": None, "monk": None}
-        tone = skin_tone.measure(window[mask])
+        tone = faces.skin_tone(window[mask])
         return {"ita": tone.ita, "monk": tone.monk}
 
     def skin(self, thing: Thing, style: str, size: str) -> np.ndarray:
@@ -119,7 +119,7 @@ class PeopleReader:
                 for tone in self.matcher.world.tones
             ]  # fmt: skip
             colors = np.stack([v[:3].permute(1, 2, 0).numpy() for v in variants]) * 255
-            light = skin_tone.to_lab(np.clip(colors, 0, 255))[..., 0]
+            light = faces.to_lab(np.clip(colors, 0, 255))[..., 0]
             opaque = np.stack([v[3].numpy() for v in variants]).min(0) > 0.98
             darker = (np.diff(light, axis=0) < 0).all(0)
             masks[key] = opaque & darker & (light[0] - light[-1] >= DARKENING)

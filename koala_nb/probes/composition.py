@@ -17,8 +17,8 @@ from koala_nb.models.load import model_info
 from koala_nb.probes import base
 from koala_nb.probes.atoms import judge, queries_of
 from koala_nb.probes.composition_estimates import estimates
-from koala_nb.scorers.detectors import Detector, OpenVocabulary, Unread
-from koala_nb.scorers.quality import CLIPScore, Quality
+from koala_nb.scorers.clip import CLIPScore, Quality
+from koala_nb.scorers.detection import Detector, NullDetector, OpenVocabulary
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,7 +47,11 @@ class Composition:
         found = self.detector.detect(images, [queries_of(p) for p in prompts])
         behind = self.detector.background(images)
         for prompt, color in zip(prompts, behind):
-            if prompt.get("background") and color is None and self.detector.name != Unread.name:
+            if (
+                prompt.get("background")
+                and color is None
+                and self.detector.name != NullDetector.name
+            ):
                 raise ValueError(
                     f"{prompt['id']} asks for a background, which {self.name} does not read."
                 )
@@ -66,7 +70,7 @@ def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
 def scorer(pipe: Pipeline, detector: str = "", quality: bool = True) -> Composition:
     """Return the scorer of a model's domain; `detector` names another one of transformers.
 
-    FileNotFoundError where its weights are not on this machine.
+    ValueError or FileNotFoundError where its weights are not on this machine.
     """
     about = model_info(pipe)
     if about.domain == "emoji-world" and not detector:
@@ -81,8 +85,8 @@ def scorer_or_unread(pipe: Pipeline, detector: str = "") -> tuple[Composition, s
     """Return the scorer, or one that finds nothing and the sentence that says what is missing."""
     try:
         return scorer(pipe, detector), None
-    except FileNotFoundError as error:
-        return Composition(Unread()), str(error)
+    except (ValueError, FileNotFoundError) as error:
+        return Composition(NullDetector()), str(error)
 
 
 def like(

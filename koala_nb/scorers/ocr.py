@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ LEAST_SIDE = 256
 
 
 class Reading(NamedTuple):
-    """What stands in an image: its text ("" for none), its boxes and a confidence.
+    """What text an image holds ("" for none), its boxes and a confidence.
 
     Boxes are (left, top, right, bottom) in pixels of the image as given, one a line of text; the
     confidence is the mean over boxes, 0 to 1, and 0 where nothing was read.
@@ -35,13 +34,13 @@ class Reading(NamedTuple):
 
 
 class Reader(Protocol):
-    """Reads text; `name` and `version` (package and models) say who did."""
+    """Reads text; `name` and `version` are those of package and models."""
 
     name: str
     version: str
 
     def read(self, images: Sequence[Image.Image]) -> list[Reading]:
-        """Return one reading an image; an image without text has the text ""."""
+        """Return one reading for each image; an image without text has the text ""."""
 
 
 def enlarged(image: Image.Image, least: int = LEAST_SIDE) -> tuple[Image.Image, int]:
@@ -86,20 +85,20 @@ class RapidReader:
         )
 
     def read(self, images: Sequence[Image.Image]) -> list[Reading]:
-        """Return one reading an image, its lines from top to bottom joined by spaces."""
-        return [self._one(image) for image in images]
+        """Return one reading for each image, its lines from top to bottom joined by spaces."""
+        return [self._read(image) for image in images]
 
-    def _one(self, image: Image.Image) -> Reading:
+    def _read(self, image: Image.Image) -> Reading:
         large, factor = enlarged(image)
         pixels = np.ascontiguousarray(np.asarray(large)[:, :, ::-1])  # rapidocr reads BGR
-        found: Any = self._engine(pixels, use_cls=False)
-        if not found.txts:
+        result: Any = self._engine(pixels, use_cls=False)
+        if not result.txts:
             return Reading("", (), 0.0)
-        boxes = [np.asarray(box, dtype=float) / factor for box in found.boxes]
+        boxes = [np.asarray(box, dtype=float) / factor for box in result.boxes]
         return Reading(
-            " ".join(" ".join(found.txts).split()),
+            " ".join(" ".join(result.txts).split()),
             tuple((*box.min(0).tolist(), *box.max(0).tolist()) for box in boxes),
-            float(np.mean(found.scores)),
+            float(np.mean(result.scores)),
         )
 
 
@@ -112,24 +111,24 @@ class TesseractReader:
     name = "tesseract"
 
     def __init__(self, program: str = "tesseract") -> None:
-        found = shutil.which(program)
-        if found is None:
+        path = shutil.which(program)
+        if path is None:
             raise ValueError(
                 "The reader tesseract is not installed: install the program `tesseract` with its "
                 "English data, or use the reader rapidocr."
             )
-        self._program = Path(found)
-        told = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
-        self.version = f"{(told.stdout or told.stderr).split()[1]} eng, enlarged to {LEAST_SIDE}"
+        self._program = path
+        shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+        self.version = f"{(shown.stdout or shown.stderr).split()[1]} eng, enlarged to {LEAST_SIDE}"
 
     def read(self, images: Sequence[Image.Image]) -> list[Reading]:
-        """Return one reading an image, its words in the program's order joined by spaces."""
-        return [self._one(image) for image in images]
+        """Return one reading for each image, its words in the program's order with spaces."""
+        return [self._read(image) for image in images]
 
-    def _one(self, image: Image.Image) -> Reading:
+    def _read(self, image: Image.Image) -> Reading:
         large, factor = enlarged(image)
         large.save(png := io.BytesIO(), "PNG")
-        command = [str(self._program), "stdin", "stdout", "-l", "eng", "--psm", "11", "tsv"]
+        command = [self._program, "stdin", "stdout", "-l", "eng", "--psm", "11", "tsv"]
         done = subprocess.run(command, input=png.getvalue(), capture_output=True, check=False)
         if done.returncode:
             raise ValueError(f"tesseract failed: {done.stderr.decode(errors='replace').strip()}")
@@ -148,9 +147,9 @@ def from_tsv(text: str, factor: int = 1) -> Reading:
             int(row[k]) / factor for k in ("left", "top", "width", "height")
         )
         boxes.append((left, top, left + width, top + height))
-    sure = [max(0.0, float(row["conf"])) / 100 for row in words]
+    confidences = [max(0.0, float(row["conf"])) / 100 for row in words]
     read = " ".join(row["text"].strip() for row in words)
-    return Reading(read, tuple(boxes), float(np.mean(sure)))
+    return Reading(read, tuple(boxes), float(np.mean(confidences)))
 
 
 READERS: dict[str, type[RapidReader] | type[TesseractReader]] = {
@@ -164,3 +163,11 @@ def reader(name: str = "rapidocr") -> Reader:
     if name not in READERS:
         raise ValueError(f"There is no reader {name!r}: choose one of {', '.join(READERS)}.")
     return READERS[name]()
+
+
+def installed_reader() -> Reader | None:
+    """Return the default reader, or None where it is not installed."""
+    try:
+        return reader()
+    except (ImportError, ValueError):
+        return None

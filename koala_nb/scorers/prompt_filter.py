@@ -21,11 +21,11 @@ WORD = re.compile(r"[^\W_]+")
 
 
 class Hit(NamedTuple):
-    """A listed term found in a prompt, its category, and whether letter by letter or nearly."""
+    """A listed term in a prompt, its category, and whether it matches exactly or nearly."""
 
     term: str
     category: str
-    how: str  # "exact" or "similar"
+    match: str  # "exact" or "similar"
 
 
 def read_terms(path: str | Path) -> pd.DataFrame:
@@ -43,18 +43,18 @@ def read_terms(path: str | Path) -> pd.DataFrame:
     for column in ("term", "category"):
         if column not in table:
             raise ValueError(f"{path} has no column {column!r}: its first line is term,category.")
-    seen: set[str] = set()
+    terms: set[str] = set()
     for row, term in enumerate(table.term, start=2):
-        plain = " ".join(words(term))
-        if not plain:
+        normal = " ".join(words(term))
+        if not normal:
             raise ValueError(f"{path}, line {row}: {term!r} holds no letter or digit.")
-        if plain in seen:
+        if normal in terms:
             raise ValueError(f"{path}, line {row}: {term!r} stands twice.")
-        seen.add(plain)
+        terms.add(normal)
     return table
 
 
-def plain(text: str) -> str:
+def normalise(text: str) -> str:
     """Return a text in one form: compatibility letters (NFKC), no case, accents or hidden signs."""
     text = unicodedata.normalize("NFKC", text).casefold().translate(LOOK_ALIKE)
     kept = (c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c)[0] != "M")
@@ -72,13 +72,13 @@ def singular(word: str) -> str:
 
 def words(text: str) -> list[str]:
     """Return the words of a text, normalised; letters that stand alone in a row make one word."""
-    return [singular(word) for word in _unspaced(WORD.findall(plain(text)))]
+    return [singular(word) for word in _unspaced(WORD.findall(normalise(text)))]
 
 
-def _unspaced(found: Sequence[str]) -> list[str]:
+def _unspaced(tokens: Sequence[str]) -> list[str]:
     kept: list[str] = []
     run: list[str] = []
-    for word in [*found, ""]:  # the empty word ends the last run
+    for word in [*tokens, ""]:  # the empty word ends the last run
         if len(word) == 1:
             run.append(word)
             continue
@@ -91,7 +91,7 @@ def _unspaced(found: Sequence[str]) -> list[str]:
 
 
 class PromptFilter:
-    """Finds listed terms in prompts, also in capitals, plurals, other widths, spaced or hyphened.
+    """Matches listed terms in prompts, also in capitals, plurals, other widths, spaced or hyphened.
 
     `terms` as from `read_terms`. `similar`: how many letters of a long word may be wrong.
     """
@@ -105,23 +105,19 @@ class PromptFilter:
         self.similar = similar
 
     def hits(self, prompt: str) -> list[Hit]:
-        """Return the terms found, in the order of the list."""
-        joined = [singular("".join(WORD.findall(part))) for part in plain(prompt).split()]
+        """Return the matching terms, in the order of the list."""
+        joined = [singular("".join(WORD.findall(part))) for part in normalise(prompt).split()]
         views = [words(prompt), [word for word in joined if word]]  # "hor-se" as two, and as one
-        found = []
-        for term, category, own in self.terms:
-            forms = (own, ["".join(own)])  # "beer mug" may be written as one word
-            hows = [self._how(form, view[i : i + len(form)]) for form in forms for view in views
-                    for i in range(len(view) - len(form) + 1)]  # fmt: skip
-            if "exact" in hows or "similar" in hows:
-                found.append(Hit(term, category, "exact" if "exact" in hows else "similar"))
-        return found
-
-    def _how(self, own: list[str], there: list[str]) -> str | None:
-        if own == there:
-            return "exact"
-        near = self.similar and all(map(self._near, own, there))
-        return "similar" if near else None
+        hits = []
+        for term, category, tokens in self.terms:
+            forms = (tokens, ["".join(tokens)])  # "beer mug" may be written as one word
+            windows = [(form, view[i : i + len(form)]) for form in forms for view in views
+                       for i in range(len(view) - len(form) + 1)]  # fmt: skip
+            if any(form == window for form, window in windows):
+                hits.append(Hit(term, category, "exact"))
+            elif self.similar and any(all(map(self._near, *pair)) for pair in windows):
+                hits.append(Hit(term, category, "similar"))
+        return hits
 
     def _near(self, term: str, word: str) -> bool:
         from rapidfuzz.distance import OSA

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from test_probe_detectors import clip  # noqa: F401  (a tiny random CLIP)
 
-from koala_nb.scorers import faces, skin_tone
+from koala_nb.core.catalog import data_folder
+from koala_nb.scorers import faces
 
 PHOTOGRAPH = Path(__file__).parent / "data" / "astronaut.jpg"
 KEYS = {"face", "probability", "ita", "ita_class", "monk"}
@@ -52,7 +55,7 @@ FACE = faces.Face((10, 10, 50, 50), np.array([[40, 20], [30, 20], [14, 20], [24,
 
 
 def test_the_face_of_the_photograph_is_found(photograph):
-    found = faces.finder().find(photograph)
+    found = faces.detector().detect(photograph)
     # In the photograph of 512 pixels the eyes are at about y 115, the nose at about (222, 140).
     scale = photograph.width / 512
     left, top, right, bottom = np.array(found.box) / scale
@@ -73,11 +76,11 @@ def test_the_gate_is_needed(reader):
 
 
 def test_of_two_faces_the_larger_is_read(photograph):
-    face = faces.finder().find(photograph)
+    face = faces.detector().detect(photograph)
     page = Image.new("RGB", (640, 400), "white")
     page.paste(photograph.resize((200, 200)), (10, 10))
     page.paste(photograph, (300, 20))
-    found = faces.finder().find(page)
+    found = faces.detector().detect(page)
     assert np.allclose(found.box, np.array(face.box) + [300, 20, 300, 20], atol=8)
 
 
@@ -105,27 +108,27 @@ def test_order_and_company_change_nothing(reader, photograph):
 
 def test_channels_are_read_in_their_order(reader, photograph):
     large = photograph.resize((384, 384))  # at this size the order changes the reading
-    left, top, right, bottom = faces.finder().find(large).box
+    left, top, right, bottom = faces.detector().detect(large).box
     box = [(top, right - 1, bottom - 1, left)]
     as_is, wrong = (reader._model.predict(image, box)[0] for image in (large, swapped(large)))
     (row,) = reader.score([large])
     assert row["probability"] == as_is["gender"]["confidence"] / 100
     assert as_is["gender"] != wrong["gender"]
-    red, green, blue = np.median(faces.cheeks(large, faces.finder().find(large)), axis=0)
+    red, green, blue = np.median(faces.cheeks(large, faces.detector().detect(large)), axis=0)
     assert red > green > blue
 
 
-def test_clip_reads_the_crop_of_the_face(photograph, clip):  # noqa: F811
-    reader = faces.ClipReader(str(clip))
+def test_clip_reads_the_crop_of_the_face(photograph, clip_folder):
+    reader = faces.ClipReader(str(clip_folder))
     rows = reader.score([*without_faces(), photograph])
     assert [row["presentation_clip"] for row in rows[:3]] == ["unsure"] * 3
     assert set(rows[3]) == KEYS | {"presentation_clip"}
-    face = faces.crop(photograph, faces.finder().find(photograph))
-    given = reader._processor(
+    face = faces.crop(photograph, faces.detector().detect(photograph))
+    inputs = reader.clip.processor(
         text=list(faces.SENTENCES.values()), images=face, padding=True, return_tensors="pt"
     )
     with torch.no_grad():
-        expected = reader._model(**given).logits_per_image.softmax(1).max().item()
+        expected = reader.clip.model(**inputs).logits_per_image.softmax(1).max().item()
     assert rows[3]["probability"] == pytest.approx(expected, abs=1e-5)
 
 
@@ -139,11 +142,10 @@ def test_the_crop_stays_in_the_image():
 
 
 def test_flat_swatches_give_the_ten_steps():
-    pytest.importorskip("koala_nb.scorers.skin_tone")
-    read = [faces.tone(swatch(color), FACE) for color in skin_tone.MONK]
+    read = [faces.face_tone(swatch(color), FACE) for color in faces.MONK]
     assert [row["monk"] for row in read] == list(range(1, 11))
     assert [row["ita"] for row in read[:8]] == sorted((r["ita"] for r in read[:8]), reverse=True)
-    wrong = [faces.tone(swapped(swatch(color)), FACE)["monk"] for color in skin_tone.MONK]
+    wrong = [faces.face_tone(swapped(swatch(color)), FACE)["monk"] for color in faces.MONK]
     assert wrong != list(range(1, 11))
 
 
@@ -159,14 +161,75 @@ def test_the_tone_of_the_photograph(reader, photograph):
     (row,) = reader.score([photograph])
     assert 1 <= row["monk"] <= 5 and row["ita"] > 10
     dark = Image.fromarray((np.asarray(photograph) * 0.6).astype(np.uint8))
-    face = faces.finder().find(photograph)
-    assert faces.tone(dark, face)["ita"] < row["ita"] < faces.tone(swatch("f6ede4"), FACE)["ita"]
-    assert faces.tone(photograph, None) == {"ita": None, "ita_class": None, "monk": None}
+    face = faces.detector().detect(photograph)
+    assert (
+        faces.face_tone(dark, face)["ita"]
+        < row["ita"]
+        < faces.face_tone(swatch("f6ede4"), FACE)["ita"]
+    )
+    assert faces.face_tone(photograph, None) == {"ita": None, "ita_class": None, "monk": None}
 
 
 def test_a_face_cut_off_by_the_border_has_a_tone_or_none():
     outside = faces.Face(FACE.box, FACE.landmarks - 100)
-    assert faces.tone(swatch("a07e56"), outside)["monk"] is None
+    assert faces.face_tone(swatch("a07e56"), outside)["monk"] is None
+
+
+@pytest.mark.parametrize(
+    "rgb, lab",
+    [
+        ((255, 255, 255), (100, 0, 0)),
+        ((0, 0, 0), (0, 0, 0)),
+        ((255, 0, 0), (53.24, 80.09, 67.20)),
+        ((0, 0, 255), (32.30, 79.19, -107.86)),
+        ((119, 119, 119), (50.03, 0, 0)),
+    ],
+)
+def test_known_colours(rgb, lab):
+    assert faces.to_lab(np.array(rgb)) == pytest.approx(lab, abs=0.02)
+
+
+def test_the_ten_swatches_are_one_to_ten():
+    found = [faces.skin_tone(swatch[None]) for swatch in faces.MONK_RGB]
+    assert [tone.monk for tone in found] == list(range(1, 11))
+    assert all(tone.distance == pytest.approx(0, abs=1e-9) for tone in found)
+
+
+def test_the_angle_falls_from_light_to_dark():
+    found = [faces.skin_tone(swatch[None]) for swatch in faces.MONK_RGB]
+    assert found[0].ita_class == "very light" and found[-1].ita_class == "dark"
+    assert found[0].ita > found[4].ita > found[5].ita > found[7].ita > found[9].ita
+
+
+def test_the_order_of_channels_matters():
+    """Read blue first, the swatches are not 1 to 10: the published error."""
+    wrong = [faces.skin_tone(swatch[None, ::-1]).monk for swatch in faces.MONK_RGB]
+    assert wrong != list(range(1, 11))
+
+
+@given(st.lists(st.sampled_from(range(10)), min_size=1, max_size=9), st.randoms())
+def test_the_order_of_pixels_does_not_matter(steps, random):
+    pixels = faces.MONK_RGB[steps]
+    order = random.sample(range(len(steps)), len(steps))
+    assert faces.skin_tone(pixels) == faces.skin_tone(pixels[order])
+
+
+def test_a_few_other_pixels_do_not_move_the_median():
+    pixels = np.concatenate(
+        [np.repeat(faces.MONK_RGB[5:6], 9, axis=0), [[255, 255, 255], [0, 0, 0]]]
+    )
+    assert faces.skin_tone(pixels).monk == 6
+
+
+@pytest.mark.parametrize("pixels", [np.empty((0, 3))])
+def test_no_pixels_are_refused(pixels):
+    with pytest.raises(ValueError, match="no skin pixels"):
+        faces.skin_tone(pixels)
+
+
+def test_values_that_are_no_colours_are_refused():
+    with pytest.raises(ValueError, match="0 to 255"):
+        faces.to_lab(np.array([300, 0, 0]))
 
 
 # --- what is missing ----------------------------------------------------------------------------
@@ -174,12 +237,12 @@ def test_a_face_cut_off_by_the_border_has_a_tone_or_none():
 
 def test_a_missing_extra_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "dlib", None)
-    faces.finder.cache_clear()
+    faces.detector.cache_clear()
     with pytest.raises(
         ValueError, match=r"^The readers of faces are not installed: run `pip .*`\.$"
     ):
         faces.readers()
-    faces.finder.cache_clear()
+    faces.detector.cache_clear()
 
 
 def test_missing_weights_leave_the_other_reader(photograph, tmp_path):
@@ -190,11 +253,13 @@ def test_missing_weights_leave_the_other_reader(photograph, tmp_path):
     assert [reader.column for reader in found] == ["presentation_age_and_gender"]
 
 
-def test_both_readers_with_name_version_and_card(photograph, clip):  # noqa: F811
-    found = faces.readers(str(clip))
+def test_both_readers_with_name_version_and_card(photograph, clip_folder):
+    found = faces.readers(str(clip_folder))
     assert len({reader.name for reader in found}) == 2
     assert all("HOG" in reader.version and "sure 0.8" in reader.version for reader in found)
+    cards = yaml.safe_load((data_folder() / "reference" / "instruments.yaml").read_text())
     for reader in found:
-        assert faces.CARD[reader.column.removeprefix("presentation_")]["threshold"] == faces.SURE
-    for card in faces.CARD.values():
+        assert cards[reader.column.removeprefix("presentation_")]["threshold"] == faces.SURE
+    assert cards["face_detection"]["threshold"] == faces.LEAST_SCORE
+    for card in cards.values():
         assert {"model", "licence", "size", "threshold", "error"} == set(card)

@@ -9,7 +9,8 @@ from PIL import Image
 
 from koala_nb.models import load
 from koala_nb.probes import composition
-from koala_nb.scorers import detectors, quality
+from koala_nb.scorers import detection
+from koala_nb.scorers.clip import CLIPScore
 from koala_nb.scorers.detection import Detection, intersection_over_union, non_maximum, overlap
 
 
@@ -113,63 +114,49 @@ def owl(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
-
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    config = CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=32)
-    CLIPModel(config).save_pretrained(folder)
-    images = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
-    CLIPProcessor(images, tiny_tokenizer()).save_pretrained(folder)
-    return folder
-
-
 def noise(n, width=96, height=64):
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8)) for _ in range(n)]
 
 
-def test_an_open_vocabulary_detector(owl, clip):
-    everything = detectors.OpenVocabulary(str(owl), threshold=0.0, colors=str(clip))
+def test_an_open_vocabulary_detector(owl, clip_folder):
+    everything = detection.OpenVocabulary(str(owl), threshold=0.0, colors=str(clip_folder))
     found = everything.detect(noise(2), [["cat", "dog"], ["dog"]])
     assert {d.label for d in found[0]} <= {"cat", "dog"} and found[0]
     assert {d.label for d in found[1]} == {"dog"}
     for d in (*found[0], *found[1]):
-        assert d.color in detectors.COLORS and 0 <= d.score <= 1
+        assert d.color in detection.COLORS and 0 <= d.score <= 1
         assert 0 <= d.box[0] < d.box[2] <= 1 and 0 <= d.box[1] < d.box[3] <= 1
-    nothing = detectors.OpenVocabulary(str(owl), threshold=0.999, colors="")
+    nothing = detection.OpenVocabulary(str(owl), threshold=0.999, colors="")
     assert nothing.detect(noise(1), [["cat"]]) == [[]]
     assert nothing.background(noise(1)) == [None]
 
 
 def test_missing_weights_are_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match="The detector .* cannot be loaded: download it"):
-        detectors.OpenVocabulary(str(tmp_path / "nothing"))
-    with pytest.raises(FileNotFoundError, match="The scorer"):
-        quality.CLIPScore(str(tmp_path / "nothing"))
-    with pytest.raises(ModuleNotFoundError, match="needs the package"):
-        quality.quality("hpsv2")
-    with pytest.raises(ValueError, match="choose one of"):
-        quality.quality("beauty")
+    with pytest.raises(ValueError, match="The detector .* cannot be loaded: download it"):
+        detection.OpenVocabulary(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="The scorer"):
+        CLIPScore(str(tmp_path / "nothing"))
 
 
-def test_clipscore_is_the_scaled_cosine(clip):
-    scorer = quality.CLIPScore(str(clip))
+def test_clipscore_is_the_scaled_cosine(clip_folder):
+    scorer = CLIPScore(str(clip_folder))
     (value,) = scorer.score(noise(1), [{"prompt": "a photo of a cat"}])
-    inputs = scorer.processor(text=["a photo of a cat"], images=noise(1), return_tensors="pt")
+    model, inputs = (
+        scorer.clip.model,
+        scorer.clip.processor(text=["a photo of a cat"], images=noise(1), return_tensors="pt"),
+    )
     with torch.no_grad():
-        logits = scorer.model(**inputs).logits_per_image
-        cosine = float(logits / scorer.model.logit_scale.exp())
+        logits = model(**inputs).logits_per_image
+        cosine = float(logits / model.logit_scale.exp())
     assert value == pytest.approx(2.5 * max(cosine, 0), abs=1e-5)
 
 
-def test_the_probe_with_a_detector_of_transformers(owl, clip):
+def test_the_probe_with_a_detector_of_transformers(owl, clip_folder):
     prompts = pd.DataFrame([row("single_object", "1 cat"), row("colors", "1 dog [red]")])
-    detector = detectors.OpenVocabulary(str(owl), 0.0, str(clip))
-    read = composition.Composition(detector, quality.CLIPScore(str(clip)))
+    detector = detection.OpenVocabulary(str(owl), 0.0, str(clip_folder))
+    read = composition.Composition(detector, CLIPScore(str(clip_folder)))
     rows = read.score(noise(2), prompts.to_dict("records"))
     assert rows[0]["correct"] is True and isinstance(rows[0]["quality"], float)
     with pytest.raises(ValueError, match="asks for a background"):
