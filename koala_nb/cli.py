@@ -144,19 +144,19 @@ def _report(options: argparse.Namespace) -> None:
     if options.sweep:
         from koala_nb.report import sweep
 
-        page, failed = sweep.run(options.notebook, options.sweep, given, out=options.out)
+        page, failed = sweep.run_sweep(options.notebook, options.sweep, given, out=options.out)
         print(page)
         if failed:
             raise reports.ReportFailed(f"{failed} of the sweep's runs failed: see {page}")
         return
     keep = options.keep_done
-    print(reports.run(options.notebook, given, out=options.out, text=True, keep_done=keep))
+    print(reports.run_report(options.notebook, given, out=options.out, text=True, keep_done=keep))
 
 
 def _refresh(options: argparse.Namespace) -> None:
-    from koala_nb.report import refresh
+    from koala_nb.report import run
 
-    refresh.refresh(options.notebook)
+    run.refresh(options.notebook)
 
 
 def _delegate(options: argparse.Namespace) -> None:

@@ -251,7 +251,7 @@ def test_one_client_for_all_workers(idle, tmp_path):
 )
 def test_what_only_the_notebook_can_know(place, tmp_path, given, said):
     with pytest.raises(reports.ReportFailed) as error:
-        reports.run("11", {"model": str(place / "tiny"), "size": 64, **given}, out=tmp_path)
+        reports.run_report("11", {"model": str(place / "tiny"), "size": 64, **given}, out=tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.rglob("*.png")), "nothing was drawn"
 

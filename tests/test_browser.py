@@ -7,7 +7,9 @@ import pytest
 from browsing import asked, complaints, resize, serious
 
 from koala_nb.core import files
-from koala_nb.report import run, sweep_page
+from koala_nb.report import run
+from koala_nb.report import sweep as sweeps
+from koala_nb.report.page import render_page
 
 pytestmark = pytest.mark.browser
 NOTEBOOKS = sorted(run.NOTEBOOKS.glob("*.ipynb"))
@@ -38,7 +40,7 @@ def page(request, tmp_path):
     if request.config.getoption("--browser") != "all" and path.name[:2] not in THREE:
         pytest.skip("not one of the three: run `make check-browser`")
     file = tmp_path / "index.html"
-    file.write_text(run.html(path), encoding="utf-8")
+    file.write_text(render_page(path), encoding="utf-8")
     return file
 
 
@@ -64,9 +66,7 @@ def sweep(tmp_path):
     (tmp_path / "sweep").mkdir()
     parameters = [{"model": name, "steps": 4} for name in models]
     states.append({"state": "waiting"})
-    made = sweep_page.Sweep(
-        tmp_path / "sweep", tmp_path / "tiny.ipynb", parameters, folders, states
-    )
+    made = sweeps.Sweep(tmp_path / "sweep", tmp_path / "tiny.ipynb", parameters, folders, states)
     return made.write()
 
 

@@ -149,7 +149,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, mon
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "tiny.ipynb")
     (tmp_path / "sweep.yaml").write_text("grid: {number: [1, 2, 3, 4]}\nworkers: 2")
     started = time.monotonic()
-    assert sweeps.run("tiny.ipynb", "sweep.yaml", out="whole")[1] == 0
+    assert sweeps.run_sweep("tiny.ipynb", "sweep.yaml", out="whole")[1] == 0
     took = time.monotonic() - started
     out = tmp_path / "0"
     chance, kills, done = random.Random(2), 0, {}
@@ -162,7 +162,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, mon
         if len(done) == 4:  # check it, and begin another
             assert kept(out) == kept(tmp_path / "whole")
             out, done = tmp_path / str(kills), {}
-    page, failed = sweeps.run("tiny.ipynb", "sweep.yaml", out=out)
+    page, failed = sweeps.run_sweep("tiny.ipynb", "sweep.yaml", out=out)
     assert failed == 0 and read_json(page.with_name("sweep.json"))["counts"]["done"] == 4
     assert kept(out) == kept(tmp_path / "whole") and len(kept(out)) == 4 * 41
     assert not list(out.rglob("*.tmp"))

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.report import refresh, run
+from koala_nb.report import run
 
 PATHS = sorted(run.NOTEBOOKS.glob("*.ipynb"))
 TYPED = re.compile(r"\w+: (str|int|float|bool) = \S.*  # \S.*")
@@ -134,7 +134,7 @@ def test_it_runs_on_the_hubs_layout(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     given = {k: v for k, v in TINY.items() if k in run.parameters_of(path)}
     assert "model" in given
-    page = run.run(path, given, out=tmp_path)
+    page = run.run_report(path, given, out=tmp_path)
     assert run.status(page.parent)["state"] == "done"
     assert "Embedded teaching model" not in page.read_text("utf-8")
 
@@ -165,7 +165,7 @@ def test_solutions_solve_the_exercises(path, tmp_path):
         return
     shutil.copy(path, copy := tmp_path / path.name)
     nbformat.write(book, copy)
-    refresh.execute(copy)  # raises where a cell, such as a check, fails
+    run.execute_in_place(copy)  # raises where a cell, such as a check, fails
 
 
 def test_a_wrong_solution_is_noticed(tmp_path):
@@ -178,7 +178,7 @@ def test_a_wrong_solution_is_noticed(tmp_path):
     nbformat.write(book, path := tmp_path / "wrong.ipynb")
     before = path.read_bytes()
     with pytest.raises(Exception, match="AssertionError"):
-        refresh.execute(path)
+        run.execute_in_place(path)
     assert path.read_bytes() == before, "a failing notebook stays as it was"
 
 
@@ -186,7 +186,7 @@ def test_executing_twice_gives_the_same_bytes(tmp_path):
     new = nbformat.v4
     cells = [new.new_code_cell(f"print({i})\nprint('again')\n{i}") for i in range(3)]
     nbformat.write(new.new_notebook(cells=cells), path := tmp_path / "same.ipynb")
-    refresh.execute(path)
+    run.execute_in_place(path)
     first = path.read_bytes()
-    refresh.execute(path)
+    run.execute_in_place(path)
     assert path.read_bytes() == first and b'"execution_count": 3' in first

@@ -379,7 +379,7 @@ def test_the_notebook_on_a_real_layout_finds_nothing_drawn(
              "seeds": 2, "n": 0, "scorer": str(clip_folder),
              "frequencies": str(counts)}  # fmt: skip
     book = run.NOTEBOOKS / "08_probe_dataset_dependence.ipynb"
-    page = run.run(book, given, out=tmp_path)
+    page = run.run_report(book, given, out=tmp_path)
     text = page.read_text("utf-8")
     assert run.status(page.parent)["state"] == "done"
     assert "+0.00" in text and "never seen" in text and "No ties are planted" in text

@@ -12,7 +12,8 @@ from koala_nb.core import catalog
 from koala_nb.generation import run_folder
 from koala_nb.models import load
 from koala_nb.probes import base
-from koala_nb.report import measures, model, results, sweep_page
+from koala_nb.report import measures, model, results
+from koala_nb.report import sweep as sweeps
 from koala_nb.report.measures import PARTS, Part, images_of, measure_all, stored
 
 BY_NAME = {part.name: part for part in PARTS}
@@ -155,9 +156,9 @@ def test_the_images_of_two_runs_pair(tmp_path):
     assert len(frame) == 80 and set(frame.value) <= {0.0, 1.0}
     sections = {"people": results.Section("people", images=frame)}
     text = pd.concat([s.images for s in sections.values()]).to_csv(index=False)
-    (tmp_path / sweep_page.IMAGES).write_text(text)
-    read = sweep_page.read_images(tmp_path)
-    (row, _) = sweep_page.differences(read, read)
+    (tmp_path / sweeps.IMAGES).write_text(text)
+    read = sweeps.read_images(tmp_path)
+    (row, _) = sweeps.differences(read, read)
     assert row["value"] == 0 and row["n"] == 40 and row["measure"].endswith("by clip")
 
 

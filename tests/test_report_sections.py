@@ -41,7 +41,7 @@ def page(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KOALA_NB_DATA", str(data))
         out = tmp_path_factory.mktemp("out")
-        return run.run("11", seeds=2, steps=2, size=64, out=out)
+        return run.run_report("11", seeds=2, steps=2, size=64, out=out)
 
 
 def test_the_embedded_model_carries_its_banner(page):

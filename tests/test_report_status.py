@@ -7,8 +7,8 @@ import time
 import psutil
 import pytest
 
-from koala_nb.report import status as report_status
-from koala_nb.report.status import process, pulse, status
+from koala_nb.report import run
+from koala_nb.report.run import heartbeat, process_identity, status
 
 
 def write(folder, **state):
@@ -18,29 +18,29 @@ def write(folder, **state):
 
 
 def test_a_run_of_this_very_process_is_under_way(tmp_path):
-    assert write(tmp_path, **process()) == "running"
+    assert write(tmp_path, **process_identity()) == "running"
 
 
 def test_a_later_process_of_the_same_number_is_not_the_run(tmp_path):
-    init = {**process(), "pid": 1, "born": psutil.Process(1).create_time()}
+    init = {**process_identity(), "pid": 1, "process_start": psutil.Process(1).create_time()}
     assert write(tmp_path, **init) == "running"
-    assert write(tmp_path, **init | {"born": init["born"] - 60}) == "failed"
+    assert write(tmp_path, **init | {"process_start": init["process_start"] - 60}) == "failed"
     assert write(tmp_path, **init | {"pid": 2**22 + 1}) == "failed"
 
 
 def test_a_run_elsewhere_is_dead_once_it_has_been_silent(tmp_path):
-    elsewhere = {**process(), "host": "elsewhere"}
+    elsewhere = {**process_identity(), "host": "elsewhere"}
     assert write(tmp_path, **elsewhere) == "running"
-    long_ago = time.time() - report_status.SILENT - 1
+    long_ago = time.time() - run.SILENT - 1
     os.utime(tmp_path / "status.json", (long_ago, long_ago))
     assert status(tmp_path)["state"] == "failed"
 
 
 def test_a_run_gives_a_sign_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(report_status, "PULSE", 0.01)
+    monkeypatch.setattr(run, "HEARTBEAT", 0.01)
     (file := tmp_path / "status.json").write_text("{}")
     os.utime(file, (0, 0))
-    with pulse(file):
+    with heartbeat(file):
         limit = time.monotonic() + 30
         while file.stat().st_mtime == 0 and time.monotonic() < limit:
             time.sleep(0.01)

@@ -13,6 +13,7 @@ import nbformat
 import pytest
 
 from koala_nb.report import run
+from koala_nb.report.page import NOT_IN_REPORT, render_page
 from koala_nb.report.run import ReportFailed
 
 PARAMETERS = (
@@ -23,7 +24,7 @@ PARAMETERS = (
 )
 FIGURE = """
 from PIL import Image
-from koala_nb import figures
+from koala_nb.display import figures
 
 grid = figures.image_grid([Image.new("RGB", (8, 8))], ["$x <b>"], ["seed 0"])
 figures.show(grid, "One black image & a <label>.")
@@ -62,7 +63,7 @@ def notebook(tmp_path):
 def test_bad_parameters_stop_before_anything_runs(notebook, tmp_path, given, words):
     path = notebook("open('ran', 'w')")
     with pytest.raises(ValueError) as error:
-        run.run(path, given, out=tmp_path / "out")
+        run.run_report(path, given, out=tmp_path / "out")
     assert all(word in str(error.value) for word in words), error.value
     assert not (tmp_path / "out").exists()
 
@@ -114,7 +115,7 @@ def test_an_unknown_notebook_names_the_nearest():
 
 def test_an_unknown_model_stops_before_a_kernel_starts(tmp_path):
     with pytest.raises(ValueError, match="nano-koala"):
-        run.run("11", model="nano-koalla", out=tmp_path / "out")
+        run.run_report("11", model="nano-koalla", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -126,7 +127,7 @@ def test_a_run_that_passes(notebook, tmp_path):
         "print('count is', count)",
         FIGURE,
     )
-    page = run.run(path, count=7, out=tmp_path / "out")
+    page = run.run_report(path, count=7, out=tmp_path / "out")
     assert page.name == "index.html" and page.parent.name.startswith("tiny-")
     assert run.status(page.parent)["state"] == "done"
     assert json.loads((page.parent / "results.json").read_text()) == {"count": 7}
@@ -174,7 +175,7 @@ class Parts(HTMLParser):
 
 @pytest.mark.parametrize("path", sorted(run.NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem[:2])
 def test_the_page_of_every_notebook_stands_alone(path):
-    page = run.html(path)
+    page = render_page(path)
     assert_stands_alone(page)
     parts = Parts(page)
     assert parts.all("html", "lang") == ["en"] and re.search("<title>[^<]{5,}</title>", page)
@@ -189,14 +190,14 @@ def test_the_page_of_every_notebook_stands_alone(path):
     assert ("<math" in page) == any(
         re.search(r"\$[^$]*\\?[a-zA-Z][^$]*\$", cell.source)
         for cell in nbformat.read(path, as_version=4).cells
-        if cell.cell_type == "markdown" and run.NOT_IN_REPORT not in cell.metadata.get("tags", ())
+        if cell.cell_type == "markdown" and NOT_IN_REPORT not in cell.metadata.get("tags", ())
     )
 
 
 def page_of(tmp_path, *cells):
     path = tmp_path / "one.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), path)
-    return run.html(path)
+    return render_page(path)
 
 
 def test_formulas_become_mathml(tmp_path):
@@ -224,17 +225,17 @@ def test_widgets_are_left_out_and_the_banner_of_a_hidden_cell_is_not(tmp_path):
 
 def test_the_same_call_finds_the_same_folder_and_starts_afresh(notebook, tmp_path):
     path = notebook("print(count)")
-    page = run.run(path, count=2, out=tmp_path)
+    page = run.run_report(path, count=2, out=tmp_path)
     (page.parent / "left").touch()
-    assert run.run(path, count=2, out=tmp_path) == page
+    assert run.run_report(path, count=2, out=tmp_path) == page
     assert not (page.parent / "left").exists()
-    assert run.run(path, count=3, out=tmp_path) != page
+    assert run.run_report(path, count=3, out=tmp_path) != page
 
 
 def test_a_failing_cell(notebook, tmp_path):
     path = notebook("print(1)", "1 / 0", "print(2)")
     with pytest.raises(ReportFailed, match="tiny failed at cell 4: ZeroDivisionError"):
-        run.run(path, out=tmp_path)
+        run.run_report(path, out=tmp_path)
     (folder,) = tmp_path.glob("tiny-*")
     told = run.status(folder)
     assert (told["state"], told["cell"]) == ("failed", "cell 4")
@@ -249,14 +250,14 @@ def test_a_failed_run_is_taken_up_where_it_stopped(notebook, tmp_path):
         "assert file.exists() or file.touch()"
     )
     with pytest.raises(ReportFailed):
-        run.run(path, out=tmp_path)
-    assert run.status(run.run(path, out=tmp_path).parent)["state"] == "done"
+        run.run_report(path, out=tmp_path)
+    assert run.status(run.run_report(path, out=tmp_path).parent)["state"] == "done"
 
 
 def test_a_dead_kernel(notebook, tmp_path):
     path = notebook("print(1)", "import os\nos.kill(os.getpid(), 9)", "print(2)")
     with pytest.raises(ReportFailed, match="kernel died"):
-        run.run(path, out=tmp_path)
+        run.run_report(path, out=tmp_path)
     (folder,) = tmp_path.glob("tiny-*")
     assert run.status(folder)["state"] == "failed"
     assert not (folder / "index.html").exists()
@@ -281,7 +282,7 @@ def test_a_killed_run_is_told_from_a_running_one(notebook, tmp_path):
         (folder,) = (tmp_path / "out").iterdir()
         assert run.status(folder)["state"] == "running"
         with pytest.raises(ValueError, match="under way"):
-            run.run(path, out=tmp_path / "out")
+            run.run_report(path, out=tmp_path / "out")
     finally:
         os.kill(runner.pid, signal.SIGKILL)
         runner.wait()

@@ -15,14 +15,13 @@ import yaml
 
 from koala_nb.report import run as reports
 from koala_nb.report import sweep as sweeps
-from koala_nb.report import sweep_page
 from koala_nb.stats import estimates
 
 PARAMETERS = 'model: str = "nano-koala"\nsteps: int = 4\nscale: float = 1.0'
 # Each run counts its starts, then fails or writes key figures of two prompts x three seeds.
 CODE = """
 import pathlib, time, zlib
-from koala_nb import reports
+from koala_nb.report import run as reports
 
 folder = reports.run_folder()
 with open(folder.parent / f"starts-{model.split('/')[-1]}-{steps}", "a") as file:
@@ -92,7 +91,7 @@ def starts(folder):
 def test_a_bad_file_stops_before_anything_runs(folder, content, words):
     write(folder, content)
     with pytest.raises(ValueError) as error:
-        sweeps.run("tiny.ipynb", "sweep.yaml", out="out")
+        sweeps.run_sweep("tiny.ipynb", "sweep.yaml", out="out")
     assert all(word in str(error.value) for word in ["sweep.yaml", *words]), error.value
     assert "\n" not in str(error.value) and not (folder / "out").exists()
 
@@ -126,7 +125,7 @@ def test_a_failing_run_is_isolated_and_only_it_runs_again(folder):
     assert len(links) == 5 and all((page.parent / link).is_file() for link in links)
     assert_comparisons(content["comparisons"])
     (folder / "mended").touch()
-    again, failed = sweeps.run("tiny.ipynb", "sweep.yaml", out="out")
+    again, failed = sweeps.run_sweep("tiny.ipynb", "sweep.yaml", out="out")
     assert (again, failed) == (page, 0)
     assert starts(folder)["sdxl-turbo-8"] == 2
     assert {n for name, n in starts(folder).items() if name != "sdxl-turbo-8"} == {1}
@@ -164,7 +163,7 @@ def test_a_sweep_killed_in_the_middle_loses_nothing(folder):
     assert json.loads((page.parent / "sweep.json").read_text())["counts"]["waiting"] >= 1
     done = [f for f in (folder / "out").glob("tiny-*") if reports.status(f)["state"] == "done"]
     before = {f: (f / "index.html").stat().st_mtime_ns for f in done}
-    assert sweeps.run("tiny.ipynb", "sweep.yaml", out="out") == (page, 0)
+    assert sweeps.run_sweep("tiny.ipynb", "sweep.yaml", out="out") == (page, 0)
     assert json.loads((page.parent / "sweep.json").read_text())["counts"]["done"] == 3
     assert {f: (f / "index.html").stat().st_mtime_ns for f in done} == before
 
@@ -178,7 +177,7 @@ def test_runs_on_the_workers_of_a_cluster(folder):
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        page, failed = sweeps.run("tiny.ipynb", "sweep.yaml", out="out", client=client)
+        page, failed = sweeps.run_sweep("tiny.ipynb", "sweep.yaml", out="out", client=client)
     assert failed == 1
     told = json.loads((page.parent / "sweep.json").read_text())["runs"]
     assert [run["state"] for run in told] == ["done", "failed"]
@@ -196,7 +195,7 @@ def test_what_another_machine_finished_meanwhile_is_left_alone(folder, monkeypat
     place, alone = reports.folder_of(path, values, folder / "out"), subprocess.run
 
     def after_another(command, **how):
-        reports.run(path, values, out=folder / "out")
+        reports.run_report(path, values, out=folder / "out")
         (place / "kept").touch()
         return alone(command, **how)
 
@@ -206,7 +205,7 @@ def test_what_another_machine_finished_meanwhile_is_left_alone(folder, monkeypat
 
 
 def images(*rows):
-    return pd.DataFrame(rows, columns=[*sweep_page.PAIR, "value"])
+    return pd.DataFrame(rows, columns=[*sweeps.PAIR, "value"])
 
 
 def test_differences_are_paired_by_prompt_and_seed():
@@ -214,24 +213,24 @@ def test_differences_are_paired_by_prompt_and_seed():
     first = images(*((*k, float(i)) for i, k in enumerate(seeds)), ("s", "only", "a", "0", 1.0))
     # The same images in another order, each lower by 1, 2, 3 or 4 by its prompt; one is missing.
     second = images(*((*k, i - 1.0 - i // 2) for i, k in reversed(list(enumerate(seeds)))))
-    row, alone = sweep_page.differences(first, second)
+    row, alone = sweeps.differences(first, second)
     expected = estimates.mean_interval([1.0, 2.0, 3.0, 4.0])
     assert row["value"] == pytest.approx(2.5) and (row["n"], row["prompts"]) == (8, 4)
     assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
     assert row["p"] == pytest.approx(0.125)  # 2 of the 16 signs of four prompts
     assert alone["n"] == 0 and "no pairs" in alone["why"]
-    assert sweep_page.differences(first, second.iloc[1:])[0]["n"] == 7
+    assert sweeps.differences(first, second.iloc[1:])[0]["n"] == 7
 
 
 def test_pairs_that_are_all_alike_have_no_interval():
     both = images(("s", "m", "a", "0", 1.0), ("s", "m", "b", "0", 1.0))
-    (row,) = sweep_page.differences(both, both)
+    (row,) = sweeps.differences(both, both)
     assert (row["value"], row["low"], row["p"], row["n"]) == (0.0, None, None, 2)
 
 
 def test_the_largest_difference_is_the_surest():
     sides = [images(*(("s", "m", f"prompt {k}", "0", v) for k in range(24))) for v in (1.0, 0.0)]
-    (row,) = sweep_page.differences(*sides)
+    (row,) = sweeps.differences(*sides)
     assert (row["value"], row["low"]) == (1.0, None) and row["p"] < 0.0002
 
 
@@ -241,20 +240,20 @@ def test_the_largest_difference_is_the_surest():
 )
 def test_results_of_other_notebooks_stop_no_sweep(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
-    assert sweep_page._results(tmp_path)["key_figures"] == {}
+    assert sweeps._results(tmp_path)["key_figures"] == {}
 
 
 def test_an_empty_text_is_left_out_of_what_is_said_of_a_run():
     values = {"model": "nano-koala", "prompts_file": "", "steps": 4}
-    assert sweep_page._said(values, [*values]) == "model nano-koala, steps 4"
+    assert sweeps._setting(values, [*values]) == "model nano-koala, steps 4"
 
 
 def test_numbers_that_are_none_are_unknown(tmp_path):
     (tmp_path / "results.json").write_text('{"key_figures": {"a": {"value": NaN, "n": 3}}}')
-    assert sweep_page._results(tmp_path)["key_figures"] == {"a": {"value": None, "n": 3}}
+    assert sweeps._results(tmp_path)["key_figures"] == {"a": {"value": None, "n": 3}}
     (tmp_path / "key_images.csv").write_text("section,measure,prompt,seed,value\ns,m,a,0,inf\n")
     with pytest.raises(ValueError, match="a value is not finite"):
-        sweep_page.read_images(tmp_path)
+        sweeps.read_images(tmp_path)
 
 
 def test_another_notebook_of_the_same_name_is_another_run(folder):
@@ -275,11 +274,11 @@ def test_another_notebook_of_the_same_name_is_another_run(folder):
 def test_a_foreign_file_of_images_is_named(tmp_path, text, words):
     (tmp_path / "key_images.csv").write_text(text)
     with pytest.raises(ValueError, match=words):
-        sweep_page.read_images(tmp_path)
+        sweeps.read_images(tmp_path)
 
 
 def test_yes_no_and_what_was_not_asked(tmp_path):
     (tmp_path / "key_images.csv").write_text(
         "section,measure,prompt,seed,value\ns,m,a,0,True\ns,m,a,1,False\ns,m,a,2,\ns,m,NA,0,1\n"
     )
-    assert sweep_page.read_images(tmp_path).value.tolist() == [1.0, 0.0, 1.0]
+    assert sweeps.read_images(tmp_path).value.tolist() == [1.0, 0.0, 1.0]

@@ -15,7 +15,7 @@ NUMBER = re.compile("([-\u2212+]?[0-9][0-9,]*([.][0-9]+)?( ?(%|s|GB|MB|ms))?|[-\
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def html(notebook: Path) -> str:
+def render_page(notebook: Path) -> str:
     """Render an executed notebook as one page: outputs and prose, no code, nothing from a network.
 
     Cells tagged `not-in-report` are left out, but not a banner that they show; widgets are left

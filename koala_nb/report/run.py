@@ -1,4 +1,7 @@
-"""Run a notebook as a report: strict parameters, a status file, one HTML page that stands alone."""
+"""Run a notebook as a report: strict parameters, a status file, one HTML page that stands alone.
+
+Also `refresh`, which executes the committed notebooks in place.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,33 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from koala_nb.core import catalog, files
-from koala_nb.report.page import NOT_IN_REPORT as NOT_IN_REPORT
-from koala_nb.report.page import html as html
-from koala_nb.report.status import process, pulse
-from koala_nb.report.status import status as status
+from koala_nb.models.hub import read_json
+from koala_nb.report.page import render_page
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 RUN_FOLDER = "KOALA_NB_RUN_FOLDER"  # how the notebook's kernel learns where its run stands
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # else a notice on its transport at each start
+HEARTBEAT, SILENT = 60, 600  # seconds: a status is touched so often; else its run is dead
+STATES = ("running", "done", "failed")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+METADATA = {  # of a committed notebook
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
@@ -84,13 +95,13 @@ def parameters_of(path: Path) -> dict[str, tuple[type, Any]]:
 
 def _parameter(path: Path, line: ast.stmt) -> tuple[str, tuple[type, Any]]:
     if isinstance(line, ast.AnnAssign) and line.value is not None:
-        kind = TYPES.get(ast.unparse(line.annotation))
+        declared = TYPES.get(ast.unparse(line.annotation))
         try:
             value = ast.literal_eval(line.value)
         except ValueError:
             value = None
-        if kind and type(value) is kind:
-            return ast.unparse(line.target), (kind, value)
+        if declared and type(value) is declared:
+            return ast.unparse(line.target), (declared, value)
     raise ValueError(
         f"{path.name}, parameters cell: {ast.unparse(line)!r} is not typed by "
         f"{', '.join(TYPES)}: write it as `name: int = 0`."
@@ -107,32 +118,29 @@ def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[s
     values = {name: default for name, (_, default) in known.items()}
     for name, value in given.items():
         if name not in known:
-            said = f"{path.stem} has no parameter {files.short(name)}"
-            raise ValueError(f"{said}: {_nearest(name, known)}")
-        kind = known[name][0]
-        value = _from_text(value, kind) if text else value
-        if kind is float and type(value) is int:
+            message = f"{path.stem} has no parameter {files.short(name)}"
+            raise ValueError(f"{message}: {_nearest(name, known)}")
+        declared, default = known[name]
+        value = _from_text(value, declared) if text else value
+        if declared is float and type(value) is int:
             value = float(value)
-        if type(value) is not kind or value != value or value in (inf, -inf):
+        if type(value) is not declared or value != value or value in (inf, -inf):
             raise ValueError(
                 f"{path.stem}: parameter {name!r} is {files.short(given[name])}: "
-                f"give a value of type {kind.__name__}, such as {known[name][1]!r}."
+                f"give a value of type {declared.__name__}, such as {default!r}."
             )
         values[name] = value
     _check_model(values.get("model"))
     return values
 
 
-def _from_text(value: str, kind: type) -> Any:
-    if kind is str:
-        return value
-    if kind is bool:
+def _from_text(value: str, declared: type) -> Any:
+    if declared is bool:
         return {"true": True, "false": False}.get(value.lower(), value)
     try:
-        number = kind(value)
+        return declared(value)
     except ValueError:
         return value
-    return number
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -141,14 +149,14 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return (f"did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
 
 
-def run(
+def run_report(
     notebook: str | Path,
     parameters: Mapping[str, Any] | None = None,
     *,
     out: str | Path = "reports",
     text: bool = False,
     keep_done: bool = False,
-    **more: Any,
+    **values: Any,
 ) -> Path:
     """Execute a notebook with parameters and write `<out>/<run>/index.html`; returns its path.
 
@@ -159,7 +167,7 @@ def run(
     a cell fails or the kernel dies.
     """
     path = find(notebook)
-    values = check(path, {**(parameters or {}), **more}, text=text)
+    values = check(path, {**(parameters or {}), **values}, text=text)
     folder = folder_of(path, values, out)
     if not _open_folder(folder, keep_done):
         return folder / "index.html"
@@ -167,16 +175,16 @@ def run(
         "state": "running",
         "notebook": path.stem,
         "parameters": values,
-        **process(),
+        **process_identity(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     files.write_json(folder / "status.json", state)
     begin = time.monotonic()
     try:
-        with pulse(folder / "status.json"):
+        with heartbeat(folder / "status.json"):
             _execute(path, folder, values)
         page = folder / "index.html"
-        files.write_atomic(page, html(folder / path.name).encode())
+        files.write_atomic(page, render_page(folder / path.name).encode())
     except BaseException as error:
         state |= {"state": "failed"} | _explain(error, injected=bool(values))
         message = f"{path.stem} failed at {state['cell']}: {state['error']} (see {folder})"
@@ -188,8 +196,6 @@ def run(
         files.write_json(folder / "status.json", state)
     return page
 
-
-run_report = run  # the public name
 
 
 def _check_model(model: Any) -> None:
@@ -238,14 +244,16 @@ def _execute(path: Path, folder: Path, values: Mapping[str, Any]) -> None:
 
     before = dict(os.environ)  # the kernel inherits what is set here
     os.environ |= QUIET | before | {RUN_FOLDER: str(folder)}
+    papermill.engines.papermill_engines.register("koala-nb", _engine())
     try:
         papermill.execute_notebook(
             str(path),
             str(folder / path.name),
             parameters=dict(values),
+            engine_name="koala-nb",
             kernel_name="python3",
             language="python",
-            progress_bar={"desc": path.stem},
+            progress_bar={"desc": path.stem, "unit": "cell"},
             extra_arguments=KERNEL_ARGUMENTS,
         )
     finally:
@@ -254,16 +262,108 @@ def _execute(path: Path, folder: Path, values: Mapping[str, Any]) -> None:
         os.environ |= before
 
 
+def _engine() -> type:
+    from papermill.engines import NBClientEngine
+
+    class Engine(NBClientEngine):
+        """papermill's, whose progress bar also counts the images that a long cell has drawn."""
+
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **settings: Any) -> Any:
+            folder = Path(os.environ[RUN_FOLDER])
+            with _every(1.0, lambda: nb_man.pbar.set_postfix_str(images_drawn(folder))):
+                return super().execute_managed_notebook(nb_man, kernel_name, **settings)
+
+    return Engine
+
+
+def images_drawn(folder: Path) -> str:
+    """Return how many images the newest generation in a run's folder has drawn, of how many."""
+    runs = sorted(folder.glob("**/settings.json"), key=lambda file: file.stat().st_mtime)
+    if not runs:
+        return ""
+    settings = read_json(runs[-1])
+    planned = sum(len(seeds) for seeds in settings["seeds"])
+    done = sum(1 for _ in (runs[-1].parent / "images").glob("**/*.png"))
+    return f"{runs[-1].parent.name}: {done} of {planned} images"
+
+
+@contextmanager
+def _every(seconds: float, action: Callable[[], Any]) -> Iterator[None]:
+    """Call an action now and then while the block runs; what it cannot do is left for later."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def _explain(error: BaseException, injected: bool) -> dict[str, str]:
     # The executed notebook is no witness: after the death of a kernel it says that all is well.
     cell = getattr(error, "cell_index", None)
     if cell is not None:
-        said = f"{getattr(error, 'ename', '')}: {getattr(error, 'evalue', '')}"
+        message = f"{getattr(error, 'ename', '')}: {getattr(error, 'evalue', '')}"
         number = cell + 1 - injected  # as in the notebook itself, without papermill's own cell
-        return {"cell": f"cell {number}", "error": said}
+        return {"cell": f"cell {number}", "error": message}
     if type(error).__name__ == "DeadKernelError":
         return {"cell": "an unknown cell", "error": "The kernel died (out of memory, or killed)."}
     return {"cell": "no cell of its own", "error": f"{type(error).__name__}: {error}"}
+
+
+def process_identity() -> dict[str, Any]:
+    """What tells this process from all others: number, start in seconds, and machine."""
+    import psutil
+
+    started = psutil.Process().create_time()
+    return {"pid": os.getpid(), "process_start": started, "host": socket.gethostname()}
+
+
+def status(folder: str | Path) -> dict[str, Any]:
+    """Read what became of a run: its `status.json` with the state `running`, `done` or `failed`.
+
+    `absent` where there is no run; a run that was killed, so that its process on this machine is
+    gone, or that has been silent on another one, reads as `failed`. OSError for a damaged file.
+    """
+    file = Path(folder) / "status.json"
+    if not file.is_file():
+        return {"state": "absent"}
+    state = read_json(file)
+    silent = "host" not in state or time.time() - file.stat().st_mtime > SILENT
+    is_dead = not _is_alive(state) if is_on_this_machine(state) else silent
+    if state.get("state") not in STATES or state["state"] == "running" and is_dead:
+        state |= {"state": "failed", "cell": "an unknown cell", "error": "The run was killed."}
+    return state
+
+
+def is_on_this_machine(state: Mapping[str, Any]) -> bool:
+    """Whether the process of a run, by its status, is one of this machine."""
+    return state.get("host") == socket.gethostname()
+
+
+def _is_alive(state: Mapping[str, Any]) -> bool:
+    """Whether the process that began a run is there: a later one may have its number."""
+    import psutil
+
+    try:
+        process = psutil.Process(state["pid"])
+        is_same = abs(process.create_time() - state["process_start"]) < 2
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
+
+
+def heartbeat(file: Path) -> AbstractContextManager[None]:
+    """Touch a run's status now and then, so that other machines see that it is under way."""
+    return _every(HEARTBEAT, lambda: os.utime(file))
 
 
 def in_report() -> bool:
@@ -282,3 +382,41 @@ def write_results(results: Mapping[str, Any], folder: Path) -> Path:
     TypeError for a value that JSON does not hold.
     """
     return files.write_json(folder / "results.json", results)
+
+
+def refresh(notebooks: Iterable[str] = ()) -> None:
+    """Execute notebooks (default: all) and write them back with their outputs.
+
+    Neither times, versions of Python nor widget states are recorded. A notebook that fails raises
+    nbclient's CellExecutionError and stays as it was. ValueError for an unknown name.
+    """
+    from tqdm import tqdm
+
+    paths = [find(n) for n in notebooks] or sorted(NOTEBOOKS.glob("*.ipynb"))
+    for path in (bar := tqdm(paths)):
+        bar.set_description(path.stem)
+        execute_in_place(path)
+
+
+def execute_in_place(path: Path) -> None:
+    """Execute one notebook in place; the file changes only when every cell has passed."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    nb: Any = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        nb,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=KERNEL_ARGUMENTS,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute(env=QUIET | os.environ)
+    nb.metadata = nbformat.from_dict(METADATA)
+    for cell in nb.cells:
+        for output in cell.get("outputs", ()):
+            output.get("data", {}).pop(WIDGET, None)
+    part = path.with_suffix(".part")
+    nbformat.write(nb, part)
+    os.replace(part, path)
