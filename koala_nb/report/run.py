@@ -197,7 +197,6 @@ def run_report(
     return page
 
 
-
 def _check_model(model: Any) -> None:
     # A folder or a hub id is for the notebook to find; a wrong name need not start a kernel.
     if isinstance(model, str) and not {"/", "\\"} & set(model) and not os.path.exists(model):
