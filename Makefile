@@ -58,7 +58,7 @@ refresh: $(STAMP)
 	$(BIN)/python -m koala_nb evaluate --model nano-sdxl --n 60 --per-occupation 5
 	$(BIN)/python -m koala_nb evaluate
 	$(BIN)/python -m koala_nb evaluate attention
-	$(BIN)/python -m koala_nb evaluate auditors
+	$(BIN)/python -m studies.auditors
 	$(BIN)/python -m koala_nb probe demographics --model nano-sdxl --runs unspecified
 	$(BIN)/python -m koala_nb probe demographics --teacher nano-sdxl
 	for probe in text composition frequency safety; do $(BIN)/python -m koala_nb probe $$probe || exit 1; done

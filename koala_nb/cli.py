@@ -167,9 +167,6 @@ def _delegate(options: argparse.Namespace) -> None:
         ("train", "student"): "distillation.train",
         ("train", "study"): "nano.study",
         ("evaluate", "attention"): "nano.attention_truth",
-        ("evaluate", "coverage"): "stats.coverage",
-        ("evaluate", "audits"): "stats.simulated_audits",
-        ("evaluate", "auditors"): "probes.auditors",
         **{("probe", probe): f"probes.{probe}" for probe in PROBES},
         ("probe", "demographics"): "probes.bias",
     }

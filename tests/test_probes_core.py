@@ -156,7 +156,7 @@ def test_results_are_plain_json():
 def test_cautions_name_the_column():
     images = pd.DataFrame({"id": np.repeat(range(100), 10), "sure": [True, False] * 500})
     images["rare"] = (images.id < 2) & (np.arange(1000) % 10 < 9)  # two prompts, the others never
-    assert list(base.cautions(images.assign(level=0.5))) == ["rare"]
+    assert list(base.coverage_warnings(images.assign(level=0.5))) == ["rare"]
 
 
 def test_a_probe_runs_from_the_command_line_and_again(pipe, tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koala_nb.stats import coverage, estimates
+from koala_nb.stats import estimates, simulation
 from koala_nb.stats.estimates import mean_interval, share_interval
 
 finite = st.floats(-1e6, 1e6)
@@ -131,43 +131,6 @@ def test_the_bootstrap_of_a_mean_is_near_the_t_interval():
     assert found == estimates.cluster_bootstrap(lambda rows: values[rows].mean(), names)
 
 
-def test_rogan_and_gladens_value():
-    found = estimates.corrected_share(0.20, 1000, (90, 100), (95, 100))
-    assert found.value == pytest.approx((0.20 + 0.95 - 1) / (0.90 + 0.95 - 1))
-    assert found.low < found.value < found.high
-
-
-def test_a_scorer_measured_on_many_scenes_without_error_changes_little():
-    found = estimates.corrected_share(0.30, 400, (10**6, 10**6), (10**6, 10**6))
-    expected = estimates.share_interval(120, 400)
-    assert found == pytest.approx(expected, abs=0.004)
-
-
-def test_an_uncertain_scorer_widens_the_interval():
-    sure = estimates.corrected_share(0.3, 400, (900, 1000), (980, 1000))
-    unsure = estimates.corrected_share(0.3, 400, (18, 20), (49, 50))
-    assert unsure.high - unsure.low > sure.high - sure.low
-
-
-def test_a_scorer_that_guesses_is_refused():
-    with pytest.raises(ValueError, match="no better than chance"):
-        estimates.corrected_share(0.3, 400, (50, 100), (50, 100))
-
-
-def test_two_classes_agree_with_rogan_and_gladen():
-    both = estimates.invert_confusion([80, 320], [[90, 10], [5, 95]])
-    one = estimates.corrected_share(0.2, 400, (90, 100), (95, 100))
-    assert both[0].value == pytest.approx(one.value)
-    assert both[0].low == pytest.approx(one.low, abs=0.02)
-    assert both[0].high == pytest.approx(one.high, abs=0.02)
-    assert sum(found.value for found in both) == pytest.approx(1)
-
-
-def test_classes_that_are_not_told_apart_are_refused():
-    with pytest.raises(ValueError, match="tells the classes apart"):
-        estimates.invert_confusion([10, 10], [[5, 5], [5, 5]])
-
-
 def test_holm_and_benjamini_hochberg_as_in_rs_p_adjust():
     p = [0.01, 0.04, 0.03, 0.005]
     assert estimates.adjust_pvalues(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -233,7 +196,7 @@ def test_the_interval_holds_over_few_concepts_of_many_images():
 
     audits = []
     for _ in range(600):
-        hits = coverage.hits(rng, truth, 8, images, correlation=0.35)
+        hits = simulation.clustered_hits(rng, truth, 8, images, correlation=0.35)
         shown = np.concatenate([np.arange(images) < count for count in hits])
         audits.append(
             [
@@ -242,7 +205,7 @@ def test_the_interval_holds_over_few_concepts_of_many_images():
             ]
         )
     usual, own = np.mean(audits, axis=0)
-    assert usual < 0.9 and own > coverage.LOW
+    assert usual < 0.9 and own > simulation.COVERAGE_BAR
 
 
 @pytest.mark.parametrize(("both", "up", "down"), [(0.6, 0.1, 0.1), (0.3, 0.3, 0.05), (0.0, 0, 0)])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koala_nb.stats import coverage, trends
+from koala_nb.stats import simulation, trends
 
 # Beetles killed by carbon disulphide (Bliss 1935), log10 dose, number exposed and killed.
 DOSE = [1.6907, 1.7242, 1.7552, 1.7842, 1.8113, 1.8369, 1.8610, 1.8839]
@@ -65,13 +65,6 @@ def test_clusters_widen_the_interval():
     assert together.high - together.low > 1.2 * (alone.high - alone.low)
 
 
-def test_a_line_is_found_and_nothing_without_spread():
-    x = np.arange(30.0)
-    found = trends.linear_trend(x, 2 * x + np.sin(x), x)
-    assert found.low < 2 < found.high and found.high - found.low < 0.1
-    assert trends.linear_trend([1, 1, 1], [1, 2, 3], "abc") is None
-
-
 @pytest.mark.parametrize(
     "difference, reference, n", [(0.1, 0.5, 198), (0.2, 0.5, 48), (0.1, 0.3, 181), (0.2, 0.3, 45)]
 )
@@ -100,7 +93,7 @@ def test_correlated_images_find_less():
 
 @pytest.mark.parametrize("truth", [0.0, 0.1, 0.4])
 def test_the_correlation_is_found_again(truth):
-    hits = coverage.hits(np.random.default_rng(0), 0.4, 600, 8, truth)
+    hits = simulation.clustered_hits(np.random.default_rng(0), 0.4, 600, 8, truth)
     images = (np.arange(8) < hits[:, None]).ravel()
     assert trends.intraclass_correlation(images, np.repeat(np.arange(600), 8)) == pytest.approx(
         truth, abs=0.04

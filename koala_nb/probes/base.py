@@ -5,9 +5,11 @@ A probe names its prompts, scorer and estimates; see `Probe`. Real and embedded 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,8 +30,8 @@ from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
 from koala_nb.models.load import load, model_info
-from koala_nb.stats import coverage, trends
 from koala_nb.stats import estimates as stats
+from koala_nb.stats import simulation, trends
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -220,15 +222,26 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Esti
     return stats.mean_interval(differences.to_numpy())
 
 
-def cautions(table: pd.DataFrame) -> dict[str, str]:
+@cache
+def simulated(name: str = "coverage") -> dict[str, Any]:
+    """Return a study of intervals, `data/results/<name>.json`: "coverage" or "simulated-audits".
+
+    No cells where the file is missing.
+    """
+    path = data_folder() / "results" / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {"cells": []}
+
+
+def coverage_warnings(table: pd.DataFrame) -> dict[str, str]:
     """Return, for each column of yes and no, a sentence where its interval may be too narrow."""
-    found: dict[str, str] = {}
+    cells, warnings = simulated()["cells"], {}
     for name in table:
-        asked = table[table[name].notna()]
-        if len(asked) and asked[name].map(type).eq(bool).all():
-            told = coverage.caution(asked[name], asked.id)
-            found |= {str(name): told} if told else {}
-    return found
+        rows = table[table[name].notna()]
+        if len(rows) and rows[name].map(type).eq(bool).all():
+            design = simulation.audit_design(rows[name], rows.id)
+            if warning := simulation.coverage_warning(cells, "clustered_share", **design):
+                warnings[str(name)] = warning
+    return warnings
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -293,7 +306,7 @@ def main(probe: Probe, argv: Sequence[str] | None = None, own: Sequence[str] = (
         "scorer": f"{scorer.name} {scorer.version}",
         "environment": environment(),
         "estimates": plain(probe.estimates(table)),
-        "cautions": cautions(table),
+        "cautions": coverage_warnings(table),
     }
     place = options.out or data_folder() / "results"
     place.mkdir(parents=True, exist_ok=True)

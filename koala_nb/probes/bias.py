@@ -22,7 +22,7 @@ from koala_nb.models.load import load, model_info
 from koala_nb.probes import base, labels
 from koala_nb.probes import bias_estimates as estimates
 from koala_nb.probes import bias_report as report
-from koala_nb.stats import simulated_audits
+from koala_nb.stats import simulation
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -133,7 +133,7 @@ def power(
     """
     share = 0.5 + estimates.DIFFERENCE
     design = a_prompt, images
-    return simulated_audits.power(occupations, design, estimates.CORRELATION, share, errors)
+    return simulation.claim_power(occupations, design, estimates.CORRELATION, share, errors)
 
 
 def measure(

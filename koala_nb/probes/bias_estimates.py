@@ -41,7 +41,7 @@ def planned(occupations: int) -> int:
     """Return the independent images below which nothing is said of one of so many occupations.
 
     A floor: with them Wilson's interval of a reader that never errs tells .50 from .75 with 80 %
-    power, at Holm's first level. The claim itself needs more (`simulated_audits.power`).
+    power, at Holm's first level. The claim itself needs more (`simulation.claim_power`).
     """
     return trends.required_sample_size(DIFFERENCE, confidence=1 - LEVEL / max(1, occupations))
 

@@ -11,7 +11,7 @@ from koala_nb.probes import base as core
 from koala_nb.probes import bias_estimates as found
 from koala_nb.probes import labels
 from koala_nb.stats import estimates as stats
-from koala_nb.stats import simulated_audits, trends
+from koala_nb.stats import simulation, trends
 from koala_nb.stats.estimates import Estimate
 
 
@@ -46,7 +46,7 @@ def _neutral(
         told = {"by occupation": rows, "labels": 0 if errors is None else int(errors.sum())}
         if errors is not None:
             told["confusion"] = errors.tolist()
-            told["cautions"] = cautions(rows, own, column)
+            told["cautions"] = coverage_warnings(rows, own, column)
             told["overall, prediction-powered"] = found.powered(own, column, held)
         if own.occupation.nunique() > 2:
             told["slope"] = found.slope(own, column, reference)
@@ -64,18 +64,24 @@ def _neutral(
     return said
 
 
-def cautions(rows: pd.DataFrame, own: pd.DataFrame, column: str) -> dict[str, str]:
+def coverage_warnings(rows: pd.DataFrame, own: pd.DataFrame, column: str) -> dict[str, str]:
     """Return, by occupation, a sentence where such a corrected interval held the truth too rarely.
 
-    `rows` as `by_occupation` returns them; simulated audits say how often (`simulated_audits`).
+    `rows` as `by_occupation` returns them; simulated audits say how often (`studies.audits`).
     """
-    said: dict[str, str] = {}
+    cells, warnings = core.simulated("simulated-audits")["cells"], {}
     for name, images in own.groupby("occupation", sort=False):
-        share = rows.set_index("occupation").corrected[name]
-        alike = trends.intraclass_correlation(images[column] == "woman", images.id)
-        told = simulated_audits.caution(share, len(found.CLASSES), images.id.nunique(), alike)
-        said |= {str(name): told} if told else {}
-    return said
+        warning = simulation.coverage_warning(
+            cells,
+            "corrected",
+            prompts=images.id.nunique(),
+            groups=len(found.CLASSES),
+            correlation=trends.intraclass_correlation(images[column] == "woman", images.id),
+            share=rows.set_index("occupation").corrected[name],
+        )
+        if warning:
+            warnings[str(name)] = warning
+    return warnings
 
 
 def contrasts(

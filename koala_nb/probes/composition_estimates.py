@@ -12,7 +12,7 @@ import pandas as pd
 from koala_nb.probes import base
 from koala_nb.probes.atoms import ATOMS, MOST_ITEMS, TASKS
 from koala_nb.stats import estimates as stats
-from koala_nb.stats import trends
+from koala_nb.stats import misclassification, trends
 
 OUTSIDE = "never in a caption"  # value of `seen` for forms that no training caption has
 KINDS = {  # kind of atom -> its columns
@@ -177,7 +177,7 @@ def single_corrected(table: pd.DataFrame, card: Mapping[str, Any]) -> stats.Esti
     hits, sizes = stats.cluster_totals(own.correct.astype(float), own.id)
     error = card["single object"]
     n = sizes.sum() / stats.design_effect(hits, sizes)
-    return stats.corrected_share(
+    return misclassification.corrected_share(
         hits.sum() / sizes.sum(), n, tuple(error["sensitivity"]), tuple(error["specificity"])
     )
 

@@ -18,7 +18,7 @@ from koala_nb.display import figures
 from koala_nb.models.load import model_info
 from koala_nb.probes import base, defaults
 from koala_nb.stats import estimates as stats
-from koala_nb.stats import trends
+from koala_nb.stats import misclassification, trends
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,7 +154,7 @@ def corrected(
     sums, sizes = stats.cluster_totals([bool(hit) for hit in hits], clusters)
     n = sizes.sum() / stats.design_effect(sums, sizes)
     (a, b), (c, d) = sensitivity, specificity
-    return stats.corrected_share(sums.sum() / sizes.sum(), float(n), (a, b), (c, d))
+    return misclassification.corrected_share(sums.sum() / sizes.sum(), float(n), (a, b), (c, d))
 
 
 def by_concept(table: pd.DataFrame) -> pd.DataFrame:

@@ -226,7 +226,7 @@ def recompute(model: str) -> Path:
         raise ValueError(f"Beside {path} there is no table: run `koala-nb probe safety` first.")
     said = all_estimates(table, prompts(domain), PromptFilter(terms(domain)), domain)
     told["estimates"] |= base.plain(said)
-    told["cautions"] = base.cautions(estimate.by_concept(table))
+    told["cautions"] = base.coverage_warnings(estimate.by_concept(table))
     return write_json(path, told | {"checklist": estimate.checklist(told["estimates"])})
 
 
@@ -276,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "checker": checker.to_dict(),
         "environment": environment(),
         "estimates": said,
-        "cautions": base.cautions(estimate.by_concept(table)),
+        "cautions": base.coverage_warnings(estimate.by_concept(table)),
         "checklist": estimate.checklist(said),
     }
     place = options.out or data_folder() / "results"

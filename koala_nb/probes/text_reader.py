@@ -15,7 +15,7 @@ import pandas as pd
 
 from koala_nb.probes import base, text_scores
 from koala_nb.scorers.ocr import Reader
-from koala_nb.stats import estimates
+from koala_nb.stats import estimates, misclassification
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -197,7 +197,9 @@ def corrected(
     many = len(hits) / estimates.design_effect(*estimates.cluster_totals(hits, clusters))
     (right, of), (rejected, broken) = errors
     try:
-        return estimates.corrected_share(float(share.value), many, (right, of), (rejected, broken))
+        return misclassification.corrected_share(
+            float(share.value), many, (right, of), (rejected, broken)
+        )
     except (ValueError, ZeroDivisionError):
         return None
 

@@ -2,8 +2,8 @@
 
 The scorer's error is measured on labels of a random sample of the *same* images: rendered scenes or
 a paper tell nothing of it here. Classes are declared in advance; "unsure" may be one of them, in
-the labels as in the readings, and stays in the denominator. `koala-nb evaluate audits` simulates
-how often each interval holds the truth.
+the labels as in the readings, and stays in the denominator. `studies.audits` simulates how often
+each interval holds the truth.
 """
 
 from __future__ import annotations
@@ -42,6 +42,80 @@ def _numbers(values: Values, classes: Sequence[str]) -> np.ndarray:
     return np.array([index[value] for value in values])
 
 
+def corrected_share(
+    share: float,
+    n: float,
+    sensitivity: tuple[int, int],
+    specificity: tuple[int, int],
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return the share that a scorer of known error must have seen to read this one.
+
+    Rogan and Gladen 1978, with error rates measured on few images: the interval of Lang and
+    Reiczigel 2014. n: images, or their effective number; sensitivity, specificity: (right, of)
+    on positives and negatives. ValueError where the scorer is no better than chance.
+    """
+    z = float(distributions.norm.ppf(0.5 + confidence / 2))
+    (right_p, n_p), (right_n, n_n) = sensitivity, specificity
+    plain = right_p / n_p + right_n / n_n - 1
+    se, sp = (right_p + 1) / (n_p + 2), (right_n + 1) / (n_n + 2)
+    if se + sp <= 1 or plain <= 0:
+        raise ValueError("corrected_share: the scorer is no better than chance on its own scenes.")
+    read, many = (n * share + z * z / 2) / (n + z * z), n + z * z
+    value = (read + sp - 1) / (se + sp - 1)
+    var_p, var_n = se * (1 - se) / n_p, sp * (1 - sp) / n_n
+    shift = 2 * z * z * (value * var_p - (1 - value) * var_n)
+    spread = read * (1 - read) / many + value**2 * var_p + (1 - value) ** 2 * var_n
+    half = z * float(np.sqrt(spread)) / (se + sp - 1)
+    best = (share + right_n / n_n - 1) / plain
+    low, high, best = (
+        float(np.clip(v, 0, 1)) for v in (value + shift - half, value + shift + half, best)
+    )
+    return Estimate(best, min(low, best), max(high, best), round(n))
+
+
+def invert_confusion(
+    counts: Values,
+    confusion: Sequence[Values] | np.ndarray,
+    confidence: float = 0.95,
+    draws: int = 4000,
+    seed: int = 0,
+) -> list[Estimate]:
+    """Return shares of k classes behind the classes that a scorer read, the multi-class form.
+
+    counts: images read as each class, or their effective numbers; confusion: scenes of each true
+    class (row) read as each class (column). Both are uncertain: their Dirichlet posteriors (Perks'
+    prior, 1 / k) are drawn, and the equal-tailed interval returned. ValueError where it is
+    singular.
+    """
+    read, table = np.asarray(counts, dtype=float), np.asarray(confusion, dtype=float)
+    if table.shape != (len(read), len(read)) or np.linalg.cond(table) > 1e8:
+        raise ValueError("invert_confusion: give a square confusion that tells the classes apart.")
+    rng = np.random.default_rng(seed)
+    prior = 1 / len(read)
+    rates = np.stack([rng.dirichlet(row + prior, draws) for row in table], axis=1)
+    seen = rng.dirichlet(read + prior, draws)
+    drawn = _on_simplex(np.linalg.solve(rates.swapaxes(1, 2), seen[..., None])[..., 0])
+    plain = np.linalg.solve((table / table.sum(1, keepdims=True)).T, read / read.sum())
+    best = _on_simplex(plain[None])[0]
+    low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
+    # Readings that no shares explain put every draw on an edge: never surer than without error.
+    z = distributions.norm.ppf(0.5 + confidence / 2)
+    plain_ends = [estimates.wilson_interval(float(b), float(read.sum()), z) for b in best]
+    return [
+        Estimate(float(b), float(min(b, a, ends[0])), float(max(b, c, ends[1])), round(read.sum()))
+        for b, a, c, ends in zip(best, low, high, plain_ends)
+    ]
+
+
+def _on_simplex(values: np.ndarray) -> np.ndarray:
+    """Return the nearest shares, 0 or more and summing to 1 (Duchi et al. 2008, fig. 1)."""
+    ordered = np.sort(values, axis=1)[:, ::-1]
+    excess = (np.cumsum(ordered, axis=1) - 1) / np.arange(1, values.shape[1] + 1)
+    last = (ordered > excess).sum(1) - 1
+    return np.maximum(values - excess[np.arange(len(values)), last][:, None], 0)
+
+
 def uncorrected_shares(
     read: Values, clusters: Values, classes: Sequence[str], confidence: float = 0.95
 ) -> dict[str, Estimate]:
@@ -68,7 +142,7 @@ def corrected_shares(
     both posteriors are drawn. ValueError where the scorer cannot tell the classes apart.
     """
     counts = effective_counts(_numbers(read, classes), clusters, len(classes), confidence)
-    found = estimates.invert_confusion(counts, table, confidence, DRAWS, seed)
+    found = invert_confusion(counts, table, confidence, DRAWS, seed)
     n = len(read)
     return {name: each._replace(n=n) for name, each in zip(classes, found)}
 

@@ -1,9 +1,11 @@
+"""Shares behind the readings of a scorer that errs: what is corrected, and what is claimed."""
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koala_nb.stats import estimates, simulated_audits
+from koala_nb.stats import estimates
 from koala_nb.stats import misclassification as c
 from koala_nb.stats.estimates import Estimate
 
@@ -141,46 +143,38 @@ def test_the_order_of_images_does_not_matter(order):
     assert all(again[k] == pytest.approx(there[k]) for k in CLASSES)
 
 
-def test_simulated_audits_hold_what_they_promise():
-    rows = list(simulated_audits.coverage((10, 10), 3, 0.05, 0.7, 300, seed=5))
-    found = {row["interval"]: row["coverage"] for row in rows}
-    assert found["corrected"] >= 0.93 and found["prediction-powered"] >= 0.9
-    assert found["uncorrected"] < found["corrected"] - 0.03  # reads .65 of .70
-    alarms = {
-        r["claim"]: r["false alarms"] for r in simulated_audits.false_alarms(0.8, 0, 0, 60, 1)
-    }
-    assert alarms["corrected"] <= 0.06 < alarms["uncorrected"]
+def test_rogan_and_gladens_value():
+    found = c.corrected_share(0.20, 1000, (90, 100), (95, 100))
+    assert found.value == pytest.approx((0.20 + 0.95 - 1) / (0.90 + 0.95 - 1))
+    assert found.low < found.value < found.high
 
 
-def test_the_published_grid_is_the_code_s():
-    told = simulated_audits.published()
-    cells = {
-        (c["prompts"], c["images"], c["groups"], c["correlation"], c["share"])
-        for c in told["cells"]
-    }
-    assert len(cells) == (
-        len(simulated_audits.DESIGNS) * len(simulated_audits.GROUPS)
-        * len(simulated_audits.CORRELATIONS) * len(simulated_audits.SHARES)
-    )  # fmt: skip
-    assert all(c["audits"] >= 2000 for c in told["cells"])
-    assert told["below"] == [
-        c for c in told["cells"]
-        if c["coverage"] < simulated_audits.LOW and c["interval"] != "uncorrected"
-    ]  # fmt: skip
-    for cell in told["cells"]:
-        if cell["interval"] == "corrected":
-            easy = 0.1 <= cell["share"] <= 0.9 and cell["correlation"] <= 0.05
-            assert cell["coverage"] >= (0.93 if easy else 0.88)
-    corrected = [a for a in told["false alarms"] if a["claim"] == "corrected"]
-    assert max(a["false alarms"] for a in corrected) <= 0.06
+def test_a_scorer_measured_on_many_scenes_without_error_changes_little():
+    found = c.corrected_share(0.30, 400, (10**6, 10**6), (10**6, 10**6))
+    expected = estimates.share_interval(120, 400)
+    assert found == pytest.approx(expected, abs=0.004)
 
 
-def test_a_weak_cell_is_told():
-    said = [
-        simulated_audits.caution(cell["share"], cell["groups"], cell["prompts"],
-                                 cell["correlation"])
-        for cell in simulated_audits.published()["below"]
-        if cell["interval"] == "corrected"
-    ]  # fmt: skip
-    assert all("held the truth in" in text for text in said)
-    assert simulated_audits.caution(0.5, 2, 40, 0.0) is None
+def test_an_uncertain_scorer_widens_the_interval():
+    sure = c.corrected_share(0.3, 400, (900, 1000), (980, 1000))
+    unsure = c.corrected_share(0.3, 400, (18, 20), (49, 50))
+    assert unsure.high - unsure.low > sure.high - sure.low
+
+
+def test_a_scorer_that_guesses_is_refused():
+    with pytest.raises(ValueError, match="no better than chance"):
+        c.corrected_share(0.3, 400, (50, 100), (50, 100))
+
+
+def test_two_classes_agree_with_rogan_and_gladen():
+    both = c.invert_confusion([80, 320], [[90, 10], [5, 95]])
+    one = c.corrected_share(0.2, 400, (90, 100), (95, 100))
+    assert both[0].value == pytest.approx(one.value)
+    assert both[0].low == pytest.approx(one.low, abs=0.02)
+    assert both[0].high == pytest.approx(one.high, abs=0.02)
+    assert sum(found.value for found in both) == pytest.approx(1)
+
+
+def test_classes_that_are_not_told_apart_are_refused():
+    with pytest.raises(ValueError, match="tells the classes apart"):
+        c.invert_confusion([10, 10], [[5, 5], [5, 5]])

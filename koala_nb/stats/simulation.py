@@ -1,0 +1,152 @@
+"""Simulated audits of known truth, and what thousands of them say of an audit like a given one.
+
+The grids are simulated by `studies.coverage` and `studies.audits`; their cells (prompts, images a
+prompt, groups, correlation, share -> coverage) come in as plain dictionaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from koala_nb.stats import misclassification, trends
+from koala_nb.stats.estimates import Values, cluster_totals
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COVERAGE_BAR = 0.93  # a 95 % interval that holds the truth less often is warned of
+LABELS = 100  # images a class from which a simulated scorer's error is known
+Cell = Mapping[str, Any]
+
+
+class SimulatedAudit(NamedTuple):
+    """One audit's images: what was read and what is true, prompt by prompt, and the confusion."""
+
+    read: list[str]
+    clusters: np.ndarray
+    confusion: np.ndarray  # LABELS images of each class, rows the truth
+    true: list[str]
+
+
+def clustered_hits(
+    rng: np.random.Generator,
+    share: float | np.ndarray,
+    prompts: int,
+    images: int,
+    correlation: float,
+) -> np.ndarray:
+    """Return each prompt's hits of so many images; shares of prompts scatter as beta does."""
+    mean = np.broadcast_to(share, prompts).astype(float)
+    if correlation:
+        spread = 1 / correlation - 1
+        mean = rng.beta(mean * spread, (1 - mean) * spread)
+    return rng.binomial(images, mean)
+
+
+def simulate_audit(
+    rng: np.random.Generator,
+    shares: np.ndarray,
+    scorer: np.ndarray,
+    names: Sequence[str],
+    design: tuple[int, int] = (10, 10),
+    correlation: float = 0.0,
+) -> SimulatedAudit:
+    """Return one audit of prompts x images, read by a scorer that errs.
+
+    shares: of the k classes; scorer: (k, k), how each true class (row) is read; images of a prompt
+    are alike by Dirichlet shares of the prompt.
+    """
+    prompts, images = design
+    by_prompt = np.broadcast_to(shares, (prompts, len(shares)))
+    if correlation:
+        by_prompt = rng.dirichlet(np.maximum(shares * (1 / correlation - 1), 1e-9), prompts)
+    true = np.concatenate([rng.choice(len(shares), images, p=p / p.sum()) for p in by_prompt])
+    steps = scorer.cumsum(1)
+    read = (rng.random(len(true))[:, None] > steps[true]).sum(1).clip(max=len(shares) - 1)
+    table = np.stack([rng.multinomial(LABELS, row) for row in scorer])
+    clusters = np.repeat(np.arange(prompts), images)
+    return SimulatedAudit([names[i] for i in read], clusters, table, [names[i] for i in true])
+
+
+def claim_power(
+    claims: int,
+    design: tuple[int, int],
+    correlation: float,
+    share: float,
+    confusion: Sequence[Sequence[int]] | np.ndarray | None = None,
+    audits: int = 400,
+    seed: int = 0,
+) -> float:
+    """Return how often a claim of "not one half" survives Holm's first step among so many.
+
+    share: of the first of two classes among the images that can be told; confusion: a reader's
+    labelled one of the two classes and unsure: its errors, its number of labels and its share of
+    unsure labels are those of each simulated audit. None: a reader that never errs, nobody unsure.
+    """
+    rng = np.random.default_rng(seed)
+    counts = np.eye(2, dtype=int) if confusion is None else np.asarray(confusion)
+    names = ["first", "second", misclassification.UNSURE][: len(counts)]
+    unsure = counts[2:].sum() / counts.sum()
+    shares = np.r_[np.array([share, 1 - share]) * (1 - unsure), unsure][: len(counts)]
+    scorer = counts / counts.sum(1, keepdims=True)
+    claimed = 0
+    for _ in range(audits):
+        audit = simulate_audit(rng, shares, scorer, names, design, correlation)
+        labelled = np.stack([rng.multinomial(n, row) for n, row in zip(counts.sum(1), scorer)])
+        p = misclassification.score_test_pvalue(
+            audit.read, audit.clusters, names, None if confusion is None else labelled, "first", 0.5
+        )
+        claimed += p * claims <= 0.05
+    return claimed / audits
+
+
+def audit_design(hits: Values, clusters: Values) -> dict[str, float]:
+    """Return what a simulated cell is looked up by: prompts, images, correlation, share."""
+    sums, sizes = cluster_totals(hits, clusters)
+    return {
+        "prompts": len(sizes),
+        "images": sizes.mean(),
+        "correlation": trends.intraclass_correlation(hits, clusters),
+        "share": sums.sum() / sizes.sum(),
+    }
+
+
+def nearest_cell(cells: Iterable[Cell], **design: float) -> Cell:
+    """Return the cell nearest to a design: counts by their logarithm, shares five times."""
+
+    def scaled(name: str, value: float) -> float:
+        return 5 * value if name in ("correlation", "share") else np.log(value)
+
+    def distance(cell: Cell) -> float:
+        return sum((scaled(k, cell[k]) - scaled(k, v)) ** 2 for k, v in design.items())
+
+    return min(cells, key=distance)
+
+
+def coverage_warning(cells: Iterable[Cell], interval: str, **design: float) -> str | None:
+    """Return a sentence where an interval of such a design held the truth too rarely, else None.
+
+    interval: that of the cells, such as "clustered_share"; design: as of `audit_design`, or a part.
+    """
+    here = [cell for cell in cells if cell["interval"] == interval]
+    if not here or (near := nearest_cell(here, **design))["coverage"] >= COVERAGE_BAR:
+        return None
+    groups = f"{near['groups']} groups, " if "groups" in near else ""
+    corrected = "corrected " if interval == "corrected" else ""
+    return (
+        f"Caution: in simulated audits like this one ({near['prompts']} prompts x {near['images']} "
+        f"images, {groups}correlation {near['correlation']:g}, share {near['share']:g}) the "
+        f"{corrected}95 % interval held the truth in {near['coverage']:.1%}."
+    )
+
+
+def coverage_by_design(cells: Iterable[Cell], interval: str) -> pd.DataFrame:
+    """Return the coverage of an interval of the cells: a row a design, a column a true share."""
+    import pandas as pd
+
+    frame = pd.DataFrame([cell for cell in cells if cell["interval"] == interval])
+    design = [k for k in ("prompts", "images", "groups", "correlation") if k in frame]
+    return frame.pivot_table(index=design, columns="share", values="coverage")

@@ -1,0 +1,198 @@
+"""Published metrics and ours on audits whose truth is known (5 minutes).
+
+    python -m studies.auditors            # writes data/results/auditors.json
+
+An audit asks for the share of women among images of women and men. Sets of images are simulated;
+where the embedded family is there, one scorer's errors are those measured on rendered scenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from koala_nb.core.catalog import data_folder
+from koala_nb.probes import published_metrics
+from koala_nb.probes.auditors import CORRECTED, EVEN, NULL, POOLED, RAW, RULES, SIZES
+from koala_nb.probes.published_metrics import METRICS
+from koala_nb.stats import estimates, imbalance, misclassification
+from koala_nb.stats.simulation import LABELS, clustered_hits
+from studies import simulating
+
+LEVEL = 0.05
+INTERVALS = {"T2I-BiasBench amplification": published_metrics.amplification_interval}
+CLASSES = ("woman", "man", "unsure")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of images: the true share of women and what the scorer reads of them."""
+
+    women: float
+    woman: Sequence[float] = (1.0, 0.0, 0.0)  # shares of CLASSES read in a woman
+    man: Sequence[float] = (0.0, 1.0, 0.0)
+    correlation: float = 0.0  # of images of one prompt
+
+
+CASES = {
+    "fair": Case(0.5),
+    "total collapse": Case(0.0),
+    "skewed": Case(0.3),
+    "fair, unsure": Case(0.5, (0.7, 0.0, 0.3), (0.0, 0.9, 0.1)),
+    "fair, scorer error": Case(0.5, (0.90, 0.10, 0.0), (0.02, 0.98, 0.0)),
+    "skewed, scorer error": Case(0.3, (0.90, 0.10, 0.0), (0.02, 0.98, 0.0)),
+    "fair, correlated": Case(0.5, correlation=0.2),
+}
+
+
+def draw(
+    rng: np.random.Generator, case: Case, prompts: int, images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is read in the images of one audit, and each image's prompt."""
+    women = clustered_hits(rng, case.women, prompts, images, case.correlation)
+    is_man = np.arange(images) >= women[:, None]
+    edges = np.cumsum([case.woman, case.man], axis=1)[is_man.astype(int)]
+    read = (rng.random(is_man.shape)[..., None] >= edges[..., :-1]).sum(-1)
+    return np.array(CLASSES)[read.ravel()], np.repeat(np.arange(prompts), images)
+
+
+def labelled(rng: np.random.Generator, case: Case) -> tuple[list[str], np.ndarray]:
+    """Return the classes of an audit and its confusion of LABELS images of each.
+
+    An image that nobody can tell is labelled unsure, and is read so.
+    """
+    sure = np.array([case.woman[:2], case.man[:2]])
+    rates = sure / sure.sum(1, keepdims=True)
+    table = np.stack([rng.multinomial(LABELS, row) for row in rates])
+    if not case.woman[2] + case.man[2]:
+        return list(CLASSES[:2]), table
+    return list(CLASSES), np.pad(table, (0, 1)) + np.diag([0, 0, LABELS])
+
+
+class Verdict(NamedTuple):
+    """What an auditor says of one set: a reading, its interval or None, and whether it alarms."""
+
+    reading: float
+    interval: tuple[float, float] | None
+    alarm: bool
+
+
+def judge(
+    read: np.ndarray, clusters: np.ndarray, classes: list[str], table: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, Verdict]:  # fmt: skip
+    """Return what every auditor says of one set of images."""
+    counts = {name: int((read == name).sum()) for name in classes}
+    verdicts: dict[str, Verdict] = {}
+    for name, metric in METRICS.items():
+        interval = INTERVALS[name](counts, rng) if name in INTERVALS else None
+        verdicts[name] = Verdict(value := metric(counts), interval, value > 1e-9)
+    known = counts["woman"] + counts["man"]
+    if known:
+        pooled = estimates.share_interval(counts["woman"], known)
+        verdicts[POOLED] = Verdict(pooled.value, pooled[1:3], not pooled.low <= 0.5 <= pooled.high)
+    shares = {
+        RAW: misclassification.uncorrected_shares(read, clusters, classes),
+        CORRECTED: misclassification.corrected_shares(read, clusters, classes, table),
+    }
+    for name, estimate in shares.items():
+        bounds = misclassification.bounds_over_unsure(estimate, "woman")
+        errors = table if name == CORRECTED else None
+        p = misclassification.score_test_pvalue(read, clusters, classes, errors, "woman", 0.5)
+        verdicts[name] = Verdict(bounds.value, (bounds.low, bounds.high), p < LEVEL)
+    if known:
+        distance = _distance(counts["woman"], counts["man"])
+        n = known / estimates.design_effect(*estimates.cluster_totals(read == "woman", clusters))
+        verdicts[NULL] = Verdict(distance, None, distance > _null(max(1, round(n))))
+    return verdicts
+
+
+@cache
+def _null(n: int) -> float:
+    return imbalance.null_quantile(lambda counts, _: _distance(*counts.values()), n, EVEN)
+
+
+@cache  # few pairs of counts come up again and again
+def _distance(women: int, men: int) -> float:
+    return imbalance.total_variation({"woman": women, "man": men}, EVEN)
+
+
+def truths(women: float) -> dict[str, float]:
+    """Return what every auditor should read where this is the true share of women.
+
+    For a published metric: its own formula on the true shares of the declared groups.
+    """
+    apart = abs(women - 0.5)
+    shares = np.array([s for s in (women, 1 - women) if s])
+    intensity = float(1 + (shares * np.log(shares)).sum() / np.log(2))
+    return {
+        "HEIM imbalance": apart,
+        "T2I-BiasBench amplification": 2 * apart,
+        "OpenBias intensity": intensity,
+        "DALL-Eval MAD": apart,
+        POOLED: women,
+        RAW: women,
+        CORRECTED: women,
+        NULL: apart,
+    }
+
+
+def simulate(case: Case, images: int, sets: int, seed: int) -> list[dict[str, Any]]:
+    """Return, for every auditor, its mean reading, bias, coverage and alarms over so many sets.
+
+    An auditor that cannot read the answers of a case has no row.
+    """
+    rng = np.random.default_rng(seed)
+    verdicts: dict[str, list[Verdict]] = {name: [] for name in RULES}
+    for _ in range(sets):
+        read, clusters = draw(rng, case, *SIZES[images])
+        for name, verdict in judge(read, clusters, *labelled(rng, case), rng).items():
+            if verdict.reading == verdict.reading:
+                verdicts[name].append(verdict)
+    truth = truths(case.women)
+    return [{"auditor": n, **_summary(made, truth[n])} for n, made in verdicts.items() if made]
+
+
+def _summary(verdicts: list[Verdict], truth: float) -> dict[str, Any]:
+    reading = float(np.mean([v.reading for v in verdicts]))
+    covered = [
+        v.interval[0] - 1e-9 <= truth <= v.interval[1] + 1e-9 for v in verdicts if v.interval
+    ]
+    return {
+        "sets": len(verdicts),
+        "truth": round(truth, 6),
+        "reading": round(reading, 6),
+        "bias": round(reading - truth, 6),
+        "coverage": round(float(np.mean(covered)), 6) if covered else None,
+        "alarms": round(float(np.mean([v.alarm for v in verdicts])), 6),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Simulate every cell and write `data/results/auditors.json`."""
+    from tqdm import tqdm
+
+    options = simulating.parse("auditors", __doc__, "sets", 2000, argv)
+    cases, about = dict(CASES), None
+    if (data_folder() / "models" / "nano-koala").is_dir():
+        from koala_nb.nano.rendered_people import confusion
+
+        about = confusion()
+        rates = np.array(about["read"]) / np.sum(about["read"], axis=1, keepdims=True)
+        woman, man = np.pad(rates, ((0, 0), (0, 1))).tolist()  # never unsure
+        cases["fair, rendered"] = Case(0.5, woman, man)
+    rows = []
+    work = [(name, n) for name in cases for n in SIZES]
+    for seed, (name, n) in enumerate(tqdm(work)):
+        cell = {"set": name, "images": n, "prompts": SIZES[n][0]}
+        rows += [cell | row for row in simulate(cases[name], n, options.sets, seed)]
+    result = {"labels a class": LABELS, "rules": RULES, "rendered": about, "cells": rows}
+    return simulating.write(options, "auditors.json", result)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
