@@ -25,5 +25,6 @@ from .models.session import start as start
 from .models.session import wrap as wrap
 from .models.unet import build_unet as build_unet
 from .report.run import run_report as run_report
+from .speed.cost import run_cost as run_cost
 
 __version__: str

@@ -14,6 +14,7 @@ MEMORY = (
     "memory ran out: give a smaller --size or fewer --workers, or load the model with another "
     "dtype or with offload."
 )
+BENCHMARKS = {"generation": "speed.throughput", "latency": "speed.latency"}
 PROBES = ("text", "composition", "frequency", "demographics", "published", "safety")
 
 
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     delegates = (
         ("train", "nano.training", "train the embedded models; train student | study: distil"),
         ("evaluate", "nano.evaluation", "measure the embedded models; attention: word maps"),
-        ("benchmark", "speed.benchmark", "measure speed: attention | generation | latency | full"),
+        ("benchmark", "speed", "measure speed: " + " | ".join(BENCHMARKS)),
         ("probe", "probes", "run one probe at full size: " + " | ".join(PROBES)),
         ("plan", "speed.cost", "hours, money and disk that an audit of many images takes"),
         ("receipt", "report.receipts", "check results measured elsewhere: receipt check FILE"),
@@ -169,11 +170,13 @@ def _delegate(options: argparse.Namespace) -> None:
         ("evaluate", "attention"): "nano.attention_truth",
         **{("probe", probe): f"probes.{probe}" for probe in PROBES},
         ("probe", "demographics"): "probes.bias",
+        **{("benchmark", name): module for name, module in BENCHMARKS.items()},
     }
     if rest and (options.command, rest[0]) in own:
         name, rest = own[options.command, rest[0]], rest[1:]
-    elif options.command == "probe":
-        raise ValueError(f"probe: choose one of {', '.join(PROBES)}.")
+    elif options.command in ("probe", "benchmark"):
+        choices = PROBES if options.command == "probe" else BENCHMARKS
+        raise ValueError(f"{options.command}: choose one of {', '.join(choices)}.")
     code = import_module(f"koala_nb.{name}").main(rest)
     if code:
         raise SystemExit(code)

@@ -1,6 +1,6 @@
 """The same images in less time: which routines compute on a CPU, and what fits into memory.
 
-Measured by `koala-nb benchmark generation`; `data/results/benchmark-generation-*.json` holds what
+Measured by `python -m studies.generation`; `data/results/benchmark-generation-*.json` holds what
 each of these brings.
 """
 

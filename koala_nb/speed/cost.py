@@ -6,49 +6,73 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from koala_nb.core.card import FIGURE_SOURCE, LATENCY_FIGURE, LATENCY_GPUS
-from koala_nb.core.catalog import data_folder
+from koala_nb.core.catalog import data_folder, find
 
-EXAMPLE, EXAMPLE_GPU = "KOALA-Lightning-700M", "RTX 4090 24GB"
-OURS = "koala_nb.generate"  # the way of that name in benchmark-generation-*.json
-MOST = 1e15  # images, dollars, pixels: beyond is a slip of the keyboard
-FROM_IMAGES = "read out of PNGs"  # begins the ways that do so, in benchmark-records.json
+if TYPE_CHECKING:
+    import pandas as pd
+
+SYSTEM, GPU = "koala-lightning-700m", "RTX 4090 24GB"  # the example where nothing was measured
+OURS = "koala_nb.generate"  # the variant of that name in benchmark-generation-*.json
+MOST = 1e15  # images, dollars, pixels: more is a slip of the keyboard
+NEEDED = {"way", "count", "seconds", "low", "high", "n", "bytes"}  # of a row of benchmark-records
 
 
-def cost(
-    images: int, rate: float, gpus: Sequence[int], price: float | None = None
-) -> list[dict[str, float]]:
-    """Return a row a number of GPUs: images a second, hours, GPU-hours and, with `price`, money.
+def run_cost(
+    system: str = SYSTEM,
+    images: int = 1_000_000,
+    *,
+    rate: float | None = None,
+    gpus: Sequence[int] = (1,),
+    price: float | None = None,
+) -> pd.DataFrame:
+    """Return what drawing images with a system takes: a row a kind of GPU and number of GPUs.
 
-    `rate` in images a second of one GPU; `price` of a GPU-hour. Assumes that each GPU draws as fast
-    beside others as alone.
+    rate: images a second that one GPU of yours draws; without it the authors' published seconds
+    an image count, for each GPU that they give. gpus: numbers of GPUs, each as fast beside others
+    as alone. price: of a GPU-hour.
+
+    Columns: GPU, GPUs, seconds an image, peak memory (GB), images/s, hours, GPU-hours and, with
+    `price`, price. `attrs` hold images, download_gb and the source. ValueError for a system
+    without published times where no rate is given.
     """
+    import pandas as pd
+
+    record = find(system)
+    times = {gpu: values for gpu, values in record.published.items() if gpu != "source" and values}
+    if rate is not None:
+        times = {"yours": (1 / rate, float("nan"))}
+    if not times:
+        raise ValueError(f"There are no published times of {system}: give the rate of a GPU.")
     rows = []
-    for number in gpus:
-        hours = images / (rate * number) / 3600
-        row = {"GPUs": number, "images/s": rate * number, "hours": hours}
-        row["GPU-hours"] = hours * number
-        rows.append(row if price is None else row | {"price": price * hours * number})
-    return rows
+    for gpu, (seconds, memory) in times.items():
+        for number in gpus:
+            hours = images * seconds / number / 3600
+            row = {"GPU": gpu, "GPUs": number, "seconds an image": seconds}
+            row |= {"peak memory (GB)": memory, "images/s": number / seconds, "hours": hours}
+            row["GPU-hours"] = hours * number
+            rows.append(row if price is None else row | {"price": price * hours * number})
+    table = pd.DataFrame(rows)
+    source = "as given" if rate is not None else record.published["source"]
+    table.attrs = {"images": images, "download_gb": record.download_gb, "source": source}
+    return table
 
 
 def record_cost(images: int, rate: float, measured: Sequence[dict[str, Any]]) -> list[dict]:
-    """Return a row a way of `benchmark records`: seconds of one process, and GPUs as fast as it.
+    """Return a row a variant of `studies.records`: seconds of one process, and GPUs as fast.
 
-    Each way's seconds a record are those at the largest count measured, with the 95 % interval of
-    their median over n rounds; "GPUs": how many draw as many images in the same time. With more
-    GPUs this way is slower than drawing.
+    Each variant's seconds a record are those at the largest count measured, with the 95 % interval
+    of their median over n rounds; "GPUs": how many draw as many images in the same time. With more
+    GPUs this variant is slower than drawing.
     """
     by_size = sorted(measured, key=lambda row: (row["count"], row.get("size", 0)))
-    largest = {row["way"]: row for row in by_size}
     rows = []
-    for way, row in largest.items():
+    for name, row in {row["way"]: row for row in by_size}.items():
         size = f", {row['size']} px" if "size" in row else ""
         times = {key: images * row[key] / row["count"] for key in ("seconds", "low", "high")}
         gpus = images / (rate * times["seconds"])
-        rows.append({"way": f"{way}{size}", **times, "n": row["n"], "GPUs": gpus})
+        rows.append({"way": f"{name}{size}", **times, "n": row["n"], "GPUs": gpus})
     return rows
 
 
@@ -99,11 +123,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--{name} {value}: give a number above 0 and below {MOST:g}.")
     if min(options.gpus) < 1:
         raise ValueError(f"--gpus {min(options.gpus)}: give whole numbers of at least 1.")
-    a_second, source = _rate(options)
+    given = rate_in(options.benchmark) if options.benchmark else options.rate
+    plan = run_cost(SYSTEM, options.images, rate=given, gpus=options.gpus, price=options.price)
+    if given is None:
+        plan = plan[plan.GPU == GPU].reset_index(drop=True)
+        source = f"{find(SYSTEM).title}, {plan['seconds an image'][0]} s on an {GPU}: "
+        source += f"{plan.attrs['source']}; an example, measure your own"
+    else:
+        source = options.benchmark.name if options.benchmark else "as given"
+    a_second = given or 1 / plan["seconds an image"][0]
     disk = _disk(options)
     measured = _measured(options.records or data_folder() / "results" / "benchmark-records.json")
     print(f"{options.images:,} images at {a_second:.2f} images/s a GPU ({source})\n")
-    _print(cost(options.images, a_second, options.gpus, options.price))
+    shown = plan.drop(columns=["GPU", "seconds an image", "peak memory (GB)"])
+    _print(shown.to_dict("records"))
     print(f"\nDisk: {disk}")
     _print_records(options.images, a_second, measured)
     return 0
@@ -111,21 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measured(file: Path) -> list[dict[str, Any]]:
     rows = _rows(file)
-    whole = all({"way", "count", "seconds", "low", "high", "n"} <= row.keys() for row in rows)
+    whole = all(NEEDED <= row.keys() for row in rows)
     if not whole or not {"write JSON lines", "write Parquet"} <= {row["way"] for row in rows}:
-        raise ValueError(f"{file} is not a result of `koala-nb benchmark records`: give that.")
+        raise ValueError(f"{file} is not a result of `studies.records`: give that.")
     return rows
-
-
-def _rate(options: argparse.Namespace) -> tuple[float, str]:
-    if options.rate:
-        return options.rate, "as given"
-    if options.benchmark:
-        return rate_in(options.benchmark), options.benchmark.name
-    published = LATENCY_FIGURE[EXAMPLE][LATENCY_GPUS.index(EXAMPLE_GPU)]
-    assert published
-    said = f"{EXAMPLE}, {published[0]} s on an {EXAMPLE_GPU}: {FIGURE_SOURCE}"
-    return 1 / published[0], f"{said}; an example, measure your own"
 
 
 def _disk(options: argparse.Namespace) -> str:
@@ -144,15 +166,16 @@ def _disk(options: argparse.Namespace) -> str:
 
 def _print_records(images: int, rate: float, measured: Sequence[dict[str, Any]]) -> None:
     for form in ("JSON lines", "Parquet"):
-        own = [row for row in measured if row["way"] == f"write {form}"]
-        most = max(own, key=lambda row: row["count"])
-        size = most["bytes"] / most["count"]
+        largest = max(
+            (row for row in measured if row["way"] == f"write {form}"), key=lambda r: r["count"]
+        )
+        size = largest["bytes"] / largest["count"]
         print(f"      {size * images / 1e9:,.2f} GB of records as {form}, {size:.0f} bytes each")
-    rows = record_cost(images, rate, measured)
     print("\nThe records, by one process (95 % interval); GPUs: how many draw as fast as it\n")
-    _print(rows)
-    slow = sorted(row["GPUs"] for row in rows if row["way"].startswith(FROM_IMAGES))
-    if slow:
+    _print(record_cost(images, rate, measured))
+    from_images = [row for row in measured if "size" in row]  # pixels of the PNG that was read
+    if from_images:
+        slow = sorted(row["GPUs"] for row in record_cost(images, rate, from_images))
         many = " to ".join(dict.fromkeys(f"{gpus:,.0f}" for gpus in slow))
         print(
             f"\nFrom {many} GPUs on, by what the pictures show, one process needs longer to read "

@@ -1,4 +1,4 @@
-"""Figures of stored benchmarks: cost by batch, the roofline, ways to generate."""
+"""Figures of stored benchmarks: cost by batch, the roofline, variants of generating."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ def show_scaling(rows: Rows) -> None:
     `rows` of `latency`: system, size (px), batch, and seconds with low and high a step.
     """
     sizes = sorted({row["size"] for row in rows})
-    told = []
+    texts = []
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 2.9), layout="constrained")
         panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
         for axis, size in zip(panels, sizes):
-            for index, (name, here) in enumerate(_by_system(rows, size).items()):
-                x = [row["batch"] for row in here]
+            for index, (name, cases) in enumerate(_by_system(rows, size).items()):
+                x = [row["batch"] for row in cases]
                 middle, low, high = (
-                    np.array([1e3 * row[key] / row["batch"] for row in here])
+                    np.array([1e3 * row[key] / row["batch"] for row in cases])
                     for key in ("seconds", "low", "high")
                 )
                 axis.errorbar(
                     x, middle, [middle - low, high - middle], label=name,
                     marker=MARKERS[index], capsize=3, color=COLORS[index],
                 )  # fmt: skip
-                told += [f"{name}, {size} px, batch {b}: {v:.0f}" for b, v in zip(x, middle)]
+                texts += [f"{name}, {size} px, batch {b}: {v:.0f}" for b, v in zip(x, middle)]
             _batches(axis, x)
             axis.set_title(f"{size} px")
         panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel("ms an image and step, guided")
         panels[-1].legend(frameon=False)
-    show(figure, f"Stored run, ms an image and step: {'; '.join(told)}.")
+    show(figure, f"Stored run, ms an image and step: {'; '.join(texts)}.")
 
 
 def _by_system(rows: Rows, size: int) -> dict[str, list[Mapping[str, Any]]]:
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["size"] == size:
-            found.setdefault(row["system"], []).append(row)
-    return found
+            groups.setdefault(row["system"], []).append(row)
+    return groups
 
 
 def _batches(axis: Axes, batches: Sequence[int]) -> None:
@@ -82,10 +82,10 @@ def show_roofline(machine: Mapping[str, float], points: Rows) -> None:
         )  # fmt: skip
         names = list(dict.fromkeys(point["system"] for point in points))
         for index, name in enumerate(names):
-            mine = [point for point in points if point["system"] == name]
+            of_system = [point for point in points if point["system"] == name]
             axis.loglog(
-                [point["flops"] / point["bytes"] for point in mine],
-                [point["flops"] / point["seconds"] / 1e9 for point in mine],
+                [point["flops"] / point["bytes"] for point in of_system],
+                [point["flops"] / point["seconds"] / 1e9 for point in of_system],
                 MARKERS[index], color=COLORS[index], mfc="none", label=name,
             )  # fmt: skip
         axis.set(xlabel="operations a byte moved", ylabel="billion operations a second")
@@ -103,16 +103,16 @@ def _decimal(axis: Axes, machine: Mapping[str, float], points: Rows) -> None:
     """Ticks at 1, 2 and 5 times powers of ten, written out."""
     lowest = min(point["flops"] / point["seconds"] for point in points) / 1e9
     axis.set_ylim(lowest / 1.6, machine["flop_rate"] / 1e9 * 1.6)
-    for one in (axis.xaxis, axis.yaxis):
-        one.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-        one.set_minor_locator(NullLocator())
-        one.set_major_formatter(ScalarFormatter())
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        side.set_minor_locator(NullLocator())
+        side.set_major_formatter(ScalarFormatter())
 
 
-def show_ways(rows: Rows) -> None:
-    """Display how much faster than the plain loop each way of generating is, with intervals.
+def show_variants(rows: Rows) -> None:
+    """Display how much faster than the plain loop each variant of generating is, with intervals.
 
-    `rows` of `generation`: way, same_image, threads, ratio, low, high and n.
+    `rows` of `throughput`: way, same_image, threads, ratio, low, high and n.
     """
     names = [row["way"] + ("" if row["same_image"] else " (another image)") for row in rows]
     with matplotlib.rc_context(STYLE):
@@ -131,6 +131,6 @@ def show_ways(rows: Rows) -> None:
         axis.set_xlabel(f"times as fast as the plain loop, {rows[0]['threads']} threads")
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
-    told = [f"{name}: {r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+    texts = [f"{name}: {r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
             for name, r in zip(names, rows)]  # fmt: skip
-    show(figure, f"Stored run, n {rows[0]['n']} rounds. {'; '.join(told)}.")
+    show(figure, f"Stored run, n {rows[0]['n']} rounds. {'; '.join(texts)}.")

@@ -1,160 +1,194 @@
 """`koala-nb benchmark latency`: seconds and memory by part, for systems with or without weights.
 
 Weights are random but for the embedded family: speed does not depend on their values. All cases
-take turns in one run. An image is the sum text encoders + steps x U-Net + VAE.
+are interleaved in one run. An image is the sum text encoders + steps x U-Net + VAE.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from koala_nb.core import catalog
-from koala_nb.core.devices import pick_device, pick_dtype
+from koala_nb.core.devices import gigabytes, pick_device, pick_dtype
 from koala_nb.core.options import at_least, positive, writable
 from koala_nb.generation.decoding import decoded, decoding_dtype
 from koala_nb.models import random_weights
 from koala_nb.models.load import load, silence_logging
 from koala_nb.speed.roofline import inputs_like, limit_seconds, machine_rates, unet_work
-from koala_nb.speed.timing import median_interval, peak_gb, ratio_interval, take_turns, write_result
+from koala_nb.speed.timing import (
+    median_interval,
+    peak_gb,
+    print_rows,
+    ratio_interval,
+    time_interleaved,
+    write_result,
+)
 
-PARTS = ("text encoders", "U-Net, one step", "VAE")
-Case = dict[str, Any]
+if TYPE_CHECKING:
+    from torch import nn
+
+ENCODERS, UNET, VAE = PARTS = ("text encoders", "U-Net, one step", "VAE")
+Row = dict[str, Any]
+Modules = Mapping[str, "nn.Module"]
+Case = tuple[Row, Callable[[], object]]
 
 
-def parts_of(system: str, device: str, dtype: str) -> dict[str, Any]:
+def parts_of(system: str, device: str, dtype: str) -> dict[str, nn.Module]:
     """Return a system's modules on a device; random weights but for an embedded system."""
     if catalog.find(system).embedded:
         pipe = load(system, device=device, dtype=dtype)
-        found = {k: v for k, v in pipe.components.items() if isinstance(v, torch.nn.Module)}
-        return found
-    made = random_weights.parts(system)
-    return {name: random_weights.filled(module, dtype, device) for name, module in made.items()}
+        return {k: v for k, v in pipe.components.items() if isinstance(v, torch.nn.Module)}
+    modules = random_weights.parts(system)
+    return {name: random_weights.filled(part, dtype, device) for name, part in modules.items()}
 
 
 def cases_of(
-    system: str, modules: dict[str, Any], sizes: Sequence[int], batches: Sequence[int]
-) -> list[tuple[Case, Callable[[], Any]]]:
-    """Return each case to measure, with the call that does the work."""
+    system: str, modules: Modules, sizes: Sequence[int], batches: Sequence[int]
+) -> list[Case]:
+    """Return each case to measure, as (what it is, the call that does the work).
+
+    `modules`: a pipeline's parts by their names in diffusers. The cases: the text encoders once;
+    at each size (pixels a side) and batch (images) a U-Net step with and without guidance, and
+    the VAE's decoding.
+    """
     unet, vae = modules["unet"], modules["vae"]
-    encoders = [m for name, m in modules.items() if name.startswith("text_encoder")]
-    tokens, device, kind = _tokens(modules), _device_of(unet), unet.dtype
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    encoders = [part for name, part in modules.items() if name.startswith("text_encoder")]
+    tokens, device, factor = _tokens(modules), _device_of(unet), _vae_factor(modules)
     decode = partial(decoded, dtype=decoding_dtype(vae, "text_encoder_2" in modules))
     ids = torch.full((1, tokens), 300, device=device)
-    found: list[tuple[Case, Callable[[], Any]]] = []
-    told: Case = {"system": system, "part": PARTS[0], "size": None, "batch": 1, "guided": False}
-    found.append((told, lambda: [encoder(ids) for encoder in encoders]))
-    for size in sizes:
-        for batch in batches:
-            told = {"system": system, "size": size, "batch": batch}
-            for guided in (True, False):
-                inputs = inputs_like(
-                    unet, size // factor, batch * (1 + guided), tokens, device, kind
-                )
-                found.append(
-                    ({**told, "part": PARTS[1], "guided": guided}, partial(unet, **inputs))
-                )
-            latents = torch.randn(batch, 4, size // factor, size // factor).to(device, kind)
-            found.append(
-                ({**told, "part": PARTS[2], "guided": False}, partial(decode, vae, latents))
-            )
-    return found
+    common: Row = {"system": system, "part": ENCODERS, "size": None, "batch": 1, "guided": False}
+    cases: list[Case] = [(common, lambda: [encoder(ids) for encoder in encoders])]
+    for size, batch in ((size, batch) for size in sizes for batch in batches):
+        common = {"system": system, "size": size, "batch": batch}
+        side = size // factor
+        for guided in (True, False):
+            images = batch * (1 + guided)
+            inputs = inputs_like(unet, side, images, tokens, device, unet.dtype)
+            cases.append(({**common, "part": UNET, "guided": guided}, partial(unet, **inputs)))
+        latents = torch.randn(batch, 4, side, side).to(device, unet.dtype)
+        cases.append(({**common, "part": VAE, "guided": False}, partial(decode, vae, latents)))
+    return cases
 
 
-def _device_of(part: Any) -> str:
-    """The device that a part computes on, also where it waits elsewhere."""
+def _device_of(part: nn.Module) -> str:
+    """Return the device that a part computes on, also where it waits elsewhere."""
     hooks = (getattr(module, "_hf_hook", None) for module in part.modules())
-    found = (getattr(hook, "execution_device", None) for hook in hooks)
-    return str(torch.device(next((device for device in found if device is not None), part.device)))
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return str(torch.device(next((d for d in devices if d is not None), part.device)))
 
 
-def _tokens(modules: dict[str, Any]) -> int:
+def _tokens(modules: Modules) -> int:
     return modules["text_encoder"].config.max_position_embeddings
 
 
-def measure(
-    cases: list[tuple[Case, Callable[[], Any]]], repeats: int, device: str
-) -> list[dict[str, Any]]:
+def _vae_factor(modules: Modules) -> int:
+    return 2 ** (len(modules["vae"].config.block_out_channels) - 1)
+
+
+def measure(cases: Sequence[Case], repeats: int, device: str) -> list[Row]:
     """Return a row a case: median seconds with interval, ratio to the first system, peak in GB."""
-    calls = {str(at): _no_gradients(call) for at, (_, call) in enumerate(cases)}
-    seconds = take_turns(calls, repeats, device)
+    calls = {str(at): torch.no_grad()(call) for at, (_, call) in enumerate(cases)}
+    seconds = time_interleaved(calls, repeats, device)
     first: dict[tuple, list[float]] = {}
     rows = []
     for (case, _), (at, call) in zip(cases, calls.items()):
-        key = tuple(v for k, v in case.items() if k != "system")
-        values = seconds[at]
-        if not values:
+        if not (values := seconds[at]):
             rows.append({**case, "outcome": "out of memory"})
             continue
-        base = first.setdefault(key, values)
+        base = first.setdefault(tuple(v for k, v in case.items() if k != "system"), values)
         time, ratio = median_interval(values), ratio_interval(values, base)
-        rows.append({
-            **case, "outcome": "measured", "seconds": time.value, "low": time.low,
-            "high": time.high, "n": repeats, "ratio": ratio.value, "ratio_low": ratio.low,
-            "ratio_high": ratio.high, "peak_gb": peak_gb(call, device),
-        })  # fmt: skip
+        row = {**case, "outcome": "measured"}
+        row |= {"seconds": time.value, "low": time.low, "high": time.high, "n": repeats}
+        row |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
+        rows.append(row | {"peak_gb": peak_gb(call, device)})
     return rows
 
 
-def _no_gradients(call: Callable[[], Any]) -> Callable[[], Any]:
-    def run() -> Any:
-        with torch.no_grad():
-            return call()
-
-    return run
-
-
-def whole_images(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def whole_images(rows: Sequence[Row]) -> list[Row]:
     """Return a row a system, size and batch: the sum of its parts at the recipe's steps."""
-    measured = [row for row in rows if row["outcome"] == "measured"]
-    found = []
-    for vae in (row for row in measured if row["part"] == PARTS[2]):
+    rows = [row for row in rows if row["outcome"] == "measured"]
+    images = []
+    for vae in (row for row in rows if row["part"] == VAE):
         recipe = catalog.find(vae["system"]).recipe
         steps, guidance = recipe.steps or 50, recipe.guidance
         guided = guidance is None or guidance > 1
-        here = [row for row in measured if row["system"] == vae["system"]]
-        text = sum(row["seconds"] for row in here if row["part"] == PARTS[0])
-        same = [r for r in here if r["part"] == PARTS[1] and r["guided"] == guided]
-        same = [r for r in same if (r["size"], r["batch"]) == (vae["size"], vae["batch"])]
-        if not same:
+        of_system = [row for row in rows if row["system"] == vae["system"]]
+        text = sum(row["seconds"] for row in of_system if row["part"] == ENCODERS)
+        key = (UNET, guided, vae["size"], vae["batch"])
+        step = next((row["seconds"] for row in of_system if _key(row) == key), None)
+        if step is None:
             continue
-        halves = 1 + guided  # the negative prompt is encoded, too
-        total = halves * text + steps * same[0]["seconds"] + vae["seconds"]
-        told = {key: vae[key] for key in ("system", "size", "batch")}
-        found.append(
-            {**told, "steps": steps, "guided": guided, "seconds_an_image": total / vae["batch"]}
-        )
-    return found
+        # The negative prompt is encoded, too.
+        total = (1 + guided) * text + steps * step + vae["seconds"]
+        common = {name: vae[name] for name in ("system", "size", "batch")}
+        common |= {"steps": steps, "guided": guided}
+        images.append(common | {"seconds_an_image": total / vae["batch"]})
+    return images
+
+
+def _key(row: Row) -> tuple:
+    return tuple(row[name] for name in ("part", "guided", "size", "batch"))
 
 
 def rooflines(
-    rows: list[dict[str, Any]],
-    rates: dict[str, Any],
-    tokens: dict[str, int],
-    factors: dict[str, int],
-) -> list[dict[str, Any]]:
-    """Return a row a measured, guided U-Net case: work, least seconds, share of the limit."""
-    found = []
+    rows: Sequence[Row], rates: Mapping[str, Any], modules: Mapping[str, Modules]
+) -> list[Row]:
+    """Return a row a measured, guided U-Net case: work, least seconds, share of the limit.
+
+    `rates`: of `roofline.machine_rates`; `modules`: each system's parts.
+    """
+    points = []
     for row in rows:
-        if row["part"] != PARTS[1] or row["outcome"] != "measured" or not row["guided"]:
+        if row["part"] != UNET or row["outcome"] != "measured" or not row["guided"]:
             continue
         name, images = row["system"], row["batch"] * (1 + row["guided"])
-        work = unet_work(name, row["size"] // factors[name], images, rates["dtype"], tokens[name])
+        parts = modules[name]
+        side = row["size"] // _vae_factor(parts)
+        work = unet_work(name, side, images, rates["dtype"], _tokens(parts))
         least = limit_seconds(work, rates)
-        told = {key: row[key] for key in ("system", "size", "batch", "guided", "seconds")}
+        common = {key: row[key] for key in ("system", "size", "batch", "guided", "seconds")}
         share = least / row["seconds"]
-        found.append({**told, **work, "limit_seconds": least, "share_of_limit": share})
-    return found
+        points.append({**common, **work, "limit_seconds": least, "share_of_limit": share})
+    return points
 
 
-def fits(weights_gb: float, peak: float, limit_gb: float) -> bool:
-    """Whether weights and the largest activations together stay below a limit, all in GB."""
-    return weights_gb + peak <= limit_gb
+def benchmark(
+    systems: Sequence[str],
+    sizes: Sequence[int],
+    batches: Sequence[int],
+    device: str | None = None,
+    dtype: str | None = None,
+    repeats: int = 9,
+    limit_gb: float | None = None,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Measure systems; return the rows and beside them images, machine and roofline.
+
+    With `limit_gb` a GPU's memory is cut to so much for this process, and `fits` says whether
+    weights and activations stay below it. ValueError for a limit with several systems.
+    """
+    silence_logging()
+    place = pick_device(device)
+    dtype = str(pick_dtype(dtype, place)).removeprefix("torch.")
+    if limit_gb and place.type == "cuda":
+        if len(systems) > 1:
+            raise ValueError("--limit-gb: give one system, since the weights of all would count.")
+        total = torch.cuda.get_device_properties(place).total_memory / 1e9
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb / total), place.index)
+    modules = {name: parts_of(name, str(place), dtype) for name in systems}
+    cases = [case for name in systems for case in cases_of(name, modules[name], sizes, batches)]
+    rows = measure(cases, repeats, str(place))
+    for row in rows:
+        row["weights_gb"] = sum(map(gigabytes, modules[row["system"]].values()))
+        if limit_gb and "peak_gb" in row:
+            row["fits"] = row["weights_gb"] + row["peak_gb"] <= limit_gb
+    rates = machine_rates(str(place), dtype)
+    roofline = rooflines(rows, rates, modules)
+    return rows, {"images": whole_images(rows), "machine": rates, "roofline": roofline}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -170,43 +204,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--name", default=None, help="of the file; default: the first system")
     parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
-    silence_logging()
-    where = pick_device(options.device)
-    dtype = str(pick_dtype(options.dtype, where)).removeprefix("torch.")
-    device = str(where)
-    if options.limit_gb and where.type == "cuda":
-        if len(options.systems) > 1:
-            parser.error("--limit-gb: give one system, since the weights of all would count")
-        total = torch.cuda.get_device_properties(where).total_memory / 1e9
-        torch.cuda.set_per_process_memory_fraction(min(1.0, options.limit_gb / total), where.index)
-    modules = {name: parts_of(name, device, dtype) for name in options.systems}
-    cases = [
-        case
-        for name, own in modules.items()
-        for case in cases_of(name, own, options.sizes, options.batches)
-    ]
-    rows = measure(cases, options.repeats, device)
-    weights = {name: _gigabytes(own) for name, own in modules.items()}
-    for row in rows:
-        row["weights_gb"] = weights[row["system"]]
-        if options.limit_gb and "peak_gb" in row:
-            row["fits"] = fits(row["weights_gb"], row["peak_gb"], options.limit_gb)
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
-    rates = machine_rates(device, dtype)
-    tokens = {name: _tokens(own) for name, own in modules.items()}
-    factors = {n: 2 ** (len(m["vae"].config.block_out_channels) - 1) for n, m in modules.items()}
+    settings = {k: v for k, v in vars(options).items() if k not in ("name", "out")}
+    rows, more = benchmark(**settings)
+    print_rows(rows)
+    used = {**vars(options), "dtype": more["machine"]["dtype"]}
     name = f"latency-{options.name or options.systems[0]}"
-    found = {
-        "rows": rows,
-        "images": whole_images(rows),
-        "machine": rates,
-        "roofline": rooflines(rows, rates, tokens, factors),
-    }
-    told = {**vars(options), "dtype": dtype}
-    print(write_result(name, argv, told, options.out, device, **found))
+    command = " ".join(["koala-nb benchmark latency", *argv])
+    device = str(pick_device(options.device))
+    print(write_result(name, command, used, options.out, device, rows=rows, **more))
     return 0
-
-
-def _gigabytes(modules: dict[str, Any]) -> float:
-    held = [p for module in modules.values() for p in module.parameters()]
-    return sum(p.numel() * p.element_size() for p in held) / 1e9

@@ -5,7 +5,7 @@ Nothing here needs weights: operations, traffic and peak memory are counted on t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from koala_nb.models.random_weights import parts
 from koala_nb.models.unet import build_unet, costs, meta_inputs
-from koala_nb.speed.timing import LiveBytes, seconds_of
+from koala_nb.speed.timing import peak_gb, seconds_of
 
 
 class FusedAttention(TorchFunctionMode):
@@ -39,16 +39,16 @@ class Traffic(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        made = [x for x in tree_leaves(found) if isinstance(x, torch.Tensor)]
+        made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
         known = {x.untyped_storage()._cdata for x in read}
         is_view = not func._schema.is_mutable and all(
             x.untyped_storage()._cdata in known for x in made
         )
         if not is_view:
             self.bytes += sum(x.numel() * x.element_size() for x in (*read, *made))
-        return found
+        return result
 
 
 def inputs_like(
@@ -61,10 +61,10 @@ def inputs_like(
             return torch.full((1,), 500.0, device=device)
         return torch.randn(images, *like.shape[1:], device=device).to(dtype)
 
-    found = meta_inputs(unet, latent, latent, tokens)
+    example = meta_inputs(unet, latent, latent, tokens)
     return {
         key: {k: make(v) for k, v in value.items()} if isinstance(value, dict) else make(value)
-        for key, value in found.items()
+        for key, value in example.items()
     }
 
 
@@ -80,9 +80,8 @@ def unet_work(
     `images` counts both halves of guidance. The peak is of live tensors: kernels' scratch is not
     in it.
     """
-    kind = getattr(torch, dtype)
-    unet = build_unet(system).to(kind)
-    inputs = inputs_like(unet, latent, images, tokens, "meta", kind)
+    unet = build_unet(system).to(getattr(torch, dtype))
+    inputs = inputs_like(unet, latent, images, tokens, "meta", unet.dtype)
     with torch.no_grad(), FusedAttention(), Traffic() as traffic:
         unet(**inputs)
     flops = float(costs(unet, (latent, latent), tokens)["flops"].sum())
@@ -91,25 +90,14 @@ def unet_work(
         "flops": flops * images,
         "bytes": float(traffic.bytes),
         "weights_gb": weights / 1e9,
-        "activations_gb": activations_gb(unet, inputs),
+        "activations_gb": meta_peak_gb(lambda: unet(**inputs)),
     }
 
 
-def activations_gb(unet: Any, inputs: dict[str, Any]) -> float:
-    """Return the peak of live tensors of a U-Net pass on the meta device, in GB."""
-    with torch.no_grad(), FusedAttention(), LiveBytes() as live:
-        unet(**inputs)
-    return live.peak / 1e9
-
-
-def decoder_gb(vae: Any, latent: int, images: int = 1) -> float:
-    """Return the peak of activations, in GB, of decoding (images, 4, latent, latent).
-
-    `vae` is on the meta device, in the precision that it decodes in.
-    """
-    with torch.no_grad(), FusedAttention(), LiveBytes() as live:
-        vae.decode(torch.empty(images, 4, latent, latent, device="meta", dtype=vae.dtype))
-    return live.peak / 1e9
+def meta_peak_gb(call: Callable[[], object]) -> float:
+    """Return the peak of live tensors, in GB, of a call of modules on the meta device."""
+    with torch.no_grad(), FusedAttention():
+        return peak_gb(call)
 
 
 def predicted_gb(system: str, size: int, guided: bool = True) -> dict[str, float]:
@@ -119,14 +107,14 @@ def predicted_gb(system: str, size: int, guided: bool = True) -> dict[str, float
     float32, as SDXL's asks), total: the weights and the larger of the two. ValueError for an
     embedded system.
     """
-    made = parts(system)
-    weights = 2 * sum(p.numel() for m in made.values() for p in m.parameters()) / 1e9
-    net = made["unet"].half()
+    modules = parts(system)
+    weights = 2 * sum(p.numel() for m in modules.values() for p in m.parameters()) / 1e9
+    net, vae = modules["unet"].half(), modules["vae"].float()
     inputs = inputs_like(net, size // 8, 1 + guided, 77, "meta", torch.float16)
-    unet = activations_gb(net, inputs)
-    vae = made["vae"].float()
-    extra = 2 * sum(p.numel() for p in vae.parameters()) / 1e9  # its float32 weights beyond float16
-    decoder = decoder_gb(vae, size // 8) + extra
+    unet = meta_peak_gb(lambda: net(**inputs))
+    latents = torch.empty(1, 4, size // 8, size // 8, device="meta")
+    extra = 2 * sum(p.numel() for p in vae.parameters()) / 1e9  # of its weights in float32
+    decoder = meta_peak_gb(lambda: vae.decode(latents)) + extra
     return {"weights": weights, "unet": unet, "vae": decoder, "total": weights + max(unet, decoder)}
 
 
@@ -136,10 +124,9 @@ def machine_rates(device: str = "cpu", dtype: str = "float32", repeats: int = 9)
     The convolution is 1 x 1 on (1, 2048, 32, 64): a product of matrices of side 2,048, computed by
     the library that is fastest here.
     """
-    kind = getattr(torch, dtype)
-    x = torch.randn(1, 2048, 32, 64, device=device).to(kind)
-    x = x.to(memory_format=torch.channels_last)
-    w = torch.randn(2048, 2048, 1, 1, device=device).to(kind)
+    options = {"device": device, "dtype": getattr(torch, dtype)}
+    x = torch.randn(1, 2048, 32, 64, **options).to(memory_format=torch.channels_last)
+    w = torch.randn(2048, 2048, 1, 1, **options)
     big = torch.empty(64_000_000, device=device)
     other = torch.empty_like(big).fill_(1)
     with torch.no_grad():
@@ -153,6 +140,6 @@ def machine_rates(device: str = "cpu", dtype: str = "float32", repeats: int = 9)
     }
 
 
-def limit_seconds(work: dict[str, float], rates: dict[str, Any]) -> float:
+def limit_seconds(work: Mapping[str, float], rates: Mapping[str, Any]) -> float:
     """Return the least time of this work at these rates: its slower side counts."""
     return max(work["flops"] / rates["flop_rate"], work["bytes"] / rates["bandwidth"])

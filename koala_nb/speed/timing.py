@@ -1,16 +1,11 @@
-"""What the benchmarks share: taking turns, medians with intervals, memory, files of results.
-
-Ways that are compared take turns in one process, so that the machine's moods hit all alike.
-"""
+"""Times and memory: interleaved variants, medians with intervals, peaks, files of results."""
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +20,18 @@ from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import environment, write_json
 from koala_nb.stats.estimates import Estimate
 
-Calls = Mapping[str, Callable[[], Any]]
 
-
-def seconds_of(call: Callable[[], Any], device: str = "cpu") -> float:
+def seconds_of(call: Callable[[], object], device: str = "cpu") -> float:
     """Return the seconds that a call takes; on a GPU all of its work is included."""
-    place = torch.device(device)
-    if place.type != "cuda":
-        wait = torch.mps.synchronize if place.type == "mps" else lambda: None
+    where = torch.device(device)
+    if where.type != "cuda":
+        wait = torch.mps.synchronize if where.type == "mps" else lambda: None
         wait()  # a call only gives Apple's GPU its work
         begin = time.perf_counter()
         call()
         wait()
         return time.perf_counter() - begin
-    with torch.cuda.device(place):
+    with torch.cuda.device(where):
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         first.record()
@@ -48,26 +41,28 @@ def seconds_of(call: Callable[[], Any], device: str = "cpu") -> float:
     return first.elapsed_time(last) / 1e3
 
 
-def take_turns(calls: Calls, repeats: int, device: str = "cpu") -> dict[str, list[float]]:
-    """Return each call's seconds, one a round; rounds start with another call each time.
+def time_interleaved(
+    variants: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Return each variant's seconds, one a round; rounds start with another variant each time.
 
-    Every call runs once before, uncounted. Where one runs out of memory, in whatever round, its
-    list is empty.
+    Interleaved in one process, the machine's moods hit all alike. Every variant runs once before,
+    uncounted. Where one runs out of memory, in whatever round, its list is empty.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    alive = [name for name in calls if _seconds_or_none(calls[name], device) is not None]
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    alive = [name for name in variants if _seconds_or_none(variants[name], device) is not None]
     for turn in range(repeats):
         at = turn % max(1, len(alive))
         for name in alive[at:] + alive[:at]:
-            if (taken := _seconds_or_none(calls[name], device)) is None:
+            if (taken := _seconds_or_none(variants[name], device)) is None:
                 alive.remove(name)
             else:
                 seconds[name].append(taken)
     return {name: values if name in alive else [] for name, values in seconds.items()}
 
 
-def _seconds_or_none(call: Callable[[], Any], device: str) -> float | None:
-    """The seconds of a call; None where it runs out of memory."""
+def _seconds_or_none(call: Callable[[], object], device: str) -> float | None:
+    """Return the seconds of a call; None where it runs out of memory."""
     from koala_nb.core.devices import empty_cache, is_out_of_memory
 
     try:
@@ -80,15 +75,15 @@ def _seconds_or_none(call: Callable[[], Any], device: str) -> float | None:
 
 
 def median_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Estimate:
-    """Return the median with its bootstrap interval (percentiles); the least is two values."""
-    found = np.asarray(values, dtype=float)
-    middle = float(np.median(found))
-    if np.ptp(found) == 0:
-        return Estimate(middle, middle, middle, len(found))
+    """Return the median with its bootstrap interval (percentiles) of two or more values."""
+    sample = np.asarray(values, dtype=float)
+    median = float(np.median(sample))
+    if np.ptp(sample) == 0:
+        return Estimate(median, median, median, len(sample))
     interval = stats.bootstrap(
-        (found,), np.median, method="percentile", confidence_level=confidence, rng=0
+        (sample,), np.median, method="percentile", confidence_level=confidence, rng=0
     ).confidence_interval
-    return Estimate(middle, float(interval.low), float(interval.high), len(found))
+    return Estimate(median, float(interval.low), float(interval.high), len(sample))
 
 
 def ratio_interval(values: Sequence[float], base: Sequence[float]) -> Estimate:
@@ -108,32 +103,33 @@ class LiveBytes(TorchDispatchMode):
         self.known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for storage in self._storages((args, kwargs)):
+        for storage in _storages((args, kwargs)):
             self.known[storage] = True  # weights, of which an operation may return a view
-        found = func(*args, **(kwargs or {}))
-        for storage in self._storages(found):
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
             if storage not in self.known:
                 self.known[storage] = True
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
                 weakref.finalize(storage, self._freed, storage.nbytes())
-        return found
-
-    def _storages(self, values: Any) -> list[Any]:
-        return [x.untyped_storage() for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
+        return result
 
     def _freed(self, size: int) -> None:
         self.now -= size
 
 
-def peak_gb(call: Callable[[], Any], device: str = "cpu") -> float:
-    """Return the peak of what a call allocates beyond what was there before, in GB.
+def _storages(values: object) -> list[torch.UntypedStorage]:
+    return [x.untyped_storage() for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
+
+
+def peak_gb(call: Callable[[], object], device: str = "cpu") -> float:
+    """Return the peak of what a call allocates on top of what was there before, in GB.
 
     On a GPU the allocator's own count; elsewhere the live tensors, without scratch in kernels.
     """
-    place = torch.device(device)
-    if place.type == "cuda":
-        with torch.cuda.device(place):
+    where = torch.device(device)
+    if where.type == "cuda":
+        with torch.cuda.device(where):
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -144,45 +140,30 @@ def peak_gb(call: Callable[[], Any], device: str = "cpu") -> float:
     return live.peak / 1e9
 
 
-@contextmanager
-def watched_memory() -> Iterator[list[tuple[float, float]]]:
-    """Yield a list that fills with (time, resident memory in MB), fifty a second."""
-    import psutil
-
-    process, found, done = psutil.Process(), [], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            found.append((time.time(), process.memory_info().rss / 1e6))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        thread.join()
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print each row as a dict, numbers with four digits after the point."""
+    for row in rows:
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
 
 
 def write_result(
     name: str,
-    given: Sequence[str],
+    command: str,
     options: Mapping[str, Any],
     out: Path | None,
     device: str | None,
-    **found: Any,
+    **results: Any,
 ) -> Path:
-    """Write `<out>/benchmark-<name>.json`: command, options, environment, what was found.
+    """Write `<out>/benchmark-<name>.json`: command, options, environment, results.
 
-    `device` is the one measured; None: the best available.
+    `device` is the one measured; None: the best available. `out`: default `data/results`.
     """
-    what = name.partition("-")[0]
-    result = {
-        "command": " ".join(["koala-nb benchmark", what, *given]),
+    content = {
+        "command": command,
         "options": {k: v for k, v in options.items() if k != "out"},
         "environment": environment(device) | {"cores": os.cpu_count()},
-        **found,
+        **results,
     }
     folder = out or data_folder() / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    return write_json(folder / f"benchmark-{name}.json", result)
+    return write_json(folder / f"benchmark-{name}.json", content)

@@ -1,6 +1,11 @@
-"""`koala-nb benchmark full`: a full-size system of random weights, from the hub's cache to images.
+"""Load and draw with a full-size system of random weights, from the hub's cache to images.
 
-Loading and drawing happen in a fresh process, whose memory is watched.
+Writes `data/results/benchmark-full-<system>.json`. Loading and drawing happen in a fresh process,
+whose memory is watched.
+
+    python -m studies.full --system sdxl-base --dtype bfloat16 --sizes 512 1024 --steps 1
+
+Some minutes for SDXL-Base on two CPU cores; about 7 GB of disk for the weights meanwhile.
 """
 
 from __future__ import annotations
@@ -11,13 +16,42 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from koala_nb.core.options import at_least, writable
-from koala_nb.speed.timing import watched_memory, write_result
+from koala_nb.speed.timing import write_result
+
+CHILD = """
+import json, sys
+from studies.full import child
+name, device, dtype, steps, *sizes = sys.argv[1:]
+print(json.dumps(child(name, device, dtype, int(steps), [int(size) for size in sizes])))
+"""
+
+
+@contextmanager
+def watched_memory() -> Iterator[list[tuple[float, float]]]:
+    """Yield a list that fills with (time, resident memory in MB), fifty a second."""
+    import psutil
+
+    process, samples, done = psutil.Process(), [], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            samples.append((time.time(), process.memory_info().rss / 1e6))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
 
 
 def child(system: str, device: str, dtype: str, steps: int, sizes: Sequence[int]) -> dict[str, Any]:
@@ -41,25 +75,29 @@ def child(system: str, device: str, dtype: str, steps: int, sizes: Sequence[int]
     loaded = time.perf_counter() - begin
     weights = sum(gigabytes(m) for m in pipe.components.values() if hasattr(m, "parameters"))
     peak = max([*(rss for _, rss in memory), _resident()]) - before
-    found: dict[str, Any] = {
-        "device": str(pipe._execution_device), "dtype": pipe.model_info.dtype,
-        "weights_gb": weights, "load_seconds": loaded, "load_peak_gb": peak / 1e3,
+    measured: dict[str, Any] = {
+        "device": str(pipe._execution_device),
+        "dtype": pipe.model_info.dtype,
+        "weights_gb": weights,
+        "load_seconds": loaded,
+        "load_peak_gb": peak / 1e3,
         "load_ratio": peak / 1e3 / weights,
-        "notes": pipe.model_info.notes, "images": [],
-    }  # fmt: skip
+        "notes": pipe.model_info.notes,
+        "images": [],
+    }
     for size in sizes:
         begin = time.perf_counter()
         with watched_memory() as memory:
             run = koala_nb.generate(
                 pipe, "a koala", height=size, width=size, steps=steps, progress=False
             )
-        found["images"].append({
+        measured["images"].append({
             "size": size, "steps": steps, "seconds": time.perf_counter() - begin,
             "peak_resident_gb": max([rss for _, rss in memory] or [_resident()]) / 1e3,
             "finite": bool(run.records.finite[0]), "decoded_in": str(run.records.decoded_in[0]),
         })  # fmt: skip
-    found["first_image_seconds"] = loaded + found["images"][0]["seconds"]
-    return found
+    measured["first_image_seconds"] = loaded + measured["images"][0]["seconds"]
+    return measured
 
 
 def _resident() -> float:
@@ -78,8 +116,9 @@ def measure(options: argparse.Namespace, home: Path) -> dict[str, Any]:
         random_weights.write_to_hub_cache(home, options.system, small=options.small)
     given = [options.system, options.device or "", options.dtype or "", str(options.steps)]
     done = subprocess.run(
-        [sys.executable, "-m", __name__, *given, *map(str, options.sizes)],
+        [sys.executable, "-c", CHILD, *given, *map(str, options.sizes)],
         env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        cwd=Path(__file__).resolve().parent.parent,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -91,7 +130,7 @@ def measure(options: argparse.Namespace, home: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Measure and write `data/results/benchmark-full-<system>.json`."""
-    parser = argparse.ArgumentParser(prog="koala-nb benchmark full", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.full", description=__doc__)
     parser.add_argument("--system", default="koala-lightning-700m")
     parser.add_argument("--sizes", type=at_least(1), nargs="+", default=[512], help="pixels a side")
     parser.add_argument("--steps", type=at_least(1), default=10)
@@ -102,15 +141,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
-        found = measure(options, options.home or Path(scratch))
-    print(json.dumps(found, indent=1))
-    told = {k: v for k, v in vars(options).items() if k != "home"}
+        measured = measure(options, options.home or Path(scratch))
+    print(json.dumps(measured, indent=1))
+    settings = {k: v for k, v in vars(options).items() if k != "home"}
     name = f"full-{options.system}{'-small' if options.small else ''}"
-    device = found.get("device") or options.device
-    print(write_result(name, argv, told, options.out, device, result=found))
-    return 0 if found["outcome"] == "measured" else 1
+    device = measured.get("device") or options.device
+    command = " ".join(["python -m studies.full", *argv])
+    print(write_result(name, command, settings, options.out, device, result=measured))
+    return 0 if measured["outcome"] == "measured" else 1
 
 
 if __name__ == "__main__":
-    name, device, dtype, steps, *sizes = sys.argv[1:]
-    print(json.dumps(child(name, device, dtype, int(steps), [int(size) for size in sizes])))
+    sys.exit(main(sys.argv[1:]))

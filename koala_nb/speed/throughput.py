@@ -1,0 +1,159 @@
+"""`koala-nb benchmark generation`: images a second beside diffusers' own one-by-one loop.
+
+Same prompts, seeds, starting noise, recipe and machine; the variants are interleaved. How far a
+variant's images are from the loop's stands beside its speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from koala_nb.core.options import at_least, writable
+from koala_nb.generation.generate import generate
+from koala_nb.models.load import load, model_info
+from koala_nb.speed.cost import OURS
+from koala_nb.speed.timing import print_rows, ratio_interval, time_interleaved, write_result
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
+
+    from koala_nb.generation.run_folder import Run
+    from koala_nb.models.load import Pipeline
+
+LOOP = "diffusers, one by one"
+COLOURS = ("blue", "red", "green", "yellow", "purple", "orange", "white", "black")
+
+Draw = Callable[[], "list[Image.Image]"]
+# Draws by a shortcut: given the pipeline and what draws with it. The images may differ.
+Shortcut = Callable[["Pipeline", Draw], "list[Image.Image]"]
+
+
+def benchmark_prompts(pipe: Pipeline, images: int) -> tuple[list[str], list[list[int]]]:
+    """Return prompts and the seeds of each: the recipe's prompt in colours, a seed an image."""
+    prompt = model_info(pipe).recipe.prompt
+    prompts = [f"{prompt}, {colour}" for colour in COLOURS[:images]]
+    return prompts, [list(range(i, images, len(prompts))) for i in range(len(prompts))]
+
+
+def plain_loop(pipe: Pipeline, records: pd.DataFrame) -> list[Image.Image]:
+    """Return the images of a run's records as the loop of a model card draws them.
+
+    One call of the pipeline an image, with its record's settings and from the same noise.
+    """
+    images = []
+    for record in records.astype(object).where(records.notna(), None).to_dict("records"):
+        shape = [record[side] // pipe.vae_scale_factor for side in ("height", "width")]
+        generator = torch.Generator("cpu").manual_seed(record["seed"])
+        noise = torch.randn(1, pipe.unet.config.in_channels, *shape, generator=generator)
+        images += pipe(
+            record["prompt"],
+            negative_prompt=record["negative_prompt"],
+            num_inference_steps=record["steps"],
+            guidance_scale=record["guidance"],
+            height=record["height"],
+            width=record["width"],
+            latents=noise.to(pipe.unet.dtype),
+            generator=generator,
+        ).images
+    return images
+
+
+def compare(
+    pipe: Pipeline,
+    images: int,
+    size: int | None,
+    repeats: int,
+    shortcuts: Mapping[str, Shortcut] | None = None,
+) -> tuple[list[dict[str, Any]], Run]:
+    """Return a row a variant, and a run of the variant `OURS`.
+
+    A row: images a second, ratio to the loop with its interval over the rounds, largest and mean
+    difference of the images of 255 a channel; `same_image`: whether the loop's image is promised.
+    """
+    prompts, seeds = benchmark_prompts(pipe, images)
+    run = partial(generate, pipe, prompts, seeds, height=size, width=size, progress=False)
+    first = run()
+
+    def ours(**more: Any) -> list[Image.Image]:
+        return list(run(**more).images)
+
+    def in_folder() -> list[Image.Image]:
+        with tempfile.TemporaryDirectory() as folder:
+            return ours(out=folder)
+
+    variants: dict[str, Draw] = {
+        LOOP: partial(plain_loop, pipe, first.records),
+        OURS: ours,
+        f"{OURS}, one by one": partial(ours, batch_size=1),
+        f"{OURS}, files with records": in_folder,
+    }
+    exact = set(variants)
+    for name, shortcut in (shortcuts or {}).items():
+        variants[name] = partial(shortcut, pipe, ours)
+    pixels = {name: _stack(draw()) for name, draw in variants.items()}
+    rows = []
+    seconds = time_interleaved(variants, repeats, str(pipe._execution_device))
+    for name, values in seconds.items():
+        ratio = ratio_interval(seconds[LOOP], values)
+        difference = np.abs(pixels[name] - pixels[LOOP])
+        row = {"way": name, "same_image": name in exact, "threads": torch.get_num_threads()}
+        row |= {"images_a_second": images / float(np.median(values)), "ratio": ratio.value}
+        row |= {"low": ratio.low, "high": ratio.high, "n": repeats}
+        row |= {"largest_difference": int(difference.max())}
+        rows.append(row | {"mean_difference": float(difference.mean())})
+    return rows, first
+
+
+def _stack(images: Sequence[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images]).astype(int)
+
+
+def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--model", default="nano-koala", help="a model whose weights are here")
+    parser.add_argument("--device", default=None, help="default: the best available")
+    parser.add_argument("--dtype", default=None, help="default: float16 on a GPU, else float32")
+    parser.add_argument("--images", type=at_least(1), default=32, help="images a variant and round")
+    parser.add_argument("--size", type=at_least(1), default=None, help="pixels a side")
+    parser.add_argument("--repeats", type=at_least(2), default=7)
+    parser.add_argument("--threads", type=at_least(1), nargs="+", default=[torch.get_num_threads()])
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
+    return parser
+
+
+def measure(
+    options: argparse.Namespace, shortcuts: Mapping[str, Shortcut] | None = None
+) -> tuple[Pipeline, dict[str, Any]]:
+    """Compare at each number of threads; return the pipeline, and rows and recipe."""
+    pipe = load(options.model, device=options.device, dtype=options.dtype)
+    rows, before = [], torch.get_num_threads()
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        compared, run = compare(pipe, options.images, options.size, options.repeats, shortcuts)
+        rows += compared
+    torch.set_num_threads(before)
+    print_rows(rows)
+    record = run.records.astype(object).where(run.records.notna(), None).iloc[0]
+    recipe = {k: record[k] for k in ("steps", "guidance", "height", "width", "negative_prompt")}
+    recipe["batch_size"] = max(run.drawn.sizes) if run.drawn else None
+    return pipe, {"rows": rows, "recipe": recipe}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure and write `data/results/benchmark-generation-<model>.json`."""
+    options = parser("koala-nb benchmark generation", __doc__).parse_args(argv)
+    pipe, results = measure(options)
+    command = " ".join(["koala-nb benchmark generation", *argv])
+    name, device = f"generation-{Path(options.model).name}", str(pipe._execution_device)
+    print(write_result(name, command, vars(options), options.out, device, **results))
+    return 0
