@@ -76,13 +76,13 @@ def mean_interval(values: Values, confidence: float = 0.95) -> Estimate:
     For a comparison of pairs, give their differences; for clusters, the clusters' means. ValueError
     for fewer than two values: one tells nothing of their spread.
     """
-    found = np.asarray(values, dtype=float)
-    if found.ndim != 1 or len(found) < 2:
-        raise ValueError(f"mean_interval: give two or more values, not {found.size}.")
-    if np.ptp(found) == 0:
-        return Estimate(float(found[0]), float(found[0]), float(found[0]), len(found))
-    interval = stats.ttest_1samp(found, 0).confidence_interval(confidence)
-    return Estimate(float(found.mean()), float(interval.low), float(interval.high), len(found))
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or len(x) < 2:
+        raise ValueError(f"mean_interval: give two or more values, not {x.size}.")
+    if np.ptp(x) == 0:
+        return Estimate(float(x[0]), float(x[0]), float(x[0]), len(x))
+    interval = stats.ttest_1samp(x, 0).confidence_interval(confidence)
+    return Estimate(float(x.mean()), float(interval.low), float(interval.high), len(x))
 
 
 def share_interval(hits: int, n: int, confidence: float = 0.95) -> Estimate:
@@ -156,11 +156,10 @@ def cluster_totals(hits: Values, clusters: Values) -> tuple[np.ndarray, np.ndarr
 
     ValueError where the two differ in length or there are no images.
     """
-    found = np.asarray(hits, dtype=float)
-    if len(found) != len(clusters) or not len(found):
-        raise ValueError(f"{len(found)} hits do not fit {len(clusters)} images' clusters.")
-    where = cluster_codes(clusters)
-    return np.bincount(where, weights=found), np.bincount(where)
+    if len(hits) != len(clusters) or not len(hits):
+        raise ValueError(f"{len(hits)} hits do not fit {len(clusters)} images' clusters.")
+    codes = cluster_codes(clusters)
+    return np.bincount(codes, weights=np.asarray(hits, dtype=float)), np.bincount(codes)
 
 
 def design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
@@ -259,21 +258,21 @@ def cluster_bootstrap(
     that make up for few clusters (Hesterberg 2015, section 5.2). NaN values of resamples are left
     out. ValueError for fewer than two clusters.
     """
-    where = cluster_codes(clusters)
-    groups = [np.flatnonzero(where == c) for c in range(where.max() + 1)]
+    codes = cluster_codes(clusters)
+    groups = [np.flatnonzero(codes == c) for c in range(codes.max() + 1)]
     m = len(groups)
     if m < 2:
         raise ValueError("cluster_bootstrap: one prompt tells nothing of how prompts differ.")
     rng = np.random.default_rng(seed)
-    found = [
+    resampled = [
         statistic(np.concatenate([groups[c] for c in rng.integers(m, size=m)]))
         for _ in range(draws)
     ]
     t = stats.t.ppf(0.5 - confidence / 2, m - 1)
     tail = float(stats.norm.cdf(np.sqrt(m / (m - 1)) * t))
-    edges = np.nanquantile(found, [tail, 1 - tail])
-    value = statistic(np.arange(len(where)))
-    return Estimate(float(value), float(edges[0]), float(edges[1]), len(where))
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    value = statistic(np.arange(len(codes)))
+    return Estimate(float(value), float(low), float(high), len(codes))
 
 
 def adjust_pvalues(p_values: Values, method: str = "holm") -> np.ndarray:
@@ -293,11 +292,11 @@ def paired_test(differences: Sequence[float], resamples: int = 9999, seed: int =
 
     Give one difference a cluster, such as a prompt's. No p is below 2 / (`resamples` + 1).
     """
-    found = np.asarray(differences, dtype=float)
-    if not found.any():
+    x = np.asarray(differences, dtype=float)
+    if not x.any():
         return 1.0
     test = stats.permutation_test(
-        (found,), lambda x, axis: x.mean(axis=axis), permutation_type="samples",
+        (x,), lambda x, axis: x.mean(axis=axis), permutation_type="samples",
         n_resamples=resamples, batch=1000, vectorized=True, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(test.pvalue)

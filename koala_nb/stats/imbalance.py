@@ -31,19 +31,19 @@ def _shares(counts: Counts, reference: Shares) -> tuple[np.ndarray, np.ndarray]:
     """
     if unknown := [group for group in counts if group not in reference]:
         raise ValueError(f"{unknown[0]!r} was not declared: declared are {', '.join(reference)}.")
-    wanted = np.array(list(reference.values()), dtype=float)
-    if len(wanted) < 2 or (wanted < 0).any() or not np.isclose(wanted.sum(), 1):
+    expected = np.array(list(reference.values()), dtype=float)
+    if len(expected) < 2 or (expected < 0).any() or not np.isclose(expected.sum(), 1):
         raise ValueError("The reference's shares must be 0 or more and sum to 1.")
-    found = np.array([counts.get(group, 0) for group in reference], dtype=float)
-    if (found < 0).any() or not found.sum():
+    observed = np.array([counts.get(group, 0) for group in reference], dtype=float)
+    if (observed < 0).any() or not observed.sum():
         raise ValueError("There are no images of the declared groups.")
-    return found / found.sum(), wanted
+    return observed / observed.sum(), expected
 
 
 def total_variation(counts: Counts, reference: Shares) -> float:
     """Return half the summed absolute differences of shares, 0 to 1: what would have to change."""
-    found, wanted = _shares(counts, reference)
-    return float(np.abs(found - wanted).sum() / 2)
+    p, q = _shares(counts, reference)
+    return float(np.abs(p - q).sum() / 2)
 
 
 def kullback_leibler(counts: Counts, reference: Shares, smoothing: float = 0.5) -> float:
@@ -51,32 +51,32 @@ def kullback_leibler(counts: Counts, reference: Shares, smoothing: float = 0.5) 
 
     ValueError where the reference gives a group nothing: the divergence would be infinite.
     """
-    _, wanted = _shares(counts, reference)
-    if not wanted.all():
+    _, q = _shares(counts, reference)
+    if not q.all():
         raise ValueError("kullback_leibler: the reference gives a group no share.")
     padded = np.array([counts.get(group, 0) + smoothing for group in reference])
-    found = padded / padded.sum()
-    return float((found * np.log(found / wanted)).sum())
+    p = padded / padded.sum()
+    return float((p * np.log(p / q)).sum())
 
 
 def intensity(counts: Counts, reference: Shares) -> float:
     """Return 1 - H / ln k, 0 to 1, k the number of declared groups (OpenBias, arXiv 2404.07990)."""
-    found, wanted = _shares(counts, reference)
-    present = found[found > 0]
-    return float(1 + (present * np.log(present)).sum() / np.log(len(wanted)))
+    p, q = _shares(counts, reference)
+    present = p[p > 0]
+    return float(1 + (present * np.log(present)).sum() / np.log(len(q)))
 
 
 def null_quantile(
-    metric: Callable[[Counts, Shares], float], n: int, reference: Shares, seed: int = 0
+    metric: Callable[[Counts, Shares], float], n: int, reference: Shares, draws: int = 2000
 ) -> float:
     """Return a metric's 95th percentile on n images of a model that has no imbalance.
 
-    With few images a fair model shows some: compare a finding with this, and not with 0.
+    With few images a fair model shows some: compare what you measure with this, and not with 0.
     """
     if n < 1:
         raise ValueError(f"null_quantile: {n} images tell nothing.")
-    wanted = np.array(list(reference.values()))
-    drawn = np.random.default_rng(seed).multinomial(n, wanted / wanted.sum(), size=2000)
+    q = np.array(list(reference.values()))
+    drawn = np.random.default_rng(0).multinomial(n, q / q.sum(), size=draws)
     values = [metric(dict(zip(reference, row.tolist())), reference) for row in drawn]
     return float(np.quantile(values, 0.95))
 
@@ -89,6 +89,6 @@ def share_bounds(counts: Counts, group: str, unsure: str = "unsure") -> Estimate
     """
     if group not in counts:
         raise ValueError(f"There is no count for {group!r}: there are {', '.join(counts)}.")
-    n, seen = sum(counts.values()), counts[group]
-    most = seen if group == unsure else seen + counts.get(unsure, 0)
-    return Estimate(seen / n, share_interval(seen, n).low, share_interval(most, n).high, n)
+    n, least = sum(counts.values()), counts[group]
+    most = least if group == unsure else least + counts.get(unsure, 0)
+    return Estimate(least / n, share_interval(least, n).low, share_interval(most, n).high, n)

@@ -11,10 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats as distributions
+from scipy import stats
 
-from koala_nb.stats import estimates
-from koala_nb.stats.estimates import Estimate, Values
+from koala_nb.stats.estimates import (
+    Estimate,
+    Values,
+    cluster_codes,
+    cluster_totals,
+    clustered_share,
+    design_effect,
+    share_interval,
+    wilson_interval,
+)
 
 DRAWS = 4000  # of the posteriors of shares and error rates
 UNSURE = "unsure"
@@ -26,14 +34,14 @@ def confusion(true: Values, read: Values, classes: Sequence[str]) -> np.ndarray:
     ValueError for a label or reading that is no declared class, or no images.
     """
     table = np.zeros((len(classes), len(classes)), dtype=int)
-    rows, columns = _numbers(true, classes), _numbers(read, classes)
+    rows, columns = _class_codes(true, classes), _class_codes(read, classes)
     if len(rows) != len(columns):
         raise ValueError(f"confusion: {len(rows)} labels do not fit {len(columns)} readings.")
     np.add.at(table, (rows, columns), 1)
     return table
 
 
-def _numbers(values: Values, classes: Sequence[str]) -> np.ndarray:
+def _class_codes(values: Values, classes: Sequence[str]) -> np.ndarray:
     index = {name: i for i, name in enumerate(classes)}
     if unknown := [value for value in values if value not in index]:
         raise ValueError(f"{unknown[0]!r} was not declared: declared are {', '.join(classes)}.")
@@ -43,19 +51,16 @@ def _numbers(values: Values, classes: Sequence[str]) -> np.ndarray:
 
 
 def corrected_share(
-    share: float,
-    n: float,
-    sensitivity: tuple[int, int],
-    specificity: tuple[int, int],
+    share: float, n: float, sensitivity: tuple[int, int], specificity: tuple[int, int],
     confidence: float = 0.95,
-) -> Estimate:
+) -> Estimate:  # fmt: skip
     """Return the share that a scorer of known error must have seen to read this one.
 
     Rogan and Gladen 1978, with error rates measured on few images: the interval of Lang and
     Reiczigel 2014. n: images, or their effective number; sensitivity, specificity: (right, of)
     on positives and negatives. ValueError where the scorer is no better than chance.
     """
-    z = float(distributions.norm.ppf(0.5 + confidence / 2))
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
     (right_p, n_p), (right_n, n_n) = sensitivity, specificity
     plain = right_p / n_p + right_n / n_n - 1
     se, sp = (right_p + 1) / (n_p + 2), (right_n + 1) / (n_n + 2)
@@ -68,25 +73,19 @@ def corrected_share(
     spread = read * (1 - read) / many + value**2 * var_p + (1 - value) ** 2 * var_n
     half = z * float(np.sqrt(spread)) / (se + sp - 1)
     best = (share + right_n / n_n - 1) / plain
-    low, high, best = (
-        float(np.clip(v, 0, 1)) for v in (value + shift - half, value + shift + half, best)
-    )
+    low, high, best = np.clip([value + shift - half, value + shift + half, best], 0, 1).tolist()
     return Estimate(best, min(low, best), max(high, best), round(n))
 
 
 def invert_confusion(
-    counts: Values,
-    confusion: Sequence[Values] | np.ndarray,
-    confidence: float = 0.95,
-    draws: int = 4000,
-    seed: int = 0,
+    counts: Values, confusion: Values, confidence: float = 0.95, draws: int = DRAWS, seed: int = 0
 ) -> list[Estimate]:
     """Return shares of k classes behind the classes that a scorer read, the multi-class form.
 
-    counts: images read as each class, or their effective numbers; confusion: scenes of each true
-    class (row) read as each class (column). Both are uncertain: their Dirichlet posteriors (Perks'
-    prior, 1 / k) are drawn, and the equal-tailed interval returned. ValueError where it is
-    singular.
+    counts: images read as each class, or their effective numbers; confusion: (k, k), scenes of each
+    true class (row) read as each class (column). Both are uncertain: their Dirichlet posteriors
+    (Perks' prior, 1 / k) are drawn, and the equal-tailed interval returned. ValueError where the
+    confusion is singular.
     """
     read, table = np.asarray(counts, dtype=float), np.asarray(confusion, dtype=float)
     if table.shape != (len(read), len(read)) or np.linalg.cond(table) > 1e8:
@@ -94,18 +93,18 @@ def invert_confusion(
     rng = np.random.default_rng(seed)
     prior = 1 / len(read)
     rates = np.stack([rng.dirichlet(row + prior, draws) for row in table], axis=1)
-    seen = rng.dirichlet(read + prior, draws)
-    drawn = _on_simplex(np.linalg.solve(rates.swapaxes(1, 2), seen[..., None])[..., 0])
+    read_shares = rng.dirichlet(read + prior, draws)
+    drawn = _on_simplex(np.linalg.solve(rates.swapaxes(1, 2), read_shares[..., None])[..., 0])
     plain = np.linalg.solve((table / table.sum(1, keepdims=True)).T, read / read.sum())
     best = _on_simplex(plain[None])[0]
-    low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
-    # Readings that no shares explain put every draw on an edge: never surer than without error.
-    z = distributions.norm.ppf(0.5 + confidence / 2)
-    plain_ends = [estimates.wilson_interval(float(b), float(read.sum()), z) for b in best]
-    return [
-        Estimate(float(b), float(min(b, a, ends[0])), float(max(b, c, ends[1])), round(read.sum()))
-        for b, a, c, ends in zip(best, low, high, plain_ends)
-    ]
+    ends = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
+    z, n = stats.norm.ppf(0.5 + confidence / 2), float(read.sum())
+    shares = []
+    for value, low, high in zip(best.tolist(), *ends.tolist()):
+        # Readings that no shares explain put every draw on an edge: never surer than without error.
+        least, most = wilson_interval(value, n, z)
+        shares.append(Estimate(value, min(value, low, least), max(value, high, most), round(n)))
+    return shares
 
 
 def _on_simplex(values: np.ndarray) -> np.ndarray:
@@ -120,31 +119,25 @@ def uncorrected_shares(
     read: Values, clusters: Values, classes: Sequence[str], confidence: float = 0.95
 ) -> dict[str, Estimate]:
     """Return the share of all images read as each class, uncorrected: `clustered_share`."""
-    found = _numbers(read, classes)
+    codes = _class_codes(read, classes)
     return {
-        name: estimates.clustered_share(found == i, clusters, confidence)
-        for i, name in enumerate(classes)
+        name: clustered_share(codes == i, clusters, confidence) for i, name in enumerate(classes)
     }
 
 
 def corrected_shares(
-    read: Values,
-    clusters: Values,
-    classes: Sequence[str],
-    table: Values | np.ndarray,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Estimate]:
+    read: Values, clusters: Values, classes: Sequence[str], table: Values,
+    confidence: float = 0.95, seed: int = 0,
+) -> dict[str, Estimate]:  # fmt: skip
     """Return the share of every class behind the readings: Rogan and Gladen 1978, many classes.
 
     One entry an image in `read` and `clusters` (its prompt); `table` as `confusion` returns it.
     Readings, at their effective number (`effective_counts`), and the scorer's rates are uncertain:
     both posteriors are drawn. ValueError where the scorer cannot tell the classes apart.
     """
-    counts = effective_counts(_numbers(read, classes), clusters, len(classes), confidence)
-    found = invert_confusion(counts, table, confidence, DRAWS, seed)
-    n = len(read)
-    return {name: each._replace(n=n) for name, each in zip(classes, found)}
+    counts = effective_counts(_class_codes(read, classes), clusters, len(classes), confidence)
+    shares = invert_confusion(counts, table, confidence, seed=seed)
+    return {name: share._replace(n=len(read)) for name, share in zip(classes, shares)}
 
 
 def effective_counts(
@@ -161,21 +154,15 @@ def effective_counts(
         return counts
     share = counts / counts.sum()
     weight = share * (1 - share)
-    effects = [
-        estimates.design_effect(*estimates.cluster_totals(read == i, clusters)) for i in range(k)
-    ]
+    effects = [design_effect(*cluster_totals(read == i, clusters)) for i in range(k)]
     effect = np.average(effects, weights=weight) if weight.any() else max(effects)
     tail = 0.5 + confidence / 2
-    small = distributions.t.ppf(tail, m - 1) / distributions.norm.ppf(tail)
+    small = stats.t.ppf(tail, m - 1) / stats.norm.ppf(tail)
     return counts / (1 + (effect - 1) * small**2)
 
 
 def prediction_powered(
-    read: Values,
-    clusters: Values,
-    classes: Sequence[str],
-    labels: Values,
-    confidence: float = 0.95,
+    read: Values, clusters: Values, classes: Sequence[str], labels: Values, confidence: float = 0.95
 ) -> dict[str, Estimate]:
     """Return shares from the readings of all images plus what labels of some of them put right.
 
@@ -184,94 +171,87 @@ def prediction_powered(
     the variance is clustered by prompt, the interval Wilson's on the effective number.
     ValueError for fewer than two labels.
     """
-    told = np.array([label is not None for label in labels])
-    if told.sum() < 2:
+    labelled = np.array([label is not None for label in labels])
+    if labelled.sum() < 2:
         raise ValueError("prediction_powered: give labels of two or more images.")
-    seen = _numbers(read, classes)
-    true = np.full(len(seen), -1)
-    true[told] = _numbers([label for label in labels if label is not None], classes)
-    where = estimates.cluster_codes(clusters)
+    codes, groups = _class_codes(read, classes), cluster_codes(clusters)
+    true = np.full(len(codes), -1)
+    true[labelled] = _class_codes([label for label in labels if label is not None], classes)
     return {
-        name: _powered(seen == i, true == i, told, where, confidence)
+        name: _prediction_powered(codes == i, true == i, labelled, groups, confidence)
         for i, name in enumerate(classes)
     }
 
 
-def _powered(
-    read: np.ndarray, true: np.ndarray, told: np.ndarray, where: np.ndarray, confidence: float
+def _prediction_powered(
+    read: np.ndarray, true: np.ndarray, labelled: np.ndarray, groups: np.ndarray, confidence: float
 ) -> Estimate:
     f, y = read.astype(float), true.astype(float)
-    n, labelled = len(f), told.sum()
-    lam = _tuned(f, y, told)
-    value = lam * f.mean() + (y[told] - lam * f[told]).mean()
+    n, n_labelled = len(f), labelled.sum()
+    lam = _power_tuning(f, y, labelled)
+    rest = y[labelled] - lam * f[labelled]
+    value = lam * f.mean() + rest.mean()
     # Each image's influence on the estimate; summed by prompt, so that likeness counts.
     influence = lam * (f - f.mean()) / n
-    rest = y - lam * f
-    influence[told] += (rest[told] - rest[told].mean()) / labelled
-    sums = np.bincount(where, weights=influence)
+    influence[labelled] += (rest - rest.mean()) / n_labelled
+    sums = np.bincount(groups, weights=influence)
     m = len(sums)
     alone = n / (n - 1) * (influence**2).sum()
     variance = max(alone, m / (m - 1) * (sums**2).sum()) if m > 1 else alone
     value = float(np.clip(value, 0, 1))
     if variance == 0 or value in (0.0, 1.0):  # only the number of labels limits the share
-        exact = estimates.share_interval(int(y[told].sum()), int(labelled), confidence)
+        exact = share_interval(int(y[labelled].sum()), int(n_labelled), confidence)
         return Estimate(value, min(exact.low, value), max(exact.high, value), n)
-    quantile = float(distributions.t.ppf(0.5 + confidence / 2, (m if m > 1 else n) - 1))
-    low, high = estimates.wilson_interval(value, value * (1 - value) / variance, quantile)
+    quantile = float(stats.t.ppf(0.5 + confidence / 2, (m if m > 1 else n) - 1))
+    low, high = wilson_interval(value, value * (1 - value) / variance, quantile)
     return Estimate(value, min(low, value), max(high, value), n)
 
 
-def _tuned(f: np.ndarray, y: np.ndarray, told: np.ndarray) -> float:
+def _power_tuning(f: np.ndarray, y: np.ndarray, labelled: np.ndarray) -> float:
     """Return the weight of the readings, 0 to 1, that makes the variance least (PPI++, eq. 9)."""
-    spread = f.var()
-    if spread == 0:
+    if f.var() == 0:
         return 0.0
-    together = np.cov(f[told], y[told])[0, 1]
-    return float(np.clip(together / (spread * (1 + told.sum() / len(f))), 0, 1))
+    covariance = np.cov(f[labelled], y[labelled])[0, 1]
+    return float(np.clip(covariance / (f.var() * (1 + labelled.sum() / len(f))), 0, 1))
 
 
 def bounds_over_unsure(shares: dict[str, Estimate], group: str, unsure: str = UNSURE) -> Estimate:
     """Return a group's share with bounds: low if no unsure image showed it, high if all did.
 
-    `shares` as `raw` or `corrected` returns them; the value is the share of all images. The high
-    end adds the upper end of the unsure's interval. ValueError for a group that is not there.
+    shares: as of `uncorrected_shares` or `corrected_shares`; the value is the share of all images.
+    The high end adds the upper end of the unsure's interval. ValueError for a group that is not
+    there.
     """
     if group not in shares:
         raise ValueError(f"There is no share of {group!r}: there are {', '.join(shares)}.")
-    mine, none = shares[group], Estimate(0.0, 0.0, 0.0, 0)
-    other = none if group == unsure else shares.get(unsure, none)
-    return mine._replace(high=min(1.0, mine.high + other.high))
+    share = shares[group]
+    more = shares[unsure].high if unsure in shares and group != unsure else 0.0
+    return share._replace(high=min(1.0, share.high + more))
 
 
 def score_test_pvalue(
-    read: Values,
-    clusters: Values,
-    classes: Sequence[str],
-    table: Values | np.ndarray | None,
-    group: str,
+    read: Values, clusters: Values, classes: Sequence[str], table: Values | None, group: str,
     reference: float,
-    seed: int = 0,
-) -> float:
+) -> float:  # fmt: skip
     """Return the two-sided p of "this group's share may be the reference, whatever the unsure are".
 
     The share is known only to lie between the group's and the group's plus the unsure's: p is small
-    only where the reference is outside both. `table` as in `corrected`; None claims of the
+    only where the reference is outside both. `table` as in `corrected_shares`; None claims of the
     uncorrected readings only. ValueError for an undeclared group or a reference outside 0 to 1.
     """
     if group not in classes or not 0 < reference < 1:
-        raise ValueError(f"claim: {group!r} at {reference} is no declared group with a share.")
-    seen = _numbers(read, classes)
-    mine = np.array([name == group for name in classes])
-    most = mine | np.array([name == UNSURE for name in classes])
-    above = 1 - _tail(seen, clusters, table, mine, reference)
-    below = _tail(seen, clusters, table, most, reference)
+        raise ValueError(f"{group!r} at {reference} is no declared group with a share.")
+    codes = _class_codes(read, classes)
+    least = np.array([name == group for name in classes])
+    most = least | np.array([name == UNSURE for name in classes])
+    above = 1 - _lower_tail(codes, clusters, table, least, reference)
+    below = _lower_tail(codes, clusters, table, most, reference)
     return float(min(1.0, 2 * min(above, below)))
 
 
-def _tail(
-    seen: np.ndarray, clusters: Values, table: Values | np.ndarray | None, group: np.ndarray,
-    reference: float,
-) -> float:  # fmt: skip
+def _lower_tail(
+    codes: np.ndarray, clusters: Values, table: Values | None, group: np.ndarray, reference: float
+) -> float:
     """Return how probable a share this low is where some classes' true share is the reference.
 
     A score test: the variance is that at the reference, of the readings at their effective number
@@ -284,17 +264,17 @@ def _tail(
         labelled = counts.sum(1)
         rates = counts / labelled[:, None]
     weights = np.linalg.solve(rates, group.astype(float))  # share of the group = weights . read
-    read = np.bincount(seen, minlength=k) / len(seen)
+    read = np.bincount(codes, minlength=k) / len(codes)
     truth = np.clip(np.linalg.solve(rates.T, read), 1e-9, None)
     null = np.where(group, reference, 1 - reference) * truth
     null /= np.where(group, truth[group].sum(), truth[~group].sum())
-    hits, sizes = estimates.cluster_totals(group[seen], clusters)
-    n = len(seen) / estimates.design_effect(hits, sizes)
+    hits, sizes = cluster_totals(group[codes], clusters)
+    n = len(codes) / design_effect(hits, sizes)
 
     def variance(shares: np.ndarray) -> float:
         return float((shares * weights**2).sum() - (shares @ weights) ** 2)
 
-    own = np.array([variance(row) for row in rates])
-    error = np.sqrt(variance(rates.T @ null) / n + (null**2 * own / labelled).sum())
-    freedom = len(sizes) - 1 if len(sizes) > 1 else len(seen) - 1
-    return float(distributions.t.cdf((weights @ read - reference) / error, freedom))
+    of_rates = np.array([variance(row) for row in rates])
+    error = np.sqrt(variance(rates.T @ null) / n + (null**2 * of_rates / labelled).sum())
+    freedom = len(sizes) - 1 if len(sizes) > 1 else len(codes) - 1
+    return float(stats.t.cdf((weights @ read - reference) / error, freedom))

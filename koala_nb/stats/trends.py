@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import warnings
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -17,7 +18,7 @@ class Trend(NamedTuple):
     slope: Estimate  # change of the log odds per unit of x
     half: Estimate  # where success is 50 %; ends may be infinite
 
-    def share(self, x: Any) -> np.ndarray:
+    def share(self, x: float | Values) -> np.ndarray:
         """Return the curve's share at x."""
         return 1 / (1 + np.exp(-(self.intercept + self.slope.value * np.asarray(x, float))))
 
@@ -34,18 +35,16 @@ def logistic_trend(
     import statsmodels.api as sm
     from statsmodels.tools.sm_exceptions import PerfectSeparationError, PerfectSeparationWarning
 
-    values, found = np.asarray(x, dtype=float), np.asarray(hits, dtype=float)
-    if np.ptp(found) == 0 or np.ptp(values) == 0 or _separated(values, found):
-        return None
+    values, success = np.asarray(x, dtype=float), np.asarray(hits, dtype=float)
     groups = cluster_codes(clusters)
-    if groups.max() < 2:
+    if np.ptp(success) == 0 or np.ptp(values) == 0 or groups.max() < 2:
         return None
-    import warnings
-
+    if _separated(values, success):
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", PerfectSeparationWarning)
-            fit = sm.GLM(found, sm.add_constant(values), family=sm.families.Binomial()).fit(
+            fit = sm.GLM(success, sm.add_constant(values), family=sm.families.Binomial()).fit(
                 cov_type="cluster", cov_kwds={"groups": groups, "use_correction": True}
             )
     except (PerfectSeparationError, PerfectSeparationWarning):
@@ -54,8 +53,8 @@ def logistic_trend(
     covariance = np.asarray(fit.cov_params())
     t = float(stats.t.ppf(0.5 + confidence / 2, groups.max()))
     half = t * float(np.sqrt(covariance[1, 1]))
-    slope = Estimate(b, b - half, b + half, len(found))
-    return Trend(a, slope, _fieller(a, b, covariance, t, len(found)))
+    slope = Estimate(b, b - half, b + half, len(success))
+    return Trend(a, slope, _fieller(a, b, covariance, t, len(success)))
 
 
 def _separated(x: np.ndarray, hits: np.ndarray) -> bool:
@@ -75,26 +74,6 @@ def _fieller(a: float, b: float, cov: np.ndarray, t: float, n: int) -> Estimate:
     return Estimate(value, (-linear - root) / square, (-linear + root) / square, n)
 
 
-def linear_trend(
-    x: Values, y: Values, clusters: Values, confidence: float = 0.95
-) -> Estimate | None:
-    """Return the slope of y on x by least squares, its error clustered by prompt (`statsmodels`).
-
-    For y against a frequency give its logarithm. None for fewer than three clusters or one x.
-    """
-    import statsmodels.api as sm
-
-    values = np.asarray(x, dtype=float)
-    groups = cluster_codes(clusters)
-    if groups.max() < 2 or np.ptp(values) == 0:
-        return None
-    fit = sm.OLS(np.asarray(y, dtype=float), sm.add_constant(values)).fit(
-        cov_type="cluster", cov_kwds={"groups": groups, "use_correction": True}, use_t=True
-    )
-    low, high = np.asarray(fit.conf_int(1 - confidence))[1]
-    return Estimate(float(fit.params[1]), float(low), float(high), len(values))
-
-
 def power(n: float, reference: float, truth: float, confidence: float = 0.95) -> float:
     """Return how often Wilson's interval of n images leaves the reference out, if `truth` holds.
 
@@ -103,9 +82,8 @@ def power(n: float, reference: float, truth: float, confidence: float = 0.95) ->
     count = max(1, int(n))
     hits = np.arange(count + 1)
     z = stats.norm.ppf(0.5 + confidence / 2)
-    share = hits / count
     # Wilson's interval holds exactly the references that a score test keeps.
-    out = np.abs(share - reference) > z * np.sqrt(reference * (1 - reference) / count)
+    out = np.abs(hits / count - reference) > z * np.sqrt(reference * (1 - reference) / count)
     return float(stats.binom.pmf(hits, count, truth)[out].sum())
 
 
@@ -115,11 +93,7 @@ def effective_sample_size(prompts: int, seeds: int, correlation: float) -> float
 
 
 def required_sample_size(
-    difference: float,
-    reference: float = 0.5,
-    *,
-    power_wanted: float = 0.8,
-    confidence: float = 0.95,
+    difference: float, reference: float = 0.5, power_wanted: float = 0.8, confidence: float = 0.95
 ) -> int:
     """Return the number of independent images from which on a difference is found so often.
 
@@ -130,8 +104,8 @@ def required_sample_size(
         raise ValueError(
             f"required_sample_size: {reference} {difference:+} is no share to be found."
         )
-    wanted = [n for n in range(2, 6001) if power(n, reference, truth, confidence) < power_wanted]
-    return wanted[-1] + 1 if wanted else 2
+    too_few = [n for n in range(2, 6001) if power(n, reference, truth, confidence) < power_wanted]
+    return too_few[-1] + 1 if too_few else 2
 
 
 def detectable_difference(
