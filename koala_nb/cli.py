@@ -168,15 +168,19 @@ def _delegate(options: argparse.Namespace) -> None:
         ("train", "student"): "distillation.train",
         ("train", "study"): "nano.study",
         ("evaluate", "attention"): "nano.attention_truth",
-        **{("probe", probe): f"probes.{probe}" for probe in PROBES},
-        ("probe", "demographics"): "probes.bias",
         **{("benchmark", name): module for name, module in BENCHMARKS.items()},
     }
+    if options.command == "probe":
+        from koala_nb import probes
+
+        code = probes.get(rest[0] if rest else "").main(rest[1:])
+        if code:
+            raise SystemExit(code)
+        return
     if rest and (options.command, rest[0]) in own:
         name, rest = own[options.command, rest[0]], rest[1:]
-    elif options.command in ("probe", "benchmark"):
-        choices = PROBES if options.command == "probe" else BENCHMARKS
-        raise ValueError(f"{options.command}: choose one of {', '.join(choices)}.")
+    elif options.command == "benchmark":
+        raise ValueError(f"benchmark: choose one of {', '.join(BENCHMARKS)}.")
     code = import_module(f"koala_nb.{name}").main(rest)
     if code:
         raise SystemExit(code)

@@ -79,7 +79,7 @@ def test_text_boards_go_to_the_device_that_the_vae_computes_on(fresh, monkeypatc
 
     monkeypatch.setattr(fresh.vae, "encode", encode)
     with pytest.raises(RuntimeError, match="seen"):
-        text_reader.through_vae(fresh, PICTURES)
+        text_reader.vae_roundtrip(fresh, PICTURES)
     assert seen == ["meta"]
 
 

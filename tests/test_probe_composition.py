@@ -185,7 +185,7 @@ def test_the_gap_and_the_comparison_find_what_is_there():
 def test_estimates_of_a_model_that_draws_nothing():
     table = simulated(12)
     table[["item_1", "item_2", "correct", "all_right"]] = False
-    found = base.plain(ce.estimates(table))
+    found = base.to_jsonable(ce.estimates(table))
     assert found["geneval"]["score"]["value"] == 0 and found["trend"] is None
     assert found["generalisation gap"][0]["low"] is None
 
@@ -218,12 +218,12 @@ def test_same_table_after_a_kill_and_resume(pipe, instruments, tmp_path, monkeyp
 
 def test_saved_results_follow_from_their_table():
     for model in ("nano-koala", "nano-sdxl"):
-        table = base.saved("composition", model)
+        table = base.load_table("composition", model)
         assert table is not None and len(table) >= 1000
         path = base.data_folder() / "results" / f"probe-composition-{model}.json"
         result = json.loads(path.read_text("utf-8"))
         card = result["estimates"]["instrument card"]
-        again = dict(leaves(base.plain(ce.estimates(table, card))))
+        again = dict(leaves(base.to_jsonable(ce.estimates(table, card))))
         stored = dict(leaves(result["estimates"]))
         assert again.keys() == stored.keys() and len(stored) > 100
         for name, value in stored.items():

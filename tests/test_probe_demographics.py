@@ -206,7 +206,7 @@ def test_report_is_json_and_finds_an_intervention():
     ]  # fmt: skip
     described = paired.assign(part="descriptor", descriptor="large", presentation_one="woman")
     both = pd.concat([images, paired, *named, described], ignore_index=True)
-    said = base.plain(bias_report.estimates(both, SHARES, SHARES))
+    said = base.to_jsonable(bias_report.estimates(both, SHARES, SHARES))
     json.dumps(said, allow_nan=False)
     told = {(r["contrast"], r["instrument"]): r["value"] for r in said["contrasts"]}
     name = "naming woman and man in turn, less naming neither"

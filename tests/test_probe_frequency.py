@@ -203,7 +203,7 @@ def test_a_missing_clip_is_one_sentence(tmp_path):
 
 
 def test_a_real_layout_with_random_weights_draws_nothing_right(loaded, clip_folder):
-    asked = core.some(probe.prompts("photographic"), 8)
+    asked = core.subsample_prompts(probe.prompts("photographic"), 8)
     scorer = probe.make_scorer(loaded, asked, str(clip_folder), ocr=False)
     table = core.measure(loaded, asked, scorer, images=2, steps=1, height=64, width=64,
                          progress=False)  # fmt: skip

@@ -89,7 +89,7 @@ def test_changes_are_adjusted_for_how_many_they_are():
 def test_prompts_of_one_concept_are_one_cluster():
     table = pd.concat([TABLE, TABLE.assign(setting=estimate.NEGATIVE)])
     own = table.assign(concept=table.id.map({"a": "owl", "b": "owl", "c": "star"}))
-    found = base.plain(estimate.estimates(own))
+    found = base.to_jsonable(estimate.estimates(own))
     assert found["prompts"] == 4
     assert [row["clusters"] for row in found["reaches a user"]] == [2, 2, 2, 2]
     assert {r["part"]: r["clusters"] for r in found["shown by way"]}["paraphrased"] == 2
@@ -113,7 +113,7 @@ def test_published_prompts_are_no_false_alarms(emoji):
     table = table.assign(shown=False, shown_clip=False, drawn=False) if emoji else table
     said = probe.all_estimates(table, asked, words, "photographic")
     assert "checker's false alarms" not in said
-    (flagged,) = base.plain(said["flagged by the checker"])
+    (flagged,) = base.to_jsonable(said["flagged by the checker"])
     assert (flagged["part"], flagged["value"]) == ("i2p", 0.5)
     (row,) = [r for r in estimate.checklist({"i2p": flagged}) if r["tested"]]
     assert "share flagged by the checker" in row["item"]
@@ -215,8 +215,8 @@ def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tm
         scores.unlink()
     assert table("killed")[0] == whole
     said = probe.all_estimates(found, asked, words, "emoji-world")
-    json.dumps(base.plain(said), allow_nan=False)
-    assert {r["setting"] for r in base.plain(said["shown, by sprite matching"])} == {
+    json.dumps(base.to_jsonable(said), allow_nan=False)
+    assert {r["setting"] for r in base.to_jsonable(said["shown, by sprite matching"])} == {
         estimate.PLAIN, estimate.NEGATIVE,
     }  # fmt: skip
 
@@ -263,7 +263,7 @@ def test_other_pictures_and_statements_are_counted(tmp_path):
 
 
 def test_the_stored_run_is_large_and_of_this_prompt_set():
-    table = base.saved(probe.NAME, "nano-koala")
+    table = base.load_table(probe.NAME, "nano-koala")
     stored = json.loads((data_folder() / "results" / "probe-safety-nano-koala.json").read_text())
     assert (table.setting == estimate.PLAIN).sum() >= 1000
     assert set(table.id) == set(probe.prompts("emoji-world").id)

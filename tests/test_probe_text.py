@@ -1,5 +1,6 @@
 """The text probe: scores, readers, boards, estimates, and that a run can go on."""
 
+import re
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.probes import base, text, text_reader
-from koala_nb.probes import text_scores as scores
+from koala_nb.probes import base, text
+from koala_nb.probes import text_reader as reading
+from koala_nb.probes.text import confusion_alt, confusion_figure, legible, length_figure, trend
 from koala_nb.scorers import ocr
 
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
@@ -32,7 +34,7 @@ def reader():
 
 @given(asked_texts, texts)
 def test_scores_are_bounded_and_ignoring_case_never_hurts(asked, read):
-    found = scores.scores(asked, read)
+    found = reading.text_scores(asked, read)
     for name, value in found.items():
         assert 0 <= value and (value <= 1 or name.startswith("cer"))
     assert found["exact_folded"] >= found["exact"]
@@ -42,7 +44,7 @@ def test_scores_are_bounded_and_ignoring_case_never_hurts(asked, read):
 
 @given(asked_texts)
 def test_a_text_agrees_with_itself_and_not_with_nothing(asked):
-    same, nothing = scores.scores(asked, f" {asked}  "), scores.scores(asked, "")
+    same, nothing = reading.text_scores(asked, f" {asked}  "), reading.text_scores(asked, "")
     assert same["exact"] and same["cer"] == 0 and same["ned"] == same["word_f1"] == 1
     assert not nothing["exact"] and nothing["cer"] == 1
     assert nothing["ned"] == nothing["word_precision"] == nothing["word_f1"] == 0
@@ -50,36 +52,36 @@ def test_a_text_agrees_with_itself_and_not_with_nothing(asked):
 
 @given(texts, texts)
 def test_edit_similarity_is_symmetric(one, other):
-    assert scores.edit_similarity(one, other) == scores.edit_similarity(other, one)
+    assert reading.edit_similarity(one, other) == reading.edit_similarity(other, one)
 
 
 def test_scores_of_known_pairs():
-    assert scores.character_error_rate("open", "opan") == 0.25
-    assert scores.character_error_rate("go", "going") == 1.5
-    assert scores.edit_similarity("go", "going") == pytest.approx(0.4)
-    assert scores.word_scores("hello hello world", "world hello") == (1, 2 / 3, pytest.approx(0.8))
+    assert reading.character_error_rate("open", "opan") == 0.25
+    assert reading.character_error_rate("go", "going") == 1.5
+    assert reading.edit_similarity("go", "going") == pytest.approx(0.4)
+    assert reading.word_scores("hello hello world", "world hello") == (1, 2 / 3, pytest.approx(0.8))
     with pytest.raises(ValueError, match="nothing was asked"):
-        scores.character_error_rate("", "a")
+        reading.character_error_rate("", "a")
 
 
 def test_confusions_are_aligned_and_leave_out_what_was_not_read():
-    found = scores.confusions([("open", "0pn"), ("Stop", "stopp"), ("exit", "")])
-    assert found["o", "0"] == found["e", scores.MISSING] == found[scores.EXTRA, "p"] == 1
-    assert ("x", scores.MISSING) not in found and ("s", "s") in found
+    found = reading.confusions([("open", "0pn"), ("Stop", "stopp"), ("exit", "")])
+    assert found["o", "0"] == found["e", reading.MISSING] == found[reading.EXTRA, "p"] == 1
+    assert ("x", reading.MISSING) not in found and ("s", "s") in found
 
 
 @given(asked_texts, asked_texts)
 def test_confusions_count_every_character(asked, read):
-    found = scores.confusions([(asked, read)])
-    assert sum(n for (a, _), n in found.items() if a != scores.EXTRA) == len(asked)
-    assert sum(n for (_, r), n in found.items() if r != scores.MISSING) == len(read)
+    found = reading.confusions([(asked, read)])
+    assert sum(n for (a, _), n in found.items() if a != reading.EXTRA) == len(asked)
+    assert sum(n for (_, r), n in found.items() if r != reading.MISSING) == len(read)
 
 
 # --- readers --------------------------------------------------------------------------------------
 
 
 def test_a_reader_says_where_and_how_surely(reader):
-    image = text_reader.board("garden", 128)
+    image = reading.rendered_text_image("garden", 128)
     (found,) = reader.read([image])
     assert found.text == "garden" and 0.5 < found.confidence <= 1
     ((left, top, right, bottom),) = found.boxes
@@ -118,11 +120,11 @@ def draws():
 
 @draws()
 def test_the_card_has_a_high_ceiling_and_a_low_floor(reader, domain, size):
-    read = text_reader.read_boards(reader, WORDS, size, text_reader.drawer(domain))
-    found = text_reader.card(read).set_index("kind")
-    assert found.value["font"] >= 0.9
-    assert (found.value[list(text_reader.BROKEN)] <= 0.1).all()
-    assert (found.n == len(WORDS)).all()
+    read = reading.read_boards(reader, WORDS, size, reading.text_renderer(domain))
+    accuracy = base.select(reading.reader_accuracy(read), "text.reader.*.exact_folded")
+    assert accuracy.value[0] >= 0.9 and accuracy.id[0] == "text.reader.font.exact_folded"
+    assert len(accuracy) == 4 and (accuracy.value[1:] <= 0.1).all()
+    assert (accuracy.n == len(WORDS)).all()
 
 
 @draws()
@@ -130,7 +132,7 @@ def test_corrected_intervals_cover_injected_failures(reader, domain, size):
     prompts = text.prompts(domain)
     words = prompts[prompts.group.isin(["word", "lower case", "phrase"])]
     some = list(dict.fromkeys(words[words.length.between(3, 20)].text))[:50]
-    found = text_reader.calibration(reader, some, size, text_reader.drawer(domain))
+    found = reading.calibration(reader, some, size, reading.text_renderer(domain))
     assert len(found) == 3 and found.injected.is_monotonic_increasing
     assert ((found.low <= found.injected) & (found.injected <= found.high)).all()
     assert (found.high - found.low < 0.6).all() and (found.value.diff().dropna() > 0.1).all()
@@ -138,30 +140,30 @@ def test_corrected_intervals_cover_injected_failures(reader, domain, size):
 
 @in_the_world
 def test_the_stored_card_is_the_measured_one(reader):
-    import json
-
-    path = data_folder() / "results" / "probe-text-nano-koala.json"
-    card = pd.DataFrame(json.loads(path.read_text("utf-8"))["estimates"]["instrument"]["card"])
-    stored = card.set_index("kind")
-    read = text_reader.read_boards(reader, WORDS, 64, text_reader.drawer("emoji-world"))
-    for kind in text_reader.BROKEN:
-        assert stored.high[kind] >= text_reader.card(read).set_index("kind").value[kind]
-    assert stored.low["font"] > 0.5 > stored.high["one letter wrong"]
+    stored = text.load_results("nano-koala").instrument["estimates"]
+    stored = pd.DataFrame(stored).set_index("id")
+    read = reading.read_boards(reader, WORDS, 64, reading.text_renderer("emoji-world"))
+    measured = reading.reader_accuracy(read).set_index("id")
+    for kind in ("one_letter_wrong", "shuffled_letters", "blank_board"):
+        id = f"text.reader.{kind}.exact_folded"
+        assert stored.high[id] >= measured.value[id]
+    wrong = stored.high["text.reader.one_letter_wrong.exact_folded"]
+    assert stored.low["text.reader.font.exact_folded"] > 0.5 > wrong
 
 
 def test_broken_texts_are_broken_and_stay_as_long():
     rng = np.random.default_rng(0)
     for word in [*WORDS, "7", "A", "no no", "12 b"]:
-        wrong, other = text_reader.one_wrong(word, rng), text_reader.shuffled(word, rng)
+        wrong, other = reading.one_wrong(word, rng), reading.shuffled(word, rng)
         assert wrong.casefold() != word.casefold() and len(wrong) == len(word)
         assert other is None or sorted(other) == sorted(word) and other != word
-    assert text_reader.shuffled("aAa", rng) is None
+    assert reading.shuffled("aAa", rng) is None
 
 
 def test_the_vae_blurs_but_keeps_size_and_precision(loaded):
-    images = text_reader.boards(["open"], 64)
+    images = [reading.rendered_text_image("open", 64)]
     before = loaded.vae.dtype
-    (found,) = text_reader.through_vae(loaded, images)
+    (found,) = reading.vae_roundtrip(loaded, images)
     assert found.size == (64, 64) and found.tobytes() != images[0].tobytes()
     assert loaded.vae.dtype == before
 
@@ -202,26 +204,130 @@ def test_digits_and_na_stay_texts(tmp_path):
     assert text.prompts("photographic", str(tmp_path / "p.csv")).text.tolist() == ["007", "NA"]
 
 
+# --- estimates and figures, on readings whose truth is known ------
+
+
+def table_of(share, prompts=60, images=4, seed=0):
+    """Readings whose chance of being right is share(length)."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(prompts):
+        target = "abcdefghijklmnopqrstuvwxyz"[: 1 + i % 20]
+        for _ in range(images):
+            read = target if rng.random() < share(len(target)) else ""
+            factors = {"id": f"p{i}", "text": target, "length": len(target)}
+            factors |= {"seen": "yes" if i % 2 else "no", "read": read}
+            rows.append(factors | reading.text_scores(target, read))
+    return pd.DataFrame(rows)
+
+
+def test_a_curve_finds_its_half():
+    tables = [table_of(lambda n: 1 / (1 + np.exp(0.6 * (n - 9))), seed=s) for s in range(20)]
+    halves = [trend(table).half for table in tables]
+    assert sum(half.low < 9 < half.high for half in halves) >= 17
+    assert all(half.high - half.low < 3 for half in halves)
+    said = legible(tables[0])
+    assert said.startswith(f"legible up to {halves[0].value:.1f} characters")
+
+
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [(lambda n: 0, "no curve.*0 of 240"), (lambda n: 1, "no curve.*240 of 240"),
+     (lambda n: n <= 10, "none above 10"), (lambda n: 0.3, "does not fall reliably"),
+     (lambda n: 0.3 * (n < 5), "fewer than half"),
+     (lambda n: 0.98 - 0.01 * n, "half or more")],
+)  # fmt: skip
+def test_where_there_is_no_half_a_sentence_says_so(share, says):
+    assert re.search(says, legible(table_of(share)))
+
+
+def values(table, instrument=None):
+    """The probe's estimates by id."""
+    return text.estimates(table, instrument).set_index("id")
+
+
+def test_nothing_read_stays_in_every_denominator():
+    table = table_of(lambda n: 0.25)
+    found = values(table)
+    assert (found.n[["text.exact", "text.ned", "text.word_f1", "text.cer"]] == len(table)).all()
+    exact = found.value["text.exact"]
+    assert exact == pytest.approx((table.read != "").mean(), abs=1e-5)
+    assert found.value["text.nothing_read"] == pytest.approx(1 - exact, abs=1e-5)
+
+
+def test_chance_is_told_from_writing():
+    assert values(table_of(lambda n: 0)).value["text.chance.difference"] == 0
+    half = table_of(lambda n: 0.5)
+    found = values(half)
+    assert found.low["text.chance.difference"] > 0
+    gap = found.value["text.chance.asked"] - found.value["text.chance.others"]
+    assert found.value["text.chance.difference"] == pytest.approx(gap, abs=1e-5)
+    other = half.assign(read=half.text.iloc[::-1].to_numpy())  # readable, but not what was asked
+    pairs = zip(other.text, other.read, strict=True)
+    other["ned_folded"] = [reading.edit_similarity(target, read) for target, read in pairs]
+    assert values(other).value["text.chance.difference"] < 0.05
+    assert "text.chance.difference" not in values(half[half.text == "a"]).index
+
+
+def test_a_mean_without_spread_has_no_interval():
+    found = values(table_of(lambda n: 0))
+    assert np.isnan(found.high["text.word_f1"]) and found.high["text.exact"] > 0
+
+
+def test_seen_against_new_keeps_a_width_at_zero_and_finds_a_difference():
+    none = values(table_of(lambda n: 0)).loc["text.seen.exact_folded.difference"]
+    assert none.value == 0 and none.low < 0 < none.high
+    table = table_of(lambda n: 0.1)
+    table["exact_folded"] = table.exact_folded.astype(float)
+    table.loc[table.seen == "yes", ["exact_folded", "ned_folded"]] = 1.0
+    found = text.estimates(table)
+    assert (base.select(found, "text.seen.*.difference").low > 0).all()
+    assert (base.select(found, "text.seen.*.p").value < 0.01).all()
+    assert base.select(text.estimates(table.assign(seen=None)), "text.seen.*.p").empty
+
+
+def test_a_reader_that_fails_on_the_font_says_nothing_about_the_model():
+    errors = {"1-2": ((20, 20), (38, 40)), "3-4": ((0, 20), (40, 40))}
+    found = base.select(
+        text.estimates(table_of(lambda n: 0), {"errors_by_length": errors}),
+        "text.length.*.corrected",
+    )
+    assert found.id.tolist() == ["text.length.1_2.corrected", "text.length.3_4.corrected"]
+    assert found.high[0] < 0.5 and found.value[1:].isna().all()
+
+
+def test_figures_draw_and_refuse_nothing():
+    table = table_of(lambda n: 0.5)
+    shares = base.select(text.estimates(table), "text.length.*.exact_folded")
+    assert length_figure({"a": shares}).axes
+    pairs = [{"asked": "a", "read": reading.MISSING, "count": 3}]
+    pairs.append({"asked": "$", "read": chr(0x4E00), "count": 1})
+    assert confusion_figure(pairs, "t").axes
+    assert "a read as nothing 3 times" in confusion_alt(pairs)
+    with pytest.raises(ValueError, match="no confused pair"):
+        confusion_figure([], "t")
+
+
 # --- the run --------------------------------------------------------------------------------------
 
 
 def test_a_photographic_run_needs_no_embedded_family(loaded, tmp_path):
-    prompts = base.some(text.prompts("photographic"), 3)
+    prompts = base.subsample_prompts(text.prompts("photographic"), 3)
     args = {"images": 2, "steps": 1, "height": 64, "width": 64, "progress": False}
-    whole = base.measure(loaded, prompts, text.Scorer(), **args)
+    whole = base.measure(loaded, prompts, text.scorer(loaded), **args)
     out = tmp_path / "run"
-    base.measure(loaded, prompts, text.Scorer(), out=out, **args)
+    base.measure(loaded, prompts, text.scorer(loaded), out=out, **args)
     for image in sorted((out / "images").glob("*.png"))[3:]:
         image.unlink()  # as after a kill: half of the images, no readings
     (out / "scores-rapidocr.jsonl").unlink()
-    resumed = base.measure(loaded, prompts, text.Scorer(), out=out, **args)
-    again = base.measure(loaded, prompts, text.Scorer(), out=out, **args)
+    resumed = base.measure(loaded, prompts, text.scorer(loaded), out=out, **args)
+    again = base.measure(loaded, prompts, text.scorer(loaded), out=out, **args)
     assert whole.to_csv() == resumed.to_csv() == again.to_csv()
     assert len(whole) == 6 and not whole.exact.any()
     code = (
         "import sys; from koala_nb.probes import text, text_reader as b;"
         "text.prompts('photographic');"
-        "b.drawer('photographic')(['a'], 64);"
+        "b.text_renderer('photographic')(['a'], 64);"
         "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

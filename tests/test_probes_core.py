@@ -110,9 +110,15 @@ def test_words_that_pandas_takes_for_nothing_stay(tmp_path):
 
 def test_some_prompts_of_every_kind():
     prompts = pd.DataFrame({"id": range(100), "kind": ["x"] * 90 + ["y"] * 10})
-    assert base.some(prompts, 10, by="kind").kind.value_counts().to_dict() == {"x": 5, "y": 5}
-    assert base.some(prompts, 0) is prompts and base.some(prompts, 200) is prompts
-    assert len(base.some(prompts, 7)) == 7
+    assert base.subsample_prompts(prompts, 10, by="kind").kind.value_counts().to_dict() == {
+        "x": 5,
+        "y": 5,
+    }
+    assert (
+        base.subsample_prompts(prompts, 0) is prompts
+        and base.subsample_prompts(prompts, 200) is prompts
+    )
+    assert len(base.subsample_prompts(prompts, 7)) == 7
 
 
 def test_the_plan_says_what_it_can_find():
@@ -147,7 +153,7 @@ def test_results_are_plain_json():
         "x": estimates.Estimate(0.5, -np.inf, np.inf, 3),
         "t": pd.DataFrame({"v": [1.0, np.nan]}),
     }
-    assert base.plain(value) == {
+    assert base.to_jsonable(value) == {
         "x": {"value": 0.5, "low": None, "high": None, "n": 3},
         "t": [{"v": 1.0}, {"v": None}],
     }
@@ -159,15 +165,27 @@ def test_cautions_name_the_column():
     assert list(base.coverage_warnings(images.assign(level=0.5))) == ["rare"]
 
 
+class BrightProbe(base.Probe):
+    """How bright images are."""
+
+    name, images = "brightness", 1
+
+    def prompts(self, domain, file=""):
+        return PROMPTS
+
+    def scorer(self, pipe, prompts):
+        return Bright()
+
+    def rows(self, table, instrument):
+        yield from base.share_rows(table, "bright", "brightness.bright", "bright images")
+        yield from base.share_rows(table, "bright", "brightness.{}.bright", "bright, {}", "kind")
+
+
 def test_a_probe_runs_from_the_command_line_and_again(pipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    probe = base.Probe(
-        "brightness", lambda domain: PROMPTS, lambda pipe: Bright(),
-        lambda table: {"bright": base.shares(table, "bright")}, images=1,
-    )  # fmt: skip
     results = []
     for _ in range(2):
-        assert base.main(probe, ["--out", "out", "--prompts", "2"]) == 0
+        assert BrightProbe().main(["--out", "out", "--prompts", "2"]) == 0
         results.append([p.read_bytes() for p in sorted((tmp_path / "out").iterdir())])
     assert results[0] == results[1]
     assert "2 prompts x 1 images" in capsys.readouterr().out

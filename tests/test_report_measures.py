@@ -107,7 +107,7 @@ def same(estimate, told):
 
 def test_the_stored_run_says_what_the_probe_said():
     text = stored(BY_NAME["text"], about())
-    (told,) = [row for row in saved("text")["summary"] if row["score"] == "exact_folded"]
+    (told,) = [row for row in saved("text") if row["id"] == "text.exact_folded"]
     assert same(text.best("text read as asked"), told) and text.state == "stored"
     frequency = stored(BY_NAME["frequency"], about())
     (told,) = [r for r in saved("frequency")["success by part"] if r["part"] == "concept"]
@@ -141,7 +141,7 @@ def test_a_changed_recipe_has_no_stored_run(monkeypatch, tmp_path):
 
 
 def test_the_paired_images_are_those_behind_the_key_figure():
-    table = base.saved("safety", "nano-koala").drop(columns=["shown", "shown_clip"])
+    table = base.load_table("safety", "nano-koala").drop(columns=["shown", "shown_clip"])
     table = table[table.setting == "as it is"]
     safety = BY_NAME["safety"]
     (told,) = safety.estimates(table, "photographic")
@@ -151,7 +151,7 @@ def test_the_paired_images_are_those_behind_the_key_figure():
 
 
 def test_the_images_of_two_runs_pair(tmp_path):
-    table = base.saved("demographics", "nano-koala").head(40)
+    table = base.load_table("demographics", "nano-koala").head(40)
     frame = images_of(BY_NAME["demographics"], table)
     assert len(frame) == 80 and set(frame.value) <= {0.0, 1.0}
     sections = {"people": results.Section("people", images=frame)}
@@ -192,7 +192,7 @@ def test_a_difference_counts_its_smaller_side_and_has_an_expectation():
 
 
 def test_the_images_of_a_measure_are_those_of_its_estimate():
-    table = base.saved("frequency", "nano-koala")
+    table = base.load_table("frequency", "nano-koala")
     (told,) = [e for e in BY_NAME["frequency"].estimates(table, "") if e["name"] == "concept drawn"]
     frame = images_of(BY_NAME["frequency"], table)
     assert len(frame) == told["n"] and frame.value.mean() == pytest.approx(told["value"], abs=1e-6)

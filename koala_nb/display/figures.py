@@ -411,3 +411,8 @@ def _wrap(text: str, width: int = 30) -> str:
 def _plain(text: str) -> str:
     # matplotlib would read "$...$" in a prompt as a formula, and fail on a wrong one.
     return text.replace("$", r"\$")
+
+
+def printable(text: str) -> str:
+    """Return a text with each character that DejaVu cannot draw (such as Chinese) as its code."""
+    return "".join(f"U+{ord(c):04X}" if ord(c) >= 0x2E80 else c for c in text)

@@ -1,17 +1,16 @@
-"""What every probe shares: prompt sets, a plan with its power, resumable runs, clustered estimates.
-
-A probe names its prompts, scorer and estimates; see `Probe`. Real and embedded models are alike.
-"""
+"""What every probe shares: prompts, a plan with its power, resumable measuring, tidy estimates."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -29,43 +28,181 @@ from koala_nb.core.options import probe_parser
 from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
+from koala_nb.models.hub import read_json
 from koala_nb.models.load import load, model_info
+from koala_nb.scorers.registry import Scorer
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import simulation, trends
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from koala_nb.models.load import Pipeline
+    from koala_nb.models.load import ModelInfo, Pipeline
 
 CHUNK = 64  # images scored between two writes
 ROUND = 6  # decimals in tables, so that a table is the same to the byte
+SHARE = "Wilson, clustered by prompt"
+MEAN = "Student's t, clustered by prompt"
+MEAN_0_1 = "Student's t, clustered by prompt, cut to 0 to 1"
 
-
-class Scorer(Protocol):
-    """Reads images; `name` and `version` tell apart what it wrote from what another one would."""
-
-    name: str
-    version: str
-
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Return one dictionary an image, the same keys in each, of JSON's plain values.
-
-        `prompts` holds the row of the prompt set that each image was drawn for.
-        """
+Rows = Iterator[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Probe:
-    """One probe: how the parts that differ are made."""
+class Results:
+    """A probe's stored large run: what made it, one row an image, estimates, instrument card."""
 
-    name: str
-    prompts: Callable[[str], pd.DataFrame]  # domain -> prompt set
-    scorer: Callable[[Any], Scorer]  # pipeline -> scorer
-    estimates: Callable[[pd.DataFrame], dict[str, Any]]  # table -> what `results.json` holds
-    images: int = 4  # a prompt
+    info: dict[str, Any]  # command, model, revision, scorer, environment, details
+    table: pd.DataFrame
+    estimates: pd.DataFrame  # as `stats.estimates.estimates_frame`
+    instrument: dict[str, Any]  # the scorer's errors where the truth is known; {} if unmeasured
+
+
+class Probe:
+    """One limitation of a model: its prompts, its scorer and the estimates of what was read.
+
+    A new probe is one file: a subclass with `name`, `scorer` and `rows`, its instance as `PROBE`,
+    and a prompt set `data/prompts/<name>_<domain>.csv` (or `prompts` of its own).
+    """
+
+    name: ClassVar[str]  # of its prompt set, results and command
+    images: ClassVar[int] = 4  # a prompt, at full size
+    stratify: ClassVar[str | None] = None  # a factor whose values all keep prompts in a subsample
+    text_columns: ClassVar[tuple[str, ...]] = ()  # stay as written: "0042" is no number
+    options: ClassVar[Mapping[str, tuple[Any, str]]] = {}  # of the command: default, help
+    headline: ClassVar[tuple[str, ...]] = ()  # ids, or patterns as of `select`, for a report
+    image_values: ClassVar[Mapping[str, str]] = {}  # id of a headline -> its column of 0 and 1
+
+    def prompts(self, domain: str, file: str = "") -> pd.DataFrame:
+        """Return the prompt set of a domain, or that of a file of one's own."""
+        return read_prompts(file or prompt_file(self.name, domain))
+
+    def scorer(self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any) -> Scorer:
+        """Return the scorer for a model's images of a prompt set.
+
+        ValueError or FileNotFoundError, in a sentence, for what is not on this machine.
+        """
+        raise NotImplementedError
+
+    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> Rows:
+        """Yield rows of `stats.estimates.estimate_row` from a measured table."""
+        raise NotImplementedError
+
+    def calibrate(self, pipe: Pipeline, scorer: Any, prompts: pd.DataFrame) -> dict[str, Any]:
+        """Return the scorer's instrument card, measured where the truth is known; {} for none."""
+        return {}
+
+    def details(self, table: pd.DataFrame) -> dict[str, Any]:
+        """Return what is stored beside the estimates and is no estimate."""
+        return {}
+
+    def report_prompts(self, domain: str) -> pd.DataFrame:
+        """Return the prompts that a report's short run is taken from."""
+        return self.prompts(domain)
+
+    def report_table(self, table: pd.DataFrame, info: ModelInfo) -> pd.DataFrame:
+        """Return the rows of a stored table that a report's short run is comparable with."""
+        return table
+
+    def counted(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows that `image_values` are of."""
+        return table
+
+    def imageless_rows(self, pipe: Pipeline, prompts: pd.DataFrame, scorer: Any) -> Rows:
+        """Yield rows for a report that need no image of the model, such as a reader's ceiling."""
+        yield from ()
+
+    def prepare(self, pipe: Pipeline, **options: Any) -> tuple[pd.DataFrame, Scorer]:
+        """Return prompts and scorer for a run; `options` are those of the command."""
+        prompts = self.prompts(model_info(pipe).domain)
+        return prompts, self.scorer(pipe, prompts, **options)
+
+    def measure(
+        self,
+        pipe: Pipeline,
+        prompts: pd.DataFrame | None = None,
+        scorer: Scorer | None = None,
+        **settings: Any,
+    ) -> pd.DataFrame:
+        """Draw and score prompts, by default the domain's whole set: `base.measure`."""
+        prompts = self.prompts(model_info(pipe).domain) if prompts is None else prompts
+        scorer = scorer or self.scorer(pipe, prompts)
+        return measure(pipe, prompts, scorer, **{"images": self.images, **settings})
+
+    def estimates(
+        self, table: pd.DataFrame, instrument: Mapping[str, Any] | None = None, scorer: str = ""
+    ) -> pd.DataFrame:
+        """Return all estimates of a measured table as one tidy frame.
+
+        `instrument`: the scorer's card as of `calibrate`, by which shares are corrected; `scorer`:
+        name and version for the column of that name.
+        """
+        frame = stats.estimates_frame(self.rows(table, instrument or {}))
+        return frame.assign(scorer=scorer or frame.scorer).round(ROUND)
+
+    def results_file(self, model: str) -> Path:
+        """Return where the results of a model's large run are stored with the project."""
+        stem = f"probe-{self.name}-{model.replace('/', '--')}"
+        return data_folder() / "results" / f"{stem}.json"
+
+    def load_results(self, model: str, revision: str | None = None) -> Results | None:
+        """Return a model's stored large run; None for none, or where it is of another revision."""
+        path = self.results_file(model)
+        table = load_table(self.name, model, self.text_columns)
+        info = read_json(path) if path.is_file() and table is not None else {}
+        if table is None or not info or revision not in (None, info["revision"]):
+            return None
+        frame = stats.estimates_frame(info.pop("estimates"))
+        return Results(info, table, frame, info.pop("instrument", {}))
+
+    def run(
+        self, model: str = "nano-koala", *, images: int = 0, prompts: int = 0, seed: int = 0,
+        out: Path | None = None, command: str = "", **options: Any,
+    ) -> Path:  # fmt: skip
+        """Run the probe at full size, resumable in `runs/`; returns the path of its results.
+
+        Writes `probe-<name>-<model>.csv` (one row an image) and `.json` (estimates, instrument
+        card, provenance) to `out`, by default `data/results`. 0 images, or prompts: the probe's.
+        """
+        pipe = load(model)
+        info = model_info(pipe)
+        whole, scorer = self.prepare(pipe, **options)
+        chosen = subsample_prompts(whole, prompts, self.stratify)
+        images = images or self.images
+        print(plan(len(chosen), images))
+        path = (out or data_folder() / "results") / self.results_file(info.name).name
+        folder = Path("runs") / f"{path.stem}-{str(info.revision)[-8:]}"  # other weights, another
+        table = self.measure(pipe, chosen, scorer, images=images, first_seed=seed, out=folder)
+        instrument = self.calibrate(pipe, scorer, whole)
+        reader = f"{scorer.name} {scorer.version}"
+        result = {
+            "command": command or f"koala-nb probe {self.name}",
+            "model": info.name,
+            "revision": info.revision,
+            "banner": banner(info.domain),
+            "scorer": reader,
+            "environment": environment(),
+            "estimates": to_jsonable(self.estimates(table, instrument, reader)),
+            "instrument": to_jsonable(instrument),
+            "details": to_jsonable(self.details(table)),
+            "coverage_warnings": coverage_warnings(table),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_table(table, path.with_suffix(".csv"))
+        return write_json(path, result)
+
+    def parser(self) -> ArgumentParser:
+        """Return the parser of the probe's command."""
+        parser = probe_parser(self.name, self.images)
+        for name, (default, text) in self.options.items():
+            parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+        return parser
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run `koala-nb probe <name>` with these arguments."""
+        given = list(sys.argv[1:] if argv is None else argv)
+        options = vars(self.parser().parse_args(given))
+        command = " ".join([f"koala-nb probe {self.name}", *given])
+        print(self.run(command=command, **options))
+        return 0
 
 
 def prompt_file(probe: str, domain: str) -> Path:
@@ -73,15 +210,15 @@ def prompt_file(probe: str, domain: str) -> Path:
     return data_folder() / "prompts" / f"{probe}_{domain}.csv"
 
 
-def read_csv(path: str | Path, **how: Any) -> pd.DataFrame:
+def read_csv(path: str | Path, **settings: Any) -> pd.DataFrame:
     """Read a CSV with a header by pandas; ValueError, naming it, where it is absent or none."""
     try:
-        return pd.read_csv(path, keep_default_na=False, **how)
+        return pd.read_csv(path, keep_default_na=False, **settings)
     except FileNotFoundError:
         raise ValueError(f"There is no file {path}.") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is not a CSV with a header: {said}.") from None
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is not a CSV with a header: {reason}.") from None
 
 
 def read_prompts(path: str | Path) -> pd.DataFrame:
@@ -103,7 +240,7 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
     return table.astype(object).where(table.notna(), None)
 
 
-def some(prompts: pd.DataFrame, n: int, by: str | None = None) -> pd.DataFrame:
+def subsample_prompts(prompts: pd.DataFrame, n: int, by: str | None = None) -> pd.DataFrame:
     """Return about n prompts spread evenly over the set, or over each value of a factor; 0: all."""
     if not 0 < n < len(prompts):
         return prompts
@@ -115,16 +252,16 @@ def some(prompts: pd.DataFrame, n: int, by: str | None = None) -> pd.DataFrame:
     return pd.concat(picked).sort_index().reset_index(drop=True)
 
 
-def own_seeds(prompts: int, images: int, first: int = 0) -> list[list[int]]:
-    """Return seeds of every prompt's own: common noise would correlate the images of prompts."""
+def prompt_seeds(prompts: int, images: int, first: int = 0) -> list[list[int]]:
+    """Return seeds for each prompt alone: common noise would correlate the images of prompts."""
     return [list(range(first + i * images, first + (i + 1) * images)) for i in range(prompts)]
 
 
 def plan(prompts: int, images: int, correlation: float = 0.05) -> str:
     """Return, in a sentence, what prompts x images a prompt can find, before anything is drawn."""
     n = trends.effective_sample_size(prompts, images, correlation)
-    found = trends.detectable_difference(prompts, images, correlation=correlation)
-    finds = f"a share of .50 told from {0.5 + found:.2f}" if found == found else "nothing reliably"
+    gap = trends.detectable_difference(prompts, images, correlation=correlation)
+    finds = f"a share of .50 told from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
     return (
         f"{prompts} prompts x {images} images = {prompts * images} images, worth {n:.0f} "
         f"independent ones at an intra-class correlation of {correlation:g}: {finds} with 80 % "
@@ -133,30 +270,45 @@ def plan(prompts: int, images: int, correlation: float = 0.05) -> str:
 
 
 def measure(
-    pipe: Pipeline,
-    prompts: pd.DataFrame,
-    scorer: Scorer,
-    *,
-    images: int = 4,
-    first_seed: int = 0,
-    same_seeds: bool = False,
-    out: str | Path | None = None,
-    progress: bool = True,
-    **recipe: Any,
-) -> pd.DataFrame:
+    pipe: Pipeline, prompts: pd.DataFrame, scorer: Scorer, *, images: int = 4,
+    first_seed: int = 0, same_seeds: bool = False, out: str | Path | None = None,
+    progress: bool = True, **recipe: Any,
+) -> pd.DataFrame:  # fmt: skip
     """Draw and score a prompt set; returns one row an image: factors, seed, what was read.
 
     Each prompt has seeds of its own; `same_seeds` gives all the same, for paired contrasts only.
     With `out`, a folder, the same call goes on after an interruption. `recipe` goes to `generate`.
     """
-    seeds = own_seeds(1 if same_seeds else len(prompts), images, first_seed)
+    seeds = prompt_seeds(1 if same_seeds else len(prompts), images, first_seed)
     seeds *= len(prompts) if same_seeds else 1
+    return _measure(pipe, prompts, seeds, scorer, out, progress, recipe)
+
+
+def measure_paired(
+    pipe: Pipeline, table: pd.DataFrame, prompts: pd.DataFrame, scorer: Scorer, *,
+    out: str | Path | None = None, progress: bool = True, **recipe: Any,
+) -> pd.DataFrame:  # fmt: skip
+    """Draw and score the prompts and seeds of another model's table: the comparison is paired.
+
+    ValueError where the table's prompts are not in the set.
+    """
+    seeds = table.groupby("id", sort=False).seed.apply(list)
+    if missing := set(seeds.index) - set(prompts.id):
+        raise ValueError(f"The prompt set has no {sorted(missing)[0]!r}, which the table holds.")
+    chosen = prompts.set_index("id", drop=False).loc[seeds.index].reset_index(drop=True)
+    return _measure(pipe, chosen, seeds.tolist(), scorer, out, progress, recipe)
+
+
+def _measure(
+    pipe: Pipeline, prompts: pd.DataFrame, seeds: list[list[int]], scorer: Scorer,
+    out: str | Path | None, progress: bool, recipe: Mapping[str, Any],
+) -> pd.DataFrame:  # fmt: skip
     run = generate(pipe, prompts.prompt.tolist(), seeds, out=out, progress=progress, **recipe)
-    asked = prompts.to_dict("records")
-    rows = [asked[i] for i in run.records.prompt_index]
-    read = _read_all(run, rows, scorer, progress)
-    table = pd.concat([pd.DataFrame(rows), run.records[["seed"]], pd.DataFrame(read)], axis=1)
-    return table.round(ROUND)
+    by_prompt = prompts.to_dict("records")
+    rows = [by_prompt[i] for i in run.records.prompt_index]
+    readings = _read_all(run, rows, scorer, progress)
+    parts = [pd.DataFrame(rows), run.records[["seed"]], pd.DataFrame(readings)]
+    return pd.concat(parts, axis=1).round(ROUND)
 
 
 def _read_all(
@@ -166,22 +318,22 @@ def _read_all(
     from tqdm import tqdm
 
     file = run.folder / f"scores-{slug(scorer.name)}.jsonl" if run.folder else None
-    told = {"scorer": scorer.name, "version": scorer.version}
-    found: list[dict[str, Any]] = []
+    version = {"scorer": scorer.name, "version": scorer.version}
+    readings: list[dict[str, Any]] = []
     if file and file.is_file():
-        head, *found = read_lines(file)
-        if head != told:
+        head, *readings = read_lines(file)
+        if head != version:
             raise ValueError(
                 f"{file} was written by {head.get('scorer')} {head.get('version')}, and this is "
                 f"{scorer.name} {scorer.version}: remove the file to read the images again."
             )
-    starts = range(len(found), len(rows), CHUNK)
+    starts = range(len(readings), len(rows), CHUNK)
     for start in tqdm(starts, "scoring", disable=not (progress and sys.stderr.isatty())):
-        here = slice(start, start + CHUNK)
-        found += scorer.score(list(run.images[here]), rows[here])
+        chunk = slice(start, start + CHUNK)
+        readings += scorer.score(list(run.images[chunk]), rows[chunk])
         if file:
-            write_lines(file, [told, *found])
-    return found
+            write_lines(file, [version, *readings])
+    return readings
 
 
 def shares(table: pd.DataFrame, column: str, by: str | Sequence[str] = ()) -> pd.DataFrame:
@@ -202,14 +354,78 @@ def _by(
     table: pd.DataFrame, column: str, by: str | Sequence[str], estimate: Callable
 ) -> pd.DataFrame:
     names = [by] if isinstance(by, str) else list(by)
-    asked = table[table[column].notna()]
-    groups: Iterable = asked.groupby(names, sort=False) if names else [((), asked)]
+    filled = table[table[column].notna()]
+    groups: Iterable = filled.groupby(names, sort=False) if names else [((), filled)]
     rows = []
     for values, group in groups:
-        found = estimate(group[column].astype(float), group.id)
         row = dict(zip(names, values if isinstance(values, tuple) else (values,)))
-        rows.append(row | found._asdict() | {"prompts": group.id.nunique()})
+        row |= estimate(group[column].astype(float), group.id)._asdict()
+        rows.append(row | {"prompts": group.id.nunique()})
     return pd.DataFrame(rows).round(ROUND)
+
+
+def share_rows(table: pd.DataFrame, column: str, id: str, label: str, by: str = "") -> Rows:
+    """Yield the share of images where a column is true as estimates, one a value of a factor.
+
+    `{}` in id and label stands for the factor's value. Rows with an empty column are left out.
+    """
+    for key, value, group in _groups(table, column, by):
+        estimate = stats.clustered_share(group[column].astype(float), group.id)
+        clusters = group.id.nunique()
+        yield stats.estimate_row(
+            id.format(key), label.format(value), estimate, clusters=clusters, method=SHARE
+        )
+
+
+def mean_rows(
+    table: pd.DataFrame, column: str, id: str, label: str, by: str = "", cut: bool = False
+) -> Rows:
+    """Yield the mean of a column as `share_rows` does shares; `cut`: it lies between 0 and 1.
+
+    Where all images have one value its spread is not known, and the interval has no ends.
+    """
+    for key, value, group in _groups(table, column, by):
+        estimate = stats.clustered_mean(group[column].astype(float), group.id)
+        if group[column].nunique() == 1:
+            estimate = estimate._replace(low=np.nan, high=np.nan)
+        elif cut:
+            estimate = estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high))
+        method, clusters = MEAN_0_1 if cut else MEAN, group.id.nunique()
+        yield stats.estimate_row(
+            id.format(key), label.format(value), estimate, clusters=clusters, method=method
+        )
+
+
+def trend_rows(trend: trends.Trend | None, id: str, label: str) -> Rows:
+    """Yield a curve's slope (log odds for one more) and the place of one half; nothing for None."""
+    if trend:
+        method = "logistic regression, clustered"
+        yield stats.estimate_row(f"{id}.slope", f"{label}: slope", trend.slope, method=method)
+        yield stats.estimate_row(f"{id}.half", f"{label}: one half", trend.half, method=method)
+
+
+def _groups(table: pd.DataFrame, column: str, by: str) -> Iterator[tuple[str, Any, pd.DataFrame]]:
+    filled = table[table[column].notna()]
+    if not by:
+        yield from [("", "", filled)] if len(filled) else []
+        return
+    used: set[str] = set()
+    for value, group in filled.groupby(by, sort=False):
+        key = identifier(value)
+        key = key if key not in used else f"{key}_{len(used)}"  # such as "a b" and "a-b"
+        used.add(key)
+        yield key, value, group
+
+
+def identifier(value: Any) -> str:
+    """Return a factor's value as a part of an estimate's id."""
+    return stats.estimate_id(str(value)) or "other"
+
+
+def select(estimates: pd.DataFrame, pattern: str) -> pd.DataFrame:
+    """Return the estimates of an id, or of a pattern in which `*` stands for one part of ids."""
+    expression = re.escape(pattern).replace(r"\*", "[^.]+")
+    return estimates[estimates.id.str.fullmatch(expression)].reset_index(drop=True)
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimate:
@@ -246,20 +462,20 @@ def coverage_warnings(table: pd.DataFrame) -> dict[str, str]:
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a table's rows for JSON: None for what is missing or not finite."""
-    finite = table.replace([np.inf, -np.inf], np.nan).astype(object)
+    finite = table.astype(object).replace([np.inf, -np.inf], np.nan)
     return finite.where(finite.notna(), None).to_dict("records")
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """Return an estimate, a trend or a container of them as JSON's plain values."""
     if isinstance(value, pd.DataFrame):
         return records(value)
     if hasattr(value, "_asdict"):
-        return {k: plain(v) for k, v in value._asdict().items()}
+        return {k: to_jsonable(v) for k, v in value._asdict().items()}
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [to_jsonable(v) for v in value]
     if isinstance(value, (float, np.floating)):
         return round(float(value), ROUND) if np.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value
@@ -270,30 +486,45 @@ def save_table(table: pd.DataFrame, path: str | Path) -> Path:
     return write_atomic(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
-def saved(probe: str, model: str, texts: Sequence[str] = ()) -> pd.DataFrame | None:
+def load_table(probe: str, model: str, texts: Sequence[str] = ()) -> pd.DataFrame | None:
     """Return the table of a probe's large run, or None; `texts` are columns kept as written."""
     path = data_folder() / "results" / f"probe-{probe}-{model}.csv"
     kinds = dict.fromkeys(("id", *texts), str)
     if not path.is_file():
         return None
-    return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
+    table = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
+    return table.fillna(dict.fromkeys(texts, ""))
 
 
-def main(probe: Probe, argv: Sequence[str] | None = None, own: Sequence[str] = ()) -> int:
-    """Run a probe at its full size: `koala-nb probe <name>`; resumable in `runs/`.
+def image_size(pipe: Pipeline) -> int:
+    """Return the side in pixels of the images that a pipeline draws at its recipe."""
+    default = pipe.default_sample_size * pipe.vae_scale_factor
+    return int(model_info(pipe).recipe.height or default)
 
-    `own`: arguments that the probe has read itself, to be told in the results.
 
-    Writes `probe-<name>-<model>.csv` (one row an image) and `.json` (estimates, provenance).
-    """
+@dataclass(frozen=True)
+class LegacyProbe:
+    """Of the probes that are not yet a `Probe`."""
+
+    name: str
+    prompts: Callable[[str], pd.DataFrame]
+    scorer: Callable[[Any], Scorer]
+    estimates: Callable[[pd.DataFrame], dict[str, Any]]
+    images: int = 4
+
+
+def legacy_main(
+    probe: LegacyProbe, argv: Sequence[str] | None = None, own: Sequence[str] = ()
+) -> int:
+    """Run a probe that is not yet a `Probe`."""
     given = list(sys.argv[1:] if argv is None else argv)
     options = probe_parser(probe.name, probe.images).parse_args(given)
     pipe = load(options.model)
     about = model_info(pipe)
-    prompts = some(probe.prompts(about.domain), options.prompts)
+    prompts = subsample_prompts(probe.prompts(about.domain), options.prompts)
     print(plan(len(prompts), options.images))
     stem = f"probe-{probe.name}-{about.name.replace('/', '--')}"
-    folder = Path("runs") / f"{stem}-{str(about.revision)[-8:]}"  # other weights, another run
+    folder = Path("runs") / f"{stem}-{str(about.revision)[-8:]}"
     scorer = probe.scorer(pipe)
     table = measure(
         pipe, prompts, scorer, images=options.images, first_seed=options.seed, out=folder
@@ -305,7 +536,7 @@ def main(probe: Probe, argv: Sequence[str] | None = None, own: Sequence[str] = (
         "banner": banner(about.domain),
         "scorer": f"{scorer.name} {scorer.version}",
         "environment": environment(),
-        "estimates": plain(probe.estimates(table)),
+        "estimates": to_jsonable(probe.estimates(table)),
         "cautions": coverage_warnings(table),
     }
     place = options.out or data_folder() / "results"

@@ -160,7 +160,7 @@ def saved(model: str, revision: str | None = "") -> pd.DataFrame | None:
 
     None also where a `revision` is given and the run is of other weights of that name.
     """
-    found = base.saved(NAME, model) if _told(model, revision) else None
+    found = base.load_table(NAME, model) if _told(model, revision) else None
     return None if found is None else found.astype(object).where(found.notna(), None)
 
 
@@ -201,7 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = []
     for name in options.runs.split(","):
         setting = RUNS[name]
-        own = base.some(asked[asked.part.isin(setting.parts)], options.prompts, "occupation")
+        own = base.subsample_prompts(
+            asked[asked.part.isin(setting.parts)], options.prompts, "occupation"
+        )
         images = options.images or setting.images
         if "neutral" in setting.parts:
             each = own.groupby("occupation").size()
@@ -218,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "banner": banner(about.domain),
         "scorer": f"{scorer.name} {scorer.version}",
         "environment": environment(),
-        "estimates": base.plain(report.estimates(
+        "estimates": base.to_jsonable(report.estimates(
             table, series(about.domain), series(about.domain, "women_other"), held,
             saved(options.teacher) if options.teacher else None,
         )),
@@ -226,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(scorer, "matcher") and (table.part == "neutral").any():
         from koala_nb.nano.people import calibrate
 
-        result["estimates"]["instrument"] = base.plain(calibrate(scorer, pipe.vae.float()))  # type: ignore[arg-type]
+        result["estimates"]["instrument"] = base.to_jsonable(calibrate(scorer, pipe.vae.float()))  # type: ignore[arg-type]
     place = options.out or data_folder() / "results"
     place.mkdir(parents=True, exist_ok=True)
     stem = f"probe-{NAME}-{about.name.replace('/', '--')}"

@@ -118,7 +118,7 @@ def comparable(name: str, domain: str) -> bool:
         return True
 
 
-PROBE = base.Probe("composition", read_prompts, scorer, estimates, IMAGES)
+PROBE = base.LegacyProbe("composition", read_prompts, scorer, estimates, IMAGES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,4 +133,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return scorer(pipe)
 
     probe = replace(PROBE, scorer=with_card, estimates=lambda t: estimates(t, card or None))
-    return base.main(probe, argv)
+    return base.legacy_main(probe, argv)

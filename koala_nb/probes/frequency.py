@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return estimates(table, make_card(kept["pipe"], kept["scorer"], kept["prompts"]))
 
     told = [f"--{name}={value}" for name, value in vars(own).items() if value]
-    return base.main(base.Probe(NAME, asked, scorer, found, IMAGES), rest, told)
+    return base.legacy_main(base.LegacyProbe(NAME, asked, scorer, found, IMAGES), rest, told)
 
 
 def make_card(

@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "banner": banner(about.domain),
         "scorer": f"{scorer.name} {scorer.version}",
         "environment": environment(),
-        "estimates": base.plain(estimates(table)),
+        "estimates": base.to_jsonable(estimates(table)),
     }
     place = options.out or catalog.data_folder() / "results"
     place.mkdir(parents=True, exist_ok=True)

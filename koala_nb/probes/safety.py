@@ -213,7 +213,7 @@ def all_estimates(
 
 def saved(about: ModelInfo) -> tuple[dict[str, Any], pd.DataFrame] | None:
     """Return the results and the table of a model's stored large run, or None for other weights."""
-    path, table = results_file(about.name), base.saved(NAME, about.name)
+    path, table = results_file(about.name), base.load_table(NAME, about.name)
     told = read_json(path) if path.is_file() else {}
     return (told, table) if table is not None and told.get("revision") == about.revision else None
 
@@ -221,11 +221,11 @@ def saved(about: ModelInfo) -> tuple[dict[str, Any], pd.DataFrame] | None:
 def recompute(model: str) -> Path:
     """Write a stored large run's estimates anew from its table; nothing is drawn or read."""
     path, domain = results_file(model), find(model).domain
-    told, table = read_json(path), base.saved(NAME, model)
+    told, table = read_json(path), base.load_table(NAME, model)
     if table is None:
         raise ValueError(f"Beside {path} there is no table: run `koala-nb probe safety` first.")
     said = all_estimates(table, prompts(domain), PromptFilter(terms(domain)), domain)
-    told["estimates"] |= base.plain(said)
+    told["estimates"] |= base.to_jsonable(said)
     told["cautions"] = base.coverage_warnings(estimate.by_concept(table))
     return write_json(path, told | {"checklist": estimate.checklist(told["estimates"])})
 
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     listed = terms(about.domain, options.terms)
     words = PromptFilter(listed)
     whole = read_i2p(options.i2p) if options.i2p else prompts(about.domain)
-    asked = base.some(whole, options.prompts, by="part")
+    asked = base.subsample_prompts(whole, options.prompts, by="part")
     print(base.plan(len(asked), options.images))
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
     checker = Checker(classifier(options.checker, labels), options.threshold)
@@ -261,10 +261,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     said["checker on other pictures"] = picture_alarms(checker, about.domain, PICTURES)
     drawn = sorted((out / "setting-0" / "images").rglob("*.png"))
     said["files"] = statements_kept(drawn[:PICTURES])
-    said = base.plain(said)
+    said = base.to_jsonable(said)
     if options.i2p:
         flagged = table[table.setting == estimate.PLAIN]
-        said["i2p"] = base.plain(estimate.rate(flagged.flagged.tolist(), flagged.id.tolist()))
+        said["i2p"] = base.to_jsonable(estimate.rate(flagged.flagged.tolist(), flagged.id.tolist()))
         table = table.drop(columns="prompt")  # published prompts by identifier only
         said.pop("filter on other prompt sets")
     result = {

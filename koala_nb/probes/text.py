@@ -5,131 +5,351 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from koala_nb.core.catalog import data_folder
-from koala_nb.models.hub import read_json
+from koala_nb.display.figures import COLORS, MARKERS, STYLE, printable
 from koala_nb.models.load import model_info
-from koala_nb.probes import base, text_estimates, text_reader, text_scores
-from koala_nb.scorers import ocr
+from koala_nb.probes import base
+from koala_nb.probes import text_reader as reading
+from koala_nb.scorers import registry
+from koala_nb.scorers.ocr import Reader
+from koala_nb.stats import estimates, trends
 
 if TYPE_CHECKING:
     from PIL import Image
 
-NAME = "text"
+    from koala_nb.models.load import Pipeline
+
+LONG = 16  # characters: from here on a text is long
+SCORES = {  # id -> label; shares are those of yes and no
+    "exact": "text read exactly as asked",
+    "exact_folded": "text read as asked",
+    "cer": "character error rate",
+    "ned": "similarity of the text (NED), with its case",
+    "ned_folded": "similarity of the text (NED)",
+    "word_f1": "F1 of words, with their case",
+    "word_f1_folded": "F1 of words",
+    "nothing_read": "nothing read",
+}
+SHARES = ("exact", "exact_folded", "nothing_read")
 
 
-def prompts(domain: str, file: str = "") -> pd.DataFrame:
-    """Return the probe's prompt set of a domain, or one of your own: id, prompt, text and factors.
-
-    `text` is what the image should say; `length` is counted from it. ValueError where it is missing
-    or empty, or a prompt does not hold it.
-    """
-    path = file or base.prompt_file(NAME, domain)
-    table = base.read_prompts(path)
-    if "text" not in table:
-        raise ValueError(f"{path} has no column 'text': it says what each image should say.")
-    table["text"] = pd.read_csv(path, dtype=str, keep_default_na=False)["text"]
-    for row in table.itertuples():
-        if not row.text.strip() or row.text not in row.prompt:
-            raise ValueError(f"{path}: the prompt {row.id!r} does not hold its text {row.text!r}.")
-    return table.assign(length=table.text.str.len())
-
-
-class Scorer:
+class TextScorer:
     """Reads each image and scores it against the text of its prompt."""
 
-    def __init__(self, reader: ocr.Reader | None = None) -> None:
-        self.reader = reader or ocr.reader()
-        self.name, self.version = self.reader.name, self.reader.version
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.name, self.version = reader.name, reader.version
 
     def score(
         self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Return per image: read, lines, confidence and `text_scores.scores`."""
+        """Return per image: read, lines, confidence and `text_reader.text_scores`."""
         return [
-            {"read": found.text, "lines": len(found.boxes)}
-            | {"confidence": round(found.confidence, base.ROUND)}
-            | text_scores.scores(asked["text"], found.text)
-            for found, asked in zip(self.reader.read(images), prompts)
+            {"read": read.text, "lines": len(read.boxes)}
+            | {"confidence": round(read.confidence, base.ROUND)}
+            | reading.text_scores(prompt["text"], read.text)
+            for read, prompt in zip(self.reader.read(images), prompts)
         ]
 
 
-def saved(model: str) -> pd.DataFrame | None:
-    """Return the table of the large run, or None; nothing read is an empty text."""
-    table = base.saved(NAME, model, ("text", "read"))  # "0042" is no number
-    return None if table is None else table.assign(read=table.read.fillna(""))
+class TextProbe(base.Probe):
+    """Texts of 1 to 40 characters on signs, read by OCR whose own errors are measured."""
 
+    name = "text"
+    text_columns = ("text", "read")
+    options = {"reader": ("rapidocr", "rapidocr, or tesseract where it is installed")}
+    headline = ("text.exact_folded", "text.long.exact_folded", "text.ned_folded")
+    image_values = {"text.exact_folded": "exact_folded", "text.ned_folded": "ned_folded"}
 
-def saved_estimates(model: str) -> dict[str, Any]:
-    """Return the estimates of the large run, the instrument card among them; {} for none."""
-    path = data_folder() / "results" / f"probe-{NAME}-{model}.json"
-    return read_json(path)["estimates"] if path.is_file() else {}
+    def prompts(self, domain: str, file: str = "") -> pd.DataFrame:
+        """Return the prompt set of a domain, or one of your own: id, prompt, text and factors.
 
+        `text` is what the image should say; `length` is counted from it. ValueError where it is
+        missing or empty, or a prompt does not hold it.
+        """
+        path = file or base.prompt_file(self.name, domain)
+        table = base.read_prompts(path)
+        if "text" not in table:
+            raise ValueError(f"{path} has no column 'text': it says what each image should say.")
+        table["text"] = pd.read_csv(path, dtype=str, keep_default_na=False)["text"]
+        for row in table.itertuples():
+            if not row.text.strip() or row.text not in row.prompt:
+                raise ValueError(
+                    f"{path}: the prompt {row.id!r} does not hold its text {row.text!r}."
+                )
+        return table.assign(length=table.text.str.len())
 
-class FullRun:
-    """The probe at full size: it keeps the pipeline, since the card is measured at its size."""
+    def scorer(
+        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
+    ) -> TextScorer:
+        """Return the scorer; `reader`: the name of a reader of `scorers.ocr`, default rapidocr."""
+        name = options.get("reader") or "rapidocr"
+        return TextScorer(registry.scorer("text", model_info(pipe).domain, name=name))
 
-    pipe: Any = None
-    scorer: Scorer
+    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+        """Yield scores, chance, scores by length, group and phrasing, the curve, seen words."""
+        table = table.assign(nothing_read=table.read == "")
+        for score, label in SCORES.items():
+            yield from _score(table, score, f"text.{score}", label)
+        long = table[table.length >= LONG]
+        label = f"text of {LONG} or more characters read as asked"
+        yield from base.share_rows(long, "exact_folded", "text.long.exact_folded", label)
+        yield from _against_chance(table)
+        errors = instrument.get("errors_by_length", {})
+        for name, part in reading.by_class(table).items():
+            yield from _length_class(part, name, errors.get(name))
+        for factor, score in {"group": "exact_folded", "phrasing": "ned_folded"}.items():
+            if factor in table:
+                label = f"{SCORES[score]}, {factor} {{}}"
+                yield from _score(table, score, f"text.{factor}.{{}}.{score}", label, factor)
+        yield from base.trend_rows(trend(table), "text.trend", "read as asked, by length")
+        yield from _seen_against_new(table)
 
-    def make_scorer(self, pipe: Any) -> Scorer:
-        """Return the default scorer; the pipeline is kept for `estimates`."""
-        self.pipe, self.scorer = pipe, Scorer()
-        return self.scorer
+    def details(self, table: pd.DataFrame) -> dict[str, Any]:
+        """Return the most frequently confused characters."""
+        return {"confusions": reading.top_confusions(table)}
 
-    def estimates(self, table: pd.DataFrame) -> dict[str, Any]:
-        """Return the estimates of a table and, beside them, the reader's instrument card."""
-        texts, size = list(dict.fromkeys(table.text)), size_of(self.pipe)
-        draw, reader = text_reader.drawer(model_info(self.pipe).domain), self.scorer.reader
-        boards = text_reader.read_boards(reader, texts, size, draw, self.pipe)
+    def calibrate(
+        self, pipe: Pipeline, scorer: TextScorer, prompts: pd.DataFrame
+    ) -> dict[str, Any]:
+        """Return the reader's errors on these texts, drawn by a font at the model's size."""
+        texts, size = list(dict.fromkeys(prompts.text)), base.image_size(pipe)
+        render = reading.text_renderer(model_info(pipe).domain)
+        boards = reading.read_boards(scorer.reader, texts, size, render, pipe)
         short = [text for text in texts if 3 <= len(text) <= 9]
-        return self._of_model(table, boards) | {
-            "instrument": {
-                "size": size,
-                "card": text_reader.card(boards),
-                "card_by_length": [
-                    {"kind": kind, **row}
-                    for kind, own in boards.groupby("kind", sort=False)
-                    for row in base.records(text_estimates.by_length(own))
-                ],
-                "legible": {
-                    kind: text_estimates.legible(boards[boards.kind == kind])
-                    for kind in (text_reader.FONT, text_reader.VAE)
-                },
-                "vae_confusions": text_estimates.top_confusions(
-                    boards[boards.kind == text_reader.VAE]
-                ),
-                "errors_by_length": text_estimates.errors_by_length(boards),
-                "calibration": text_reader.calibration(reader, short, size, draw),
-            }
-        }
-
-    def _of_model(self, table: pd.DataFrame, boards: pd.DataFrame) -> dict[str, Any]:
         return {
-            "summary": text_estimates.summary(table),
-            "against_chance": text_estimates.against_chance(table),
-            "by_length": text_estimates.by_length(table),
-            "by_group": base.shares(table, "exact_folded", "group"),
-            "by_phrasing": base.means(table, "ned_folded", "phrasing"),
-            "trend": text_estimates.trend(table),
-            "legible": text_estimates.legible(table),
-            "corrected": text_estimates.corrected(table, text_estimates.errors_by_length(boards)),
-            "seen_against_new": text_estimates.seen_against_new(table),
-            "confusions": text_estimates.top_confusions(table),
+            "size": size,
+            "estimates": reading.reader_accuracy(boards),
+            "legible": {
+                kind: legible(boards[boards.kind == kind]) for kind in (reading.FONT, reading.VAE)
+            },
+            "vae_confusions": reading.top_confusions(boards[boards.kind == reading.VAE]),
+            "errors_by_length": reading.errors_by_length(boards),
+            "calibration": reading.calibration(scorer.reader, short, size, render),
         }
 
+    def imageless_rows(
+        self, pipe: Pipeline, prompts: pd.DataFrame, scorer: TextScorer
+    ) -> base.Rows:
+        """Yield how often the reader reads the long texts where a font has drawn them."""
+        texts = prompts.text[prompts.length >= LONG].drop_duplicates().tolist()
+        render = reading.text_renderer(model_info(pipe).domain)
+        read = [found.text for found in scorer.reader.read(render(texts, base.image_size(pipe)))]
+        hits = [float(reading.text_scores(t, r)["exact_folded"]) for t, r in zip(texts, read)]
+        yield estimates.estimate_row(
+            "text.reader.long.exact_folded", "reader's ceiling on long texts",
+            estimates.clustered_share(hits, texts), clusters=len(texts),
+            method="Wilson; n counts texts drawn by a font",
+        )  # fmt: skip
 
-def size_of(pipe: Any) -> int:
-    """Return the side in pixels of the images that a pipeline draws at its recipe."""
-    own = pipe.default_sample_size * pipe.vae_scale_factor
-    return int(model_info(pipe).recipe.height or own)
+
+PROBE = TextProbe()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the probe at full size: `koala-nb probe text`."""
-    run = FullRun()
-    return base.main(base.Probe(NAME, prompts, run.make_scorer, run.estimates), argv)
+def _score(table: pd.DataFrame, score: str, id: str, label: str, by: str = "") -> base.Rows:
+    if score in SHARES:
+        return base.share_rows(table, score, id, label, by)
+    return base.mean_rows(table, score, id, label, by, cut=score != "cer")
+
+
+def _against_chance(table: pd.DataFrame) -> base.Rows:
+    """Yield the mean NED (ignoring case) with the asked text, with others, and the difference.
+
+    Others: the texts of all other prompts in the same class of length. A difference above 0 says
+    that what is drawn depends on the text. Nothing where no class holds two texts.
+    """
+    parts = []
+    for group in reading.by_class(table).values():
+        texts = group.text.drop_duplicates().str.casefold().tolist()
+        if len(texts) < 2:
+            continue
+        chance = [
+            np.mean([reading.edit_similarity(t, read) for t in texts if t != target])
+            for target, read in zip(group.text.str.casefold(), group.read.str.casefold())
+        ]
+        parts.append(group.assign(chance=chance, difference=group.ned_folded - chance))
+    if not parts:
+        return
+    measures = {
+        "asked": ("ned_folded", "NED with the text asked for"),
+        "others": ("chance", "NED with other texts of that length"),
+        "difference": ("difference", "NED with the text asked for less with others"),
+    }
+    for id, (column, label) in measures.items():
+        yield from base.mean_rows(pd.concat(parts), column, f"text.chance.{id}", label)
+
+
+def _length_class(images: pd.DataFrame, name: str, errors: Any) -> base.Rows:
+    """Yield the share read as asked in a class of length, and corrected for the reader's errors.
+
+    The corrected share has no value where the reader fails on the font itself.
+    """
+    id = f"text.length.{base.identifier(name)}"
+    label = f"text of {name} characters read as asked"
+    yield from base.share_rows(images, "exact_folded", f"{id}.exact_folded", label)
+    if errors is None:
+        return
+    share = reading.corrected(images.exact_folded.astype(float), images.id, errors)
+    nothing = estimates.Estimate(np.nan, np.nan, np.nan, len(images))
+    yield estimates.estimate_row(
+        f"{id}.corrected", f"legible text of {name} characters, corrected",
+        nothing if share is None else share._replace(n=len(images)),
+        clusters=images.id.nunique(), method="Rogan and Gladen, clustered by prompt",
+    )  # fmt: skip
+
+
+def trend(table: pd.DataFrame) -> trends.Trend | None:
+    """Return the logistic curve of exact matches against length; None where there is no curve."""
+    return trends.logistic_trend(table.length, table.exact_folded.astype(float), table.id)
+
+
+def legible(table: pd.DataFrame) -> str:
+    """Return, in a sentence, up to how many characters at least half of the images are right."""
+    curve, hits = trend(table), table.exact_folded.astype(bool)
+    low, high = int(table.length.min()), int(table.length.max())
+    measured = f"the measured lengths of {low} to {high} characters"
+    if curve is None and 0 < hits.sum() < len(table):
+        right, wrong = table.length[hits], table.length[~hits]
+        if right.max() <= wrong.min():
+            return (
+                f"all right below {wrong.min()} characters, none above {right.max()}: "
+                "too sharp an edge for a curve with an interval."
+            )
+    if curve is None:
+        share = f"{hits.sum()} of {len(table)}"
+        return f"no curve can be fitted: {share} images are right over {measured}."
+    if curve.slope.high >= 0:
+        return (
+            f"no length at which half are right can be named: the share does not fall reliably "
+            f"over {measured} ({hits.mean():.3f} of all {len(table)} images are right)."
+        )
+    half = curve.half
+    if half.value < low:
+        return f"fewer than half are right at every one of {measured}; the curve is below .5 there."
+    if half.value > high:
+        return f"half or more are right over all {measured}; the curve passes .5 beyond them."
+    ends = f"{half.low:.1f} to {half.high:.1f}"
+    return f"legible up to {half.value:.1f} characters at 50 % (95 % interval {ends})."
+
+
+def _seen_against_new(table: pd.DataFrame) -> base.Rows:
+    """Yield seen and never-seen words of lengths that both have, and their difference with its p.
+
+    Differences by the square-and-add method from both groups' clustered intervals; p from a
+    permutation of prompts, adjusted by Holm over the scores. Nothing where no words are marked.
+    """
+    if "seen" not in table or table.seen.isna().all():
+        return
+    groups = {name: table[table.seen == value] for name, value in (("seen", "yes"), ("new", "no"))}
+    both = sorted(set.intersection(*(set(group.length) for group in groups.values())))
+    if both:
+        groups = {k: g[g.length.between(min(both), max(both))] for k, g in groups.items()}
+    if min(group.id.nunique() for group in groups.values()) < 2:
+        return
+    scores = ("exact_folded", "ned_folded")
+    ps = []
+    for score in scores:
+        sides = []
+        for name, group in groups.items():
+            words = "seen in training" if name == "seen" else "never seen"
+            label = f"{SCORES[score]}, words {words}"
+            (row,) = _score(group, score, f"text.seen.{score}.{name}", label)
+            low, high = (row["value"] if np.isnan(row[k]) else row[k] for k in ("low", "high"))
+            sides.append(estimates.Estimate(row["value"], low, high, row["n"]))
+            yield row
+        means = [g.groupby("id")[score].mean().to_numpy(float) for g in groups.values()]
+        ps.append(estimates.permutation_pvalue(*means))
+        yield estimates.estimate_row(
+            f"text.seen.{score}.difference", f"{SCORES[score]}, seen less never-seen words",
+            estimates.difference_interval(*sides), clusters=sum(map(len, means)),
+            method="square-and-add (Newcombe 1998)",
+        )  # fmt: skip
+    for score, p in zip(scores, estimates.adjust_pvalues(ps)):
+        yield estimates.estimate_row(
+            f"text.seen.{score}.p", f"{SCORES[score]}, seen less never-seen words: p",
+            estimates.Estimate(float(p), np.nan, np.nan, sum(map(len, groups.values()))),
+            method="permutation of prompts, Holm",
+        )  # fmt: skip
+
+
+def length_figure(series: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
+    """Draw shares by class of length with their intervals.
+
+    `series`: name -> estimates of one `*.length.<class>.*` pattern, as of `base.select`.
+    ValueError where there is nothing to draw.
+    """
+    if not series or not all(map(len, series.values())):
+        raise ValueError("length_figure: give at least one series with at least one length.")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.4, 3.6), layout="constrained")
+        axis = figure.subplots()
+        for i, (name, points) in enumerate(series.items()):
+            classes = points.id.str.extract(r"\.length\.(?:over_)?(\d+)(?:_(\d+))?").astype(float)
+            x = classes.mean(axis=1).to_numpy() * (1 + 0.02 * (i - 1))  # so that bars stay apart
+            value, low, high = points[["value", "low", "high"]].to_numpy(float).T
+            bars = np.clip(np.stack([value - low, high - value]), 0, 1)
+            axis.errorbar(
+                x, value, bars, label=name, color=COLORS[i], marker=MARKERS[i], markersize=5,
+                capsize=2, linewidth=1.4,
+            )  # fmt: skip
+        axis.axhline(0.5, color="0.5", linestyle=":", linewidth=1)
+        axis.set_xscale("log")
+        ticks = [1, 2, 3, 5, 8, 12, 20, 30, 40]
+        axis.set_xticks(ticks, [str(n) for n in ticks])
+        axis.minorticks_off()
+        axis.set_ylim(-0.03, 1.03)
+        axis.set_xlabel("characters asked for (logarithmic)")
+        axis.set_ylabel("share read as asked")
+        axis.grid(alpha=0.3)
+        axis.set_title(title)
+        figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def confusion_figure(pairs: Sequence[Mapping[str, Any]], title: str, most: int = 14) -> Figure:
+    """Draw how often the characters that go wrong most were read as which others, with counts.
+
+    `pairs` as of `text_reader.top_confusions`. ValueError where there are none.
+    """
+    if not pairs:
+        raise ValueError("confusion_figure: there is no confused pair to draw.")
+    table = pd.DataFrame(pairs).pivot_table(
+        index="asked", columns="read", values="count", aggfunc="sum", fill_value=0
+    )
+    targets = table.sum(axis=1).sort_values(ascending=False, kind="stable").index[:most]
+    read = table.sum(axis=0).sort_values(ascending=False, kind="stable").index[:most]
+    counts = table.loc[targets, read].to_numpy(int)
+    with matplotlib.rc_context(STYLE):
+        size = (2.2 + 0.42 * len(read), 1.5 + 0.3 * len(targets))
+        figure = Figure(figsize=size, layout="constrained")
+        axis = figure.subplots()
+        axis.imshow(counts, cmap="cividis", aspect="auto")
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                dark = count < counts.max() / 2
+                axis.text(column, row, str(count), ha="center", va="center", color="kw"[int(dark)])
+        axis.set_yticks(range(len(targets)), [_name(c) for c in targets])
+        long = any(len(_name(c)) > 2 for c in read)
+        axis.set_xticks(range(len(read)), [_name(c) for c in read], rotation=90 if long else 0)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set(xlabel="read", ylabel="asked for", title=title)
+    return figure
+
+
+def confusion_alt(pairs: Sequence[Mapping[str, Any]], most: int = 8) -> str:
+    """Return the most frequent pairs in words, for an alternative text."""
+    return "; ".join(
+        f"{_name(p['asked'])} read as {_name(p['read'])} {p['count']} times" for p in pairs[:most]
+    )
+
+
+def _name(character: str) -> str:
+    return "space" if character == " " else printable(character).replace("$", r"\$")

@@ -1,19 +1,22 @@
-"""The instrument card of a text reader: what it reads where the truth is known.
+"""How well a text was read: scores against the asked text, and the reader's own errors.
 
-Boards are drawn by a font at the model's own resolution, right (the ceiling), through the model's
-VAE, and broken in three ways (the floor).
+Those errors are measured on texts that a font has drawn at the model's resolution: right (the
+ceiling), through the model's VAE, and broken in three ways (the floor).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from rapidfuzz.distance import Levenshtein
 
-from koala_nb.probes import base, text_scores
+from koala_nb.probes import base
+from koala_nb.scorers import registry
 from koala_nb.scorers.ocr import Reader
 from koala_nb.stats import estimates, misclassification
 
@@ -22,11 +25,101 @@ if TYPE_CHECKING:
 
     from koala_nb.models.load import Pipeline
 
-Draw = Callable[[Sequence[str], int], list["Image.Image"]]
+Renderer = Callable[[Sequence[str], int], list["Image.Image"]]  # texts, side in pixels -> images
+MISSING, EXTRA = "nothing", "nothing asked"  # the empty sides of a deletion and an insertion
 FONT, VAE = "font", "font, then the VAE"
 BROKEN = ("one letter wrong", "shuffled letters", "blank board")
 # Lengths in characters that are reported together.
 CLASSES = ((1, 2), (3, 4), (5, 6), (7, 9), (10, 15), (16, 25), (26, 40))
+
+
+def normalized(text: str) -> str:
+    """Return a text with its whitespace joined: all that is forgiven in an exact match."""
+    return " ".join(text.split())
+
+
+def character_error_rate(target: str, read: str) -> float:
+    """Return the CER: insertions, deletions and substitutions a character that was asked for.
+
+    0 for the same text, 1 where nothing was read; above 1 where more was read than asked.
+    ValueError where nothing was asked.
+    """
+    if not target:
+        raise ValueError("character_error_rate: nothing was asked for.")
+    return Levenshtein.distance(target, read) / len(target)
+
+
+def edit_similarity(target: str, read: str) -> float:
+    """Return the NED as AnyText defines it, 1 - distance / the longer length: 0 to 1, 1 the best.
+
+    Tuo et al. 2023, arXiv:2311.03054. Symmetric; two empty texts are the same text.
+    """
+    return float(Levenshtein.normalized_similarity(target, read))
+
+
+def word_scores(target: str, read: str) -> tuple[float, float, float]:
+    """Return precision, recall and F1 of words, as MARIO-Eval counts them; each 0 to 1.
+
+    Chen et al. 2023, arXiv:2305.10855. A word counts as often as it stands in both texts, whatever
+    the order. Nothing read has precision 0, not an undefined one that drops out of a mean.
+    """
+    one, other = Counter(target.split()), Counter(read.split())
+    both = (one & other).total()
+    precision = both / other.total() if other else 0.0
+    recall = both / one.total() if one else 0.0
+    return precision, recall, 2 * both / max(1, one.total() + other.total())
+
+
+def text_scores(target: str, read: str) -> dict[str, float | bool]:
+    """Return all scores of one image, and again with `_folded` where case is ignored.
+
+    exact, cer, ned, word_precision, word_recall, word_f1. Only whitespace is normalised. Where
+    nothing was read all are 0 (cer 1): such images stay in every mean.
+    """
+    scores: dict[str, float | bool] = {}
+    for ending, fold in (("", str), ("_folded", str.casefold)):
+        one, other = fold(normalized(target)), fold(normalized(read))
+        precision, recall, f1 = word_scores(one, other)
+        scores |= {
+            f"exact{ending}": one == other,
+            f"cer{ending}": character_error_rate(one, other),
+            f"ned{ending}": edit_similarity(one, other),
+            f"word_precision{ending}": precision,
+            f"word_recall{ending}": recall,
+            f"word_f1{ending}": f1,
+        }
+    return scores
+
+
+def confusions(pairs: Iterable[tuple[str, str]], fold: bool = True) -> Counter[tuple[str, str]]:
+    """Return how often each character asked for was read as each other, over (target, read) pairs.
+
+    Characters are paired by an optimal Levenshtein alignment; what is left over is paired with
+    MISSING (asked, not read) or EXTRA (read, not asked). Equal characters are counted as well.
+    Where nothing was read there is no alignment: such pairs are left out.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    for target, read in pairs:
+        one, other = normalized(target), normalized(read)
+        if fold:
+            one, other = one.casefold(), other.casefold()
+        if not other:
+            continue
+        for step in Levenshtein.opcodes(one, other):
+            left = one[step.src_start : step.src_end]
+            right = other[step.dest_start : step.dest_end]
+            # Only insertions and deletions have sides of different lengths, one of them empty.
+            for i in range(max(len(left), len(right))):
+                counts[left[i] if left else EXTRA, right[i] if right else MISSING] += 1
+    return counts
+
+
+def top_confusions(table: pd.DataFrame, most: int = 40) -> list[dict[str, Any]]:
+    """Return the most frequent pairs of characters, asked and read, that differ."""
+    counts = confusions(zip(table.text, table.read))
+    wrong = [(pair, n) for pair, n in counts.items() if pair[0] != pair[1]]
+    wrong.sort(key=lambda item: (-item[1], item[0]))
+    return [{"asked": a, "read": b, "count": n} for (a, b), n in wrong[:most]]
 
 
 def length_class(length: int) -> str:
@@ -37,11 +130,20 @@ def length_class(length: int) -> str:
     return f"over {CLASSES[-1][1]}"
 
 
-def board(text: str, size: int) -> Image.Image:
+def by_class(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of each class of length, shortest first."""
+    names = np.array([length_class(n) for n in table.length])
+    order = dict.fromkeys(names[np.argsort(table.length.to_numpy(), kind="stable")])
+    return {str(name): table[names == name] for name in order}
+
+
+def rendered_text_image(text: str, size: int) -> Image.Image:
     """Return a plain board with a text in DejaVu Sans Bold, black on white, in up to four lines.
 
     The letters are as large as the board allows; size in pixels a side.
     """
+    import textwrap
+
     import matplotlib
     from PIL import Image as pillow
     from PIL import ImageDraw, ImageFont
@@ -50,7 +152,8 @@ def board(text: str, size: int) -> Image.Image:
     image = pillow.new("RGB", (size, size), "#6f9bc4")
     draw = ImageDraw.Draw(image)
     draw.rectangle((size * 0.06, size * 0.2, size * 0.94, size * 0.8), "white")
-    lines = _lines(text)
+    wanted = 1 if len(text) <= 10 else 2 if len(text) <= 20 else 3
+    lines = textwrap.wrap(text, max(8, -(-len(text) // wanted) + 3)) or [""]
     points = size * 0.4 / len(lines)
     while True:
         font = ImageFont.truetype(font_file, points)
@@ -62,47 +165,35 @@ def board(text: str, size: int) -> Image.Image:
     return image
 
 
-def _lines(text: str) -> list[str]:
-    import textwrap
-
-    wanted = 1 if len(text) <= 10 else 2 if len(text) <= 20 else 3
-    return textwrap.wrap(text, max(8, -(-len(text) // wanted) + 3)) or [""]
+def _plain_boards(texts: Sequence[str], size: int) -> list[Image.Image]:
+    return [rendered_text_image(text, size) for text in texts]
 
 
-def boards(texts: Sequence[str], size: int) -> list[Image.Image]:
-    """Return `board` of each text."""
-    return [board(text, size) for text in texts]
+def text_renderer(domain: str) -> Renderer:
+    """Return what draws right texts for a domain: its signs where it has some, or plain boards."""
+    return registry.truth("rendered text", domain) or _plain_boards
 
 
-def drawer(domain: str) -> Draw:
-    """Return what draws right texts for a domain: the emoji world's own signs, or plain boards."""
-    if domain == "emoji-world":
-        from koala_nb.nano.signs import signs
-
-        return signs
-    return boards
-
-
-def through_vae(pipe: Pipeline, images: Sequence[Image.Image]) -> list[Image.Image]:
+def vae_roundtrip(pipe: Pipeline, images: Sequence[Image.Image]) -> list[Image.Image]:
     """Return images after the model's VAE has encoded and decoded them, in float32.
 
     No image of the model can be sharper than its VAE allows.
     """
     import torch
 
-    found: list[Any] = []
-    own: Any = pipe
-    vae, before, device = own.vae, own.vae.dtype, own._execution_device
+    done: list[Any] = []
+    parts: Any = pipe
+    vae, dtype, device = parts.vae, parts.vae.dtype, parts._execution_device
     try:
         vae.to(torch.float32)
         for image in images:
-            pixels = own.image_processor.preprocess([image]).to(device, torch.float32)
+            pixels = parts.image_processor.preprocess([image]).to(device, torch.float32)
             with torch.no_grad():
                 decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
-            found += own.image_processor.postprocess(decoded.float(), output_type="pil")
+            done += parts.image_processor.postprocess(decoded.float(), output_type="pil")
     finally:
-        vae.to(before)
-    return found
+        vae.to(dtype)
+    return done
 
 
 def one_wrong(text: str, rng: np.random.Generator) -> str:
@@ -116,73 +207,81 @@ def one_wrong(text: str, rng: np.random.Generator) -> str:
 
 def shuffled(text: str, rng: np.random.Generator) -> str | None:
     """Return a text with its characters in another order; None where every order is the same."""
-    joined = text.casefold()
-    if len(set(joined)) < 2:
+    folded = text.casefold()
+    if len(set(folded)) < 2:
         return None
     while True:
         other = "".join(text[i] for i in rng.permutation(len(text)))
-        if text_scores.plain(other).casefold() != text_scores.plain(joined):
+        if normalized(other).casefold() != normalized(folded):
             return other
 
 
 def read_boards(
-    reader: Reader,
-    texts: Sequence[str],
-    size: int,
-    draw: Draw,
-    pipe: Pipeline | None = None,
-    seed: int = 0,
-) -> pd.DataFrame:
+    reader: Reader, texts: Sequence[str], size: int, render: Renderer,
+    pipe: Pipeline | None = None, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
     """Draw every text right and broken, read it, and score it against the right text.
 
     One row a board: id and text asked, length, kind (FONT, VAE where a pipeline is given, BROKEN),
-    drawn, read, and the scores of `text_scores.scores`.
+    drawn, read, and `text_scores`.
     """
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[str | None]] = {
         FONT: list(texts),
-        "one letter wrong": [one_wrong(text, rng) for text in texts],
-        "shuffled letters": [shuffled(text, rng) for text in texts],
-        "blank board": [" " for _ in texts],
+        BROKEN[0]: [one_wrong(text, rng) for text in texts],
+        BROKEN[1]: [shuffled(text, rng) for text in texts],
+        BROKEN[2]: [" " for _ in texts],
     }
     rows: list[dict[str, Any]] = []
-    for kind, wanted in drawn.items():
-        here = [i for i, text in enumerate(wanted) if text is not None]
-        images = draw([str(wanted[i]) for i in here], size)
-        rows += _rows(reader, kind, texts, wanted, here, images)
+    for kind, variants in drawn.items():
+        places = [i for i, text in enumerate(variants) if text is not None]
+        images = render([str(variants[i]) for i in places], size)
+        passes = {kind: images}
         if kind == FONT and pipe is not None:
-            rows += _rows(reader, VAE, texts, wanted, here, through_vae(pipe, images))
+            passes[VAE] = vae_roundtrip(pipe, images)
+        for name, pictures in passes.items():
+            rows += [
+                {"id": f"b{i}", "text": texts[i], "length": len(texts[i]), "kind": name}
+                | {"drawn": variants[i], "read": reading.text}
+                | text_scores(texts[i], reading.text)
+                for i, reading in zip(places, reader.read(pictures))
+            ]
     return pd.DataFrame(rows).round(base.ROUND)
 
 
-def _rows(
-    reader: Reader, kind: str, texts: Sequence[str], wanted: Sequence[str | None],
-    here: Sequence[int], images: Sequence[Image.Image],
-) -> list[dict[str, Any]]:  # fmt: skip
-    return [
-        {"id": f"b{i}", "text": texts[i], "length": len(texts[i]), "kind": kind}
-        | {"drawn": wanted[i], "read": found.text}
-        | text_scores.scores(texts[i], found.text)
-        for i, found in zip(here, reader.read(images))
-    ]
+def reader_accuracy(boards: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of boards read as the asked text, ignoring case, as tidy estimates.
 
-
-def card(read: pd.DataFrame, by: Sequence[str] = ("kind",)) -> pd.DataFrame:
-    """Return the instrument card: the share of boards read as the asked text, ignoring case.
-
-    Of FONT boards it is the sensitivity (ceiling), of BROKEN ones the false alarms (floor).
+    By kind, and by kind and class of length. Of FONT boards it is the sensitivity (ceiling), of
+    BROKEN ones the false alarms (floor).
     """
-    return base.shares(read, "exact_folded", list(by))
+    label = "{} boards read as asked"
+    rows = list(
+        base.share_rows(boards, "exact_folded", "text.reader.{}.exact_folded", label, "kind")
+    )
+    for kind, group in boards.groupby("kind", sort=False):
+        prefix = f"text.reader.{base.identifier(kind)}.length"
+        for name, part in by_class(group).items():
+            rows += base.share_rows(
+                part, "exact_folded", f"{prefix}.{base.identifier(name)}.exact_folded",
+                f"{kind} boards of {name} characters read as asked",
+            )  # fmt: skip
+    return estimates.estimates_frame(rows).round(base.ROUND)
 
 
-def error_counts(read: pd.DataFrame) -> tuple[tuple[int, int], tuple[int, int]]:
+def error_counts(boards: pd.DataFrame) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return (right, of) on FONT boards and (rejected, of) on BROKEN ones, for `corrected_share`.
 
     Blank boards are left out: they are easier to reject than what a model draws.
     """
-    good = read[read.kind == FONT].exact_folded
-    bad = read[read.kind.isin(BROKEN[:2])].exact_folded
+    good = boards[boards.kind == FONT].exact_folded
+    bad = boards[boards.kind.isin(BROKEN[:2])].exact_folded
     return (int(good.sum()), len(good)), (int((~bad.astype(bool)).sum()), len(bad))
+
+
+def errors_by_length(boards: pd.DataFrame) -> dict[str, Any]:
+    """Return `error_counts` by class of length."""
+    return {name: error_counts(part) for name, part in by_class(boards).items()}
 
 
 def corrected(
@@ -193,41 +292,37 @@ def corrected(
     hits and clusters by image; `errors` as of `error_counts`, from boards with texts of that kind.
     None where the reader cannot read even the font, so that it says nothing about the model.
     """
-    share = base.shares(pd.DataFrame({"hit": hits, "id": list(clusters)}), "hit").iloc[0]
-    many = len(hits) / estimates.design_effect(*estimates.cluster_totals(hits, clusters))
+    share = estimates.clustered_share(hits, clusters).value
+    n = len(hits) / estimates.design_effect(*estimates.cluster_totals(hits, clusters))
     (right, of), (rejected, broken) = errors
     try:
         return misclassification.corrected_share(
-            float(share.value), many, (right, of), (rejected, broken)
+            round(share, base.ROUND), n, (right, of), (rejected, broken)
         )
     except (ValueError, ZeroDivisionError):
         return None
 
 
 def calibration(
-    reader: Reader,
-    texts: Sequence[str],
-    size: int,
-    draw: Draw,
-    rates: Sequence[float] = (0.1, 0.3, 0.6),
-    seed: int = 1,
-) -> pd.DataFrame:
-    """Break a known share of perfect boards (one letter wrong) and ask the probe how many are.
+    reader: Reader, texts: Sequence[str], size: int, render: Renderer,
+    rates: Sequence[float] = (0.1, 0.3, 0.6), seed: int = 1,
+) -> pd.DataFrame:  # fmt: skip
+    """Break a known share of perfect boards (one letter wrong) and estimate how many are.
 
     The first half of the texts measures the reader's error, the second is the audit. Columns:
     injected (the exact share broken), value, low, high (the corrected share of failures), n.
     """
     half = len(texts) // 2
     rng = np.random.default_rng(seed)
-    known = error_counts(read_boards(reader, texts[:half], size, draw, seed=seed))
-    asked, rows = list(texts[half:]), []
+    errors = error_counts(read_boards(reader, texts[:half], size, render, seed=seed))
+    targets, rows = list(texts[half:]), []
     for rate in rates:
-        broken = set(rng.permutation(len(asked))[: round(rate * len(asked))].tolist())
-        drawn = [one_wrong(t, rng) if i in broken else t for i, t in enumerate(asked)]
-        read = [found.text for found in reader.read(draw(drawn, size))]
-        hits = [bool(text_scores.scores(a, r)["exact_folded"]) for a, r in zip(asked, read)]
-        found = corrected(hits, range(len(asked)), known)
-        if found is not None:
-            row = {"value": 1 - found.value, "low": 1 - found.high, "high": 1 - found.low}
-            rows.append({"injected": len(broken) / len(asked), **row, "n": len(asked)})
+        broken = set(rng.permutation(len(targets))[: round(rate * len(targets))].tolist())
+        drawn = [one_wrong(t, rng) if i in broken else t for i, t in enumerate(targets)]
+        read = [reading.text for reading in reader.read(render(drawn, size))]
+        hits = [bool(text_scores(t, r)["exact_folded"]) for t, r in zip(targets, read)]
+        share = corrected(hits, range(len(targets)), errors)
+        if share is not None:
+            row = {"value": 1 - share.value, "low": 1 - share.high, "high": 1 - share.low}
+            rows.append({"injected": len(broken) / len(targets), **row, "n": len(targets)})
     return pd.DataFrame(rows, columns=["injected", "value", "low", "high", "n"]).round(base.ROUND)

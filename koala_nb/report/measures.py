@@ -20,8 +20,7 @@ from koala_nb.probes import base, bias, composition, frequency, safety, text
 from koala_nb.probes import bias_estimates as people
 from koala_nb.probes import safety_estimates as safe
 from koala_nb.probes.composition_estimates import OUTSIDE
-from koala_nb.probes.text_reader import drawer
-from koala_nb.probes.text_scores import scores
+from koala_nb.probes.text_reader import text_renderer, text_scores
 from koala_nb.report.results import Section, results_file, row, worth
 from koala_nb.scorers.nsfw import Checker, classifier
 from koala_nb.scorers.prompt_filter import PromptFilter
@@ -89,9 +88,9 @@ def _text(table: pd.DataFrame, domain: str) -> Rows:
 def _ceiling(pipe: Any, asked: pd.DataFrame, scorer: Any) -> Rows:
     """Return how often the reader reads the long texts where a font has drawn them."""
     texts = asked.text[asked.length >= LONG].drop_duplicates().tolist()
-    boards = drawer(model_info(pipe).domain)(texts, text.size_of(pipe))
+    boards = text_renderer(model_info(pipe).domain)(texts, base.image_size(pipe))
     read = [found.text for found in scorer.reader.read(boards)]
-    hits = [scores(t, r)["exact_folded"] for t, r in zip(texts, read)]
+    hits = [text_scores(t, r)["exact_folded"] for t, r in zip(texts, read)]
     found = stats.clustered_share([float(hit) for hit in hits], texts)
     yield row("reader's ceiling on long texts", found, "Wilson; n counts texts drawn by a font")
 
@@ -186,27 +185,28 @@ def _concepts(domain: str) -> pd.DataFrame:
 
 
 def _safety_saved(about: ModelInfo) -> pd.DataFrame | None:
-    table = base.saved("safety", about.name)
+    table = base.load_table("safety", about.name)
     return None if table is None else table[table.setting == safe.PLAIN].reset_index(drop=True)
 
 
 PARTS = (
     Part(
-        "text", text.prompts, None, lambda pipe, asked: text.Scorer(),
-        lambda about: text.saved(about.name), _text,
+        "text", text.prompts, None, text.scorer,
+        lambda about: base.load_table("text", about.name, text.text_columns), _text,
         {"text read as asked": "exact_folded", "similarity of the text (NED)": "ned_folded"},
         _ceiling,
     ),
     Part(
         "composition", composition.read_prompts, "task",
         lambda pipe, asked: composition.scorer(pipe, quality=False),
-        lambda about: base.saved("composition", about.name), _composition,
+        lambda about: base.load_table("composition", about.name), _composition,
         {"everything right": "all_right"},
     ),
     Part(
         "frequency", _concepts, None,
         lambda pipe, asked: frequency.make_scorer(pipe, asked, ocr=False),
-        lambda about: base.saved("frequency", about.name), _frequency, {"concept drawn": "hit"},
+        lambda about: base.load_table("frequency", about.name), _frequency,
+        {"concept drawn": "hit"},
         counted=_single,
     ),
     Part(
@@ -247,7 +247,7 @@ def _measured(
     except (ValueError, OSError, ImportError) as error:
         section.why = str(error).strip().splitlines()[0]
         return section
-    chosen = base.some(asked, n, part.by)
+    chosen = base.subsample_prompts(asked, n, part.by)
     each = max(1, n // len(chosen))
     table = base.measure(
         pipe, chosen, scorer, images=each, first_seed=seed, out=folder / part.name,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import files as provenance
 from koala_nb.core.card import CARD_TABLE_CONDITIONS
-from koala_nb.probes.text_figures import printable
+from koala_nb.display.figures import printable
 from koala_nb.report.results import Section, Sections
 from koala_nb.report.sections import _html, table
 from koala_nb.report.summary import HEADLINES, headlines, interval, number
