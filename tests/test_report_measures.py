@@ -135,7 +135,7 @@ def test_a_changed_recipe_has_no_stored_run(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(measures, "stored", lambda *a: asked.append(a))
     lacking = part(None, prompts=lambda domain: base.read_prompts("none.csv"))
-    fake = type("Pipe", (), {"koala_nb": about()})()
+    fake = type("Pipe", (), {"model_info": about()})()
     found = measures._measured(lacking, fake, 4, tmp_path, 0, {"steps": 3})
     assert not asked and "none.csv" in found.why
 
@@ -171,7 +171,7 @@ def test_an_image_is_timed_over_batches():
 
 
 def test_a_correlation_has_fishers_interval():
-    found = model.quality(type("Pipe", (), {"koala_nb": about()})())
+    found = model.quality(type("Pipe", (), {"model_info": about()})())
     methods = {", r," in e["name"]: e["method"].split()[0] for e in found.stored}
     assert methods == {True: "Fisher's", False: "Wilson"}
 
