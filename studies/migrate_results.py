@@ -44,7 +44,7 @@ def text_instrument(old: dict[str, Any]) -> dict[str, Any]:
         rows.append(estimate_row(
             f"text.reader.{base.identifier(row['kind'])}.{part}exact_folded",
             f"{row['kind']} boards{of} read as asked",
-            Estimate(*(row[k] for k in ENDS), row["n"]), clusters=row["prompts"],
+            Estimate(row["value"], row["low"], row["high"], row["n"]), clusters=row["prompts"],
             method=base.SHARE,
         ))  # fmt: skip
     names = {f"text.reader.{base.identifier(kind)}.exact_folded": kind

