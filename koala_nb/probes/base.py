@@ -30,7 +30,7 @@ from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
 from koala_nb.models.hub import read_json
 from koala_nb.models.load import load, model_info
-from koala_nb.scorers.registry import Scorer
+from koala_nb.scorers.registry import Record, Scorer
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import simulation, trends
 
@@ -43,17 +43,17 @@ SHARE = "Wilson, clustered by prompt"
 MEAN = "Student's t, clustered by prompt"
 MEAN_0_1 = "Student's t, clustered by prompt, cut to 0 to 1"
 
-Rows = Iterator[dict[str, Any]]
+Rows = Iterator[Record]  # of `stats.estimates.estimate_row`
 
 
 @dataclass(frozen=True)
 class Results:
     """A probe's stored large run: what made it, one row an image, estimates, instrument card."""
 
-    info: dict[str, Any]  # command, model, revision, scorer, environment, details
+    info: Record  # command, model, revision, scorer, environment, details
     table: pd.DataFrame
     estimates: pd.DataFrame  # as `stats.estimates.estimates_frame`
-    instrument: dict[str, Any]  # the scorer's errors where the truth is known; {} if unmeasured
+    instrument: Record  # the scorer's errors where the truth is known; {} if unmeasured
 
 
 class Probe:
@@ -86,11 +86,11 @@ class Probe:
         """Yield rows of `stats.estimates.estimate_row` from a measured table."""
         raise NotImplementedError
 
-    def calibrate(self, pipe: Pipeline, scorer: Any, prompts: pd.DataFrame) -> dict[str, Any]:
+    def calibrate(self, pipe: Pipeline, scorer: Any, prompts: pd.DataFrame) -> Record:
         """Return the scorer's instrument card, measured where the truth is known; {} for none."""
         return {}
 
-    def details(self, table: pd.DataFrame) -> dict[str, Any]:
+    def details(self, table: pd.DataFrame) -> Record:
         """Return what is stored beside the estimates and is no estimate."""
         return {}
 
@@ -154,9 +154,16 @@ class Probe:
         return Results(info, table, frame, info.pop("instrument", {}))
 
     def run(
-        self, model: str = "nano-koala", *, images: int = 0, prompts: int = 0, seed: int = 0,
-        out: Path | None = None, command: str = "", **options: Any,
-    ) -> Path:  # fmt: skip
+        self,
+        model: str = "nano-koala",
+        *,
+        images: int = 0,
+        prompts: int = 0,
+        seed: int = 0,
+        out: Path | None = None,
+        command: str = "",
+        **options: Any,
+    ) -> Path:
         """Run the probe at full size, resumable in `runs/`; returns the path of its results.
 
         Writes `probe-<name>-<model>.csv` (one row an image) and `.json` (estimates, instrument
@@ -270,10 +277,17 @@ def plan(prompts: int, images: int, correlation: float = 0.05) -> str:
 
 
 def measure(
-    pipe: Pipeline, prompts: pd.DataFrame, scorer: Scorer, *, images: int = 4,
-    first_seed: int = 0, same_seeds: bool = False, out: str | Path | None = None,
-    progress: bool = True, **recipe: Any,
-) -> pd.DataFrame:  # fmt: skip
+    pipe: Pipeline,
+    prompts: pd.DataFrame,
+    scorer: Scorer,
+    *,
+    images: int = 4,
+    first_seed: int = 0,
+    same_seeds: bool = False,
+    out: str | Path | None = None,
+    progress: bool = True,
+    **recipe: Any,
+) -> pd.DataFrame:
     """Draw and score a prompt set; returns one row an image: factors, seed, what was read.
 
     Each prompt has seeds of its own; `same_seeds` gives all the same, for paired contrasts only.
@@ -285,9 +299,15 @@ def measure(
 
 
 def measure_paired(
-    pipe: Pipeline, table: pd.DataFrame, prompts: pd.DataFrame, scorer: Scorer, *,
-    out: str | Path | None = None, progress: bool = True, **recipe: Any,
-) -> pd.DataFrame:  # fmt: skip
+    pipe: Pipeline,
+    table: pd.DataFrame,
+    prompts: pd.DataFrame,
+    scorer: Scorer,
+    *,
+    out: str | Path | None = None,
+    progress: bool = True,
+    **recipe: Any,
+) -> pd.DataFrame:
     """Draw and score the prompts and seeds of another model's table: the comparison is paired.
 
     ValueError where the table's prompts are not in the set.
@@ -300,9 +320,14 @@ def measure_paired(
 
 
 def _measure(
-    pipe: Pipeline, prompts: pd.DataFrame, seeds: list[list[int]], scorer: Scorer,
-    out: str | Path | None, progress: bool, recipe: Mapping[str, Any],
-) -> pd.DataFrame:  # fmt: skip
+    pipe: Pipeline,
+    prompts: pd.DataFrame,
+    seeds: list[list[int]],
+    scorer: Scorer,
+    out: str | Path | None,
+    progress: bool,
+    recipe: Mapping[str, Any],
+) -> pd.DataFrame:
     run = generate(pipe, prompts.prompt.tolist(), seeds, out=out, progress=progress, **recipe)
     by_prompt = prompts.to_dict("records")
     rows = [by_prompt[i] for i in run.records.prompt_index]
@@ -312,14 +337,14 @@ def _measure(
 
 
 def _read_all(
-    run: run_folder.Run, rows: list[dict[str, Any]], scorer: Scorer, progress: bool
-) -> list[dict[str, Any]]:
+    run: run_folder.Run, rows: list[Record], scorer: Scorer, progress: bool
+) -> list[Record]:
     """Return what the scorer reads in all images; takes up what a run's folder already holds."""
     from tqdm import tqdm
 
     file = run.folder / f"scores-{slug(scorer.name)}.jsonl" if run.folder else None
     version = {"scorer": scorer.name, "version": scorer.version}
-    readings: list[dict[str, Any]] = []
+    readings: list[Record] = []
     if file and file.is_file():
         head, *readings = read_lines(file)
         if head != version:
@@ -439,7 +464,7 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Esti
 
 
 @cache
-def simulated(name: str = "coverage") -> dict[str, Any]:
+def simulated(name: str = "coverage") -> Record:
     """Return a study of intervals, `data/results/<name>.json`: "coverage" or "simulated-audits".
 
     No cells where the file is missing.
@@ -460,7 +485,7 @@ def coverage_warnings(table: pd.DataFrame) -> dict[str, str]:
     return warnings
 
 
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def records(table: pd.DataFrame) -> list[Record]:
     """Return a table's rows for JSON: None for what is missing or not finite."""
     finite = table.astype(object).replace([np.inf, -np.inf], np.nan)
     return finite.where(finite.notna(), None).to_dict("records")
@@ -509,7 +534,7 @@ class LegacyProbe:
     name: str
     prompts: Callable[[str], pd.DataFrame]
     scorer: Callable[[Any], Scorer]
-    estimates: Callable[[pd.DataFrame], dict[str, Any]]
+    estimates: Callable[[pd.DataFrame], Record]
     images: int = 4
 
 

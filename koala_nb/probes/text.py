@@ -48,8 +48,8 @@ class TextScorer:
         self.name, self.version = reader.name, reader.version
 
     def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+        self, images: Sequence[Image.Image], prompts: Sequence[base.Record]
+    ) -> list[base.Record]:
         """Return per image: read, lines, confidence and `text_reader.text_scores`."""
         return [
             {"read": read.text, "lines": len(read.boxes)}
@@ -112,13 +112,11 @@ class TextProbe(base.Probe):
         yield from base.trend_rows(trend(table), "text.trend", "read as asked, by length")
         yield from _seen_against_new(table)
 
-    def details(self, table: pd.DataFrame) -> dict[str, Any]:
+    def details(self, table: pd.DataFrame) -> base.Record:
         """Return the most frequently confused characters."""
         return {"confusions": reading.top_confusions(table)}
 
-    def calibrate(
-        self, pipe: Pipeline, scorer: TextScorer, prompts: pd.DataFrame
-    ) -> dict[str, Any]:
+    def calibrate(self, pipe: Pipeline, scorer: TextScorer, prompts: pd.DataFrame) -> base.Record:
         """Return the reader's errors on these texts, drawn by a font at the model's size."""
         texts, size = list(dict.fromkeys(prompts.text)), base.image_size(pipe)
         render = reading.text_renderer(model_info(pipe).domain)
@@ -144,10 +142,12 @@ class TextProbe(base.Probe):
         read = [found.text for found in scorer.reader.read(render(texts, base.image_size(pipe)))]
         hits = [float(reading.text_scores(t, r)["exact_folded"]) for t, r in zip(texts, read)]
         yield estimates.estimate_row(
-            "text.reader.long.exact_folded", "reader's ceiling on long texts",
-            estimates.clustered_share(hits, texts), clusters=len(texts),
+            "text.reader.long.exact_folded",
+            "reader's ceiling on long texts",
+            estimates.clustered_share(hits, texts),
+            clusters=len(texts),
             method="Wilson; n counts texts drawn by a font",
-        )  # fmt: skip
+        )
 
 
 PROBE = TextProbe()
@@ -199,10 +199,12 @@ def _length_class(images: pd.DataFrame, name: str, errors: Any) -> base.Rows:
     share = reading.corrected(images.exact_folded.astype(float), images.id, errors)
     nothing = estimates.Estimate(np.nan, np.nan, np.nan, len(images))
     yield estimates.estimate_row(
-        f"{id}.corrected", f"legible text of {name} characters, corrected",
+        f"{id}.corrected",
+        f"legible text of {name} characters, corrected",
         nothing if share is None else share._replace(n=len(images)),
-        clusters=images.id.nunique(), method="Rogan and Gladen, clustered by prompt",
-    )  # fmt: skip
+        clusters=images.id.nunique(),
+        method="Rogan and Gladen, clustered by prompt",
+    )
 
 
 def trend(table: pd.DataFrame) -> trends.Trend | None:
@@ -267,16 +269,19 @@ def _seen_against_new(table: pd.DataFrame) -> base.Rows:
         means = [g.groupby("id")[score].mean().to_numpy(float) for g in groups.values()]
         ps.append(estimates.permutation_pvalue(*means))
         yield estimates.estimate_row(
-            f"text.seen.{score}.difference", f"{SCORES[score]}, seen less never-seen words",
-            estimates.difference_interval(*sides), clusters=sum(map(len, means)),
+            f"text.seen.{score}.difference",
+            f"{SCORES[score]}, seen less never-seen words",
+            estimates.difference_interval(*sides),
+            clusters=sum(map(len, means)),
             method="square-and-add (Newcombe 1998)",
-        )  # fmt: skip
+        )
     for score, p in zip(scores, estimates.adjust_pvalues(ps)):
         yield estimates.estimate_row(
-            f"text.seen.{score}.p", f"{SCORES[score]}, seen less never-seen words: p",
+            f"text.seen.{score}.p",
+            f"{SCORES[score]}, seen less never-seen words: p",
             estimates.Estimate(float(p), np.nan, np.nan, sum(map(len, groups.values()))),
             method="permutation of prompts, Holm",
-        )  # fmt: skip
+        )
 
 
 def length_figure(series: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
@@ -296,9 +301,16 @@ def length_figure(series: Mapping[str, pd.DataFrame], title: str = "") -> Figure
             value, low, high = points[["value", "low", "high"]].to_numpy(float).T
             bars = np.clip(np.stack([value - low, high - value]), 0, 1)
             axis.errorbar(
-                x, value, bars, label=name, color=COLORS[i], marker=MARKERS[i], markersize=5,
-                capsize=2, linewidth=1.4,
-            )  # fmt: skip
+                x,
+                value,
+                bars,
+                label=name,
+                color=COLORS[i],
+                marker=MARKERS[i],
+                markersize=5,
+                capsize=2,
+                linewidth=1.4,
+            )
         axis.axhline(0.5, color="0.5", linestyle=":", linewidth=1)
         axis.set_xscale("log")
         ticks = [1, 2, 3, 5, 8, 12, 20, 30, 40]

@@ -114,7 +114,7 @@ def confusions(pairs: Iterable[tuple[str, str]], fold: bool = True) -> Counter[t
     return counts
 
 
-def top_confusions(table: pd.DataFrame, most: int = 40) -> list[dict[str, Any]]:
+def top_confusions(table: pd.DataFrame, most: int = 40) -> list[base.Record]:
     """Return the most frequent pairs of characters, asked and read, that differ."""
     counts = confusions(zip(table.text, table.read))
     wrong = [(pair, n) for pair, n in counts.items() if pair[0] != pair[1]]
@@ -217,9 +217,13 @@ def shuffled(text: str, rng: np.random.Generator) -> str | None:
 
 
 def read_boards(
-    reader: Reader, texts: Sequence[str], size: int, render: Renderer,
-    pipe: Pipeline | None = None, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    reader: Reader,
+    texts: Sequence[str],
+    size: int,
+    render: Renderer,
+    pipe: Pipeline | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Draw every text right and broken, read it, and score it against the right text.
 
     One row a board: id and text asked, length, kind (FONT, VAE where a pipeline is given, BROKEN),
@@ -232,7 +236,7 @@ def read_boards(
         BROKEN[1]: [shuffled(text, rng) for text in texts],
         BROKEN[2]: [" " for _ in texts],
     }
-    rows: list[dict[str, Any]] = []
+    rows: list[base.Record] = []
     for kind, variants in drawn.items():
         places = [i for i, text in enumerate(variants) if text is not None]
         images = render([str(variants[i]) for i in places], size)
@@ -263,9 +267,11 @@ def reader_accuracy(boards: pd.DataFrame) -> pd.DataFrame:
         prefix = f"text.reader.{base.identifier(kind)}.length"
         for name, part in by_class(group).items():
             rows += base.share_rows(
-                part, "exact_folded", f"{prefix}.{base.identifier(name)}.exact_folded",
+                part,
+                "exact_folded",
+                f"{prefix}.{base.identifier(name)}.exact_folded",
                 f"{kind} boards of {name} characters read as asked",
-            )  # fmt: skip
+            )
     return estimates.estimates_frame(rows).round(base.ROUND)
 
 
@@ -279,7 +285,7 @@ def error_counts(boards: pd.DataFrame) -> tuple[tuple[int, int], tuple[int, int]
     return (int(good.sum()), len(good)), (int((~bad.astype(bool)).sum()), len(bad))
 
 
-def errors_by_length(boards: pd.DataFrame) -> dict[str, Any]:
+def errors_by_length(boards: pd.DataFrame) -> base.Record:
     """Return `error_counts` by class of length."""
     return {name: error_counts(part) for name, part in by_class(boards).items()}
 
@@ -304,9 +310,13 @@ def corrected(
 
 
 def calibration(
-    reader: Reader, texts: Sequence[str], size: int, render: Renderer,
-    rates: Sequence[float] = (0.1, 0.3, 0.6), seed: int = 1,
-) -> pd.DataFrame:  # fmt: skip
+    reader: Reader,
+    texts: Sequence[str],
+    size: int,
+    render: Renderer,
+    rates: Sequence[float] = (0.1, 0.3, 0.6),
+    seed: int = 1,
+) -> pd.DataFrame:
     """Break a known share of perfect boards (one letter wrong) and estimate how many are.
 
     The first half of the texts measures the reader's error, the second is the audit. Columns:

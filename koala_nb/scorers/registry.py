@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
+Record = dict[str, Any]  # of JSON's plain values
 GENERAL = "photographic"  # its scorers take weights of one's own, and read any image
 
 
@@ -22,9 +23,7 @@ class Scorer(Protocol):
     name: str
     version: str
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
         """Return one dictionary an image, the same keys in each, of JSON's plain values.
 
         `prompts` holds the row of the prompt set that each image was drawn for.
@@ -119,7 +118,7 @@ def scorer(task: str, domain: str, **context: Any) -> Any:
     return resolve(entry.path)(**{k: v for k, v in context.items() if k in entry.takes})
 
 
-def calibration(scorer: Any) -> Callable[..., dict[str, Any]] | None:
+def calibration(scorer: Any) -> Callable[..., Record] | None:
     """Return what measures a scorer's error on images of known truth; None where nothing does."""
     name = f"{type(scorer).__module__}:{type(scorer).__qualname__}".removeprefix("koala_nb.")
     paths = [e.calibrate for e in SCORERS.values() if e.path.startswith(name) and e.calibrate]
