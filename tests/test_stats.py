@@ -1,11 +1,16 @@
-"""Estimates against published examples and simulated coverage."""
+"""Estimates, trends and imbalance against published examples, scipy, and simulated coverage."""
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from koala_nb.stats import estimates, simulation
+from koala_nb.core.catalog import data_folder
+from koala_nb.stats import estimates, imbalance, simulation, trends
 from koala_nb.stats.estimates import mean_interval, share_interval
 
 finite = st.floats(-1e6, 1e6)
@@ -26,11 +31,28 @@ def test_wilson_of_a_published_case():
     assert found.high == pytest.approx(0.3662, abs=5e-5)
 
 
+def test_newcombes_difference_of_a_published_case():
+    """Newcombe (1998), Statistics in Medicine 17: 56 of 70 less 48 of 80, 0.0524 to 0.3339."""
+    found = estimates.difference_interval(share_interval(56, 70), share_interval(48, 80))
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert found.value == pytest.approx(0.2) and found.n == 150
+
+
+def test_wilson_of_a_share_and_welch_agree_with_statsmodels():
+    expected = proportion_confint(31.5, 105, alpha=0.05, method="wilson")
+    assert estimates.wilson_interval(0.3, 105, 1.959964) == pytest.approx(expected, abs=1e-7)
+    one, other = np.random.default_rng(0).normal(size=(2, 12)) * [[1], [3]]
+    found = estimates.welch_interval(one, other)
+    pair = CompareMeans(DescrStatsW(one), DescrStatsW(other))
+    assert found[1:3] == pytest.approx(pair.tconfint_diff(usevar="unequal"))
+    assert np.isnan(estimates.welch_interval([1, 1], [0, 0]).low)
+
+
 def test_the_intervals_cover_what_they_promise():
     rng = np.random.default_rng(0)
-    covered = [mean_interval(row) for row in rng.normal(3, 2, (4000, 5))]
+    covered = [mean_interval(row) for row in rng.normal(3, 2, (1500, 5))]
     share = np.mean([found.low <= 3 <= found.high for found in covered])
-    assert share == pytest.approx(0.95, abs=0.012)
+    assert share == pytest.approx(0.95, abs=0.014)
 
 
 @given(st.lists(finite, min_size=2, max_size=8), st.floats(0.5, 0.99))
@@ -39,22 +61,12 @@ def test_an_interval_holds_its_mean_and_grows_with_confidence(values, confidence
     assert wider.low <= found.low <= found.value <= found.high <= wider.high
 
 
-@pytest.mark.parametrize("values", [[], [1.0]])
-def test_one_value_has_no_spread(values):
-    with pytest.raises(ValueError, match="two or more"):
-        mean_interval(values)
+hits_of_clusters = st.lists(
+    st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=2, max_size=30
+)
 
 
-@pytest.mark.parametrize(("hits", "n"), [(3, 2), (-1, 2), (0, 0)])
-def test_what_is_no_share(hits, n):
-    with pytest.raises(ValueError, match="is no share"):
-        share_interval(hits, n)
-
-
-clusters = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=2, max_size=30)
-
-
-@given(clusters)
+@given(hits_of_clusters)
 def test_a_clustered_share_holds_its_value_and_is_no_narrower_than_wilsons(pairs):
     sizes = np.array([size for _, size in pairs])
     hits = np.minimum([hit for hit, _ in pairs], sizes)
@@ -65,7 +77,7 @@ def test_a_clustered_share_holds_its_value_and_is_no_narrower_than_wilsons(pairs
     assert found.high - found.low >= plain.high - plain.low - 1e-9
 
 
-@given(clusters)
+@given(hits_of_clusters)
 def test_misses_mirror_hits(pairs):
     sizes = np.array([size for _, size in pairs])
     hits = np.minimum([hit for hit, _ in pairs], sizes)
@@ -103,12 +115,6 @@ def test_the_order_and_the_names_of_clusters_do_not_matter():
     assert estimates.clustered_share(hits, prompts) == again
 
 
-@pytest.mark.parametrize("hits, names", [([], []), ([1, 0], ["a"])])
-def test_hits_that_do_not_fit_are_refused(hits, names):
-    with pytest.raises(ValueError, match="do not fit"):
-        estimates.clustered_share(hits, names)
-
-
 def test_the_clustered_mean_of_one_image_a_prompt_is_students():
     values = [0.1, 0.5, 0.2, 0.9]
     assert estimates.clustered_mean(values, "abcd") == pytest.approx(
@@ -135,8 +141,6 @@ def test_holm_and_benjamini_hochberg_as_in_rs_p_adjust():
     p = [0.01, 0.04, 0.03, 0.005]
     assert estimates.adjust_pvalues(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert estimates.adjust_pvalues(p, "fdr_bh") == pytest.approx([0.02, 0.04, 0.04, 0.02])
-    with pytest.raises(ValueError, match="unknown"):
-        estimates.adjust_pvalues(p, "bonferonni")
 
 
 def test_flipping_signs():
@@ -182,30 +186,20 @@ def test_the_bound_grows_with_hits_and_holds_the_share(pair):
     assert hits == n or bound < estimates.upper_bound_clopper_pearson(hits + 1, n)
 
 
-def test_no_share_has_no_bound():
-    with pytest.raises(ValueError, match="3 of 2"):
-        estimates.upper_bound_clopper_pearson(3, 2)
-
-
 def test_the_interval_holds_over_few_concepts_of_many_images():
     rng = np.random.default_rng(0)
     concepts, images, truth = np.repeat(range(8), 76), 76, 0.1
 
-    def holds(found):
-        return found.low <= truth <= found.high
-
-    audits = []
+    usual, wider = [], []
     for _ in range(600):
         hits = simulation.clustered_hits(rng, truth, 8, images, correlation=0.35)
         shown = np.concatenate([np.arange(images) < count for count in hits])
-        audits.append(
-            [
-                holds(f(shown, concepts))
-                for f in (estimates.clustered_share, estimates.few_clusters_share)
-            ]
+        one, other = (
+            f(shown, concepts) for f in (estimates.clustered_share, estimates.few_clusters_share)
         )
-    usual, own = np.mean(audits, axis=0)
-    assert usual < 0.9 and own > simulation.COVERAGE_BAR
+        usual.append(one.low <= truth <= one.high)
+        wider.append(other.low <= truth <= other.high)
+    assert np.mean(usual) < 0.9 and np.mean(wider) > simulation.COVERAGE_BAR
 
 
 @pytest.mark.parametrize(("both", "up", "down"), [(0.6, 0.1, 0.1), (0.3, 0.3, 0.05), (0.0, 0, 0)])
@@ -219,3 +213,200 @@ def test_paired_intervals_hold_the_truth(both, up, down):
         assert found.value == pytest.approx((cells[1] - cells[2]) / 100)
         held.append(found.low <= up - down <= found.high and found.low < found.high)
     assert np.mean(held) >= 0.93
+
+
+# --- trends and power ---------------------------------------------------------------------------
+
+# Beetles killed by carbon disulphide (Bliss 1935), log10 dose, number exposed and killed.
+DOSE = [1.6907, 1.7242, 1.7552, 1.7842, 1.8113, 1.8369, 1.8610, 1.8839]
+EXPOSED = [59, 60, 62, 56, 63, 59, 62, 60]
+KILLED = [6, 13, 18, 28, 52, 53, 61, 60]
+
+
+def beetles():
+    dose = np.repeat(DOSE, EXPOSED)
+    killed = np.concatenate([np.arange(n) < k for n, k in zip(EXPOSED, KILLED)])
+    return trends.logistic_trend(dose, killed, np.arange(len(dose)))
+
+
+def test_the_beetles_logit_line():
+    """Dobson, An Introduction to Generalized Linear Models: -60.72 + 34.27 x."""
+    found = beetles()
+    assert found.intercept == pytest.approx(-60.72, abs=0.01)
+    assert found.slope.value == pytest.approx(34.27, abs=0.01)
+    assert found.half.value == pytest.approx(1.772, abs=0.001)
+    assert 1.763 < found.half.low < found.half.value < found.half.high < 1.780
+    assert found.share(found.half.value) == pytest.approx(0.5)
+
+
+def test_a_flat_trend_has_no_bounded_half():
+    rng = np.random.default_rng(0)
+    x, hits = np.arange(200) % 10, rng.random(200) < 0.4
+    found = trends.logistic_trend(x, hits, np.arange(200))
+    assert found.slope.low < 0 < found.slope.high
+    assert (found.half.low, found.half.high) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize(
+    "x, hits",
+    [([1, 2, 3, 4], [1, 1, 1, 1]), ([1, 2, 3, 4], [0, 0, 0, 0]), ([2, 2, 2, 2], [0, 1, 0, 1]),
+     ([1, 2, 3, 4], [1, 1, 0, 0])],
+)  # fmt: skip
+def test_no_curve_where_there_is_none(x, hits):
+    assert trends.logistic_trend(x, hits, "abcd") is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=4, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_any_table_gives_a_trend_or_none(rows):
+    x, hits = zip(*rows)
+    found = trends.logistic_trend(x, hits, range(len(x)))
+    assert found is None or found.slope.low <= found.slope.value <= found.slope.high
+
+
+def test_clusters_widen_the_interval():
+    rng = np.random.default_rng(0)
+    x = np.repeat(np.arange(1, 41), 4)
+    share = np.repeat(1 / (1 + np.exp(0.15 * (np.arange(1, 41) - 12) + rng.normal(size=40) * 4)), 4)
+    hits = rng.random(160) < share
+    alone = trends.logistic_trend(x, hits, np.arange(160)).slope
+    together = trends.logistic_trend(x, hits, x).slope
+    assert together.value == pytest.approx(alone.value)
+    assert together.high - together.low > 1.2 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize(
+    "difference, reference, n", [(0.1, 0.5, 198), (0.2, 0.5, 48), (0.1, 0.3, 181), (0.2, 0.3, 45)]
+)
+def test_sample_sizes(difference, reference, n):
+    assert trends.required_sample_size(difference, reference) == n
+    assert trends.power(n, reference, reference + difference) >= 0.8
+
+
+def test_twenty_occupations_need_more():
+    assert trends.required_sample_size(0.2, confidence=1 - 0.05 / 20) == 94
+
+
+def test_correlated_images_find_less():
+    assert trends.effective_sample_size(20, 10, 0) == 200
+    assert trends.effective_sample_size(20, 10, 1) == 20
+    assert trends.detectable_difference(20, 10, correlation=0.2) > trends.detectable_difference(
+        20, 10, correlation=0
+    )
+    assert np.isnan(trends.detectable_difference(1, 1))
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.1, 0.4])
+def test_the_correlation_is_found_again(truth):
+    hits = simulation.clustered_hits(np.random.default_rng(0), 0.4, 600, 8, truth)
+    images = (np.arange(8) < hits[:, None]).ravel()
+    assert trends.intraclass_correlation(images, np.repeat(np.arange(600), 8)) == pytest.approx(
+        truth, abs=0.04
+    )
+
+
+def test_the_extremes_of_correlation():
+    assert trends.intraclass_correlation([1, 1, 0, 0], "aabb") == 1
+    assert trends.intraclass_correlation([1, 0, 1, 0], "aabb") == 0
+    assert trends.intraclass_correlation([1, 0], "ab") == 0
+
+
+# --- imbalance --------------------------------------------------------------------------------
+
+METRICS = [imbalance.total_variation, imbalance.kullback_leibler, imbalance.intensity]
+GROUPS = ["a", "b", "c", "d", "e"]
+EVEN = imbalance.uniform_reference(GROUPS)
+group_counts = st.lists(st.integers(0, 50), min_size=5, max_size=5).filter(any)
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+@every_metric
+@given(group_counts)
+def test_total_collapse_is_the_maximum(metric, values):
+    n = sum(values)
+    assert metric({"a": n}, EVEN) >= metric(dict(zip(GROUPS, values)), EVEN) - 1e-12
+
+
+@every_metric
+@given(group_counts)
+def test_a_group_that_nobody_saw_counts_as_declared(metric, values):
+    named = dict(zip(GROUPS, values))
+    seen = {group: n for group, n in named.items() if n}
+    assert metric(seen, EVEN) == pytest.approx(metric(named, EVEN))
+
+
+@every_metric
+@given(group_counts, st.permutations(GROUPS))
+def test_the_order_does_not_matter(metric, values, order):
+    named = dict(zip(GROUPS, values))
+    other = metric({g: named[g] for g in order}, {g: EVEN[g] for g in order})
+    assert other == pytest.approx(metric(named, EVEN))
+
+
+@every_metric
+def test_an_even_model_has_none(metric):
+    assert metric(dict.fromkeys(GROUPS, 20), EVEN) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_bounds_of_two_groups():
+    two = imbalance.uniform_reference(["woman", "man"])
+    assert imbalance.intensity({"man": 40}, two) == 1
+    assert imbalance.total_variation({"man": 40}, two) == 0.5
+
+
+def test_a_fair_model_shows_some_imbalance():
+    """Half the range of a binomial share: its 95th percentile by scipy."""
+    two = imbalance.uniform_reference(["woman", "man"])
+    for n in (9, 100):
+        upper = imbalance.null_quantile(imbalance.total_variation, n, two)
+        expected = abs(stats.binom.ppf(0.975, n, 0.5) / n - 0.5)
+        assert upper == pytest.approx(expected, abs=0.012)
+
+
+def test_the_published_audit_of_koala_lightning():
+    table = pd.read_csv(data_folder() / "reference" / "t2i_biasbench_koala.csv")
+    assert (table.groupby("prompt").captions.sum() == 100).all()
+    doctor, beauty = (
+        dict(table[table.prompt == name][["group", "captions"]].values)
+        for name in ("doctor", "beauty")
+    )
+    male = imbalance.share_bounds(doctor, "male", "unknown")
+    assert (male.value, round(male.low, 3)) == (0.91, 0.838)
+    white = imbalance.share_bounds(beauty, "white", "unknown")
+    assert white.value == 0.23 and white.low < 0.23 and white.high > 0.73
+    assert imbalance.share_bounds(beauty, "unknown", "unknown").high < 0.6
+
+
+def test_the_reference_of_occupations_is_whole():
+    table = pd.read_csv(data_folder() / "reference" / "women_share_bls.csv")
+    assert len(table) == 28 and table.occupation.is_unique
+    assert table[["women_2022", "women_2019"]].stack().between(0, 100).all()
+    moved = (table.women_2019 - table.women_2022).abs()
+    assert table.occupation[moved.idxmax()] == "flight attendants"
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: mean_interval([1.0]), "two or more values, not 1"),
+        (lambda: mean_interval([]), "two or more"),
+        (lambda: share_interval(3, 2), "3 of 2 is no share"),
+        (lambda: share_interval(-1, 2), "is no share"),
+        (lambda: share_interval(0, 0), "is no share"),
+        (lambda: estimates.upper_bound_clopper_pearson(3, 2), "3 of 2"),
+        (lambda: estimates.clustered_share([], []), "do not fit"),
+        (lambda: estimates.clustered_share([1, 0], ["a"]), "do not fit"),
+        (lambda: estimates.adjust_pvalues([0.1], "bonferonni"), "unknown"),
+        (lambda: trends.required_sample_size(0.6, 0.5), "no share"),
+        (lambda: imbalance.total_variation({"x": 1}, EVEN), "'x' was not declared"),
+        (lambda: imbalance.total_variation({}, EVEN), "no images"),
+        (lambda: imbalance.total_variation({"a": 1}, {"a": 0.5, "b": 0.6}), "sum to 1"),
+        (lambda: imbalance.uniform_reference(["a"]), "Declare two or more"),
+        (lambda: imbalance.kullback_leibler({"a": 1}, {"a": 1.0, "b": 0.0}), "no share"),
+        (lambda: imbalance.share_bounds({"a": 1}, "x"), "no count for 'x'"),
+        (lambda: imbalance.null_quantile(imbalance.intensity, 0, EVEN), "tell nothing"),
+    ],
+)
+def test_what_cannot_be_estimated_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -104,7 +104,12 @@ def required_sample_size(
         raise ValueError(
             f"required_sample_size: {reference} {difference:+} is no share to be found."
         )
-    too_few = [n for n in range(2, 6001) if power(n, reference, truth, confidence) < power_wanted]
+    z, z_power = stats.norm.ppf([0.5 + confidence / 2, power_wanted])
+    spreads = np.sqrt([reference * (1 - reference), truth * (1 - truth)])
+    about = ((z * spreads[0] + z_power * spreads[1]) / difference) ** 2  # the normal approximation
+    # Power rises with n in a saw: all n are tried up to where it surely stays above.
+    tried = range(2, min(6000, 2 * int(about) + 100) + 1)
+    too_few = [n for n in tried if power(n, reference, truth, confidence) < power_wanted]
     return too_few[-1] + 1 if too_few else 2
 
 
