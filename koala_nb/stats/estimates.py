@@ -1,7 +1,7 @@
 """Estimates with their intervals: thin over scipy and statsmodels, one name a purpose.
 
 Images of one prompt resemble each other, so most functions take them by cluster (prompt). How often
-each interval holds the truth is simulated in `coverage` and stands in `data/results/coverage.json`.
+each interval holds the truth: `studies.coverage`, `data/results/coverage.json`.
 """
 
 from __future__ import annotations
