@@ -15,6 +15,7 @@ from torch import nn
 from koala_nb.distillation.data import picture_sheet
 from koala_nb.distillation.loop import Loop
 from koala_nb.distillation.similarity import scaled
+from koala_nb.core.catalog import data_folder
 from koala_nb.nano.models import build_vae
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.render import Renderer, to_pixels
@@ -30,7 +31,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, preset: Preset, trained: Path | None = None) -> None:
         super().__init__()
-        vae = AutoencoderKL.from_pretrained(trained) if trained else build_vae(preset)
+        vae = AutoencoderKL.from_pretrained(trained) if trained else start_vae(preset)
         self.vae = vae.to(memory_format=torch.channels_last)
         self.frozen = trained is not None
         if trained:
@@ -48,6 +49,14 @@ class Autoencoder(nn.Module):
             )
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return self.vae.decode(latents).sample, kl
+
+
+def start_vae(preset: Preset) -> AutoencoderKL:
+    """Return the shipped autoencoder to train on, where there is one, else a new one."""
+    shipped = data_folder() / "models" / "nano-koala" / "vae"
+    if not shipped.is_dir():
+        return build_vae(preset)
+    return AutoencoderKL.from_pretrained(shipped, torch_dtype=torch.float32)
 
 
 def crop(images: torch.Tensor, scenes: list, side: int, scale: int) -> torch.Tensor:
@@ -88,9 +97,8 @@ def train_vae(
         decoded = decoded.float()
         edges = sum((decoded.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (-1, -2))
         error = (decoded - images).abs().mean()
-        mse = F.mse_loss(decoded, images)
-        psnr = -10 * torch.log10(mse.detach() / 4)
-        return error + 0.5 * edges + mse + KL_WEIGHT * kl, {"psnr": psnr}
+        psnr = -10 * torch.log10(F.mse_loss(decoded.detach(), images) / 4)
+        return error + edges + KL_WEIGHT * kl, {"psnr": psnr, "whole": whole.float()}
 
     def preview(module: Autoencoder) -> bytes:
         images = render([world.scene(seed) for seed in range(24)])
