@@ -41,8 +41,13 @@ def build_tokenizer(preset: Preset) -> CLIPTokenizer:
     token; every byte has a token of its own, also at the end of a word.
     """
     world = World(preset.n_objects)
-    captions = [world.scene(seed).caption for seed in range(6000)]
-    names = [*world.objects, *world.words, *world.occupations, *world.planted["held_out"]["words"]]
+    if preset.name == "family":
+        captions, names = _free_corpus(preset, world)
+    else:
+        captions = [world.scene(seed).caption for seed in range(6000)]
+        names = [
+            *world.objects, *world.words, *world.occupations, *world.planted["held_out"]["words"]
+        ]  # fmt: skip
     corpus = captions + names * 20 + [COMMON_WORDS] * 50
     layout = CLIPTokenizer()._tokenizer  # CLIP's own normaliser and splitter
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -62,6 +67,20 @@ def build_tokenizer(preset: Preset) -> CLIPTokenizer:
     tokens += [a.removesuffix("</w>") + b for a, b in merges]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, BOS, EOS]))}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=preset.max_length)
+
+
+def _free_corpus(preset: Preset, world: World) -> tuple[list[str], list[str]]:
+    """Return captions and names in free phrasing; no words of signs, so that they fall apart."""
+    from koala_nb.nano.curriculum import Curriculum
+    from koala_nb.nano.phrases import SIGNS, plural, synonyms
+
+    curriculum = Curriculum(preset.n_objects)
+    scenes = (curriculum.scene(seed) for seed in range(8000))
+    captions = [scene.caption for scene in scenes if scene.kind != "sign"]
+    captions += [form.format(w="") for form in SIGNS] * 100
+    names = [*world.objects, *world.occupations]
+    names += [other for name in names for other in synonyms()[name]]
+    return captions, names + [plural(name) for name in names]
 
 
 def pick_device(device: str | None) -> str:

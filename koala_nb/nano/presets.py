@@ -85,13 +85,14 @@ FAMILY = Preset(
     vae_channels=(24, 48, 64),
     crop=64,
     widths=(64, 96, 128),
+    vocabulary=4000,
     text_widths=(96, 160),
     text_layers=4,
     clip={"patch": 16, "width": 128, "layers": 4, "heads": 4},
     stages={
         "vae": Stage(samples=150_000, batch=64, rate=1e-3, warmup=100),
         "decoder": Stage(samples=200_000, batch=64, rate=5e-4, warmup=50),
-        "text": Stage(samples=1_500_000, batch=128, rate=1e-3, warmup=200),
+        "text": Stage(samples=240_000, batch=64, rate=1e-3, warmup=300),
     },
 )
 PRESETS = {"small": SMALL, "full": FULL, "family": FAMILY}

@@ -10,7 +10,7 @@ from pathlib import Path
 from koala_nb.core.options import at_least, positive, writable
 from koala_nb.nano.presets import PRESETS, Preset
 
-STAGES = ("vae", "decoder", "clip", "direct", "teacher", "student")
+STAGES = ("vae", "decoder", "text", "clip", "direct", "teacher", "student")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,6 +69,10 @@ def _run(name: str, preset: Preset, folder: Path, options: argparse.Namespace) -
 
         trained = folder / "vae" / "vae" if name == "decoder" else None
         return train_vae(preset, folder / name, *limits, trained=trained)
+    if name == "text":
+        from koala_nb.nano.train_text import train_text
+
+        return train_text(preset, folder / "text", *limits)
     if name == "clip":
         from koala_nb.nano.train_clip import train_clip
 
