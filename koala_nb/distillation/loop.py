@@ -33,6 +33,8 @@ class Stage:
     rate: float
     warmup: int = 200
     decay: float = 0.4  # share of the samples over which the rate falls to zero
+    ema: float = 0.999
+    beta2: float = 0.999
     accumulation: int = 1  # parts into which a process cuts its share of a batch
 
 
@@ -89,11 +91,13 @@ class Loop:
         )
         self.folder, self.stage, self.loss, self.preview = folder, stage, loss, preview
         self.steps = stage.samples // stage.batch
+        self.step = 0
         self.module = module
         weights = [p for p in module.parameters() if p.requires_grad]
-        self.ema = EMAModel(weights, decay=0.999, use_ema_warmup=True, power=0.75)
-        optimizer = torch.optim.AdamW(weights, stage.rate, weight_decay=0.01, fused=True)
+        self.ema = EMAModel(weights, decay=stage.ema, use_ema_warmup=True, power=0.75)
+        optimizer = torch.optim.AdamW(weights, stage.rate, (0.9, stage.beta2), weight_decay=0.01, fused=True)
         if os.environ.get("KOALA_NB_COMPILE", "1") == "1":
+            torch._dynamo.config.recompile_limit = 64  # a graph for each width
             parts: list[nn.Module] = [p for p in module.modules() if isinstance(p, compiled)]
             for part in parts:
                 part.compile()
@@ -114,6 +118,7 @@ class Loop:
         begin = saved = logged = time.monotonic()
         seen: dict[str, list[float]] = {}
         for step in range(first, self.steps):
+            self.step = step
             set_seed(step * size + rank)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.stage.rate * rate_factor(step, self.steps, self.stage)

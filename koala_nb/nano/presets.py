@@ -8,7 +8,6 @@ from koala_nb.core.catalog import data_folder
 from koala_nb.distillation.loop import Stage
 
 FACTOR = 4  # pixels a latent
-HEADS = {"attention_head_dim": [1, 2, 4]}  # SDXL's naming: the number of heads, of 32 channels
 SYSTEMS: dict[str, dict[str, Any]] = {
     "nano-sdxl": {"layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10]},
     "nano-koala-large": {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 6]},
@@ -35,6 +34,7 @@ class Preset:
     vocabulary: int = 3000
     text_widths: tuple[int, int] = (64, 128)
     text_layers: int = 3
+    scenes: int = 0
     clip: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -88,11 +88,15 @@ FAMILY = Preset(
     vocabulary=4000,
     text_widths=(96, 160),
     text_layers=4,
+    scenes=300_000,
     clip={"patch": 16, "width": 128, "layers": 4, "heads": 4},
     stages={
         "vae": Stage(samples=150_000, batch=64, rate=1e-3, warmup=100),
         "decoder": Stage(samples=200_000, batch=64, rate=5e-4, warmup=50),
         "text": Stage(samples=240_000, batch=64, rate=1e-3, warmup=300),
+        "teacher": Stage(samples=900_000, batch=128, rate=1e-3, ema=0.9995, beta2=0.99),
+        "student": Stage(samples=400_000, batch=128, rate=8e-4, ema=0.9995, beta2=0.99),
+        "control": Stage(samples=400_000, batch=128, rate=1e-3, ema=0.9995, beta2=0.99),
     },
 )
 PRESETS = {"small": SMALL, "full": FULL, "family": FAMILY}

@@ -84,6 +84,22 @@ class Renderer:
             ]
         )
 
+    def _loose(self, scenes: list[Scene], slot: int) -> torch.Tensor:
+        """Return signs with other words than the sheet's, (n, 4, pixels), premultiplied.
+
+        KeyError for anything else than a sign.
+        """
+        layer = torch.zeros(len(scenes), 4, self.image_size, self.image_size)
+        for row, scene in enumerate(scenes):
+            p = scene.placed[slot]
+            if p.thing.kind != "sign":
+                raise KeyError(p.thing)
+            side = self.sides[p.size]
+            board = np.asarray(draw_sign(p.thing.name, scene.style))[None]
+            x, y = p.x * self.scale, p.y * self.scale
+            layer[row, :, y : y + side, x : x + side] = _resize(board, side)[0].float() / 255
+        return layer.to(self.device).flatten(2)
+
     def offset(self, thing: Thing, style: str, size: str) -> int:
         """Return where a sprite begins in the flat tensor of pixels."""
         row = STYLES.index(style) * len(self.rows) + self.rows[thing]
@@ -101,9 +117,15 @@ class Renderer:
         canvas = (colors / 255).to(self.device)[:, :, None].repeat(1, 1, side * side)
         for slot in range(max(len(s.placed) for s in scenes)):
             rows = [i for i in range(n) if slot < len(scenes[i].placed)]
-            layer = self._layer([scenes[i] for i in rows], slot)
-            below = canvas[rows]
-            canvas[rows] = below * (1 - layer[:, 3:]) + layer[:, :3]
+            loose = [i for i in rows if scenes[i].placed[slot].thing not in self.rows]
+            rows = [i for i in rows if i not in loose]
+            for some, layer in (
+                (rows, self._layer([scenes[i] for i in rows], slot) if rows else None),
+                (loose, self._loose([scenes[i] for i in loose], slot) if loose else None),
+            ):
+                if layer is not None:
+                    below = canvas[some]
+                    canvas[some] = below * (1 - layer[:, 3:]) + layer[:, :3]
         return (canvas * 2 - 1).view(n, 3, side, side)
 
     def _layer(self, scenes: list[Scene], slot: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from koala_nb.core.options import at_least, positive, writable
 from koala_nb.nano.presets import PRESETS, Preset
 
-STAGES = ("vae", "decoder", "text", "clip", "direct", "teacher", "student")
+STAGES = ("vae", "decoder", "text", "latents", "clip", "direct", "teacher", "student", "control")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,6 +73,12 @@ def _run(name: str, preset: Preset, folder: Path, options: argparse.Namespace) -
         from koala_nb.nano.train_text import train_text
 
         return train_text(preset, folder / "text", *limits)
+    if preset.name == "family" and name == "latents":
+        return _encode(preset, folder, options)
+    if preset.name == "family" and name in ("teacher", "student", "control"):
+        from koala_nb.nano.train_family import train_family
+
+        return train_family(preset, folder / name, name, *limits)
     if name == "clip":
         from koala_nb.nano.train_clip import train_clip
 
@@ -87,6 +93,24 @@ def _run(name: str, preset: Preset, folder: Path, options: argparse.Namespace) -
         train_unet(preset, folder / system, system, name, *limits, teacher=teacher)
         for system in ("nano-koala-large", "nano-koala")
     )
+
+
+def _encode(preset: Preset, folder: Path, options: argparse.Namespace) -> bool:
+    """Encode the training scenes, each process its share."""
+    import torch
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTokenizer
+
+    from koala_nb.nano.latents import SHARD, Encoder, encode_scenes, padded
+    from koala_nb.nano.models import pick_device
+    from koala_nb.nano.train_vae import latest_vae
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "text" / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(latest_vae(folder)).to(pick_device(options.device))
+    encoder = Encoder(preset, padded(tokenizer, preset.max_length), vae)
+    rank, of = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    encode_scenes(encoder, folder / "scenes", range(preset.scenes // SHARD), rank, of)
+    return True
 
 
 def _default_processes(device: str | None) -> int:
