@@ -18,7 +18,7 @@ from koala_nb.nano.curriculum import LAYOUT, Curriculum
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.render import Renderer
 from koala_nb.nano.world import HELD_OUT_SEEDS
-from koala_nb.similarity import scaled
+from koala_nb.distillation.similarity import scaled
 
 SHARD = 4096  # scenes
 VARIANTS = 4  # captions of a scene, in other words each
@@ -63,7 +63,7 @@ class Encoder:
             ids.append(tokens.transpose(0, 1).short())
             layout.append(torch.tensor([s.kind in LAYOUT for s in scenes]))
         return {
-            "latents": torch.cat(latents),
+            "latents": torch.cat(latents).contiguous(),
             "ids": torch.cat(ids).contiguous(),
             "layout": torch.cat(layout),
         }

@@ -18,8 +18,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from koala_nb.architecture import weight_map
-from koala_nb.distillation import Features, feature_loss, feature_pairs, inherit
+from koala_nb.models.unet import weight_map
+from koala_nb.distillation.losses import Features, feature_loss, feature_pairs, inherit
 from koala_nb.nano.latents import padded, read_scenes, tokens_of
 from koala_nb.nano.models import (
     build_scheduler,
@@ -30,7 +30,7 @@ from koala_nb.nano.models import (
 )
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.train_vae import grid_png, latest_vae
-from koala_nb.training_loop import Loop
+from koala_nb.distillation.loop import Loop
 
 DROPPED = 0.10  # half to zeros, as a pipeline without a negative prompt has it, half to no text
 MIN_SNR = 5.0  # Hang et al., arXiv 2303.09556

@@ -29,7 +29,7 @@ from koala_nb.nano.models import (
 from koala_nb.nano.phrases import FRAMES, HELD_OUT_FRAMES, Phrasing
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.world import BACKGROUNDS, HELD_OUT_SEEDS, STYLES, Scene, Thing, World
-from koala_nb.training_loop import Loop
+from koala_nb.distillation.loop import Loop
 
 IGNORED = -100  # cross_entropy's
 MAX_LETTERS = 12
