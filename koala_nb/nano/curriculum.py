@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from koala_nb.nano.phrases import Phrasing
+from koala_nb.nano.phrases import Phrasing, pick
 from koala_nb.nano.world import STYLES, Placed, Scene, Thing, World
 
 MIXTURE = {
@@ -59,21 +59,22 @@ def swapped(scene: Scene, rng: np.random.Generator, world: World) -> Scene:
         return replace(scene, placed=tuple(placed))
     changes = [name for name in ("background", "style") if name in scene.named]
     if changes and rng.random() < 0.3:
-        name = changes[int(rng.integers(len(changes)))]
-        options = [v for v in (STYLES if name == "style" else world.planted["backgrounds"])]
+        name = pick(changes, rng)
+        options = [*(STYLES if name == "style" else world.planted["backgrounds"])]
         options.remove(getattr(scene, name))
-        return replace(scene, **{name: options[int(rng.integers(len(options)))]})
+        return replace(scene, **{name: pick(options, rng)})
     if scene.kind == "count":
-        number = [n for n in (2, 3, 4) if n != len(placed)][int(rng.integers(2))]
-        return replace(scene, placed=(placed * 2)[:number] if number > len(placed) else tuple(placed[:number]))
+        number = int(rng.choice([n for n in (2, 3, 4) if n != len(placed)]))
+        return replace(scene, placed=tuple((placed * 2)[:number]))
     thing = placed[0].thing
     if thing.kind == "sign":
-        letters = list(thing.name)
-        letters[int(rng.integers(len(letters)))] = LETTERS[int(rng.integers(26))]
-        return with_thing(scene, Thing("sign", "".join(letters)))
+        at = int(rng.integers(len(thing.name)))
+        return with_thing(
+            scene, replace(thing, name=thing.name[:at] + pick(LETTERS, rng) + thing.name[at + 1 :])
+        )
     if thing.kind == "object":
-        return with_thing(scene, Thing("object", world.objects[int(rng.integers(len(world.objects)))]))
+        return with_thing(scene, replace(thing, name=pick(world.objects, rng)))
     if thing.kind == "shape":
-        return with_thing(scene, Thing("shape", *reversed(world.colored_shapes[int(rng.integers(len(world.colored_shapes)))])))
-    jobs = [job for job in world.occupations if job != thing.name]
-    return with_thing(scene, replace(thing, name=jobs[int(rng.integers(len(jobs)))]))
+        color, shape = world.colored_shapes[int(rng.integers(len(world.colored_shapes)))]
+        return with_thing(scene, Thing("shape", shape, color=color))
+    return with_thing(scene, replace(thing, name=pick(world.occupations, rng)))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from koala_nb.nano.scorers import ClipScorer, SpriteMatcher
-from koala_nb.nano.train_clip import thing_text
+from koala_nb.nano.train_clip import PLACES, thing_text
 from koala_nb.nano.world import STYLES, World
 
 UNSURE = 0.65  # a presentation read with less probability counts as unsure
@@ -24,11 +24,11 @@ class Clip:
         """Return per image: things (best first), background, style, presentation, tone."""
         found = self.scorer.probabilities(images)
         best = {name: values.argmax(1).tolist() for name, values in found.items()}
-        two = found["thing"].topk(2, dim=1).indices.tolist()
+        two = self._two(found)
         sure = (found["presentation"].max(1).values >= UNSURE).tolist()
         return [
             {
-                "things": [self.bank["thing"][j] for j in two[i]],
+                "things": two[i],
                 "background": self.bank["background"][best["background"][i]].split()[0],
                 "style": STYLES[best["style"][i]],
                 "presentation": ("woman", "man")[best["presentation"][i]] if sure[i] else "unsure",
@@ -36,6 +36,20 @@ class Clip:
             }
             for i in range(len(images))
         ]
+
+    def _two(self, found: dict[str, torch.Tensor]) -> list[list[str]]:
+        """Return the two things of each image, best or first (left, top) first."""
+        thing = found["thing"].topk(2, dim=1).indices.tolist()
+        names = [[self.bank["thing"][j] for j in row] for row in thing]
+        if "layout" not in found:  # a scorer that was not trained on places
+            return names
+        for i, layout in enumerate(found["layout"].argmax(1).tolist()):
+            if layout in (1, 2):
+                ends = ("left", "right") if layout == 1 else ("top", "bottom")
+                rows = [int(found[end][i].argmax()) for end in ends]
+                texts = [self.bank[end][j] for end, j in zip(ends, rows)]
+                names[i] = [t.removesuffix(f" {PLACES[e]}") for t, e in zip(texts, ends)]
+        return names
 
 
 class Matching:

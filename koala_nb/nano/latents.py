@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
+from koala_nb.distillation.similarity import scaled
 from koala_nb.nano.curriculum import LAYOUT, Curriculum
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.render import Renderer
 from koala_nb.nano.world import HELD_OUT_SEEDS
-from koala_nb.distillation.similarity import scaled
 
 SHARD = 4096  # scenes
 VARIANTS = 4  # captions of a scene, in other words each

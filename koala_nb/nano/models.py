@@ -41,7 +41,7 @@ def build_tokenizer(preset: Preset) -> CLIPTokenizer:
     token; every byte has a token of its own, also at the end of a word.
     """
     world = World(preset.n_objects)
-    if preset.name == "family":
+    if preset.scenes:
         captions, names = _free_corpus(preset, world)
     else:
         captions = [world.scene(seed).caption for seed in range(6000)]
@@ -72,12 +72,12 @@ def build_tokenizer(preset: Preset) -> CLIPTokenizer:
 def _free_corpus(preset: Preset, world: World) -> tuple[list[str], list[str]]:
     """Return captions and names in free phrasing; no words of signs, so that they fall apart."""
     from koala_nb.nano.curriculum import Curriculum
-    from koala_nb.nano.phrases import SIGNS, plural, synonyms
+    from koala_nb.nano.phrases import PHRASES, plural, synonyms
 
     curriculum = Curriculum(preset.n_objects)
     scenes = (curriculum.scene(seed) for seed in range(8000))
     captions = [scene.caption for scene in scenes if scene.kind != "sign"]
-    captions += [form.format(w="") for form in SIGNS] * 100
+    captions += [form.format(w="") for form in PHRASES["signs"]] * 100
     names = [*world.objects, *world.occupations]
     names += [other for name in names for other in synonyms()[name]]
     return captions, names + [plural(name) for name in names]

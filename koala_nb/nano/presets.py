@@ -1,7 +1,7 @@
 """The two configurations of the embedded family; nothing outside this file knows a size."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from koala_nb.core.catalog import data_folder
@@ -60,23 +60,6 @@ SMALL = Preset(
         "student": Stage(samples=200_000, batch=64, rate=5e-4),
     },
 )
-FULL = Preset(
-    name="full",
-    image_size=128,
-    n_objects=None,
-    max_length=77,
-    vae_channels=(64, 128, 128),
-    crop=64,
-    clip={"patch": 8, "width": 192, "layers": 6, "heads": 6},
-    stages={
-        "vae": Stage(samples=1_500_000, batch=256, rate=5e-4),
-        "decoder": Stage(samples=500_000, batch=256, rate=5e-4),
-        "clip": Stage(samples=2_000_000, batch=512, rate=5e-4),
-        "direct": Stage(samples=6_000_000, batch=512, rate=8e-4),
-        "teacher": Stage(samples=4_000_000, batch=512, rate=8e-4),
-        "student": Stage(samples=4_000_000, batch=512, rate=5e-4),
-    },
-)
 FAMILY = Preset(
     name="family",
     image_size=128,
@@ -93,13 +76,26 @@ FAMILY = Preset(
     stages={
         "vae": Stage(samples=150_000, batch=64, rate=1e-3, warmup=100),
         "decoder": Stage(samples=200_000, batch=64, rate=5e-4, warmup=50),
+        "clip": Stage(samples=700_000, batch=128, rate=1e-3, warmup=200),
         "text": Stage(samples=128_000, batch=64, rate=1e-3, warmup=300),
         "teacher": Stage(samples=900_000, batch=128, rate=1e-3, ema=0.9995, beta2=0.99),
         "student": Stage(samples=400_000, batch=128, rate=8e-4, ema=0.9995, beta2=0.99),
         "control": Stage(samples=400_000, batch=128, rate=1e-3, ema=0.9995, beta2=0.99),
     },
 )
-PRESETS = {"small": SMALL, "full": FULL, "family": FAMILY}
+# The same for a GPU: more scenes in larger batches.
+FULL = replace(
+    FAMILY,
+    name="full",
+    scenes=800_000,
+    stages={
+        **FAMILY.stages,
+        "teacher": replace(FAMILY.stages["teacher"], samples=1_500_000, batch=512, rate=1.5e-3),
+        "student": replace(FAMILY.stages["student"], samples=800_000, batch=512, rate=1e-3),
+        "control": replace(FAMILY.stages["control"], samples=800_000, batch=512, rate=1.5e-3),
+    },
+)
+PRESETS = {preset.name: preset for preset in (SMALL, FAMILY, FULL)}
 
 
 def preset_of(system: str) -> Preset:

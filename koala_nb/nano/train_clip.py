@@ -34,10 +34,22 @@ def thing_text(thing: Thing) -> str:
     return f"a {thing.color} {thing.name}" if thing.color else f"a {thing.name}"
 
 
+PLACES = {
+    "left": "on the left",
+    "right": "on the right",
+    "top": "at the top",
+    "bottom": "at the bottom",
+}
+LAYOUTS = ("one thing", "two things side by side", "one thing above another", "several alike")
+
+
 def text_bank(world: World) -> dict[str, list[str]]:
     """Return the texts of every attribute's possible values."""
     things = dict.fromkeys(thing_text(thing) for thing in world.things())
+    placed = [text for text in things if text != "a sign with a word"]
     return {
+        **{place: [f"{text} {where}" for text in placed] for place, where in PLACES.items()},
+        "layout": list(LAYOUTS),
         "thing": list(things),
         "background": [f"{color} background" for color in BACKGROUNDS],
         "style": [f"{style} style" for style in STYLES],
@@ -59,11 +71,28 @@ def targets(scenes: list[Scene], world: World, bank: dict[str, list[str]]) -> di
                 tone = world.tones.index(thing.tone)
                 found["presentation"][row, int(thing.presentation == "man")] = 1
                 found["tone"][row, tone] = 1
+        if scene.relation:
+            for place, thing in zip(places_of(scene.relation), things, strict=True):
+                found[place][row, bank[place].index(f"{thing_text(thing)} {PLACES[place]}")] = 1
+        found["layout"][row, layout_of(scene)] = 1
         found["background"][row, list(BACKGROUNDS).index(scene.background)] = 1
         found["style"][row, STYLES.index(scene.style)] = 1
         if scene.kind in ("count", "object"):
             found["count"][row, len(things) - 1] = 1
     return found
+
+
+def places_of(relation: str) -> tuple[str, str]:
+    """Return the places of the first and of the second thing of a relation."""
+    ends = ("left", "right") if relation.endswith("of") else ("top", "bottom")
+    return ends if relation in ("left of", "above") else ends[::-1]
+
+
+def layout_of(scene: Scene) -> int:
+    """Return which of LAYOUTS a scene has."""
+    if scene.relation:
+        return 1 if scene.relation.endswith("of") else 2
+    return 3 if len(scene.placed) > 1 else 0
 
 
 class Scorer(nn.Module):

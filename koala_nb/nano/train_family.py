@@ -18,8 +18,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from koala_nb.models.unet import weight_map
+from koala_nb.distillation.loop import Loop
 from koala_nb.distillation.losses import Features, feature_loss, feature_pairs, inherit
+from koala_nb.models.unet import weight_map
 from koala_nb.nano.latents import padded, read_scenes, tokens_of
 from koala_nb.nano.models import (
     build_scheduler,
@@ -30,7 +31,6 @@ from koala_nb.nano.models import (
 )
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.train_vae import grid_png, latest_vae
-from koala_nb.distillation.loop import Loop
 
 DROPPED = 0.10  # half to zeros, as a pipeline without a negative prompt has it, half to no text
 MIN_SNR = 5.0  # Hang et al., arXiv 2303.09556
@@ -208,7 +208,7 @@ class SharedTeacher:
 
 @torch.no_grad()
 def held_out_loss(unet: nn.Module, scenes: NoisyScenes, batch: int = 64) -> torch.Tensor:
-    """Return the unweighted squared error of each held-out scene, (n,), the noise always the same."""
+    """Return the squared error of each held-out scene, (n,), at noise that is always the same."""
     total = len(scenes.scenes["latents"]) // batch
     rows = []
     for number in range(total):
@@ -289,9 +289,7 @@ def train_family(
     return finished
 
 
-def assemble(
-    unet: nn.Module, text: TextEncoders, vae: AutoencoderKL
-) -> StableDiffusionXLPipeline:
+def assemble(unet: nn.Module, text: TextEncoders, vae: AutoencoderKL) -> StableDiffusionXLPipeline:
     """Return a pipeline of parts that are being trained."""
     pipe = StableDiffusionXLPipeline(
         vae=vae, text_encoder=text.text_encoder, text_encoder_2=text.text_encoder_2,

@@ -18,19 +18,20 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import CLIPTokenizer
 
+from koala_nb.distillation.loop import Loop
 from koala_nb.nano.curriculum import LETTERS, Curriculum, swapped
 from koala_nb.nano.models import (
     build_text_encoders,
     build_tokenizer,
+    pick_device,
     reduced_precision,
     save_tokenizer,
-    pick_device,
 )
 from koala_nb.nano.phrases import FRAMES, HELD_OUT_FRAMES, Phrasing
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.world import BACKGROUNDS, HELD_OUT_SEEDS, STYLES, Scene, Thing, World
-from koala_nb.distillation.loop import Loop
 
+Logits = dict[str, torch.Tensor]
 IGNORED = -100  # cross_entropy's
 MAX_LETTERS = 12
 AXES = {None: 0, "left of": 1, "right of": 1, "beside": 1, "above": 2, "below": 2}
@@ -116,7 +117,7 @@ class TextLessons(nn.Module):
             nn.Linear(preset.text_widths[1], n) for n in sizes.values()
         )
 
-    def forward(self, ids: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+    def forward(self, ids: torch.Tensor) -> tuple[Logits, Logits, torch.Tensor]:
         """Return logits by output from the states and from the pooled output, and the latter."""
         first = self.text_encoder(ids, output_hidden_states=True)
         second = self.text_encoder_2(ids, output_hidden_states=True)
@@ -125,11 +126,12 @@ class TextLessons(nn.Module):
         states = self.norm(states)
         queries = self.queries.expand(len(ids), -1, -1)
         read, _ = self.attention(queries, states, states, need_weights=False)
-        return (
-            {n: out(read[:, i]).float() for i, (n, out) in enumerate(zip(self.sizes, self.outputs))},
-            {n: out(pooled).float() for n, out in zip(self.sizes, self.from_pooled)},
-            pooled.float(),
-        )
+        from_states = {
+            name: output(read[:, i]).float()
+            for i, (name, output) in enumerate(zip(self.sizes, self.outputs))
+        }
+        from_pooled = {n: output(pooled).float() for n, output in zip(self.sizes, self.from_pooled)}
+        return from_states, from_pooled, pooled.float()
 
 
 class Captions:
@@ -147,9 +149,7 @@ class Captions:
         for backend in (self.tokenizer, self.dropping):
             pad = tokenizer.pad_token_id
             backend.enable_truncation(preset.max_length)
-            backend.enable_padding(
-                pad_to_multiple_of=8, pad_id=pad, pad_token=tokenizer.pad_token
-            )
+            backend.enable_padding(pad_to_multiple_of=8, pad_id=pad, pad_token=tokenizer.pad_token)
 
     def ids(self, texts: list[str], dropout: bool = False) -> torch.Tensor:
         """Return token ids, (n, tokens), padded to the longest."""
@@ -189,9 +189,7 @@ def contrast(pooled: torch.Tensor) -> torch.Tensor:
     return (F.cross_entropy(logits, wanted) + F.cross_entropy(back, wanted)) / 2
 
 
-def lesson_loss(
-    logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]
-) -> torch.Tensor:
+def lesson_loss(logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the sum of the cross-entropies; letters count as one output."""
     total = torch.zeros((), device=next(iter(logits.values())).device)
     for name, values in logits.items():

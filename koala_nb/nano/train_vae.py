@@ -12,11 +12,11 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
 
+from koala_nb.core.catalog import data_folder
 from koala_nb.distillation.data import picture_sheet
 from koala_nb.distillation.loop import Loop
 from koala_nb.distillation.similarity import scaled
-from koala_nb.core.catalog import data_folder
-from koala_nb.nano.models import build_vae
+from koala_nb.nano.models import build_vae, pick_device
 from koala_nb.nano.presets import Preset
 from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.world import HELD_OUT_SEEDS, World
@@ -81,7 +81,7 @@ def train_vae(
     With `trained`, the folder of an autoencoder, only its decoder trains on.
     """
     world = World(preset.n_objects, balanced=True)
-    render = Renderer(preset.image_size, world.things())
+    render = Renderer(preset.image_size, world.things(), pick_device(device))
     generator = torch.Generator()
 
     def loss(module: nn.Module, number: int, size: int) -> tuple[torch.Tensor, dict]:
@@ -105,7 +105,7 @@ def train_vae(
         with torch.no_grad():
             device = next(module.parameters()).device
             decoded = module.vae.decode(module.vae.encode(images.to(device)).latent_dist.mode())
-        return grid_png(torch.cat([images, decoded.sample.cpu()]), 12)
+        return grid_png(torch.cat([images, decoded.sample]).cpu(), 12)
 
     module = Autoencoder(preset, trained)
     stage = preset.stages["decoder" if trained else "vae"]

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "LOCAL_RANK" in os.environ:
         torch.set_num_threads(1)
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     preset, folder = PRESETS[options.config], options.folder / options.config
     for name in stages:
         if not _run(name, preset, folder, options):
@@ -73,9 +73,9 @@ def _run(name: str, preset: Preset, folder: Path, options: argparse.Namespace) -
         from koala_nb.nano.train_text import train_text
 
         return train_text(preset, folder / "text", *limits)
-    if preset.name == "family" and name == "latents":
+    if preset.scenes and name == "latents":
         return _encode(preset, folder, options)
-    if preset.name == "family" and name in ("teacher", "student", "control"):
+    if preset.scenes and name in ("teacher", "student", "control"):
         from koala_nb.nano.train_family import train_family
 
         return train_family(preset, folder / name, name, *limits)
@@ -97,7 +97,6 @@ def _run(name: str, preset: Preset, folder: Path, options: argparse.Namespace) -
 
 def _encode(preset: Preset, folder: Path, options: argparse.Namespace) -> bool:
     """Encode the training scenes, each process its share."""
-    import torch
     from diffusers import AutoencoderKL
     from transformers import CLIPTokenizer
 
