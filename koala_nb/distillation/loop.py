@@ -95,7 +95,9 @@ class Loop:
         self.module = module
         weights = [p for p in module.parameters() if p.requires_grad]
         self.ema = EMAModel(weights, decay=stage.ema, use_ema_warmup=True, power=0.75)
-        optimizer = torch.optim.AdamW(weights, stage.rate, (0.9, stage.beta2), weight_decay=0.01, fused=True)
+        optimizer = torch.optim.AdamW(
+            weights, stage.rate, (0.9, stage.beta2), weight_decay=0.01, fused=True
+        )
         if os.environ.get("KOALA_NB_COMPILE", "1") == "1":
             torch._dynamo.config.recompile_limit = 64  # a graph for each width
             parts: list[nn.Module] = [p for p in module.modules() if isinstance(p, compiled)]

@@ -21,6 +21,7 @@ from koala_nb.nano.render import Renderer
 from koala_nb.nano.world import HELD_OUT_SEEDS
 
 SHARD = 4096  # scenes
+HELD_OUT = 2048  # scenes
 VARIANTS = 4  # captions of a scene, in other words each
 
 
@@ -98,7 +99,7 @@ def encode_scenes(
         save_file(arrays, temporary)
         temporary.replace(wanted[k])
     if rank == 0 and not shard_path(folder, 0, held_out=True).is_file():
-        save_file(encoder(HELD_OUT_SEEDS.start, 2048), shard_path(folder, 0, held_out=True))
+        save_file(encoder(HELD_OUT_SEEDS.start, HELD_OUT), shard_path(folder, 0, held_out=True))
 
 
 def read_scenes(folder: Path, held_out: bool = False) -> dict[str, torch.Tensor]:

@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionXLPipeline,
+    Transformer2DModel,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
@@ -224,15 +229,29 @@ def grow(unet: UNet2DConditionModel, small: UNet2DConditionModel) -> None:
     Blocks that the small one lacks begin as identities: their last projections are zero.
     """
     pairs = weight_map(small, unet)
-    source, target = small.state_dict(), unet.state_dict()
+    source = small.state_dict()
     copied = dict(zip(pairs.teacher, pairs.student))
-    for name, module in unet.named_modules():
-        new = not any(key.startswith(f"{name}.") for key in copied)
-        if isinstance(module, ResnetBlock2D) and new:
-            nn.init.zeros_(module.conv2.weight), nn.init.zeros_(module.conv2.bias)
-        if isinstance(module, BasicTransformerBlock) and new:
-            for last in (module.attn1.to_out[0], module.attn2.to_out[0], module.ff.net[2]):
-                nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
+    new = {
+        name: module
+        for name, module in unet.named_modules()
+        if name and not any(key.startswith(f"{name}.") for key in copied)
+    }
+    for module in new.values():
+        last: list[nn.Module] = []
+        if isinstance(module, ResnetBlock2D):
+            last = [module.conv2]
+            if module.conv_shortcut is not None:  # keeps the hidden channels, drops the skip's
+                (
+                    nn.init.dirac_(module.conv_shortcut.weight),
+                    nn.init.zeros_(module.conv_shortcut.bias),
+                )
+        elif isinstance(module, Transformer2DModel):
+            last = [module.proj_out]
+        elif isinstance(module, BasicTransformerBlock):
+            last = [module.attn1.to_out[0], module.attn2.to_out[0], module.ff.net[2]]
+        for layer in last:
+            nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    target = unet.state_dict()
     unet.load_state_dict(target | {large: source[mine] for large, mine in copied.items()})
 
 
