@@ -1,6 +1,7 @@
 """What the family trains on: the mixture of scenes, their captions, and which noise they meet."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,8 @@ def swapped(scene: Scene, rng: np.random.Generator, world: World) -> Scene:
         name = pick(changes, rng)
         options = [*(STYLES if name == "style" else world.planted["backgrounds"])]
         options.remove(getattr(scene, name))
-        return replace(scene, **{name: pick(options, rng)})
+        change: dict[str, Any] = {name: pick(options, rng)}
+        return replace(scene, **change)
     if scene.kind == "count":
         number = int(rng.choice([n for n in (2, 3, 4) if n != len(placed)]))
         return replace(scene, placed=tuple((placed * 2)[:number]))

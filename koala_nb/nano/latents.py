@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
+from transformers import CLIPTokenizer
 
 from koala_nb.distillation.similarity import scaled
 from koala_nb.nano.curriculum import LAYOUT, Curriculum
@@ -75,7 +76,7 @@ def tokens_of(tokenizer: Tokenizer, texts: list[str], length: int) -> torch.Tens
     return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(texts)])[:, :length]
 
 
-def padded(tokenizer: "CLIPTokenizer", length: int) -> Tokenizer:  # noqa: F821
+def padded(tokenizer: CLIPTokenizer, length: int) -> Tokenizer:
     """Return a tokenizer's fast backend, padding and cutting to `length`."""
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.enable_truncation(length)

@@ -7,7 +7,7 @@ occur in training: they measure whether free phrasing is understood.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 
 import numpy as np
@@ -166,7 +166,7 @@ def _fill(frame: str, subject: str, scene: Scene, named: frozenset[str]) -> str:
     return text.format(s=subject, b=color, ab=article(color), t=scene.style)
 
 
-def slip(text: str, rng: np.random.Generator, keep: set[str] = frozenset()) -> str:
+def slip(text: str, rng: np.random.Generator, keep: Collection[str] = ()) -> str:
     """Return a text with one or two slips of the finger in words of four letters or more.
 
     A letter is doubled, dropped, replaced or exchanged with the next. Words of signs (`keep`) stay.

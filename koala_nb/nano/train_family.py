@@ -199,15 +199,16 @@ class SharedTeacher:
         wanted = self.teacher_features.take()
         for features in self.features.values():
             features.listen()
-        total, parts = torch.zeros((), device=target.device), {}
+        total = torch.zeros((), device=target.device)
+        parts: dict[str, torch.Tensor] = {}
         for name, predicted in trained(batch).items():
-            own = {
+            losses = {
                 "task": task_loss(predicted, batch),
                 "out": F.mse_loss(predicted.float(), target),
                 "feat": feature_loss(self.features[name].take(), wanted, self.pairs[name]),
             }
-            total = total + sum(own.values())
-            parts |= {f"{name} {part}": value.detach() for part, value in own.items()}
+            total = total + sum(losses.values())
+            parts |= {f"{name} {part}": value.detach() for part, value in losses.items()}
         return total, parts
 
 

@@ -65,13 +65,13 @@ class Targets:
     def __call__(self, scene: Scene, relation: str | None) -> dict[str, int]:
         """Return the target of every output for a caption that states `relation`."""
         things = [placed.thing for placed in scene.placed]
-        one, other = things[0], things[1] if scene.relation else None
+        pair = things[:2] if scene.relation else [things[0]]
         if relation in ("right of", "below"):
-            one, other = other, one
+            pair.reverse()
         named = scene.named
         target = {
-            "first": self.row(one),
-            "second": self.sizes["first"] if other is None else self.row(other),
+            "first": self.row(pair[0]),
+            "second": self.row(pair[1]) if len(pair) == 2 else self.sizes["first"],
             "axis": AXES[relation],
             "number": len(things) - 1 if scene.kind == "count" else 0,
             "background": _state(scene.background, list(BACKGROUNDS), "background" in named),
@@ -85,7 +85,7 @@ class Targets:
                 target["presentation"] = int(person.presentation == "man")
             if "tone" in named:
                 target["tone"] = self.tones.index(person.tone)
-        word = one.name[:MAX_LETTERS] if one.kind == "sign" else None
+        word = things[0].name[:MAX_LETTERS] if things[0].kind == "sign" else None
         for i in range(MAX_LETTERS):
             target[f"letter {i}"] = IGNORED if word is None else (
                 LETTERS.index(word[i]) if i < len(word) else len(LETTERS)
