@@ -160,10 +160,10 @@ class Captions:
         self, scenes: list[Scene], rngs: list[np.random.Generator], phrasing: Phrasing
     ) -> tuple[list[str], dict[str, torch.Tensor]]:
         """Return a caption of each scene and the targets of all, (n,) by output."""
-        told = [phrasing.caption(s, rng) for s, rng in zip(scenes, rngs)]
-        rows = [self.targets(s, relation) for s, (_, relation) in zip(scenes, told)]
+        captions = [phrasing.caption(s, rng) for s, rng in zip(scenes, rngs)]
+        rows = [self.targets(s, relation) for s, (_, relation) in zip(scenes, captions)]
         targets = {name: torch.tensor([row[name] for row in rows]) for name in self.targets.sizes}
-        return [text for text, _ in told], targets
+        return [text for text, _ in captions], targets
 
     def __call__(self, number: int, size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return ids (3 size, tokens) and targets of `size` scenes, told twice and exchanged."""
