@@ -116,7 +116,6 @@ def measures() -> dict[str, int]:
         "core, models and generation, lines": lines(
             files("koala_nb/core", "koala_nb/models", "koala_nb/generation")
         ),
-        "stats, lines": lines(files("koala_nb/stats")),
         "studies, lines": lines(files("studies")),
         "tests, lines": lines(files("tests")),
         "fmt: skip": mentions("# fmt: skip", package),

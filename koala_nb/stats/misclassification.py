@@ -9,6 +9,7 @@ each interval holds the truth.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -16,6 +17,7 @@ from scipy import stats
 from koala_nb.stats.estimates import (
     Estimate,
     Values,
+    cluster_bootstrap,
     cluster_codes,
     cluster_totals,
     clustered_share,
@@ -278,3 +280,52 @@ def _lower_tail(
     error = np.sqrt(variance(rates.T @ null) / n + (null**2 * of_rates / labelled).sum())
     freedom = len(sizes) - 1 if len(sizes) > 1 else len(codes) - 1
     return float(stats.t.cdf((weights @ read - reference) / error, freedom))
+
+
+class Agreement(NamedTuple):
+    """How far two raters agree: Cohen's kappa and the share of equal answers, with intervals.
+
+    `kappa` has the interval of a bootstrap over prompts, `asymptotic` that of statsmodels for
+    independent images; both are NaN where both raters gave one and the same answer throughout.
+    """
+
+    kappa: Estimate
+    asymptotic: Estimate
+    same: Estimate
+
+
+def rater_agreement(
+    one: Values, two: Values, clusters: Values, answers: Sequence[str]
+) -> Agreement:
+    """Return how far any two readings of the same images agree; one entry an image in each."""
+    rows, columns = _class_codes(one, answers), _class_codes(two, answers)
+
+    def table(images: np.ndarray) -> np.ndarray:
+        counts = np.zeros((len(answers), len(answers)))
+        np.add.at(counts, (rows[images], columns[images]), 1)
+        return counts
+
+    kappa = asymptotic = _asymptotic_kappa(table(np.arange(len(rows))))
+    if not np.isnan(kappa.value):
+        kappa = cluster_bootstrap(lambda images: _kappa(table(images)), clusters)
+    return Agreement(kappa, asymptotic, clustered_share(rows == columns, clusters))
+
+
+def _kappa(table: np.ndarray) -> float:
+    """Return Cohen's kappa; statsmodels gives the same with an interval, for one table."""
+    n = table.sum()
+    chance = table.sum(0) @ table.sum(1) / n**2
+    return float((np.trace(table) / n - chance) / (1 - chance)) if chance < 1 else float("nan")
+
+
+def _asymptotic_kappa(table: np.ndarray) -> Estimate:
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    n, used = int(table.sum()), table.sum(0) + table.sum(1) > 0
+    if used.sum() < 2:  # one answer throughout: kappa is 0 / 0
+        return Estimate(float("nan"), float("nan"), float("nan"), n)
+    with np.errstate(invalid="ignore"):  # perfect agreement has no spread
+        result = cohens_kappa(table[used][:, used])
+    spread = np.nan_to_num(result.kappa_upp - result.kappa)
+    low, high = np.clip([result.kappa - spread, result.kappa + spread], -1, 1).tolist()
+    return Estimate(float(result.kappa), low, high, n)
