@@ -26,7 +26,8 @@ from koala_nb.core.options import at_least, writable
 from koala_nb.models.load import load
 from koala_nb.models.random_weights import filled
 from koala_nb.models.unet import build_unet, meta_inputs
-from koala_nb.speed.timing import LiveBytes, print_rows, ratio_interval, write_result
+from koala_nb.speed.timing import LiveBytes, print_rows, write_result
+from koala_nb.stats.estimates import ratio_interval
 
 if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline

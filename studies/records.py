@@ -29,12 +29,11 @@ from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import PER_PART, Request
 from koala_nb.models.load import load, model_info
 from koala_nb.speed.timing import (
-    median_interval,
     print_rows,
-    ratio_interval,
     time_interleaved,
     write_result,
 )
+from koala_nb.stats.estimates import median_interval, ratio_interval
 
 LINES = "write JSON lines"
 COLUMNS = ("file", "prompt_index", "seed")

@@ -19,6 +19,7 @@ from koala_nb.core.catalog import data_folder
 from koala_nb.models import random_weights
 from koala_nb.models.unet import build_unet
 from koala_nb.speed import cost, figures, latency, roofline, throughput, timing
+from koala_nb.stats import estimates
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -39,10 +40,10 @@ def stored(name):
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=12))
 def test_a_median_lies_in_its_interval(values):
-    estimate = timing.median_interval(values)
+    estimate = estimates.median_interval(values)
     assert estimate.low <= estimate.value <= estimate.high
     assert estimate.value == np.median(values) and estimate.n == len(values)
-    assert timing.ratio_interval(values, values).value == 1
+    assert estimates.ratio_interval(values, values).value == 1
 
 
 def test_rounds_rotate_and_memory_that_runs_out_is_a_result():

@@ -21,13 +21,12 @@ from koala_nb.models import random_weights
 from koala_nb.models.load import load, silence_logging
 from koala_nb.speed.roofline import inputs_like, limit_seconds, machine_rates, unet_work
 from koala_nb.speed.timing import (
-    median_interval,
     peak_gb,
     print_rows,
-    ratio_interval,
     time_interleaved,
     write_result,
 )
+from koala_nb.stats.estimates import median_interval, ratio_interval
 
 if TYPE_CHECKING:
     from torch import nn

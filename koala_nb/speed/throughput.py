@@ -20,7 +20,8 @@ from koala_nb.core.options import at_least, writable
 from koala_nb.generation.generate import generate
 from koala_nb.models.load import load, model_info
 from koala_nb.speed.cost import OURS
-from koala_nb.speed.timing import print_rows, ratio_interval, time_interleaved, write_result
+from koala_nb.speed.timing import print_rows, time_interleaved, write_result
+from koala_nb.stats.estimates import ratio_interval
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,16 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import environment, write_json
-from koala_nb.stats.estimates import Estimate
 
 
 def seconds_of(call: Callable[[], object], device: str = "cpu") -> float:
@@ -72,23 +69,6 @@ def _seconds_or_none(call: Callable[[], object], device: str) -> float | None:
             raise
     empty_cache()
     return None
-
-
-def median_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Estimate:
-    """Return the median with its bootstrap interval (percentiles) of two or more values."""
-    sample = np.asarray(values, dtype=float)
-    median = float(np.median(sample))
-    if np.ptp(sample) == 0:
-        return Estimate(median, median, median, len(sample))
-    interval = stats.bootstrap(
-        (sample,), np.median, method="percentile", confidence_level=confidence, rng=0
-    ).confidence_interval
-    return Estimate(median, float(interval.low), float(interval.high), len(sample))
-
-
-def ratio_interval(values: Sequence[float], base: Sequence[float]) -> Estimate:
-    """Return the median ratio of two lists of the same rounds, with its interval."""
-    return median_interval(np.array(values) / np.array(base))
 
 
 class LiveBytes(TorchDispatchMode):

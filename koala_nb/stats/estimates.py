@@ -85,6 +85,23 @@ def mean_interval(values: Values, confidence: float = 0.95) -> Estimate:
     return Estimate(float(x.mean()), float(interval.low), float(interval.high), len(x))
 
 
+def median_interval(values: Values, confidence: float = 0.95) -> Estimate:
+    """Return the median with its bootstrap interval (percentiles) of two or more values."""
+    x = np.asarray(values, dtype=float)
+    median = float(np.median(x))
+    if np.ptp(x) == 0:
+        return Estimate(median, median, median, len(x))
+    interval = stats.bootstrap(
+        (x,), np.median, method="percentile", confidence_level=confidence, rng=0
+    ).confidence_interval
+    return Estimate(median, float(interval.low), float(interval.high), len(x))
+
+
+def ratio_interval(values: Values, base: Values) -> Estimate:
+    """Return the median ratio of two lists of the same rounds, with its interval."""
+    return median_interval(np.array(values) / np.array(base))
+
+
 def share_interval(hits: int, n: int, confidence: float = 0.95) -> Estimate:
     """Return a share of independent images with Wilson's interval (`scipy.stats.binomtest`).
 
