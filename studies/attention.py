@@ -53,9 +53,9 @@ def variants() -> dict[str, Variant]:
     ours: dict[str, Variant] = {
         "no capture": lambda pipe: nullcontext(),
         "koala_nb, by layer": capture_attention,
-        "koala_nb, merged": lambda pipe: capture_attention(pipe, keep=()),
+        "koala_nb, merged": lambda pipe: capture_attention(pipe, keep_axes=()),
         "koala_nb, by layer, head and step": lambda pipe: capture_attention(
-            pipe, keep=("layer", "head", "step"), limit_gb=16
+            pipe, keep_axes=("layer", "head", "step"), limit_gb=16
         ),
     }
     try:

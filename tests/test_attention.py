@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import koala_nb as kn
-from koala_nb.attention.buffers import cell_grid, grid_of
+from koala_nb.attention.buffers import cell_grid, layer_grid
 from koala_nb.attention.capture import CannotCapture
 from koala_nb.attention.maps import AXES, words_of
 from koala_nb.core.catalog import SYSTEMS, find, unet_parameters
@@ -19,6 +19,7 @@ from koala_nb.generation import fast, generate
 from koala_nb.models.unet import build_unet, meta_inputs
 
 PROMPT = "a red koala"
+ALL_AXES = ("layer", "head", "step")
 CROSS = 2 + 5 + 2 * 5 + 2 * 2  # layers of KOALA-700M's structure
 
 
@@ -99,7 +100,7 @@ def test_maps_equal_float64_and_the_image_does_not_change(loaded, case):
     settings = CASES[case]
     with Reference(loaded.unet) as truth:
         before = draw(loaded, **settings)
-    with kn.capture_attention(loaded, keep=("layer", "head", "step"), half="both") as attention:
+    with kn.capture_attention(loaded, keep_axes=ALL_AXES, guidance_branch="both") as attention:
         after = draw(loaded, **settings)
     assert torch.equal(before, after)
     assert attention.images == len(before)
@@ -107,7 +108,7 @@ def test_maps_equal_float64_and_the_image_does_not_change(loaded, case):
     arrays = attention.arrays()
     halves = 1 if settings.get("guidance") == 1.0 else 2
     for name in truth.modules:
-        found = arrays[f"cross/{name}"]  # image, half, step, head, row, column, token
+        found = arrays[f"cross/{name}"]  # image, guidance branch, step, head, row, column, token
         expected = truth.maps(name).unflatten(1, (halves, -1)).permute(2, 1, 0, 3, 4, 5).numpy()
         expected = expected.reshape(found.shape)
         assert abs(found - expected).max() < 1e-6
@@ -118,7 +119,7 @@ def test_maps_equal_float64_and_the_image_does_not_change(loaded, case):
 
 
 def test_means_are_means_of_what_was_kept_apart(loaded):
-    everything, merged = {"keep": ("layer", "head", "step")}, {"keep": ()}
+    everything, merged = {"keep_axes": ALL_AXES}, {"keep_axes": ()}
     with kn.capture_attention(loaded, **everything) as apart:
         draw(loaded, num_images_per_prompt=2)
     with kn.capture_attention(loaded, **merged) as together:
@@ -137,30 +138,29 @@ def test_means_are_means_of_what_was_kept_apart(loaded):
     ], 0), abs=1e-6)  # fmt: skip
 
 
-def test_halves_are_the_prompt_and_the_negative_prompt(loaded):
-    """Exchanging both prompts exchanges the halves of the first step."""
-    settings = {"steps": 1, "keep": (), "half": "both"}
+def test_branches_are_the_prompt_and_the_negative_prompt(loaded):
+    """Exchanging both prompts exchanges the guidance branches of the first step."""
     found = []
     for first, second in (("a cat", "two dogs"), ("two dogs", "a cat")):
-        with kn.capture_attention(loaded, keep=(), half="both") as attention:
-            draw(loaded, first, negative_prompt=second, steps=settings["steps"])
-        found.append([attention.maps(half=h) for h in ("conditional", "unconditional")])
+        with kn.capture_attention(loaded, keep_axes=(), guidance_branch="both") as attention:
+            draw(loaded, first, negative_prompt=second, steps=1)
+        found.append([attention.maps(guidance_branch=h) for h in ("conditional", "unconditional")])
     assert found[0][0] == pytest.approx(found[1][1], abs=1e-6)
     assert found[0][1] == pytest.approx(found[1][0], abs=1e-6)
     assert abs(found[0][0] - found[0][1]).max() > 1e-4
-    with kn.capture_attention(loaded, keep=(), half="unconditional") as attention:
+    with kn.capture_attention(loaded, keep_axes=(), guidance_branch="unconditional") as attention:
         draw(loaded, "a cat", negative_prompt="two dogs", steps=1)
-    assert attention.maps(half="unconditional") == pytest.approx(found[0][1], abs=1e-6)
+    assert attention.maps(guidance_branch="unconditional") == pytest.approx(found[0][1], abs=1e-6)
     with pytest.raises(ValueError, match="'conditional' was not captured"):
         attention.maps()
 
 
 def test_every_batch_of_a_run_has_its_images_in_order(loaded):
     settings = {"steps": 2, "guidance": 3.5, "height": 64, "width": 64, "progress": False}
-    with kn.capture_attention(loaded, keep=("step",)) as attention:
+    with kn.capture_attention(loaded, keep_axes=("step",)) as attention:
         kn.generate(loaded, ["a cat", "two dogs"], seeds=range(3), batch_size=2, **settings)
     assert attention.images == 6
-    with kn.capture_attention(loaded, keep=("step",)) as alone:
+    with kn.capture_attention(loaded, keep_axes=("step",)) as alone:
         kn.generate(loaded, "two dogs", seeds=[1], **settings)
     for step in range(2):
         found = attention.maps(4, step=step)
@@ -195,7 +195,7 @@ def test_calls_of_the_unet_alone(loaded):
 def test_half_precision(fresh):
     fresh.to(torch.bfloat16)
     before = draw(fresh)
-    with kn.capture_attention(fresh, keep=("layer", "head", "step")) as attention:
+    with kn.capture_attention(fresh, keep_axes=ALL_AXES) as attention:
         assert torch.equal(draw(fresh), before)
     module = fresh.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2
     seen = {}
@@ -205,7 +205,7 @@ def test_half_precision(fresh):
     )
     draw(fresh, steps=1)
     hook.remove()
-    with kn.capture_attention(fresh, keep=("layer", "head")) as attention:
+    with kn.capture_attention(fresh, keep_axes=("layer", "head")) as attention:
         draw(fresh, steps=1)
     with torch.no_grad():  # the maps of the very queries and keys that the model rounds to bf16
         q, k = (p(v).double() for p, v in ((module.to_q, seen["h"]), (module.to_k, seen["e"])))
@@ -236,7 +236,7 @@ def test_compiled(fresh, how):
         fresh.unet = torch.compile(fresh.unet, fullgraph=True)
     unguided = draw(fresh, guidance=1.0)
     before = draw(fresh)
-    with kn.capture_attention(fresh, half="both") as attention:
+    with kn.capture_attention(fresh, guidance_branch="both") as attention:
         assert torch.equal(draw(fresh), before)  # fullgraph: a graph break would raise
         assert torch.equal(draw(fresh, guidance=1.0), unguided)
     assert torch.equal(draw(fresh), before)
@@ -339,7 +339,7 @@ def test_every_catalogued_unet_has_all_its_layers_captured(fresh, system):
 def test_memory_at_1024_pixels(fresh):
     """KOALA-700M: at most 12 MiB by layer and 1.6 MiB merged, however many steps."""
     for keep, most in (("layer",), 12), ((), 1.6):
-        buffers, _ = on_meta("koala-lightning-700m", fresh, (128, 128), keep=keep)
+        buffers, _ = on_meta("koala-lightning-700m", fresh, (128, 128), keep_axes=keep)
         assert 0 < sum(b.numel() * 4 for b in buffers.values()) <= most * 2**20
 
 
@@ -384,7 +384,7 @@ def test_self_attention_between_cells(loaded, height, width, cells):
         draw(loaded, **size)
     name = attention.layers("self")[1]
     full = truth.maps(name)[:, 1].mean((0, 1)).numpy()
-    grid = grid_of(name, 3, height // 8, width // 8)
+    grid = layer_grid(name, 3, height // 8, width // 8)
     rows, columns = cell_grid(grid, cells)
     cell = np.array(
         [(y * rows // grid[0]) * columns + x * columns // grid[1]
@@ -447,9 +447,10 @@ def test_word_maps(loaded):
 # --- memory, errors, files --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [(), ("layer",), ("layer", "head"), ("layer", "head", "step")])
+@pytest.mark.parametrize("keep", [(), ("layer",), ("layer", "head"), ALL_AXES])
 def test_memory_is_predicted(loaded, keep):
-    options = {"keep": keep, "self_grid": 2, "half": "both", "by_encoder": True, "probe": "a dog"}
+    options = {"keep_axes": keep, "guidance_branch": "both", "self_grid": 2}
+    options |= {"by_encoder": True, "probe": "a dog"}
     with kn.capture_attention(loaded, **options) as attention:
         draw(loaded, num_images_per_prompt=2)
     stored = sum(b.numel() * 4 for batch in attention.batches for b in batch.buffers.values())
@@ -483,9 +484,12 @@ def test_the_pipeline_is_restored(loaded):
 BAD = [
     ({"layers": "up_block.0"}, "No attention layer of this U-Net is, or is in, 'up_block.0'.*up_b"),
     ({"layers": ["up_blocks.0", "x"]}, "is in, 'x'"),
-    ({"keep": ("heads",)}, "keep='heads': choose from layer, head, step"),
-    ({"keep": ("head",)}, "keep 'layer' too"),
-    ({"half": "first"}, "half='first': use one of conditional, unconditional, both"),
+    ({"keep_axes": ("heads",)}, "keep_axes='heads': choose from layer, head, step"),
+    ({"keep_axes": ("head",)}, "keep 'layer' too"),
+    (
+        {"guidance_branch": "first"},
+        "guidance_branch='first': use one of both, cond",
+    ),
     ({"self_grid": 1}, "self_grid=1: use 2 or more"),
     ({"self_grid": 3}, "self_grid=3 is finer than the 2 x 2 positions of down_blocks.2"),
     ({"probe": "x" * 80}, "has 82 tokens"),
@@ -532,7 +536,7 @@ def test_reading_what_is_not_there(loaded):
         ({"layers": "mid_block"}, "layers='mid_block' were not captured; these were: down_blocks"),
         ({"head": 0}, "head=0: 0 heads were kept"),
         ({"step": 0}, "step=0: 0 steps were kept"),
-        ({"half": "unconditional"}, "'unconditional' was not captured"),
+        ({"guidance_branch": "unconditional"}, "'unconditional' was not captured"),
         ({"channel": "self"}, "channel='self' was not captured; these were: cross"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -542,7 +546,7 @@ def test_reading_what_is_not_there(loaded):
 def test_arrays_are_saved_with_their_axes(loaded, tmp_path):
     from safetensors import safe_open
 
-    with kn.capture_attention(loaded, keep=("layer", "step")) as attention:
+    with kn.capture_attention(loaded, keep_axes=("layer", "step")) as attention:
         draw(loaded)
     attention.save(tmp_path / "maps.safetensors")
     with safe_open(tmp_path / "maps.safetensors", "numpy") as file:

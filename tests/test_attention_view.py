@@ -17,7 +17,7 @@ PROMPT = "a <red> cat & dog"
 @pytest.fixture(scope="module")
 def captured(loaded):
     settings = {"steps": 3, "height": 64, "width": 64, "progress": False}
-    with kn.capture_attention(loaded, keep=("step",)) as attention:
+    with kn.capture_attention(loaded, keep_axes=("step",)) as attention:
         run = kn.generate(loaded, PROMPT, [0], **settings)
     return attention, run.images[0]
 

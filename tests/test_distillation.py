@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from koala_nb.core.catalog import SDXL_UNET
 from koala_nb.distillation.losses import (
     FEATURES,
     Distiller,
-    Features,
+    FeatureHooks,
     Weights,
     feature_loss,
     feature_pairs,
-    inherit,
+    init_from_teacher,
     training_cost,
 )
 from koala_nb.models.unet import build_unet, costs, teacher_name
@@ -117,7 +118,7 @@ def test_the_map_fits_and_names_alone_fail_on_eight_tensors(teacher, student):
 
 def test_a_student_inherits_every_tensor(teacher, student):
     _, unet = student
-    inherit(unet, teacher)
+    init_from_teacher(unet, teacher)
     source = teacher.state_dict()
     for name, tensor in unet.state_dict().items():
         assert torch.equal(tensor, source[teacher_name(name)]), name
@@ -129,7 +130,7 @@ def test_a_student_inherits_every_tensor(teacher, student):
 
 def test_the_teacher_inherited_by_itself_is_the_teacher(teacher):
     twin = UNet2DConditionModel(**TINY).eval()
-    inherit(twin, teacher)
+    init_from_teacher(twin, teacher)
     distiller = Distiller(twin, teacher, pairs := feature_pairs(twin, teacher))
     assert len(pairs) == 70 and all(name == other for name, other in pairs.items())
     _, parts = distiller.losses(lambda: call(twin), inputs(), torch.zeros(1, 4, 8, 8))
@@ -149,7 +150,7 @@ def test_a_student_of_another_structure_is_refused_and_left_as_it_is(teacher, ch
     unet = UNet2DConditionModel(**{**TINY, "layers_per_block": 1, **change})
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     with pytest.raises(ValueError, match=named):
-        inherit(unet, teacher)
+        init_from_teacher(unet, teacher)
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
 
 
@@ -170,12 +171,12 @@ def test_pairs_of_every_feature_have_one_shape(teacher, student, kind):
     system, unet = student
     pairs = feature_pairs(unet, teacher, kind)
     assert len(pairs) == len(set(pairs.values())) == COUNTS[kind][STUDENTS.index(system)]
-    with torch.no_grad(), Features(unet, list(pairs)) as mine:
+    with torch.no_grad(), FeatureHooks(unet, list(pairs)) as student_hooks:
         call(unet)
-        shown = mine.take()
-    with torch.no_grad(), Features(teacher, pairs.values()) as theirs:
+        shown = student_hooks.collect()
+    with torch.no_grad(), FeatureHooks(teacher, pairs.values()) as teacher_hooks:
         call(teacher)
-        wanted = theirs.take()
+        wanted = teacher_hooks.collect()
     assert all(shown[name].shape == wanted[other].shape for name, other in pairs.items())
     expected = sum(((shown[m] - wanted[t]) ** 2).mean() for m, t in pairs.items())
     assert float(feature_loss(shown, wanted, pairs)) == pytest.approx(float(expected), rel=1e-5)
@@ -236,9 +237,9 @@ def test_features_are_the_modules_outputs_and_change_nothing(teacher):
     forward = attention.forward
     attention.forward = lambda *a, **k: outputs.append(forward(*a, **k)) or outputs[-1]
     try:
-        with torch.no_grad(), Features(teacher, [NAME]) as found:
+        with torch.no_grad(), FeatureHooks(teacher, [NAME]) as found:
             watched = call(teacher)
-            assert found.take()[NAME] is outputs[0]
+            assert found.collect()[NAME] is outputs[0]
     finally:
         del attention.forward
     with torch.no_grad():
@@ -247,26 +248,26 @@ def test_features_are_the_modules_outputs_and_change_nothing(teacher):
 
 def test_hooks_go_away_on_exit_on_error_and_after_a_bad_name(teacher):
     names = attention_names(teacher)
-    with Features(teacher, names):
+    with FeatureHooks(teacher, names):
         assert count_hooks(teacher) == 70
     assert count_hooks(teacher) == 0
-    with pytest.raises(ZeroDivisionError), Features(teacher, names):
+    with pytest.raises(ZeroDivisionError), FeatureHooks(teacher, names):
         _ = 1 / 0
     assert count_hooks(teacher) == 0
-    with pytest.raises(AttributeError, match="attn9"), Features(teacher, [names[0], "attn9"]):
+    with pytest.raises(AttributeError, match="attn9"), FeatureHooks(teacher, [names[0], "attn9"]):
         pass
     assert count_hooks(teacher) == 0
 
 
-def test_nothing_is_kept_outside_listen_and_take(teacher):
-    with torch.no_grad(), Features(teacher, [NAME]) as found:
+def test_nothing_is_kept_outside_start_and_collect(teacher):
+    with torch.no_grad(), FeatureHooks(teacher, [NAME]) as found:
         call(teacher)
-        found.take()
+        found.collect()
         call(teacher)
-        assert not found.found
-        found.listen()
+        assert not found.outputs
+        found.start()
         with pytest.raises(RuntimeError, match="was not called"):
-            found.take()
+            found.collect()
 
 
 def test_checkpointing_does_not_change_features_or_gradients(teacher):
@@ -274,14 +275,14 @@ def test_checkpointing_does_not_change_features_or_gradients(teacher):
     found = {}
     for checkpointing in (False, True):
         unet = build("koala-lightning-700m").train()
-        inherit(unet, teacher)
+        init_from_teacher(unet, teacher)
         if checkpointing:
             unet.enable_gradient_checkpointing()
         pairs = feature_pairs(unet, teacher)
         distiller = Distiller(unet, teacher, pairs)
         total, parts = distiller.losses(lambda: call(unet), inputs(), torch.ones(1, 4, 8, 8))  # noqa: B023
         total.backward()
-        assert not distiller.mine.found and float(parts["feat"]) > 0
+        assert not distiller.student_hooks.outputs and float(parts["feat"]) > 0
         found[checkpointing] = [total.detach(), *(p.grad for p in unet.parameters())]
         distiller.remove()
         assert count_hooks(unet) == 0
@@ -306,7 +307,7 @@ def test_features_of_a_compiled_student_are_the_same(teacher, regional, stages):
 
 def test_features_under_mixed_precision_give_a_float32_loss(teacher):
     unet = build("koala-lightning-700m")
-    inherit(unet, teacher)
+    init_from_teacher(unet, teacher)
     distiller = Distiller(unet, teacher, feature_pairs(unet, teacher))
     noise = torch.ones(1, 4, 8, 8)
     exact, _ = distiller.losses(lambda: call(unet), inputs(), noise)
@@ -345,7 +346,7 @@ def test_a_sample_weight_weighs_the_task_alone(teacher):
 def test_the_feature_loss_trains_the_student(teacher, student):
     """The loss reaches the student's weights, and a few steps on one batch lower it."""
     _, unet = student
-    inherit(unet, teacher)
+    init_from_teacher(unet, teacher)
     with torch.no_grad():
         for weight in unet.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
@@ -378,3 +379,49 @@ def test_the_cost_of_the_full_size_run():
     slower = training_cost(small, large, batch=2, checkpointing=True)
     extra = slower["operations a step (TFLOP)"] - cost["operations a step (TFLOP)"]
     assert extra == pytest.approx(2 * flops[0])
+
+
+# --- the loop ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loop(tmp_path, monkeypatch):
+    """A loop of 20 steps that saves a checkpoint at each; its losses are `loop.values`."""
+    from koala_nb.distillation import loop
+
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
+    values = [1.0] * 20
+    module = torch.nn.Linear(2, 1)
+
+    def loss(trained, number, size):
+        return trained(torch.ones(size, 2)).square().mean() * values[number], {}
+
+    made = loop.Loop(tmp_path, module, loop.Stage(20, 1, 0.01, 1, 0.0), loss, device="cpu")
+    made.values = values
+    return made
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_checkpoint(loop):
+    loop.values[12] = float("nan")
+    with pytest.raises(ValueError) as error:
+        loop.run()
+    message = str(error.value)
+    assert "The loss is nan at step 13 of 20" in message and "\n" not in message
+    assert f"{loop.checkpoint}, is of step 12" in message
+    state = torch.load(loop.checkpoint, weights_only=True)
+    assert state["step"] == 12 and all(torch.isfinite(t).all() for t in state["module"].values())
+    assert not (loop.folder / "finished").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's full device")
+def test_a_full_disk_keeps_the_checkpoint(loop):
+    loop.run(minutes=0)
+    before = loop.checkpoint.read_bytes()
+    loop.checkpoint.with_suffix(".tmp").symlink_to("/dev/full")
+    with pytest.raises(
+        OSError, match="of step 2 cannot be written.*that of step 1 is kept"
+    ) as error:
+        loop.run()
+    assert "\n" not in str(error.value)
+    assert [file.name for file in loop.folder.iterdir()] == [loop.checkpoint.name]
+    assert loop.checkpoint.read_bytes() == before and loop.run()

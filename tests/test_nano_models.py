@@ -16,7 +16,7 @@ pytest.importorskip("koala_nb.nano.models", reason="koala_nb/nano is absent")
 if not (data_folder() / "world" / "planted.json").is_file():
     pytest.skip("data/world is absent", allow_module_level=True)
 
-from koala_nb.distillation.losses import inherit, teacher_name  # noqa: E402
+from koala_nb.distillation.losses import init_from_teacher, teacher_name  # noqa: E402
 from koala_nb.nano import models  # noqa: E402
 from koala_nb.nano.presets import FULL, SMALL, SYSTEMS  # noqa: E402
 from koala_nb.nano.world import World  # noqa: E402
@@ -169,7 +169,7 @@ def test_students_inherit_by_the_map_and_not_by_name(unets, system):
     student = models.build_unet(SMALL, system)
     wrong = [n for n, t in student.state_dict().items() if teacher[n].shape != t.shape]
     assert len(wrong) == 8
-    inherit(student, unets["nano-sdxl"])
+    init_from_teacher(student, unets["nano-sdxl"])
     assert all(torch.equal(t, teacher[teacher_name(n)]) for n, t in student.state_dict().items())
 
 

@@ -20,7 +20,7 @@ from koala_nb.core import catalog
 from koala_nb.core.catalog import SDXL_UNET
 from koala_nb.distillation import train
 from koala_nb.distillation.data import Cache, fit, prepare, read_pairs
-from koala_nb.distillation.losses import inherit
+from koala_nb.distillation.losses import init_from_teacher
 
 pytest.importorskip("datasets")
 COUNT = 24
@@ -227,7 +227,7 @@ def apart(found, expected):
     """The largest difference of any weight, as a share of the largest step from the start."""
     pipe = kn.load("nano-sdxl", device="cpu")
     unet = UNet2DConditionModel.from_config(dict(catalog.find("nano-koala").unet_config))
-    inherit(unet, pipe.unet)
+    init_from_teacher(unet, pipe.unet)
     start = unet.state_dict()
     moved = max(float((expected[name] - start[name]).abs().max()) for name in expected)
     assert moved > 0

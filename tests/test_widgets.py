@@ -190,7 +190,7 @@ PROMPTS = ["a cat", "two red dogs"]
 
 @pytest.fixture(scope="module")
 def captured(loaded):
-    with koala_nb.capture_attention(loaded, keep=("layer", "step")) as attention:
+    with koala_nb.capture_attention(loaded, keep_axes=("layer", "step")) as attention:
         drawn = koala_nb.generate(
             loaded, PROMPTS, [0], steps=2, height=64, width=64, progress=False
         )

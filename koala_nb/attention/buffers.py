@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn import functional
 
 SCRATCH = {"cpu": 2**18, "cuda": 2**24}  # floats of one softmax: small ones stay in a CPU's cache
 SOFTMAX = ("cross", "probe", "self")  # the other channels hold logits
+
+
+def matches_prefix(name: str, prefixes: str | Sequence[str]) -> bool:
+    """Whether a layer is, or is in, one of some parts, such as "up_blocks.0"."""
+    prefixes = [prefixes] if isinstance(prefixes, str) else prefixes
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,19 +30,13 @@ class Source:
     scale: float
 
 
-def within(name: str, places: str | Sequence[str]) -> bool:
-    """Whether a layer is, or is in, one of some places, such as "up_blocks.0"."""
-    wanted = [places] if isinstance(places, str) else places
-    return any(name == place or name.startswith(f"{place}.") for place in wanted)
-
-
-def grid_of(name: str, blocks: int, height: int, width: int) -> tuple[int, int]:
+def layer_grid(name: str, blocks: int, height: int, width: int) -> tuple[int, int]:
     """Return the rows and columns of a layer's positions, for latents of that size.
 
     Each of the U-Net's `blocks` down blocks but the last halves the size, rounding up.
     """
-    kind, number, *_ = name.split(".")
-    levels = {"down_blocks": number, "up_blocks": f"-{number}"}.get(kind, "-0")
+    part, number, *_ = name.split(".")
+    levels = {"down_blocks": number, "up_blocks": f"-{number}"}.get(part, "-0")
     level = blocks - 1 + int(levels) if levels.startswith("-") else int(levels)
     for _ in range(level):
         height, width = math.ceil(height / 2), math.ceil(width / 2)
@@ -52,49 +53,47 @@ def cell_grid(grid: tuple[int, int], cells: int) -> tuple[int, int]:
 class Batch:
     """The maps of images drawn together, added up over the passes of the U-Net."""
 
-    size: tuple[int, int, int, int]  # images, guidance halves drawn, latent rows and columns
-    halves: tuple[int, ...]  # those kept: 0 unconditional, 1 conditional; 0 without guidance
-    keep: tuple[str, ...]
+    size: tuple[int, int, int, int]  # images, guidance branches drawn, latent rows and columns
+    branches: tuple[int, ...]  # those kept: 0 unconditional, 1 conditional; 0 without guidance
+    keep_axes: tuple[str, ...]
     blocks: int
     cells: int  # along the longer side, for self-attention
     tokens: int  # that the text encoder reads
     passes: int = 0
+    # By (channel, layer or resolution, step): (rows kept, heads or 1, positions, tokens).
     buffers: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
     grids: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     added: Counter[tuple[str, str, int]] = field(default_factory=Counter)
-    seen: Counter[tuple[str, str]] = field(default_factory=Counter)
-    shapes: dict[Source, tuple[str, tuple[int, int], tuple[int, ...]]] = field(default_factory=dict)
+    captured: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         """Note the rows of the U-Net's batch whose maps are kept."""
-        self.rows = range(self.halves[0] * self.size[0], (self.halves[-1] + 1) * self.size[0])
+        images = self.size[0]
+        self.rows = range(self.branches[0] * images, (self.branches[-1] + 1) * images)
 
-    def shape(self, source: Source) -> tuple[str, tuple[int, int], tuple[int, ...]]:
-        """Return a source's key, its grid, and the shape of its buffer for one row."""
-        if known := self.shapes.get(source):
-            return known
-        grid = grid_of(source.name, self.blocks, *self.size[2:])
+    def shape(self, source: Source) -> tuple[str, tuple[int, int], tuple[int, int, int]]:
+        """Return a source's key, its grid, and (heads, positions, tokens) of its buffer."""
+        grid = layer_grid(source.name, self.blocks, *self.size[2:])
         if source.channel == "self":
             grid = cell_grid(grid, self.cells)
         tokens = math.prod(grid) if source.channel == "self" else self.tokens
-        key = source.name if "layer" in self.keep else f"{grid[0]} x {grid[1]}"
-        heads = source.heads if "head" in self.keep else 1
-        self.shapes[source] = key, grid, (heads, math.prod(grid), tokens)
-        return self.shapes[source]
+        key = source.name if "layer" in self.keep_axes else f"{grid[0]} x {grid[1]}"
+        heads = source.heads if "head" in self.keep_axes else 1
+        return key, grid, (heads, math.prod(grid), tokens)
 
-    def predict(self, sources: list[Source], steps: int) -> int:
+    def predict_bytes(self, sources: Iterable[Source], steps: int) -> int:
         """Return the bytes that all buffers will take."""
         shapes = {}
         for source in sources:
             key, _, shape = self.shape(source)
             shapes[source.channel, key] = math.prod(shape)
-        rows = len(self.halves) * self.size[0]
-        return 4 * rows * sum(shapes.values()) * (steps if "step" in self.keep else 1)
+        count = steps if "step" in self.keep_axes else 1
+        return 4 * len(self.rows) * sum(shapes.values()) * count
 
     def add(self, source: Source, query: torch.Tensor, key: torch.Tensor) -> None:
         """Add the softmax (or the logits) of queries and keys, (rows, positions, channels) each."""
         name, grid, (heads, positions, tokens) = self.shape(source)
-        place = (source.channel, name, self.passes - 1 if "step" in self.keep else 0)
+        place = (source.channel, name, self.passes - 1 if "step" in self.keep_axes else 0)
         into = self.buffers.get(place)
         if into is None:
             tokens = tokens if source.channel == "self" else key.shape[1]
@@ -106,12 +105,12 @@ class Batch:
         for image, row in enumerate(self.rows):
             q, k = (x[row].view(x.shape[1], source.heads, -1) for x in (query, key))
             if source.channel == "self":
-                fine = grid_of(source.name, self.blocks, *self.size[2:])
+                fine = layer_grid(source.name, self.blocks, *self.size[2:])
                 _add_cells(into[image], q, k, source.scale, fine, grid)
             else:
                 _add_maps(into[image], q, k, source)
         self.added[place] += 1
-        self.seen[source.channel, source.name] += 1
+        self.captured[source.channel, source.name] += 1
 
 
 def _add_maps(into: torch.Tensor, query: torch.Tensor, key: torch.Tensor, source: Source) -> None:
@@ -154,9 +153,7 @@ def _add_cells(
         torch.arange(side, device=query.device) * n // side
         for side, n in zip(grid, cells, strict=True)
     ]
-    rows, columns = (
-        torch.nn.functional.one_hot(i, n).float() for i, n in zip(index, cells, strict=True)
-    )
+    rows, columns = (functional.one_hot(i, n).float() for i, n in zip(index, cells, strict=True))
     cell = (index[0][:, None] * cells[1] + index[1]).flatten()
     share = 1 / torch.bincount(cell).float()
     query, key = query.transpose(0, 1), key.permute(1, 2, 0)

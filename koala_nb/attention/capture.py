@@ -1,38 +1,52 @@
 """Capture what a U-Net attends to: exact, streamed, without changing a bit of the image.
 
 A processor around each attention layer's own one calls it, returns its output, and computes
-softmax(q k^T / sqrt(d)) once more into a buffer, inside an operator that compilers leave alone.
+softmax(q k^T / sqrt(d)) once more into a buffer. Compiled graphs reach the capture through two
+operators that compilers leave alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.nn import functional
 
-from koala_nb.attention.buffers import Batch, Source, grid_of, within
+from koala_nb.attention.buffers import Batch, Source, layer_grid, matches_prefix
 from koala_nb.attention.maps import Attention, words_of
-from koala_nb.attention.processor import CannotCapture, Entry, Watching, forget, register
 from koala_nb.generation import fast
 from koala_nb.generation.generate import embed
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention as AttentionLayer
+
     from koala_nb.models.load import Pipeline
 
-HALVES = ("conditional", "unconditional", "both")
-KEEP = ("layer", "head", "step")
+Layers = Mapping[str, "AttentionLayer"]
+
+BRANCHES = {"both": (0, 1), "conditional": (1,), "unconditional": (0,)}  # of a guided batch
+KEPT_AXES = ("layer", "head", "step")
+KEYS_OF_LAYER = ("cross", "self", "logits")  # channels with the keys of the layer itself
+BREAKS_SOFTMAX = ("norm_q", "norm_k", "norm_cross", "group_norm", "spatial_norm")
+
+
+class CannotCapture(ValueError):
+    """The choice, or this pipeline, does not allow exact maps; the message says why."""
 
 
 @dataclass(frozen=True)
 class Options:
     """What to capture; see `capture_attention`."""
 
-    keep: tuple[str, ...]
-    half: str
+    keep_axes: tuple[str, ...]
+    guidance_branch: str
     self_grid: int | None
     by_encoder: bool
     limit: float
@@ -43,8 +57,8 @@ def capture_attention(
     pipe: Pipeline,
     *,
     layers: str | Sequence[str] | None = None,
-    keep: Sequence[str] = ("layer",),
-    half: str = "conditional",
+    keep_axes: Sequence[str] = ("layer",),
+    guidance_branch: str = "conditional",
     self_grid: int | None = None,
     by_encoder: bool = False,
     probe: str | None = None,
@@ -53,9 +67,10 @@ def capture_attention(
     """Capture the attention of every image drawn, or U-Net pass made, inside the `with` block.
 
     layers: names of attention layers or beginnings of names; default all cross-attention.
-    keep: which of "layer", "head" and "step" stay apart; the mean is taken over the others. Without
-    "layer", layers of one resolution are merged.
-    half: of guidance; "unconditional" is the negative prompt's. Without guidance there is one.
+    keep_axes: which of "layer", "head" and "step" stay apart; the mean is taken over the others.
+    Without "layer", layers of one resolution are merged.
+    guidance_branch: "conditional", "unconditional" (the negative prompt's) or "both". Without
+    guidance there is one.
     self_grid: also self-attention, summed over cells of a grid, so many along the longer side.
     by_encoder: also the logits, and the part of them that is CLIP-L's (SDXL's types only).
     probe: a second text; its words' maps are captured in the same passes. It changes no image.
@@ -64,19 +79,17 @@ def capture_attention(
     Memory does not grow with the number of steps unless "step" is kept. Raises CannotCapture, a
     ValueError, for what cannot be captured exactly. The pipeline is restored, on errors too.
     """
-    options = Options(tuple(keep), half, self_grid, by_encoder, limit_gb * 1e9)
-    _check(pipe, options)
-    unet: Any = getattr(pipe.unet, "_orig_mod", pipe.unet)  # of a compiled one
-    chosen = _chosen(unet, layers, self_grid is not None)
-    if by_encoder:
-        _check_keys(chosen)
-    capture = Capture(pipe, unet, chosen, options, probe)
-    original, first = {name: module.processor for name, module in chosen.items()}, unet.conv_in
-    told = {name: pipe.__dict__.pop(name, None) for name in ("_guidance_scale", "_num_timesteps")}
+    options = Options(tuple(keep_axes), guidance_branch, self_grid, by_encoder, limit_gb * 1e9)
+    _check_options(pipe, options)
+    unet: UNet2DConditionModel = getattr(pipe.unet, "_orig_mod", pipe.unet)  # of a compiled one
+    modules = _choose_layers(unet, layers, options)
+    capture = Capture(pipe, unet, modules, options, probe)
+    original, first = {name: module.processor for name, module in modules.items()}, unet.conv_in
+    call_state = {n: pipe.__dict__.pop(n, None) for n in ("_guidance_scale", "_num_timesteps")}
     try:
-        for name, processor in capture.processors(original).items():
-            chosen[name].set_processor(processor)
-        unet.conv_in = Entry(first, capture)
+        for name, processor in capture.processors().items():
+            modules[name].set_processor(processor)
+        unet.conv_in = PassCounter(first, capture)
         fast.ATTEMPTS.append(capture.mark)
         yield capture.attention
         capture.check_complete()
@@ -85,156 +98,288 @@ def capture_attention(
             fast.ATTEMPTS.remove(capture.mark)
         unet.conv_in = first
         for name, processor in original.items():
-            chosen[name].set_processor(processor)
-        forget(capture)
-        for name, value in told.items():
+            modules[name].set_processor(processor)
+        unregister(capture)
+        for name, value in call_state.items():
             if value is not None and name not in pipe.__dict__:
                 setattr(pipe, name, value)
 
 
-def _check(pipe: Any, options: Options) -> None:
-    if unknown := sorted(set(options.keep) - set(KEEP)):
-        raise CannotCapture(f"keep={unknown[0]!r}: choose from {', '.join(KEEP)}.")
-    if "head" in options.keep and "layer" not in options.keep:
+def _check_options(pipe: Pipeline, options: Options) -> None:
+    if unknown := sorted(set(options.keep_axes) - set(KEPT_AXES)):
+        raise CannotCapture(f"keep_axes={unknown[0]!r}: choose from {', '.join(KEPT_AXES)}.")
+    if "head" in options.keep_axes and "layer" not in options.keep_axes:
         raise CannotCapture("A head belongs to a layer: keep 'layer' too.")
-    if options.half not in HALVES:
-        raise CannotCapture(f"half={options.half!r}: use one of {', '.join(HALVES)}.")
+    if options.guidance_branch not in BRANCHES:
+        names = ", ".join(sorted(BRANCHES))
+        raise CannotCapture(f"guidance_branch={options.guidance_branch!r}: use one of {names}.")
     if options.self_grid is not None and options.self_grid < 2:
         raise CannotCapture(f"self_grid={options.self_grid}: use 2 or more cells.")
     if options.by_encoder and not hasattr(pipe, "text_encoder_2"):
         raise CannotCapture("by_encoder needs a model with two text encoders, as SDXL has.")
 
 
-def _chosen(unet: Any, layers: str | Sequence[str] | None, with_self: bool) -> dict[str, Any]:
-    """Return the attention modules to watch, by name; refuse those whose maps would be wrong."""
+def _choose_layers(
+    unet: nn.Module, layers: str | Sequence[str] | None, options: Options
+) -> dict[str, AttentionLayer]:
+    """Return the attention modules to capture; refuse those whose maps would be wrong."""
     every = {n: m for n, m in unet.named_modules() if hasattr(type(m), "set_processor")}
-    kinds = {n: m for n, m in every.items() if m.is_cross_attention or with_self}
-    wanted = [layers] if isinstance(layers, str) else layers
-    for name in wanted or ():
-        if not any(within(n, name) for n in kinds):
-            parts = {n.rsplit(".", cut)[0] for n in kinds for cut in range(n.count(".") + 1)}
-            near = get_close_matches(name, sorted(parts), 1)
+    if options.self_grid is None:
+        every = {n: m for n, m in every.items() if m.is_cross_attention}
+    prefixes = [layers] if isinstance(layers, str) else layers
+    for prefix in prefixes or ():
+        if not any(matches_prefix(name, prefix) for name in every):
+            parts = {n.rsplit(".", cut)[0] for n in every for cut in range(n.count(".") + 1)}
+            near = get_close_matches(prefix, sorted(parts), 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise CannotCapture(f"No attention layer of this U-Net is, or is in, {name!r}.{hint}")
-    found = {n: m for n, m in kinds.items() if wanted is None or within(n, wanted)}
-    for name, module in found.items():
-        for part in ("norm_q", "norm_k", "norm_cross", "group_norm", "spatial_norm"):
+            raise CannotCapture(f"No attention layer of this U-Net is, or is in, {prefix!r}.{hint}")
+    chosen = {n: m for n, m in every.items() if prefixes is None or matches_prefix(n, prefixes)}
+    for name, module in chosen.items():
+        for part in BREAKS_SOFTMAX:
             if getattr(module, part, None) is not None:
                 raise CannotCapture(f"{name} has {part}, which the maps would leave out.")
-    if not found:
-        raise CannotCapture("This U-Net has no cross-attention.")
-    return found
-
-
-def _check_keys(modules: dict[str, Any]) -> None:
-    """Refuse to split logits by encoder where a bias belongs to neither."""
-    for name, module in modules.items():
-        if module.is_cross_attention and module.to_k.bias is not None:
+        if options.by_encoder and module.is_cross_attention and module.to_k.bias is not None:
             raise CannotCapture(f"by_encoder: {name}.to_k has a bias, which is of no encoder.")
+    if not chosen:
+        raise CannotCapture("This U-Net has no cross-attention.")
+    return chosen
 
 
 class Capture:
     """The state of one `with` block: which layers, which images, where in the generation."""
 
     def __init__(
-        self, pipe: Any, unet: Any, modules: dict[str, Any], options: Options, probe: str | None
+        self,
+        pipe: Pipeline,
+        unet: UNet2DConditionModel,
+        modules: Layers,
+        options: Options,
+        probe: str | None,
     ) -> None:
         self.pipe, self.modules, self.options = pipe, modules, options
         self.blocks = len(unet.config.down_block_types)
-        self.attention = Attention(pipe.tokenizer)
-        self.probe = _embedded(pipe, probe)
+        self.batches: list[Batch] = []
+        self.attention = Attention(pipe.tokenizer, self.batches)
+        self.probe = _embed_probe(pipe, probe)
         # The width of CLIP-L's part of the text embeddings, which come first.
         self.width_l = pipe.text_encoder.config.hidden_size if options.by_encoder else None
         self.expected: int | None = None
         self.sources: dict[int, Source] = {}
         self.order = torch.zeros(1, dtype=torch.int64)
-        self.state = register(self)
+        self.handle = register(self)
 
-    def processors(self, original: dict[str, Any]) -> dict[str, Any]:
-        """Return a watching processor around the original one of every chosen layer."""
-        found = {}
+    def processors(self) -> dict[str, CapturingProcessor]:
+        """Return a capturing processor around the present one of every chosen layer."""
+        processors = {}
         for name, module in self.modules.items():
             channels = ["cross"] if module.is_cross_attention else ["self"]
             if module.is_cross_attention:
                 channels += ["probe"] if self.probe is not None else []
                 channels += ["logits", "logits_clip_l"] if self.width_l else []
-            states = {}
+            handles = {}
             for channel in channels:
+                handles[channel] = register(self)
                 source = Source(channel, name, module.heads, float(module.scale))
-                states[channel] = self._register(source)
-            found[name] = Watching(original[name], self, states)
-        return found
-
-    def _register(self, source: Source) -> torch.Tensor:
-        state = register(self)
-        self.sources[int(state)] = source
-        return state
+                self.sources[int(handles[channel])] = source
+            processors[name] = CapturingProcessor(module.processor, self, handles)
+        return processors
 
     def mark(self) -> Callable[[], None]:
         """Return what drops all that is captured from here on: of images that were not drawn."""
-        batches, count = self.attention.batches, len(self.attention.batches)
+        count = len(self.batches)
 
         def drop() -> None:
-            del batches[count:]
-            self.expected = batches[-1].passes if batches else None  # the last one is complete
+            del self.batches[count:]
+            # The last one that is left is complete.
+            self.expected = self.batches[-1].passes if self.batches else None
 
         return drop
 
     def begin_pass(self, sample: torch.Tensor) -> None:
-        """Note a pass of the U-Net: a further step, or the first of further images."""
-        batches, told = self.attention.batches, self.pipe.__dict__
-        guided = "_guidance_scale" in told and self.pipe.do_classifier_free_guidance
-        halves = 2 if guided else 1
-        size = (len(sample) // halves, halves, sample.shape[2], sample.shape[3])
-        last = batches[-1] if batches else None
-        if last is None or last.size != size or last.passes == self.expected:
-            self.expected = told.get("_num_timesteps")
-            batches.append(self._batch(size))
-        batches[-1].passes += 1
+        """Note a pass of the U-Net: a further step, or the first of further images.
 
-    def _batch(self, size: tuple[int, int, int, int]) -> Batch:
-        kept = {"both": (0, 1), "conditional": (1,), "unconditional": (0,)}[self.options.half]
-        batch = Batch(
-            size, kept if size[1] == 2 else (0,), self.options.keep, self.blocks,
-            self.options.self_grid or 0, self.pipe.tokenizer.model_max_length,
-        )  # fmt: skip
+        sample: (images x guidance branches, channels, rows, columns).
+        """
+        state = self.pipe.__dict__
+        guided = "_guidance_scale" in state and self.pipe.do_classifier_free_guidance
+        branches = 2 if guided else 1
+        size = (len(sample) // branches, branches, sample.shape[2], sample.shape[3])
+        last = self.batches[-1] if self.batches else None
+        if last is None or last.size != size or last.passes == self.expected:
+            self.expected = state.get("_num_timesteps")
+            self.batches.append(self._new_batch(size))
+        self.batches[-1].passes += 1
+
+    def _new_batch(self, size: tuple[int, int, int, int]) -> Batch:
+        options, tokens = self.options, self.pipe.tokenizer.model_max_length
+        branches = BRANCHES[options.guidance_branch] if size[1] == 2 else (0,)
+        cells = options.self_grid or 0
+        batch = Batch(size, branches, options.keep_axes, self.blocks, cells, tokens)
         for source in self.sources.values():
-            grid = grid_of(source.name, self.blocks, *size[2:])
-            if source.channel == "self" and max(grid) < (self.options.self_grid or 0):
+            grid = layer_grid(source.name, self.blocks, *size[2:])
+            if source.channel == "self" and max(grid) < cells:
                 raise CannotCapture(
-                    f"self_grid={self.options.self_grid} is finer than the {grid[0]} x {grid[1]} "
+                    f"self_grid={cells} is finer than the {grid[0]} x {grid[1]} "
                     f"positions of {source.name}: use {max(grid)} or less, or choose layers."
                 )
-        need = batch.predict(list(self.sources.values()), self.expected or 1)
-        if need > self.options.limit:
+        need = batch.predict_bytes(self.sources.values(), self.expected or 1)
+        if need > options.limit:
             raise CannotCapture(
-                f"These maps need {need / 1e9:.2f} GB, over the limit of "
-                f"{self.options.limit / 1e9:.2f} GB: choose layers, keep less, draw fewer images "
-                "at a time or raise limit_gb."
+                f"These maps need {need / 1e9:.2f} GB, over the limit of {options.limit / 1e9:.2f} "
+                "GB: choose layers, keep less, draw fewer images at a time or raise limit_gb."
             )
         return batch
 
     def add(self, handle: int, query: torch.Tensor, key: torch.Tensor) -> None:
-        """Add what one layer computed in this pass."""
-        self.attention.batches[-1].add(self.sources[handle], query, key)
+        """Add what one layer computed in this pass, (rows, positions, channels) each."""
+        self.batches[-1].add(self.sources[handle], query, key)
 
     def check_complete(self) -> None:
-        """Raise unless every watched layer was seen in every pass."""
-        batches = self.attention.batches
-        if not batches:
+        """Raise unless every chosen layer was captured in every pass."""
+        if not self.batches:
             raise CannotCapture("Nothing was captured: the U-Net did not run in the with block.")
-        passes = sum(batch.passes for batch in batches)
+        passes = sum(batch.passes for batch in self.batches)
         for source in self.sources.values():
-            seen = sum(batch.seen[source.channel, source.name] for batch in batches)
-            if seen != passes:
+            count = sum(batch.captured[source.channel, source.name] for batch in self.batches)
+            if count != passes:
                 raise CannotCapture(
-                    f"{source.name} was seen in {seen} of {passes} passes of the U-Net."
+                    f"{source.name} was seen in {count} of {passes} passes of the U-Net."
                 )
 
 
-def _embedded(pipe: Any, probe: str | None) -> torch.Tensor | None:
+def _embed_probe(pipe: Pipeline, probe: str | None) -> torch.Tensor | None:
     if probe is None:
         return None
     words_of(pipe.tokenizer, probe)  # refuses one that is too long
     with torch.no_grad():
         return embed(pipe, probe)[0].to(pipe.unet.dtype)
+
+
+# --- hooks --------------------------------------------------------------------------------------
+
+_OPEN: dict[int, Capture] = {}  # by handle: what a compiled graph cannot hold
+_NUMBERS = itertools.count()
+
+
+def register(capture: Capture) -> torch.Tensor:
+    """Return a handle by which compiled graphs find the capture, an integer tensor."""
+    handle = next(_NUMBERS)
+    _OPEN[handle] = capture
+    return torch.tensor(handle)
+
+
+def unregister(capture: Capture) -> None:
+    """Take back a capture's handles."""
+    for handle in [h for h, other in _OPEN.items() if other is capture]:
+        del _OPEN[handle]
+
+
+class Recorder:
+    """A projection of a layer that keeps what it returned last."""
+
+    def __init__(self, projection: nn.Module) -> None:
+        self.projection = projection
+        self.last: torch.Tensor | None = None
+
+    def __call__(self, states: torch.Tensor, *args: Any) -> torch.Tensor:
+        """Return what the projection returns."""
+        self.last = self.projection(states, *args)
+        return self.last
+
+
+class CapturingProcessor:
+    """A layer's processor: calls the original one, unchanged, and captures queries and keys.
+
+    In eager mode they are those that the original processor computed; a compiled graph, and one
+    that fuses projections, computes them once more.
+    """
+
+    def __init__(
+        self, original: Callable[..., torch.Tensor], capture: Capture, handles: Mapping
+    ) -> None:
+        self.original, self.capture, self.handles = original, capture, dict(handles)
+        self.probe, self.width_l, self.order = capture.probe, capture.width_l, capture.order
+        self.numbers = {channel: int(handle) for channel, handle in handles.items()}
+
+    def __call__(
+        self,
+        attn: AttentionLayer,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Return what the layer's original processor returns."""
+        if attention_mask is not None or isinstance(encoder_hidden_states, tuple):
+            raise CannotCapture(
+                "Attention masks and image prompts (IP-Adapter) change the softmax in ways that "
+                "the maps would leave out: draw without them."
+            )
+        given = (attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args)
+        text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if torch.compiler.is_compiling():
+            result = self.original(*given, **kwargs)
+            query = attn.to_q(hidden_states)
+            for channel, handle in self.handles.items():
+                key = attn.to_k(self._text_of(channel, text))
+                torch.ops.koala_nb.attend(query, key, handle, self.order)
+            return result
+        to_q, to_k = Recorder(attn.to_q), Recorder(attn.to_k)
+        # What an instance holds comes before what its class finds: no module is exchanged.
+        attn.__dict__.update(to_q=to_q, to_k=to_k)
+        try:
+            result = self.original(*given, **kwargs)
+        finally:
+            attn.__dict__.pop("to_q", None)
+            attn.__dict__.pop("to_k", None)
+        query = attn.to_q(hidden_states) if to_q.last is None else to_q.last
+        for channel, number in self.numbers.items():
+            key = to_k.last if channel in KEYS_OF_LAYER else None
+            key = attn.to_k(self._text_of(channel, text)) if key is None else key
+            self.capture.add(number, query, key)
+        return result
+
+    def _text_of(self, channel: str, text: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings whose keys a channel compares the queries with."""
+        if channel == "probe" and self.probe is not None:
+            return self.probe.to(text.device).expand(len(text), -1, -1)
+        if channel == "logits_clip_l":  # `to_k` has no bias: the keys of both encoders add up
+            return functional.pad(text[..., : self.width_l], (0, text.shape[-1] - self.width_l))
+        return text
+
+
+class PassCounter(nn.Module):
+    """The U-Net's first layer, which also notes that a pass begins.
+
+    Not a hook: a U-Net compiled before would not see one.
+    """
+
+    def __init__(self, first: nn.Module, capture: Capture) -> None:
+        super().__init__()
+        self.first, self.capture = first, capture
+        self.handle, self.order = capture.handle, capture.order
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        """Return the first layer's output."""
+        if torch.compiler.is_compiling():
+            torch.ops.koala_nb.begin(sample, self.handle, self.order)
+        else:
+            self.capture.begin_pass(sample)
+        return self.first(sample)
+
+
+# Both change `order`, so that a compiler keeps them, and in their order.
+@torch.library.custom_op("koala_nb::begin", mutates_args=("order",))
+def _begin(sample: torch.Tensor, handle: torch.Tensor, order: torch.Tensor) -> None:
+    _OPEN[int(handle)].begin_pass(sample)
+    order += 1
+
+
+@torch.library.custom_op("koala_nb::attend", mutates_args=("order",))
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, handle: torch.Tensor, order: torch.Tensor
+) -> None:
+    _OPEN[int(handle)].add(int(handle), query, key)
+    order += 1

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from koala_nb.attention.buffers import Batch, within
+from koala_nb.attention.buffers import Batch, matches_prefix
 from koala_nb.core.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedTokenizerBase
 
-AXES = ("image", "half", "step", "head", "row", "column", "token")
+AXES = ("image", "guidance branch", "step", "head", "row", "column", "token")
 UNITS = "share of a position's attention, 0 to 1; logits: before the softmax; mean over merged axes"
 MARKS = ("[start]", "[end]", "[padding]")
 
@@ -32,7 +33,7 @@ class Word:
     tokens: tuple[int, ...]
 
 
-def words_of(tokenizer: Any, prompt: str) -> list[Word]:
+def words_of(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[Word]:
     """Return a prompt's words with the positions of their tokens, then the marks around them.
 
     Subwords are merged; punctuation is a word; "[start]", "[end]" and "[padding]" come last. Raises
@@ -72,26 +73,25 @@ class WordMaps:
         """The words as written, the marks last."""
         return [word.text for word in self.words]
 
-    def __getitem__(self, asked: str | tuple[str, int]) -> np.ndarray:
+    def __getitem__(self, key: str | tuple[str, int]) -> np.ndarray:
         """Return the map of a word or phrase, (rows, columns). ValueError where it is not there."""
-        phrase, occurrence = (asked, 1) if isinstance(asked, str) else asked
-        wanted, texts = phrase.lower().split(), self.texts
-        found = [i for i in range(len(texts)) if texts[i : i + len(wanted)] == wanted]
-        if not wanted or len(found) < occurrence:
+        phrase, occurrence = (key, 1) if isinstance(key, str) else key
+        parts, texts = phrase.lower().split(), self.texts
+        starts = [i for i in range(len(texts)) if texts[i : i + len(parts)] == parts]
+        if not parts or len(starts) < occurrence:
             near = get_close_matches(phrase.lower(), texts, 1)
             hint = f" Did you mean {near[0]!r}?" if near else f" It has: {', '.join(texts)}."
             times = "" if occurrence == 1 else f" {occurrence} times"
             raise ValueError(f"{phrase!r} is not in the prompt{times}.{hint}")
-        first = found[occurrence - 1]
-        return self.array[first : first + len(wanted)].sum(0)
+        first = starts[occurrence - 1]
+        return self.array[first : first + len(parts)].sum(0)
 
 
 class Attention:
     """What was captured, image by image in the order of drawing."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.batches: list[Batch] = []
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, batches: list[Batch]) -> None:
+        self.tokenizer, self.batches = tokenizer, batches
 
     @property
     def images(self) -> int:
@@ -101,10 +101,10 @@ class Attention:
     def steps(self, image: int = 0) -> int:
         """Return the number of steps kept apart; 1 where only their mean was kept."""
         batch = self._find(image, None)[0]
-        return batch.passes if "step" in batch.keep else 1
+        return batch.passes if "step" in batch.keep_axes else 1
 
     def layers(self, channel: str = "cross") -> list[str]:
-        """Return what is told apart: layers, or resolutions where layers were merged."""
+        """Return the names of layers, or of resolutions where layers were merged."""
         return list(dict.fromkeys(k for b in self.batches for c, k in b.grids if c == channel))
 
     def maps(
@@ -114,7 +114,7 @@ class Attention:
         layers: str | Sequence[str] | None = None,
         head: int | None = None,
         step: int | None = None,
-        half: str = "conditional",
+        guidance_branch: str = "conditional",
         channel: str = "cross",
     ) -> np.ndarray:
         """Return one image's maps, (rows, columns, tokens), the mean over what is not chosen.
@@ -124,20 +124,17 @@ class Attention:
         "logits_clip_l", or "self", whose last axis is the cells that are looked at.
         Raises ValueError for what was not kept or does not exist.
         """
-        batch, row = self._find(image, half)
+        batch, row = self._find(image, guidance_branch)
         places = self._places(batch, channel, layers, step)
         grid = max((batch.grids[place[:2]] for place in places), key=np.prod)
         total, count = torch.zeros(()), 0
         for place in places:
-            found = batch.buffers[place][row].float().cpu()
-            if head is None:
-                found = found.mean(0)
-            elif 0 <= head < len(found) and "head" in batch.keep:
-                found = found[head]
-            else:
-                kept = len(found) if "head" in batch.keep else 0
+            values = batch.buffers[place][row].float().cpu()  # heads, positions, tokens
+            kept = len(values) if "head" in batch.keep_axes else 0
+            if head is not None and not 0 <= head < kept:
                 raise ValueError(f"head={head}: {kept} heads were kept of {place[1]}.")
-            total = total + _enlarge(found, batch.grids[place[:2]], grid)
+            values = values.mean(0) if head is None else values[head]
+            total = total + _enlarge(values, batch.grids[place[:2]], grid)
             count += batch.added[place]
         return (total / count).numpy()
 
@@ -194,7 +191,7 @@ class Attention:
 
         ValueError where images of several sizes were captured.
         """
-        if len({(b.size[1:], len(b.halves), b.passes) for b in self.batches}) > 1:
+        if len({(b.size[1:], len(b.branches), b.passes) for b in self.batches}) > 1:
             raise ValueError("Images of several sizes or steps were captured: use maps(image).")
         parts: dict[str, list[np.ndarray]] = {}
         for batch in self.batches:
@@ -205,7 +202,7 @@ class Attention:
                     if place[:2] == (channel, key)
                 ]
                 value = torch.stack(steps, 1).float().cpu().numpy()  # rows, steps, heads, ...
-                shape = (len(batch.halves), batch.size[0], *value.shape[1:3])
+                shape = (len(batch.branches), batch.size[0], *value.shape[1:3])
                 value = value.reshape(*shape, *batch.grids[channel, key], -1).swapaxes(0, 1)
                 parts.setdefault(f"{channel}/{key}", []).append(value)
         return {name: np.concatenate(values) for name, values in parts.items()}
@@ -214,43 +211,42 @@ class Attention:
         """Write `arrays()` as safetensors, with axes and units in its metadata."""
         from safetensors.numpy import save
 
-        told = {"axes": json.dumps(AXES), "units": UNITS}
+        metadata = {"axes": json.dumps(AXES), "units": UNITS}
         arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
-        write_atomic(path, save(arrays, metadata=told))
+        write_atomic(path, save(arrays, metadata=metadata))
 
-    def _find(self, image: int, half: str | None) -> tuple[Batch, int]:
-        """Return an image's batch and its row in the buffers; None is any half."""
+    def _find(self, image: int, branch: str | None) -> tuple[Batch, int]:
+        """Return an image's batch and its row in the buffers; None is any guidance branch."""
         number = image
         for batch in self.batches:
             if 0 <= number < batch.size[0]:
-                # Without guidance the only half is the conditional one.
+                # Without guidance the only branch is the conditional one.
                 drawn = ("conditional",) if batch.size[1] == 1 else ("unconditional", "conditional")
-                kept = [drawn[h] for h in batch.halves]
-                if half is not None and half not in kept:
-                    raise ValueError(f"The half {half!r} was not captured.")
-                return batch, kept.index(half or kept[0]) * batch.size[0] + number
+                kept = [drawn[row] for row in batch.branches]
+                if branch is not None and branch not in kept:
+                    raise ValueError(f"The guidance branch {branch!r} was not captured.")
+                return batch, kept.index(branch or kept[0]) * batch.size[0] + number
             number -= batch.size[0]
         raise ValueError(f"image={image}: {self.images} images were captured, 0 is the first.")
 
     def _places(
         self, batch: Batch, channel: str, layers: str | Sequence[str] | None, step: int | None
     ) -> list[tuple[str, str, int]]:
-        found = [p for p in batch.buffers if p[0] == channel]
-        if not found:
+        places = [p for p in batch.buffers if p[0] == channel]
+        if not places:
             have = ", ".join(dict.fromkeys(p[0] for p in batch.buffers))
             raise ValueError(f"channel={channel!r} was not captured; these were: {have}.")
         if layers is not None:
-            known = found
-            found = [p for p in known if within(p[1], layers)]
-            if not found:
-                names = ", ".join(dict.fromkeys(p[1] for p in known))
+            names = ", ".join(dict.fromkeys(p[1] for p in places))
+            places = [p for p in places if matches_prefix(p[1], layers)]
+            if not places:
                 raise ValueError(f"layers={layers!r} were not captured; these were: {names}.")
         if step is not None:
-            if "step" not in batch.keep or not 0 <= step < batch.passes:
-                kept = batch.passes if "step" in batch.keep else 0
+            kept = batch.passes if "step" in batch.keep_axes else 0
+            if not 0 <= step < kept:
                 raise ValueError(f"step={step}: {kept} steps were kept apart, 0 is the first.")
-            found = [p for p in found if p[2] == step]
-        return found
+            places = [p for p in places if p[2] == step]
+        return places
 
 
 def _enlarge(maps: torch.Tensor, grid: tuple[int, int], to: tuple[int, int]) -> torch.Tensor:

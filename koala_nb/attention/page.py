@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -53,23 +52,21 @@ def overlay(image: Image.Image, values: np.ndarray, top: float | None = None) ->
 
 
 def place(values: np.ndarray) -> str:
-    """Say where a map, (rows, columns), is largest, in words such as "upper left"."""
-    row, column = np.unravel_index(values.argmax(), values.shape)
-    names = (("upper", "middle", "lower"), ("left", "center", "right"))
-    down, across = (
-        part[int(3 * (i + 0.5) / n)]
-        for part, i, n in zip(names, (row, column), values.shape, strict=True)
-    )
+    """Return where a map, (rows, columns), is largest, in words such as "upper left"."""
+    cell = np.unravel_index(values.argmax(), values.shape)
+    third = [int(3 * (i + 0.5) / n) for i, n in zip(cell, values.shape, strict=True)]
+    down = ("upper", "middle", "lower")[third[0]]
+    across = ("left", "center", "right")[third[1]]
     return "in the center" if (down, across) == ("middle", "center") else f"{down} {across}"
 
 
 def step_maps(attention: Attention, prompt: str, image: int, **chosen: Any) -> dict[str, WordMaps]:
     """Return the maps of the mean over steps, and of each step where they were kept apart."""
-    found = {"mean over steps": attention.words(prompt, image, **chosen)}
-    if attention.steps(image) > 1:
-        for step in range(attention.steps(image)):
-            found[f"step {step + 1}"] = attention.words(prompt, image, step=step, **chosen)
-    return found
+    maps = {"mean over steps": attention.words(prompt, image, **chosen)}
+    steps = attention.steps(image)
+    for step in range(steps) if steps > 1 else ():
+        maps[f"step {step + 1}"] = attention.words(prompt, image, step=step, **chosen)
+    return maps
 
 
 def write_page(
@@ -88,10 +85,11 @@ def write_page(
     word's largest value. ValueError for a bad choice or an image that was not captured.
     """
     maps = step_maps(attention, prompt, image, **chosen)
-    stack = np.stack([_shrink(found.array) for found in maps.values()])  # steps, words, rows, ...
+    stack = np.stack([_shrink(m.array) for m in maps.values()])  # steps, words, rows, columns
     largest = np.maximum(stack.max((0, 2, 3)), 1e-12)  # of a word that nothing looks at
     contrast = [m.max() / m.mean() for m in stack[0][: -len(MARKS)]]
     levels = (255 * stack / largest[:, None, None]).round().astype(np.uint8)
+    colours = (255 * matplotlib.colormaps[COLOURS](np.arange(256))[:, :3]).round().astype(np.uint8)
     data = {
         "shape": stack.shape,
         "steps": list(maps),
@@ -101,40 +99,27 @@ def write_page(
         "mean": stack.mean((2, 3)).tolist(),
         "where": [[place(m) for m in step] for step in stack],
         "maps": base64.b64encode(levels.tobytes()).decode("ascii"),
-        "colours": base64.b64encode(_lookup()).decode("ascii"),
+        "colours": base64.b64encode(colours.tobytes()).decode("ascii"),
     }
-    text = _template().substitute(
+    note = (
+        f"Cross-attention, the mean over {len(attention.layers())} layers or resolutions, on "
+        f"{stack.shape[2]} x {stack.shape[3]} cells. A word's map is the sum over its tokens; with "
+        "the marks [start], [end] and [padding] the words' shares add up to 100 %."
+    )
+    template = files("koala_nb.attention").joinpath("templates", "attention.html")
+    text = Template(template.read_text("utf-8")).substitute(
         title=escape(prompt),
         alt=escape(f"Image drawn from the prompt: {prompt}", quote=True),
         picture=_data_url(picture),
         rendering="pixels" if picture.width < SIDE else "smooth",
         banner=f'<p role="note" style="{BANNER_STYLE}">{escape(banner)}.</p>' if banner else "",
-        note=escape(_note(attention, stack.shape)),
+        note=escape(note),
         data=json.dumps(data).replace("<", "\\u003c"),
     )
     page = text.encode()
     if len(page) > LARGEST_PAGE:
         raise ValueError(f"The page would take {len(page):,} bytes: capture fewer steps.")
     return write_atomic(path, page)
-
-
-def _note(attention: Attention, shape: Sequence[int]) -> str:
-    return (
-        f"Cross-attention, the mean over {len(attention.layers())} layers or resolutions, on "
-        f"{shape[2]} x {shape[3]} cells. A word's map is the sum over its tokens; with the marks "
-        "[start], [end] and [padding] the words' shares add up to 100 %."
-    )
-
-
-def _template() -> Template:
-    return Template(
-        files("koala_nb.attention").joinpath("templates", "attention.html").read_text("utf-8")
-    )
-
-
-def _lookup() -> bytes:
-    colours = matplotlib.colormaps[COLOURS](np.arange(256))[:, :3]
-    return (255 * colours).round().astype(np.uint8).tobytes()
 
 
 def _shrink(maps: np.ndarray) -> np.ndarray:
@@ -148,7 +133,7 @@ def _shrink(maps: np.ndarray) -> np.ndarray:
 def _data_url(picture: Image.Image) -> str:
     picture = picture.convert("RGB")
     picture.thumbnail((PICTURE, PICTURE))
-    kind = ("PNG", {}) if picture.width < SIDE else ("JPEG", {"quality": 88})
-    picture.save(buffer := io.BytesIO(), format=kind[0], **kind[1])
+    form = "PNG" if picture.width < SIDE else "JPEG"
+    picture.save(buffer := io.BytesIO(), format=form, quality=88)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"data:image/{kind[0].lower()};base64,{data}"
+    return f"data:image/{form.lower()};base64,{data}"

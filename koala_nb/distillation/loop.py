@@ -7,7 +7,8 @@ goes on as if it had never stopped.
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class Loop:
         )
         self.folder, self.stage, self.loss, self.preview = folder, stage, loss, preview
         self.steps = stage.samples // stage.batch
-        self.step = 0
+        self.step = self.saved_step = 0
         self.module = module
         weights = [p for p in module.parameters() if p.requires_grad]
         self.ema = EMAModel(weights, decay=stage.ema, use_ema_warmup=True, power=0.75)
@@ -112,35 +113,23 @@ class Loop:
         return self.folder / "checkpoint.pt"
 
     def run(self, minutes: float | None = None) -> bool:
-        """Train until the stage's samples or the minutes are used up; True when it is finished."""
+        """Train until the stage's samples or the minutes are used up; True when it is finished.
+
+        ValueError where the loss is no finite number: nothing is saved then. OSError where a
+        checkpoint cannot be written, as on a full disk: the one before it stays.
+        """
         first = self._resume()
         self.folder.mkdir(parents=True, exist_ok=True)
-        rank, size = self.accelerator.process_index, self.accelerator.num_processes
-        parts_of = size * self.stage.accumulation
         begin = saved = logged = time.monotonic()
-        seen: dict[str, list[float]] = {}
+        values: dict[str, list[float]] = {}
         for step in range(first, self.steps):
             self.step = step
-            set_seed(step * size + rank)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.stage.rate * rate_factor(step, self.steps, self.stage)
-            for part in range(self.stage.accumulation):
-                number = (step * size + rank) * self.stage.accumulation + part
-                with self.accelerator.accumulate(self.trained):
-                    loss, parts = self.loss(self.trained, number, self.stage.batch // parts_of)
-                    self.accelerator.backward(loss)
-                    if self.accelerator.sync_gradients:
-                        self.accelerator.clip_grad_norm_(self.trained.parameters(), 1.0)
-                    self.optimizer.step()
-                    self.optimizer.zero_grad()
-                for name, value in {"loss": loss.detach(), **parts}.items():
-                    seen.setdefault(name, []).append(float(value))
-            self.ema.step(p for p in self.module.parameters() if p.requires_grad)
+            self._train_step(step, values)
             now = time.monotonic()
             if (step + 1) % LOG_STEPS == 0:
-                count = len(seen["loss"]) // self.stage.accumulation * self.stage.batch
-                self._log(step + 1, seen, count / (now - logged))
-                seen, logged = {}, now
+                count = len(values["loss"]) // self.stage.accumulation * self.stage.batch
+                self._log(step + 1, values, count / (now - logged))
+                values, logged = {}, now
             stop = self._agree(minutes is not None and now - begin > 60 * minutes)
             if stop or self._agree(now - saved > SAVE_SECONDS):
                 self.save(step + 1)
@@ -152,6 +141,37 @@ class Loop:
             (self.folder / "finished").touch()
         return True
 
+    def _train_step(self, step: int, values: dict[str, list[float]]) -> None:
+        """Make one step of the optimizer, and add its losses to `values`."""
+        rank, size = self.accelerator.process_index, self.accelerator.num_processes
+        parts = self.stage.accumulation
+        set_seed(step * size + rank)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.stage.rate * rate_factor(step, self.steps, self.stage)
+        for part in range(parts):
+            number = (step * size + rank) * parts + part
+            with self.accelerator.accumulate(self.trained):
+                loss, logged = self.loss(self.trained, number, self.stage.batch // (size * parts))
+                if not torch.isfinite(loss.detach()):
+                    raise ValueError(self._diverged(step + 1, float(loss.detach())))
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.trained.parameters(), 1.0)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in {"loss": loss.detach(), **logged}.items():
+                values.setdefault(name, []).append(float(value))
+        self.ema.step(p for p in self.module.parameters() if p.requires_grad)
+
+    def _diverged(self, step: int, loss: float) -> str:
+        kept = "there is no checkpoint yet"
+        if self.saved_step:
+            kept = f"the last checkpoint, {self.checkpoint}, is of step {self.saved_step}"
+        return (
+            f"The loss is {loss} at step {step} of {self.steps}, and training stopped; {kept}: "
+            "try a lower rate or another precision."
+        )
+
     def _agree(self, wish: bool) -> bool:
         """Return the first process's wish, so that all stop and save at the same step."""
         if self.accelerator.num_processes == 1:
@@ -160,11 +180,11 @@ class Loop:
         torch.distributed.broadcast(flag, 0)
         return bool(flag)
 
-    def _log(self, step: int, seen: dict[str, list[float]], speed: float) -> None:
+    def _log(self, step: int, values: dict[str, list[float]], speed: float) -> None:
         if not self.accelerator.is_main_process:
             return
         row = {"step": step, "of": self.steps, "samples_per_second": round(speed, 1)}
-        row |= {name: round(sum(found) / len(found), 5) for name, found in seen.items()}
+        row |= {name: round(sum(v) / len(v), 5) for name, v in values.items()}
         print(json.dumps(row), flush=True)
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
@@ -177,42 +197,45 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
         self.ema.to(self.accelerator.device)
-        return state["step"]
+        self.saved_step = state["step"]
+        return self.saved_step
 
     def save(self, step: int) -> None:
-        """Write the checkpoint and a preview, whole or not at all."""
+        """Write the checkpoint, whole or not at all, and a preview."""
         if self.accelerator.is_main_process:
-            state = {
-                "module": self.module.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict(),
-                "step": step,
-            }
-            temporary = self.checkpoint.with_suffix(".tmp")
-            torch.save(state, temporary)
-            temporary.replace(self.checkpoint)
+            self._write_checkpoint(step)
             with self.averaged() as module:
                 picture = self.preview(module)
             if picture:
                 write_atomic(self.folder / f"preview-{step:06d}.png", picture)
+        self.saved_step = step
         self.accelerator.wait_for_everyone()
 
-    def averaged(self) -> "_Averaged":
-        """Return a context in which the module holds its averaged (EMA) weights."""
-        return _Averaged(self.module, self.ema)
+    def _write_checkpoint(self, step: int) -> None:
+        parts = {"module": self.module, "optimizer": self.optimizer, "ema": self.ema}
+        state = {name: part.state_dict() for name, part in parts.items()}
+        temporary = self.checkpoint.with_suffix(".tmp")
+        try:
+            torch.save({**state, "step": step}, temporary)
+            temporary.replace(self.checkpoint)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
+            temporary.unlink(missing_ok=True)
+            kept = f"that of step {self.saved_step} is kept" if self.saved_step else "none is there"
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise OSError(
+                f"The checkpoint of step {step} cannot be written to {self.folder} ({reason}); "
+                f"{kept}: free some space and call again."
+            ) from error
 
-
-class _Averaged:
-    def __init__(self, module: nn.Module, ema: EMAModel) -> None:
-        self.module, self.ema = module, ema
-
-    def __enter__(self) -> nn.Module:
-        self.weights = [p for p in self.module.parameters() if p.requires_grad]
-        self.ema.store(self.weights)
-        self.ema.copy_to(self.weights)
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """Give the module its averaged (EMA) weights for a while."""
+        weights = [p for p in self.module.parameters() if p.requires_grad]
+        self.ema.store(weights)
+        self.ema.copy_to(weights)
         self.module.eval()
-        return self.module
-
-    def __exit__(self, *_: object) -> None:
-        self.ema.restore(self.weights)
-        self.module.train()
+        try:
+            yield self.module
+        finally:
+            self.ema.restore(weights)
+            self.module.train()

@@ -39,13 +39,13 @@ class Weights:
     feat: float = 1.0
 
 
-def inherit(student: nn.Module, teacher: nn.Module) -> None:
+def init_from_teacher(student: nn.Module, teacher: nn.Module) -> None:
     """Copy into each tensor of a student U-Net the teacher's tensor by the map.
 
     ValueError of `unet.weight_map` where the two do not fit.
     """
     pairs, source = weight_map(student, teacher), teacher.state_dict()
-    student.load_state_dict({mine: source[his] for mine, his in zip(pairs.student, pairs.teacher)})
+    student.load_state_dict({name: source[at] for name, at in zip(pairs.student, pairs.teacher)})
 
 
 def feature_pairs(
@@ -82,11 +82,11 @@ def _known(name: str, names: list[str], what: str) -> None:
         raise ValueError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(names)}.")
 
 
-class Features:
-    """The outputs of named modules during the forward pass between `listen` and `take`.
+class FeatureHooks:
+    """The outputs of named modules during the forward pass between `start` and `collect`.
 
     The hooks stay until `remove` (or the end of a `with`), since `torch.compile` traces those that
-    are there at its first call; register before it. Outside `listen` ... `take` nothing is kept:
+    are there at its first call; register before it. Outside `start` ... `collect` nothing is kept:
     gradient checkpointing calls the modules again in the backward pass. AttributeError for an
     unknown name.
     """
@@ -94,8 +94,8 @@ class Features:
     def __init__(self, unet: nn.Module, names: Iterable[str]) -> None:
         # A block compiled without hooks must not stand in for its like that has one.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
-        self.names, self.listening = list(dict.fromkeys(names)), False
-        self.found: dict[str, torch.Tensor] = {}
+        self.names, self.collecting = list(dict.fromkeys(names)), False
+        self.outputs: dict[str, torch.Tensor] = {}
         modules = [unet.get_submodule(name) for name in self.names]  # a bad name hooks nothing
         self._handles = [
             module.register_forward_hook(self._keep(name))
@@ -104,33 +104,33 @@ class Features:
 
     def _keep(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            if self.listening:  # down blocks also return their skip connections
-                self.found[name] = output[0] if isinstance(output, tuple) else output
+            if self.collecting:  # down blocks also return their skip connections
+                self.outputs[name] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
-    def listen(self) -> None:
+    def start(self) -> None:
         """Begin to keep outputs."""
-        self.found.clear()
-        self.listening = True
+        self.outputs.clear()
+        self.collecting = True
 
-    def take(self) -> dict[str, torch.Tensor]:
+    def collect(self) -> dict[str, torch.Tensor]:
         """Return the outputs, before `backward()`, and stop; RuntimeError if one is missing."""
-        self.listening = False
-        if lost := [name for name in self.names if name not in self.found]:
+        self.collecting = False
+        if lost := [name for name in self.names if name not in self.outputs]:
             raise RuntimeError(
                 f"No output of {lost[0]} was seen: its U-Net was not called, or torch.compile had "
-                "compiled it before Features was made."
+                "compiled it before the hooks were made."
             )
-        return {name: self.found.pop(name) for name in self.names}
+        return {name: self.outputs.pop(name) for name in self.names}
 
     def remove(self) -> None:
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
 
-    def __enter__(self) -> Features:
-        self.listen()
+    def __enter__(self) -> FeatureHooks:
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -165,7 +165,8 @@ class Distiller:
         weights: Weights = Weights(),
     ) -> None:
         self.teacher, self.pairs, self.weights = teacher, dict(pairs), weights
-        self.mine, self.theirs = Features(student, list(pairs)), Features(teacher, pairs.values())
+        self.student_hooks = FeatureHooks(student, list(pairs))
+        self.teacher_hooks = FeatureHooks(teacher, pairs.values())
 
     def losses(
         self,
@@ -180,18 +181,18 @@ class Distiller:
         returns its noise, (n, c, h, w); inputs: the teacher's arguments; noise: what was added;
         sample_weight: (n,), of L_task alone, such as min-SNR's; default 1.
         """
-        self.theirs.listen()
+        self.teacher_hooks.start()
         with torch.no_grad():
             target = self.teacher(**inputs).sample
-        wanted = self.theirs.take()
-        self.mine.listen()
+        teacher = self.teacher_hooks.collect()
+        self.student_hooks.start()
         predicted = predict()
-        shown = self.mine.take()
+        student = self.student_hooks.collect()
         task = F.mse_loss(predicted.float(), noise.float(), reduction="none").mean((1, 2, 3))
         parts = {
             "task": (task if sample_weight is None else task * sample_weight).mean(),
             "out": F.mse_loss(predicted.float(), target.float()),
-            "feat": feature_loss(shown, wanted, self.pairs).to(predicted.device),
+            "feat": feature_loss(student, teacher, self.pairs).to(predicted.device),
         }
         weights = asdict(self.weights)
         total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
@@ -199,8 +200,8 @@ class Distiller:
 
     def remove(self) -> None:
         """Take the hooks off both U-Nets."""
-        self.mine.remove()
-        self.theirs.remove()
+        self.student_hooks.remove()
+        self.teacher_hooks.remove()
 
 
 def training_cost(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from koala_nb.distillation.losses import Features
+from koala_nb.distillation.losses import FeatureHooks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,9 +72,9 @@ def outputs(
     unet: nn.Module, inputs: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Return the outputs of modules in one forward pass, each (n, positions, channels), float32."""
-    with Features(unet, names) as found:
+    with FeatureHooks(unet, names) as hooks:
         unet(**inputs)
-        return {name: value.float().cpu() for name, value in found.take().items()}
+        return {name: value.float().cpu() for name, value in hooks.collect().items()}
 
 
 def cka(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -118,8 +118,8 @@ def principal_colours(features: torch.Tensor, height: int, width: int) -> list[I
     _, _, axes = torch.linalg.svd(flat, full_matrices=False)
     axes = axes[:3]
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    seen = (flat @ (axes * largest.sign()).T).numpy()
-    low, high = np.percentile(seen, [1, 99], axis=0)
-    pixels = np.clip((seen - low) / np.maximum(high - low, 1e-12), 0, 1)
+    shown = (flat @ (axes * largest.sign()).T).numpy()
+    low, high = np.percentile(shown, [1, 99], axis=0)
+    pixels = np.clip((shown - low) / np.maximum(high - low, 1e-12), 0, 1)
     pixels = (255 * pixels).round().astype(np.uint8).reshape(len(features), height, width, -1)
     return [Image.fromarray(picture) for picture in pixels]

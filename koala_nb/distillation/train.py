@@ -23,7 +23,7 @@ from koala_nb.distillation.losses import (
     Distiller,
     Weights,
     feature_pairs,
-    inherit,
+    init_from_teacher,
     training_cost,
 )
 from koala_nb.models import unet as architecture
@@ -127,7 +127,13 @@ def train(options: argparse.Namespace, pairs: dict[str, str]) -> bool:
             log.write(json.dumps(found) + "\n")
         return draw(pipe, student, options.prompt) if options.prompt else None
 
-    stage = Stage(options.samples, options.batch, options.rate, 200, 0.0, options.accumulation)
+    stage = Stage(
+        samples=options.samples,
+        batch=options.batch,
+        rate=options.rate,
+        decay=0.0,
+        accumulation=options.accumulation,
+    )
     precision = options.precision or ("bf16" if on_gpu else "no")
     loop = Loop(options.out, unet, stage, loss, validate, precision, device=options.device)
     finished = loop.run(options.minutes)
@@ -167,7 +173,7 @@ def build_student(options: argparse.Namespace, pipe: Any) -> Any:
     config = catalog.find(options.student).unet_config
     unet = UNet2DConditionModel.from_config(dict(config)).train()
     if not options.random_start:
-        inherit(unet, pipe.unet)
+        init_from_teacher(unet, pipe.unet)
     if options.checkpointing:
         unet.enable_gradient_checkpointing()
     return unet

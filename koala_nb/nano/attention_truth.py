@@ -84,7 +84,7 @@ def head_maps(
         images = [Image.fromarray(pixels) for pixels in to_pixels(render(some))]
         captions = [scene.caption for scene in some]
         inputs = noisy_inputs(pipe, images, captions, timestep, seed=timestep + start)
-        with torch.no_grad(), capture_attention(pipe, keep=("layer", "head")) as attention:
+        with torch.no_grad(), capture_attention(pipe, keep_axes=("layer", "head")) as attention:
             pipe.unet(**inputs)
         own = [t for t in targets if start <= t.scene < start + BATCH]
         for name, value in attention.arrays().items():

@@ -24,7 +24,12 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from koala_nb.distillation.loop import Loop
-from koala_nb.distillation.losses import Features, feature_loss, feature_pairs, inherit
+from koala_nb.distillation.losses import (
+    FeatureHooks,
+    feature_loss,
+    feature_pairs,
+    init_from_teacher,
+)
 from koala_nb.models.unet import weight_map
 from koala_nb.nano.latents import padded, read_scenes, tokens_of
 from koala_nb.nano.models import (
@@ -186,26 +191,26 @@ class SharedTeacher:
         self.teacher = teacher
         self.pairs = {n: feature_pairs(u, teacher, feature) for n, u in module.unets.items()}
         names = dict.fromkeys(t for pairs in self.pairs.values() for t in pairs.values())
-        self.teacher_features = Features(teacher, names)
-        self.features = {n: Features(u, self.pairs[n]) for n, u in module.unets.items()}
+        self.teacher_features = FeatureHooks(teacher, names)
+        self.features = {n: FeatureHooks(u, self.pairs[n]) for n, u in module.unets.items()}
 
     def __call__(
         self, trained: Callable[..., dict[str, torch.Tensor]], batch: Mapping[str, Any]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss summed over students, and its parts by student."""
-        self.teacher_features.listen()
+        self.teacher_features.start()
         with torch.no_grad():
             target = predict(self.teacher, batch).float()
-        wanted = self.teacher_features.take()
+        wanted = self.teacher_features.collect()
         for features in self.features.values():
-            features.listen()
+            features.start()
         total = torch.zeros((), device=target.device)
         parts: dict[str, torch.Tensor] = {}
         for name, predicted in trained(batch).items():
             losses = {
                 "task": task_loss(predicted, batch),
                 "out": F.mse_loss(predicted.float(), target),
-                "feat": feature_loss(self.features[name].take(), wanted, self.pairs[name]),
+                "feat": feature_loss(self.features[name].collect(), wanted, self.pairs[name]),
             }
             total = total + sum(losses.values())
             parts |= {f"{name} {part}": value.detach() for part, value in losses.items()}
@@ -274,7 +279,7 @@ def train_family(
         teacher = UNet2DConditionModel.from_pretrained(root / "teacher" / "nano-sdxl" / "unet")
         teacher = prepare(teacher.float()).requires_grad_(False).eval().to(where)
         for unet in module.unets.values():
-            inherit(unet, teacher)
+            init_from_teacher(unet, teacher)
         shared = SharedTeacher(module, teacher, feature)
     train = NoisyScenes(read_scenes(root / "scenes"), text, preset.max_length, where)
     held_out = NoisyScenes(read_scenes(root / "scenes", True), text, preset.max_length, where)

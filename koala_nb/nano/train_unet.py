@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import write_json
 from koala_nb.distillation.loop import Loop, random_draws
-from koala_nb.distillation.losses import Distiller, feature_pairs, inherit
+from koala_nb.distillation.losses import Distiller, feature_pairs, init_from_teacher
 from koala_nb.distillation.similarity import scaled
 from koala_nb.nano.models import (
     build_scheduler,
@@ -241,7 +241,7 @@ def distiller_of(
         getattr(module, name).load_state_dict(getattr(pipe, name).state_dict())
         getattr(module, name).requires_grad_(False)
     if inherited:
-        inherit(module.unet, pipe.unet)
+        init_from_teacher(module.unet, pipe.unet)
     large = pipe.unet.requires_grad_(False).eval().to(device)
     return Distiller(module.unet, large, feature_pairs(module.unet, large, feature, stages))
 

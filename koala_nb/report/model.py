@@ -120,13 +120,12 @@ def show_attention(pipe: Any, prompt: str, seed: int, **recipe: Any) -> None:
     Prints what is missing where the attention of this pipeline cannot be captured.
     """
     from koala_nb.attention import page
-    from koala_nb.attention.capture import capture_attention
-    from koala_nb.attention.processor import CannotCapture
+    from koala_nb.attention.capture import CannotCapture, capture_attention
     from koala_nb.display import figures
     from koala_nb.generation.generate import generate
 
     try:
-        with capture_attention(pipe, keep=()) as attention:
+        with capture_attention(pipe, keep_axes=()) as attention:
             image = generate(pipe, [prompt], [seed], progress=False, **recipe).images[0]
     except CannotCapture as error:
         print(f"Not shown: {error}")
