@@ -119,13 +119,12 @@ def test_maps_equal_float64_and_the_image_does_not_change(loaded, case):
 
 
 def test_means_are_means_of_what_was_kept_apart(loaded):
-    everything, merged = {"keep_axes": ALL_AXES}, {"keep_axes": ()}
-    with kn.capture_attention(loaded, **everything) as apart:
-        draw(loaded, num_images_per_prompt=2)
-    with kn.capture_attention(loaded, **merged) as together:
-        draw(loaded, num_images_per_prompt=2)
-    with kn.capture_attention(loaded) as by_layer:
-        draw(loaded, num_images_per_prompt=2)
+    captures = []
+    for keep in (ALL_AXES, (), ("layer",)):
+        with kn.capture_attention(loaded, keep_axes=keep) as attention:
+            draw(loaded, num_images_per_prompt=2)
+        captures.append(attention)
+    apart, together, by_layer = captures
     name = apart.layers()[3]
     heads = [apart.maps(1, layers=name, head=h, step=s) for h in (0, 1) for s in range(3)]
     assert np.mean(heads, 0) == pytest.approx(by_layer.maps(1, layers=name), abs=1e-6)
@@ -310,14 +309,6 @@ def test_a_model_of_one_text_encoder(fresh):
             pass
 
 
-def test_keys_with_a_bias_are_not_split_by_encoder(fresh):
-    layer = next(m for n, m in fresh.unet.named_modules() if n.endswith("attn2.to_k"))
-    layer.bias = torch.nn.Parameter(torch.zeros(layer.out_features))
-    with pytest.raises(CannotCapture, match="to_k has a bias"):
-        with kn.capture_attention(fresh, by_encoder=True):
-            pass
-
-
 def on_meta(system, fresh, size, **options):
     """The maps of one pass of a catalogued U-Net at full width: shapes without values."""
     unet = build_unet(system)
@@ -486,10 +477,7 @@ BAD = [
     ({"layers": ["up_blocks.0", "x"]}, "is in, 'x'"),
     ({"keep_axes": ("heads",)}, "keep_axes='heads': choose from layer, head, step"),
     ({"keep_axes": ("head",)}, "keep 'layer' too"),
-    (
-        {"guidance_branch": "first"},
-        "guidance_branch='first': use one of both, cond",
-    ),
+    ({"guidance_branch": "first"}, "guidance_branch='first': use one of both, cond"),
     ({"self_grid": 1}, "self_grid=1: use 2 or more"),
     ({"self_grid": 3}, "self_grid=3 is finer than the 2 x 2 positions of down_blocks.2"),
     ({"probe": "x" * 80}, "has 82 tokens"),
@@ -518,6 +506,10 @@ def test_what_cannot_be_exact_is_refused(fresh):
         with kn.capture_attention(fresh):
             pass
     module.norm_q = None
+    module.to_k.bias = torch.nn.Parameter(torch.zeros(module.to_k.out_features))
+    with pytest.raises(CannotCapture, match="to_k has a bias"):
+        with kn.capture_attention(fresh, by_encoder=True):
+            pass
     with pytest.raises(CannotCapture, match="image prompts"):
         with torch.no_grad(), kn.capture_attention(fresh):
             mask = torch.ones(1, 1, 77)

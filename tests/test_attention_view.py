@@ -32,9 +32,6 @@ def test_an_overlay_is_bright_where_the_map_is_large():
     assert 32 <= row < 64 and 192 <= column < 224
     half = view.overlay(Image.new("RGB", (64, 64), (90, 120, 60)), values, top=0.4)
     assert np.asarray(half.convert("L")).max() < light.max()
-
-
-def test_a_large_picture_keeps_its_size():
     assert view.overlay(Image.new("RGB", (300, 512)), np.eye(4)).size == (300, 512)
 
 

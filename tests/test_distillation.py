@@ -1,5 +1,4 @@
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -110,12 +109,6 @@ def test_the_map_fits_the_real_systems(system):
     assert sum(large.get(name) != shape for name, shape in small.items()) == 8
 
 
-def test_the_map_fits_and_names_alone_fail_on_eight_tensors(teacher, student):
-    large, small = shapes(teacher), shapes(student[1])
-    assert all(large[teacher_name(name)] == shape for name, shape in small.items())
-    assert sum(large.get(name) != shape for name, shape in small.items()) == 8
-
-
 def test_a_student_inherits_every_tensor(teacher, student):
     _, unet = student
     init_from_teacher(unet, teacher)
@@ -201,17 +194,13 @@ def test_pairs_of_chosen_stages(teacher, student):
     [
         ({"kind": "selfattention"}, "Unknown feature 'selfattention'. Did you mean 'self-attent"),
         ({"stages": ["up_block.0"]}, "Unknown stage of the student 'up_block.0'. Did you mean"),
+        ({"stages": ["mid_block"]}, "Unknown stage of the student 'mid_block'"),
         ({"stages": ["down_blocks.0"]}, "No self-attention modules in down_blocks.0: choose other"),
     ],
 )
 def test_a_wrong_choice_is_one_clear_error(teacher, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         feature_pairs(build("koala-lightning-700m"), teacher, **options)
-
-
-def test_a_stage_that_the_student_lacks_is_named(teacher):
-    with pytest.raises(ValueError, match="Unknown stage of the student 'mid_block'"):
-        feature_pairs(build("koala-lightning-700m"), teacher, stages=["mid_block"])
 
 
 def test_a_teacher_of_another_structure_is_refused():
@@ -379,49 +368,3 @@ def test_the_cost_of_the_full_size_run():
     slower = training_cost(small, large, batch=2, checkpointing=True)
     extra = slower["operations a step (TFLOP)"] - cost["operations a step (TFLOP)"]
     assert extra == pytest.approx(2 * flops[0])
-
-
-# --- the loop ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def loop(tmp_path, monkeypatch):
-    """A loop of 20 steps that saves a checkpoint at each; its losses are `loop.values`."""
-    from koala_nb.distillation import loop
-
-    monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
-    values = [1.0] * 20
-    module = torch.nn.Linear(2, 1)
-
-    def loss(trained, number, size):
-        return trained(torch.ones(size, 2)).square().mean() * values[number], {}
-
-    made = loop.Loop(tmp_path, module, loop.Stage(20, 1, 0.01, 1, 0.0), loss, device="cpu")
-    made.values = values
-    return made
-
-
-def test_a_loss_that_is_no_number_stops_and_names_the_checkpoint(loop):
-    loop.values[12] = float("nan")
-    with pytest.raises(ValueError) as error:
-        loop.run()
-    message = str(error.value)
-    assert "The loss is nan at step 13 of 20" in message and "\n" not in message
-    assert f"{loop.checkpoint}, is of step 12" in message
-    state = torch.load(loop.checkpoint, weights_only=True)
-    assert state["step"] == 12 and all(torch.isfinite(t).all() for t in state["module"].values())
-    assert not (loop.folder / "finished").exists()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's full device")
-def test_a_full_disk_keeps_the_checkpoint(loop):
-    loop.run(minutes=0)
-    before = loop.checkpoint.read_bytes()
-    loop.checkpoint.with_suffix(".tmp").symlink_to("/dev/full")
-    with pytest.raises(
-        OSError, match="of step 2 cannot be written.*that of step 1 is kept"
-    ) as error:
-        loop.run()
-    assert "\n" not in str(error.value)
-    assert [file.name for file in loop.folder.iterdir()] == [loop.checkpoint.name]
-    assert loop.checkpoint.read_bytes() == before and loop.run()

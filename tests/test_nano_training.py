@@ -134,6 +134,29 @@ def test_an_interrupted_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert loop.checkpoint.read_bytes() == before
 
 
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    loop = make_loop(tmp_path)
+    loop.run(minutes=0)
+    before = loop.checkpoint.read_bytes()
+    loop.checkpoint.with_suffix(".tmp").symlink_to("/dev/full")
+    with pytest.raises(
+        OSError, match="^The checkpoint of step 25 cannot.*of step 1 is kept.*again.$"
+    ):
+        loop.run()
+    assert loop.checkpoint.read_bytes() == before and loop.run()
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_last_checkpoint(tmp_path):
+    def diverge(trained, number, size):
+        return trained(torch.ones(size, 3)).mean() * (float("nan") if number > 1 else 1), {}
+
+    for _ in range(2):
+        make_loop(tmp_path, diverge).run(minutes=0)
+    with pytest.raises(ValueError, match="^The loss is nan at step 3 of 25.*pt, is of step 2: .*$"):
+        make_loop(tmp_path, diverge).run()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
 def test_the_loop_learns_and_logs(tmp_path):
     inputs = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
 

@@ -23,13 +23,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from koala_nb.distillation import losses as distil
 from koala_nb.distillation.loop import Loop
-from koala_nb.distillation.losses import (
-    FeatureHooks,
-    feature_loss,
-    feature_pairs,
-    init_from_teacher,
-)
 from koala_nb.models.unet import weight_map
 from koala_nb.nano.latents import padded, read_scenes, tokens_of
 from koala_nb.nano.models import (
@@ -189,10 +184,10 @@ class SharedTeacher:
 
     def __init__(self, module: UNets, teacher: nn.Module, feature: str) -> None:
         self.teacher = teacher
-        self.pairs = {n: feature_pairs(u, teacher, feature) for n, u in module.unets.items()}
+        self.pairs = {n: distil.feature_pairs(u, teacher, feature) for n, u in module.unets.items()}
         names = dict.fromkeys(t for pairs in self.pairs.values() for t in pairs.values())
-        self.teacher_features = FeatureHooks(teacher, names)
-        self.features = {n: FeatureHooks(u, self.pairs[n]) for n, u in module.unets.items()}
+        self.teacher_features = distil.FeatureHooks(teacher, names)
+        self.features = {n: distil.FeatureHooks(u, self.pairs[n]) for n, u in module.unets.items()}
 
     def __call__(
         self, trained: Callable[..., dict[str, torch.Tensor]], batch: Mapping[str, Any]
@@ -202,15 +197,15 @@ class SharedTeacher:
         with torch.no_grad():
             target = predict(self.teacher, batch).float()
         wanted = self.teacher_features.collect()
-        for features in self.features.values():
-            features.start()
+        for student in (hooks := self.features).values():
+            student.start()
         total = torch.zeros((), device=target.device)
         parts: dict[str, torch.Tensor] = {}
         for name, predicted in trained(batch).items():
             losses = {
                 "task": task_loss(predicted, batch),
                 "out": F.mse_loss(predicted.float(), target),
-                "feat": feature_loss(self.features[name].collect(), wanted, self.pairs[name]),
+                "feat": distil.feature_loss(hooks[name].collect(), wanted, self.pairs[name]),
             }
             total = total + sum(losses.values())
             parts |= {f"{name} {part}": value.detach() for part, value in losses.items()}
@@ -279,7 +274,7 @@ def train_family(
         teacher = UNet2DConditionModel.from_pretrained(root / "teacher" / "nano-sdxl" / "unet")
         teacher = prepare(teacher.float()).requires_grad_(False).eval().to(where)
         for unet in module.unets.values():
-            init_from_teacher(unet, teacher)
+            distil.init_from_teacher(unet, teacher)
         shared = SharedTeacher(module, teacher, feature)
     train = NoisyScenes(read_scenes(root / "scenes"), text, preset.max_length, where)
     held_out = NoisyScenes(read_scenes(root / "scenes", True), text, preset.max_length, where)
