@@ -305,3 +305,53 @@ def test_every_stage_trains_and_writes_what_loads(root):
             assert kn.generate(pipe, ["a koala"], [0], steps=1).images[0].size == (64, 64)
         rows = (root / stage / "held-out.jsonl").read_text().splitlines()
         assert set(json.loads(rows[-1])) == {"step", *systems}
+
+
+# --- abilities ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def matching():
+    from koala_nb.nano.instruments import Matching
+
+    return Matching(World(150, balanced=True), 64)
+
+
+def test_rendered_scenes_are_read_by_place_number_and_letters(matching):
+    from koala_nb.nano import abilities
+
+    frame = abilities.ceilings(lambda images: images, World(150), [matching], 64, 12)
+    values = frame.set_index("id")["value"]
+    assert values["pair.both.rendered.sprite_matching"] > 0.8
+    assert values["pair.place.rendered.sprite_matching"] == 1
+    assert values["count.rendered.sprite_matching"] > 0.8
+    assert values["sign.exact.rendered"] > 0.5
+
+
+def test_swapped_places_and_wrong_numbers_are_no_hits(matching):
+    from koala_nb.nano import abilities
+
+    world, draw = World(150), render.Renderer(64, World(150).things())
+    pairs = [world.scene(seed, "pair") for seed in range(100, 108)]
+    turned = [swapped(s, np.random.default_rng(0), world) for s in pairs]
+    both, placed = abilities.read_places(draw(turned), pairs, matching)
+    assert any(both) and not any(placed)
+    counts = [world.scene(seed, "count") for seed in range(100, 108)]
+    others = [dataclasses.replace(s, placed=s.placed[:-1]) for s in counts]
+    assert not any(abilities.read_counts(draw(others), counts, matching))
+
+
+def test_phrasing_is_compared_on_the_same_scenes(matching):
+    from koala_nb.nano import abilities
+
+    world, prompts = World(150), []
+    draw = render.Renderer(64, world.things())
+
+    def rendered(texts):
+        prompts.append(texts)
+        return draw([world.scene(abilities.FIRST_SEED + i, "object") for i in range(len(texts))])
+
+    rows = abilities.phrasing(rendered, world, [matching], 8)
+    assert [row["id"].split(".")[2] for row in rows] == ["training", "held_out", "difference"]
+    assert rows[0]["value"] > 0.8 and rows[2]["value"] == 0
+    assert len(prompts) == 2 and prompts[0] != prompts[1]

@@ -25,8 +25,7 @@ THRESHOLD = 0.4  # chosen by `choose_threshold` on scenes of seeds that the card
 SAME_PLACE = 0.5  # of the smaller box: two sprites of a scene never overlap so much
 MOST = 6  # sprites looked for in an image: four can be asked, so two more can be seen as extra
 BATCH = 32
-COARSE = 2  # candidates are found on images made so many times smaller
-REACH = 2  # pixels around a candidate in which its place is refined
+COARSE_SIDE = 32  # pixels: candidates are found on images made so small
 LENIENT = 0.2  # a candidate's least score on the small image, where places are half known
 CANDIDATES = 6  # of each size, looked at closely
 
@@ -68,7 +67,10 @@ class SpriteDetector:
     ) -> None:
         self.world = World(n_objects, balanced=True)
         self.things = tuple(t for t in self.world.things() if t.kind in ("object", "shape"))
-        self.matcher = SpriteMatcher(self.world, image_size, COARSE)
+        self.coarse = max(
+            1, image_size // COARSE_SIDE
+        )  # also the reach in which a place is refined
+        self.matcher = SpriteMatcher(self.world, image_size, self.coarse)
         self.threshold = threshold
         self.version = f"1, threshold {threshold:g}, {len(self.things)} things"
         self.labels = {t.name for t in self.things}
@@ -123,7 +125,7 @@ class SpriteDetector:
 
     def _best(self, left: torch.Tensor, color: str) -> list[Hit | None]:
         """Return the sprite that explains most in each image, or None below the threshold."""
-        small = F.avg_pool2d(left, COARSE)
+        small = F.avg_pool2d(left, self.coarse)
         best: list[Hit | None] = [None] * len(left)
         for size in SIZES:
             templates = self.matcher.templates(color, self.things, size)
@@ -145,8 +147,8 @@ class SpriteDetector:
         """Return the best place within two pixels at the image's own resolution, or None."""
         template, mask, energy = self._fine(color, size, index)
         side, width = template.shape[-1], left.shape[-1]
-        y, x = (max(0, min(COARSE * c - REACH, width - side)) for c in corner)
-        window = left[:, y : y + side + 2 * REACH, x : x + side + 2 * REACH]
+        y, x = (max(0, min(self.coarse * (c - 1), width - side)) for c in corner)
+        window = left[:, y : y + side + 2 * self.coarse, x : x + side + 2 * self.coarse]
         gain = 2 * F.conv2d(window[None], template[None])[0, 0] - energy
         dy, dx = divmod(int(gain.argmax()), gain.shape[-1])
         there = window[:, dy : dy + side, dx : dx + side] * mask

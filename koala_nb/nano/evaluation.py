@@ -8,6 +8,7 @@ import argparse
 import io
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from koala_nb.core.options import at_least, writable
 from koala_nb.display.figures import gallery
 from koala_nb.generation.generate import generate
 from koala_nb.models.load import load
+from koala_nb.nano.abilities import abilities, ceilings
 from koala_nb.nano.captions import article
 from koala_nb.nano.cards import write_clip_card, write_system_card
 from koala_nb.nano.instruments import Clip, Matching
@@ -218,11 +220,20 @@ def evaluate(model: str, n: int, per_occupation: int, folder: Path) -> Path:
         "versions": versions(),
         "rows": rows,
         "instruments": instrument_errors(world, pipe.vae.float(), instruments, n),
+        "abilities": records(abilities(partial(draw, pipe), world, instruments, n)),
+        "ceilings": records(
+            ceilings(partial(through, pipe.vae), world, instruments, preset.image_size, n)
+        ),
         "occupations": {"guidance 1, 25 steps": unguided, "recipe": guided},
     }
     write_cards(pipe, result)
     first_look(pipe, folder / f"first-look-{model}.png")
     return write_json(folder / f"quality-{model}.json", result)
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a frame of estimates as rows for JSON."""
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def write_cards(pipe: Any, result: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from koala_nb.nano.scorers import ClipScorer, SpriteMatcher
+from koala_nb.nano.detector import SpriteDetector
+from koala_nb.nano.scorers import ClipScorer, Match, SpriteMatcher
 from koala_nb.nano.train_clip import PLACES, thing_text
 from koala_nb.nano.world import STYLES, World
 
@@ -21,7 +22,10 @@ class Clip:
         self.bank = self.scorer.bank
 
     def read(self, images: torch.Tensor, kind: str) -> list[dict[str, Any]]:
-        """Return per image: things (best first), background, style, presentation, tone."""
+        """Return per image: things (best first), background, style, presentation, tone, number.
+
+        For pairs also `order`, the thing on the left or at the top first, and `axis`.
+        """
         found = self.scorer.probabilities(images)
         best = {name: values.argmax(1).tolist() for name, values in found.items()}
         two = self._two(found)
@@ -33,6 +37,11 @@ class Clip:
                 "style": STYLES[best["style"][i]],
                 "presentation": ("woman", "man")[best["presentation"][i]] if sure[i] else "unsure",
                 "tone": best["tone"][i],
+                "number": best["count"][i] + 1,
+                "order": two[i],
+                "axis": (None, "horizontal", "vertical", None)[best["layout"][i]]
+                if "layout" in best
+                else None,
             }
             for i in range(len(images))
         ]
@@ -58,12 +67,16 @@ class Matching:
     name = SpriteMatcher.name
 
     def __init__(self, world: World, image_size: int) -> None:
-        self.world, self.matcher = world, SpriteMatcher(world, image_size)
+        # The same work at every size: templates are matched at 32 pixels a side.
+        self.world, self.matcher = world, SpriteMatcher(world, image_size, image_size // 32)
+        self.detector: SpriteDetector | None = None
         self.people = [thing for thing in world.things() if thing.kind == "person"]
         self.objects = [thing for thing in world.things() if thing.kind == "object"]
 
     def read(self, images: torch.Tensor, kind: str) -> list[dict[str, Any]]:
         """Return per image the same reading as `Clip.read`; `kind` says what to look for."""
+        if kind == "count":
+            return [{"number": number} for number in self._numbers(images)]
         things, sizes, count = {
             "object": (self.objects, ("large", "medium", "small"), 1),
             "person": (self.people, ("large", "medium"), 1),
@@ -78,6 +91,28 @@ class Matching:
                 "style": matches[0].style,
                 "presentation": matches[0].thing.presentation,
                 "tone": self.world.tones.index(matches[0].thing.tone or "light"),
+                **(_places(matches) if kind == "pair" else {}),
             }
             for matches, background in zip(found, backgrounds, strict=True)
         ]
+
+    def _numbers(self, images: torch.Tensor) -> list[int]:
+        """Return how many of the best explained thing the detector finds."""
+        if self.detector is None:
+            self.detector = SpriteDetector(len(self.world.objects), images.shape[-1])
+        numbers = []
+        for detections in self.detector.find(images):
+            labels = [detection.label for detection in detections]
+            numbers.append(labels.count(labels[0]) if labels else 0)
+        return numbers
+
+
+def _places(matches: list[Match]) -> dict[str, Any]:
+    """Return which of two matches is on the left or at the top, and the axis between them."""
+    one, other = matches
+    across = abs(one.x - other.x) > abs(one.y - other.y)
+    ordered = sorted(matches, key=lambda match: match.x if across else match.y)
+    return {
+        "order": [thing_text(match.thing) for match in ordered],
+        "axis": "horizontal" if across else "vertical",
+    }
