@@ -203,7 +203,10 @@ def evaluate(model: str, n: int, per_occupation: int, folder: Path) -> Path:
     training = json.loads(record.read_text("utf-8"))
     preset = PRESETS[training["configuration"]]
     world = World(preset.n_objects)
-    instruments = [Clip(), Matching(World(preset.n_objects, balanced=True), preset.image_size)]
+    instruments: list[Clip | Matching] = [
+        Clip(),
+        Matching(World(preset.n_objects, balanced=True), preset.image_size),
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     plain = {"steps": 25, "guidance": 1.0}
     unguided = planted_shares(pipe, world, instruments, per_occupation, **plain)
