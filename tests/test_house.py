@@ -12,7 +12,7 @@ MEASURES = {
     "files over 500 lines": (2, 0),
     "koala_nb without nano, lines": (17_649, 11_500),
     "koala_nb without nano, files": (100, 70),
-    "nano, lines": (5_421, 3_300),
+    "nano, lines": (5_430, 3_300),
     "core, models and generation, lines": (3_658, 2_200),
     "studies, lines": (1_500, 1_500),
     "tests, lines": (14_648, 10_500),
