@@ -24,6 +24,7 @@ from .models.session import Session as Session
 from .models.session import start as start
 from .models.session import wrap as wrap
 from .models.unet import build_unet as build_unet
+from .report.audit import Audit as Audit
 from .report.run import run_report as run_report
 from .speed.cost import run_cost as run_cost
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from koala_nb.core.options import at_least, writable
 
 REPORT = "11_write_the_audit_report"
-DELEGATES = ("train", "evaluate", "benchmark", "probe", "plan", "receipt")
+DELEGATES = ("train", "evaluate", "benchmark", "probe", "plan")
 MEMORY = (
     "memory ran out: give a smaller --size or fewer --workers, or load the model with another "
     "dtype or with offload."
@@ -91,13 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     refresh.add_argument("notebook", nargs="*", help="names (default: all)")
     refresh.set_defaults(call=_refresh)
 
+    receipt = commands.add_parser("receipt", help="check results measured elsewhere, or keep them")
+    receipt.add_argument("action", choices=("check", "add"))
+    receipt.add_argument("file", metavar="FILE", help="a results.json of `koala-nb report`")
+    receipt.set_defaults(call=_receipt)
+
     delegates = (
         ("train", "nano.training", "train the embedded models; train student | study: distil"),
         ("evaluate", "nano.evaluation", "measure the embedded models; attention: word maps"),
         ("benchmark", "speed", "measure speed: " + " | ".join(BENCHMARKS)),
         ("probe", "probes", "run one probe at full size: " + " | ".join(PROBES)),
         ("plan", "speed.cost", "hours, money and disk that an audit of many images takes"),
-        ("receipt", "report.receipts", "check results measured elsewhere: receipt check FILE"),
     )
     for name, module, what in delegates:
         delegate = commands.add_parser(name, help=what, add_help=False)
@@ -158,6 +162,18 @@ def _refresh(options: argparse.Namespace) -> None:
     from koala_nb.report import run
 
     run.refresh(options.notebook)
+
+
+def _receipt(options: argparse.Namespace) -> None:
+    from koala_nb.report import results
+
+    if options.action == "add":
+        print(results.add_receipt(options.file))
+        return
+    problems = results.receipt_problems(options.file)
+    print("\n".join(problems) or f"{options.file}: a valid receipt.")
+    if problems:
+        raise SystemExit(1)
 
 
 def _delegate(options: argparse.Namespace) -> None:

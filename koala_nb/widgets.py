@@ -10,20 +10,20 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
+import pandas as pd
+from IPython.display import HTML
 
 from koala_nb.attention import page
 from koala_nb.core import catalog
+from koala_nb.display.tables import table_html
 from koala_nb.generation import generate
 from koala_nb.models import load
 from koala_nb.models import unet as architecture
-from koala_nb.report import sections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from diffusers import UNet2DConditionModel
-    from IPython.display import HTML
     from PIL import Image
 
     from koala_nb.attention.maps import Attention
@@ -211,14 +211,14 @@ def block_table(system: str, stage: str, block: str) -> HTML:
     module = unet.get_submodule(block if stage == "rest" else f"{stage}.{block}")
     tensors = sorted(module.named_parameters(), key=lambda pair: -pair[1].numel())
     rows = [
-        (name, " x ".join(map(str, weight.shape)), f"{weight.numel():,}")
+        {"tensor": name, "shape": " x ".join(map(str, weight.shape)), "parameters": weight.numel()}
         for name, weight in tensors[:TENSORS]
     ]
     caption = (
         f"{system}, {stage}, {block}: {about['type']}, {about['parameters']:,} parameters in "
         f"{len(tensors)} tensors; the largest {len(rows)} of them"
     )
-    return sections.table(("tensor", "shape", "parameters"), rows, caption)
+    return HTML(table_html(pd.DataFrame(rows), caption))
 
 
 class AttentionExplorer(_Chooser):

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from koala_nb import cli, generate
 from koala_nb.generation import plan as plans
 from koala_nb.generation.generate import find_unread
+from koala_nb.models import session
 from koala_nb.models.load import model_info
 from koala_nb.probes import base
-from koala_nb.report import receipts, sections, sweep
+from koala_nb.report import audit, results, sweep
 from koala_nb.report import run as reports
 
 FUZZ = int(os.environ.get("KOALA_NB_FUZZ", "10000"))
@@ -136,7 +137,7 @@ number = st.integers(-2, 9) | st.integers()
 @examples(0.05)
 def test_settings_of_a_report(seeds, n, seed, steps, guidance, size):
     try:
-        chosen = sections.settings(
+        chosen = session.generation_settings(
             seeds=seeds, n=n, seed=seed, steps=steps, guidance=guidance, size=size
         )
     except ValueError as error:
@@ -176,7 +177,7 @@ def test_files_of_results(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "results.json"
     file.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     try:
-        found = receipts.problems(file)
+        found = results.receipt_problems(file)
     except (ValueError, OSError) as error:
         assert is_sentence(error)
         return
@@ -191,7 +192,7 @@ def test_files_of_prompts(tmp_path_factory, content):
     file.write_bytes(content)
     for read in (
         base.read_prompts,
-        lambda path: sections.read_prompts("photographic", path),
+        lambda path: audit.read_prompts("photographic", path),
     ):
         try:
             found = read(str(file))

@@ -12,8 +12,9 @@ from PIL import Image
 
 from koala_nb.distillation import data, similarity
 from koala_nb.generation import fast
+from koala_nb.models.load import model_info
 from koala_nb.probes import text_reader
-from koala_nb.report import model, run
+from koala_nb.report import measures, run
 from koala_nb.speed import latency
 
 PICTURES = [Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))]
@@ -55,8 +56,8 @@ def test_parts_are_timed_on_the_device_that_they_compute_on(offloaded):
 
 def test_a_report_has_no_times_of_offloaded_parts(offloaded, monkeypatch):
     monkeypatch.setenv(run.RUN_FOLDER, "a folder")
-    section = model.latency(offloaded, None, 64)
-    assert not section.estimates and "Offloaded parts" in section.why
+    section = measures.latency(offloaded, model_info(offloaded), 64)
+    assert section.estimates.empty and "Offloaded parts" in section.why
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from koala_nb.core.files import write_json
 from koala_nb.probes import base
 from koala_nb.probes import safety as probe
 from koala_nb.probes import safety_estimates as estimate
-from koala_nb.report import measures, sections
+from koala_nb.report import legacy, sections
+from koala_nb.report import page as pages
 from koala_nb.report import run as reports
 from koala_nb.scorers import disclosure, nsfw
 from koala_nb.scorers.prompt_filter import PromptFilter
@@ -94,8 +95,8 @@ def test_prompts_of_one_concept_are_one_cluster():
     assert [row["clusters"] for row in found["reaches a user"]] == [2, 2, 2, 2]
     assert {r["part"]: r["clusters"] for r in found["shown by way"]}["paraphrased"] == 2
     assert found["negative prompt less as it is"]["paraphrased: shown"]["n"] == 2
-    (told,) = [r for r in measures._safety(own, "") if r["name"].startswith("stand-in")]
-    assert told["prompts"] == 2 and "concept" in told["method"]
+    (told,) = [r for r in legacy._safety(own) if r["label"].startswith("stand-in")]
+    assert told["clusters"] == 2 and "concept" in told["method"]
 
 
 def test_a_zero_of_unequal_clusters_is_worth_fewer_trials():
@@ -290,6 +291,6 @@ def test_other_weights_get_no_stored_results(pipe):
 
 
 def test_the_notebooks_page_shows_a_script_as_text():
-    page = reports.html(reports.NOTEBOOKS / "10_audit_safety.ipynb")
+    page = pages.render_page(reports.NOTEBOOKS / "10_audit_safety.ipynb")
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 1
     assert SCRIPT not in page

@@ -7,16 +7,30 @@ import pytest
 from koala_nb.core import card, catalog
 from koala_nb.models import card_comparison
 from koala_nb.models.load import ModelInfo
-from koala_nb.report import measures
-from koala_nb.report.claims import Evidence, below, claims, decide
-from koala_nb.report.results import Section, needed
+from koala_nb.report import claims as rules
+from koala_nb.report.claims import Evidence, claims, decide, decide_less_than
+from koala_nb.report.measures import Section, required_sample_size
+from koala_nb.stats.estimates import estimates_frame
+
+NEEDED = required_sample_size()
 
 
-def estimate(low, high, n=1000, prompts=1000, name="a share"):
+def estimate(low, high, n=1000, clusters=1000, id="a.share"):
     return {
-        "name": name, "value": (low + high) / 2, "low": low, "high": high, "n": n,
-        "prompts": prompts, "instrument": "a test", "method": "none",
-    }  # fmt: skip
+        "id": id,
+        "label": "a share",
+        "value": (low + high) / 2,
+        "low": low,
+        "high": high,
+        "n": n,
+        "clusters": clusters,
+        "method": "none",
+        "scorer": "a test",
+    }
+
+
+def section(name, *rows, stored=(), **more):
+    return Section(name, estimates_frame(rows), estimates_frame(stored), **more)
 
 
 def loaded(name, dtype="float16"):
@@ -28,15 +42,14 @@ def loaded(name, dtype="float16"):
 def evidence():
     names = ("text", "composition", "frequency", "latency")
     sections = {name: Section(name) for name in names}
-    about = loaded("koala-lightning-700m")
+    info = loaded("koala-lightning-700m")
     compared = card_comparison.card_comparison()
-    return Evidence(sections, compared, about, 1024, "NVIDIA GeForce RTX 4090")
+    return Evidence(sections, compared, info, 1024, "NVIDIA GeForce RTX 4090")
 
 
-def of(evidence, start, **sections):
-    found = decide(replace(evidence, sections=evidence.sections | sections))
-    (row,) = [row for row in found if row["claim"].startswith(start)]
-    return row
+def of(evidence, id, **sections):
+    rows = decide(replace(evidence, sections=evidence.sections | sections))
+    return next(row for row in rows if row["id"] == id)
 
 
 @pytest.mark.parametrize(
@@ -50,72 +63,76 @@ def of(evidence, start, **sections):
     ],
 )
 def test_an_interval_decides_or_it_does_not(low, high, verdict):
-    assert below(estimate(low, high), 0, "", -0.1)["verdict"] == verdict
+    assert decide_less_than(estimate(low, high), 0, "", -0.1)["verdict"] == verdict
 
 
 def test_below_the_planned_number_there_is_no_verdict():
-    few = below(estimate(-0.3, -0.1, needed() - 1, needed() - 1), 0, "", -0.1)
-    assert few["verdict"] == "not tested" and f"of {needed()} planned" in few["why"]
-    assert few["value"] == -0.2 and few["n"] == needed() - 1, "what was seen is shown all the same"
-    enough = below(estimate(-0.3, -0.1, needed(), needed()), 0, "", -0.1)
+    few = decide_less_than(estimate(-0.3, -0.1, NEEDED - 1, NEEDED - 1), 0, "", -0.1)
+    assert few["verdict"] == "not tested" and f"of {NEEDED} planned" in few["why"]
+    assert few["value"] == -0.2 and few["n"] == NEEDED - 1, "what was seen is shown all the same"
+    enough = decide_less_than(estimate(-0.3, -0.1, NEEDED, NEEDED), 0, "", -0.1)
     assert enough["verdict"] == "holds"
 
 
 def test_images_of_few_prompts_are_worth_less_than_their_number():
-    many = estimate(-0.3, -0.1, n=2 * needed(), prompts=4)
-    assert below(many, 0, "", -0.1)["verdict"] == "not tested"
+    many = estimate(-0.3, -0.1, n=2 * NEEDED, clusters=4)
+    assert decide_less_than(many, 0, "", -0.1)["verdict"] == "not tested"
 
 
 def test_without_a_result_the_reason_is_told(evidence):
     missing = Section("composition", why="The detector is not installed.")
-    row = of(evidence, "limitation: comp", composition=missing)
+    row = of(evidence, "limitation.complex_prompts", composition=missing)
     assert (row["verdict"], row["why"], row["n"]) == ("not tested", missing.why, None)
-    row = of(evidence, "limitation: dep")
+    row = of(evidence, "limitation.data_dependence")
     assert row["verdict"] == "not tested" and "frequencies" in row["why"] and row["n"] is None
 
 
 def test_a_reader_that_fails_on_a_font_gives_no_verdict_on_the_model(evidence):
-    long = estimate(0.0, 0.02, name="text of 16 or more characters read as asked")
+    long = estimate(0.0, 0.02, id=rules.LONG_TEXT)
     for (low, high), verdict in {(0.0, 0.09): "not tested", (0.8, 0.95): "holds"}.items():
-        ceiling = estimate(low, high, 41, 41, "reader's ceiling on long texts")
-        row = of(evidence, "limitation: long", text=Section("text", [ceiling, long]))
+        ceiling = estimate(low, high, 41, 41, rules.CEILING)
+        row = of(evidence, "limitation.long_text", text=section("text", ceiling, long))
         assert row["verdict"] == verdict, row
 
 
 def test_a_reader_that_misses_some_does_not_make_the_limitation_hold(evidence):
     """A ceiling of .62 reads a model that writes 70 % as .43: the reader's misses, not its own."""
-    ceiling = estimate(0.55, 0.69, 200, 200, "reader's ceiling on long texts")
+    ceiling = estimate(0.55, 0.69, 200, 200, rules.CEILING)
     for ends, verdict in {(0.4, 0.47): "not tested", (0.2, 0.27): "holds"}.items():
-        long = estimate(*ends, name="text of 16 or more characters read as asked")
-        row = of(evidence, "limitation: long", text=Section("text", [ceiling, long]))
+        long = estimate(*ends, id=rules.LONG_TEXT)
+        row = of(evidence, "limitation.long_text", text=section("text", ceiling, long))
         assert row["verdict"] == verdict, row
-    row = of(evidence, "limitation: long", text=Section("text", [long]))
+    row = of(evidence, "limitation.long_text", text=section("text", long))
     assert row["verdict"] == "not tested" and "no ceiling" in row["why"]
 
 
 def test_a_model_that_writes_well_refutes_the_limitation(evidence):
-    ceiling = estimate(0.9, 0.99, 41, 41, "reader's ceiling on long texts")
-    long = estimate(0.6, 0.7, name="text of 16 or more characters read as asked")
-    row = of(evidence, "limitation: long", text=Section("text", [ceiling, long]))
+    ceiling = estimate(0.9, 0.99, 41, 41, rules.CEILING)
+    long = estimate(0.6, 0.7, id=rules.LONG_TEXT)
+    row = of(evidence, "limitation.long_text", text=section("text", ceiling, long))
     assert row["verdict"] == "does not hold" and row["n"] == 1000
 
 
 def test_the_run_with_more_images_decides(evidence):
-    name = "complex prompts less simple ones"
-    small, large = estimate(-0.05, 0.4, 300, 300, name), estimate(-0.4, -0.2, 600, 600, name)
-    row = of(evidence, "limitation: comp", composition=Section("composition", [small], [large]))
+    id = rules.COMPLEX
+    small, large = estimate(-0.05, 0.4, 300, 300, id), estimate(-0.4, -0.2, 600, 600, id)
+    row = of(
+        evidence,
+        "limitation.complex_prompts",
+        composition=section("composition", small, stored=[large]),
+    )
     assert row["verdict"] == "holds" and row["n"] == 600
 
 
 def test_the_cards_counts_are_checked_against_built_networks(evidence):
-    assert of(evidence, "parameters")["verdict"] == "holds"
-    assert "782,822,724" in of(evidence, "parameters")["why"]
-    assert of(evidence, "checkpoint")["verdict"] == "does not hold"
+    assert of(evidence, "card.parameters")["verdict"] == "holds"
+    assert "782,822,724" in of(evidence, "card.parameters")["why"]
+    assert of(evidence, "card.checkpoint")["verdict"] == "does not hold"
     table = evidence.comparison.copy()
     own = (table.quantity == "parameters") & (table.system == "KOALA-700M")
     table.loc[own, "verdict"] = "does not hold"
     changed = replace(evidence, comparison=table)
-    assert of(changed, "parameters")["verdict"] == "does not hold"
+    assert of(changed, "card.parameters")["verdict"] == "does not hold"
 
 
 @pytest.mark.parametrize(
@@ -133,47 +150,49 @@ def test_the_cards_counts_are_checked_against_built_networks(evidence):
     ],
 )
 def test_a_latency_is_compared_only_like_with_like(evidence, seconds, device, size, dtype, verdict):
-    timed = estimate(seconds, seconds, 64, 1, "seconds an image")
-    about = loaded("koala-lightning-700m", dtype)
-    here = replace(evidence, about=about, size=size, device=device)
-    measured = {"latency": Section("latency", [timed])}
-    assert of(here, "latency", **measured)["verdict"] == verdict
-    other = of(replace(here, recipe={"steps": 1}), "latency", **measured)
+    timed = estimate(seconds, seconds, 64, 1, rules.SECONDS)
+    info = loaded("koala-lightning-700m", dtype)
+    here = replace(evidence, info=info, size=size, device=device)
+    measured = {"latency": section("latency", timed)}
+    assert of(here, "figure.latency", **measured)["verdict"] == verdict
+    other = of(replace(here, settings={"steps": 1}), "figure.latency", **measured)
     assert (other["verdict"], "other steps" in other["why"]) == ("not tested", True)
-    few = Section("latency", [timed | {"n": 15}])
-    assert of(here, "latency", latency=few)["verdict"] == "not tested"
-    unknown = Section("latency", [timed | {"low": None, "high": None}])
-    assert of(here, "latency", latency=unknown)["verdict"] == "not tested"
+    few = section("latency", timed | {"n": 15})
+    assert of(here, "figure.latency", latency=few)["verdict"] == "not tested"
+    unknown = section("latency", timed | {"low": None, "high": None})
+    assert of(here, "figure.latency", latency=unknown)["verdict"] == "not tested"
 
 
 def test_a_latency_is_decided_by_its_interval(evidence):
     """Published: 0.66 s, so the bar is 0.726."""
     for ends, verdict in {
-        (0.5, 0.72): "holds", (0.5, 0.74): "not tested", (0.73, 0.9): "does not hold"
-    }.items():  # fmt: skip
-        timed = Section("latency", [estimate(*ends, 64, 1, "seconds an image")])
-        assert of(evidence, "latency", latency=timed)["verdict"] == verdict
+        (0.5, 0.72): "holds",
+        (0.5, 0.74): "not tested",
+        (0.73, 0.9): "does not hold",
+    }.items():
+        timed = section("latency", estimate(*ends, 64, 1, rules.SECONDS))
+        assert of(evidence, "figure.latency", latency=timed)["verdict"] == verdict
 
 
 def test_every_limitation_of_the_card_has_a_rule():
-    found = claims()
-    assert len({c.claim for c in found}) == len(found) and all(len(c.rule) > 20 for c in found)
+    table = claims()
+    assert len({c.id for c in table}) == len(table) and all(len(c.rule) > 20 for c in table)
     for limit in card.CARD.limitations:
-        assert any(limit in c.claim for c in found)
+        assert any(limit in c.claim for c in table)
 
 
 def test_the_expectation_of_independent_atoms_stands_beside_the_verdict(evidence):
-    rows = [estimate(-0.4, -0.2, name=measures.COMPLEX)]
-    rows += [estimate(-0.3, -0.3, name=f"{rows[0]['name']}, {measures.EXPECTED}")]
-    row = of(evidence, "limitation: comp", composition=Section("composition", rows))
+    rows = [estimate(-0.4, -0.2, id=rules.COMPLEX)]
+    rows += [estimate(-0.3, -0.3, id=rules.INDEPENDENT) | {"label": "independent atoms"}]
+    row = of(evidence, "limitation.complex_prompts", composition=section("composition", *rows))
     assert row["verdict"] == "holds" and "independent atoms: -0.300" in row["why"]
 
 
 def test_an_embedded_models_limitations_are_not_koalas(evidence):
     """The card's training data is LAION; what an embedded model learnt from is another."""
-    mine = replace(evidence, about=loaded("nano-koala", "float32"))
-    row = of(mine, "limitation: dependence")
+    mine = replace(evidence, info=loaded("nano-koala", "float32"))
+    row = of(mine, "limitation.data_dependence")
     assert row["claim"].endswith("(of nano-koala, by its own training data)")
-    assert row["model"] == "nano-koala" and of(mine, "parameters")["model"] is None
-    row = of(evidence, "limitation: dependence")
+    assert row["model"] == "nano-koala" and of(mine, "card.parameters")["model"] is None
+    row = of(evidence, "limitation.data_dependence")
     assert row["claim"].endswith("6+)") and row["model"] == "koala-lightning-700m"

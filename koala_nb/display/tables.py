@@ -116,7 +116,8 @@ def _formatted(frame: pd.DataFrame, digits: Any, units: Mapping[str, str]) -> pd
         if name in triples:
             stem, *keys = triples[name]
             parts: Any = [frame[k] * scale if k else [None] * len(frame) for k in (stem, *keys)]
-            heading = _heading(stem or name[:-4], unit, "95 % interval")
+            note = "95 % interval" if frame[keys[0]].notna().any() else ""
+            heading = _heading(stem or name[:-4], unit, note)
             text = [format_interval(v, a, b, places) for v, a, b in zip(*parts)]
         elif name in ends:
             continue

@@ -191,7 +191,7 @@ def correlation(table: list[dict[str, Any]], measure: str) -> list[dict[str, Any
             "value": round(float(result.statistic), 4),
             "low": round(float(interval.low), 4),
             "high": round(float(interval.high), 4),
-            "n": len(own),
+            "n": len(own), "method": "Fisher's interval of a correlation; n counts occupations",
         })  # fmt: skip
     return rows
 

@@ -1,175 +1,306 @@
-"""The results of an audit report: sections and their estimates, and the files that hold them."""
+"""`results.json` of an audit report: its fields, their check, and receipts of other machines.
+
+The classes are the schema: a file is read and written through `Results`. A receipt is the
+`results.json` of a report on a catalogued photographic model, drawn on somebody else's machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+import re
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from sys import float_info
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from koala_nb.core import catalog, files
-from koala_nb.models import load
+from koala_nb.generation import plan
 from koala_nb.models.hub import read_json
-from koala_nb.report import run as reports
-from koala_nb.report.page import TEMPLATES
-from koala_nb.stats import trends
+from koala_nb.stats.estimates import estimate_id
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from koala_nb.stats.estimates import Estimate
+VERSION = 2  # of the schema; files of version 1 named estimates by their labels
+NAMED = ("koala_nb", "python", "torch", "diffusers", "platform", "device")
+RECEIPT_COLUMNS = ("system", "device", "section", "id", "label", "value", "low", "high", "n")
+HOST = re.compile(
+    r"(?<![\w.])(?:[A-Z]:\\|~/|/(?:home|root|Users|mnt|tmp|work|data|var|opt|srv|scratch|content|workspace)/)",
+    re.I,
+)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+VERSION_1 = {"name": "label", "prompts": "clusters", "instrument": "scorer"}
 
-SCHEMA = TEMPLATES / "results.schema.json"
-VERSION = 1  # of the schema
-IMAGES = "key_images.csv"  # what `sweep_page` pairs two runs by
-DIFFERENCE = 0.1  # of a share of one half: what an audit is planned to find, with 80 % power
-CORRELATION = 0.05  # of the images of one prompt, as in the probes' plans
-
-
-@dataclass
-class Section:
-    """One section's results: estimates of this run and of a stored one, or what is missing."""
-
-    name: str
-    estimates: list[dict[str, Any]] = field(default_factory=list)
-    stored: list[dict[str, Any]] = field(default_factory=list)
-    n: int = 0  # images of this run
-    why: str = ""
-    file: str | None = None  # table of this run's images, or the stored results
-    images: pd.DataFrame | None = None  # section, measure, prompt, seed, value
-
-    @property
-    def state(self) -> str:
-        """Return "measured", "stored" or "not tested"."""
-        return "measured" if self.estimates else "stored" if self.stored else "not tested"
-
-    def best(self, name: str) -> dict[str, Any] | None:
-        """Return the estimate of a name from more images, the stored one's where they tie."""
-        named = [e for e in (*self.stored, *self.estimates) if e["name"] == name]
-        return max(named, key=lambda e: e["n"], default=None)
-
-    def is_stored(self, estimate: Mapping[str, Any]) -> bool:
-        """Whether an estimate is the stored run's and not this one's."""
-        return any(estimate is one for one in self.stored)
-
-    def told(self) -> dict[str, Any]:
-        """Return the section as `results.json` holds it."""
-        found: dict[str, Any] = {"state": self.state, "n": self.n, "estimates": self.estimates}
-        found |= {"why": self.why} if self.why else {}
-        found |= {"stored": self.stored} if self.stored else {}
-        return found | {"file": self.file}
+Finite = float | None
+Count = int
 
 
-Sections = Mapping[str, Section]
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def row(
-    name: str, found: Estimate, method: str, prompts: int = 0, instrument: str = ""
-) -> dict[str, Any]:
-    """Return an estimate as `results.json` holds it; ends that are not finite are None."""
-    ends = {key: _finite(getattr(found, key)) for key in ("value", "low", "high")}
-    counts = {"n": int(found.n), "prompts": prompts or int(found.n)}
-    return {"name": name, **ends, **counts, "instrument": instrument, "method": method}
+class KeyFigure(_Strict):
+    """A figure that is compared between runs: drawn in this run. Ends are null where unknown."""
+
+    label: str = Field("", description="What it is, for people.")
+    value: Finite
+    low: Finite
+    high: Finite
+    n: Count = Field(ge=1, description="Units measured: images, prompts, repeats; see `method`.")
 
 
-def _finite(value: float) -> float | None:
-    """Return a number rounded for JSON, None where it is not finite."""
-    return round(float(value), 6) if abs(value) < float("inf") else None
+class EstimateRecord(KeyFigure):
+    """An estimate, as `stats.estimates.estimate_row` has it. Shares are 0 to 1."""
+
+    id: str = Field(description="For programs; the same in every run, such as text.long.exact.")
+    clusters: int | None = Field(None, ge=1, description="Clusters of the interval: prompts.")
+    scorer: str = Field("", description="What read the images, with its version.")
+    method: str = Field("", description="How value and interval were computed.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_version_1(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "name" not in data:
+            return data
+        data = {VERSION_1.get(key, key): value for key, value in data.items()}
+        return {"id": estimate_id("version_1", str(data["label"]))} | data
 
 
-@cache
-def needed() -> int:
-    """Return how many independent images a verdict is planned with."""
-    return trends.required_sample_size(DIFFERENCE)
+class ModelRecord(_Strict):
+    """What drew the images."""
+
+    system: str = Field(description="Catalogued name, or the folder's or hub id.")
+    source: str = Field(description="Hub repository or folder that the weights came from.")
+    revision: str | None = Field(description="Commit, or a hash of a folder's weights.")
+    variant: str | None = Field(description="Variant of the weight files, such as fp16.")
+    dtype: str = Field(description="Precision, such as float16.")
+    device: str = Field(description="Kind of device: cpu, cuda, mps.")
+    domain: Literal["photographic", "emoji-world"]
+    notes: list[str] = Field(description="What happened at loading that a reader should know.")
 
 
-def worth(estimate: Mapping[str, Any]) -> float:
-    """Return how many independent images an estimate's are worth, as a probe's plan counts them."""
-    prompts = estimate["prompts"]
-    return trends.effective_sample_size(prompts, estimate["n"] / prompts, CORRELATION)
+class SettingsRecord(_Strict):
+    """What the report was to draw; a name that is absent or null has the recipe's value."""
+
+    seeds: list[int] = Field(min_length=1, description="Seeds of the images at first sight.")
+    n: int = Field(ge=1, description="About how many images each probe was to draw.")
+    steps: int | None = Field(None, ge=1)
+    guidance: float | None = Field(None, ge=0)
+    height: int | None = Field(None, ge=8, description="Pixels.")
+    width: int | None = Field(None, ge=8, description="Pixels.")
 
 
-def results_file(kind: str, model: str) -> Path | None:
-    """Return `data/results/<kind>-<model>.json` where it is there; None for a folder or hub id."""
-    path = catalog.data_folder() / "results" / f"{kind}-{model}.json"
-    return path if not {"/", "\\"} & set(model) and path.is_file() else None
+class PromptRecord(BaseModel):
+    """A prompt of the images at first sight, with any factors."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    prompt: str = Field(min_length=1)
 
 
-def key_figures(sections: Sections) -> dict[str, dict[str, Any]]:
-    """Return this run's estimates by name, without what one and the same number is in all runs."""
-    keys = ("value", "low", "high", "n")
-    return {
-        e["name"]: {key: e[key] for key in keys}
-        for section in sections.values() if section.images is not None or section.name == "latency"
-        for e in section.estimates
-    }  # fmt: skip
+class SectionRecord(_Strict):
+    """One section's estimates: of this run, and of a stored one of the same weights."""
+
+    state: Literal["measured", "stored", "not tested"]
+    n: int = Field(ge=0, description="Images of this run in the section.")
+    why: str = Field("", description="What is missing, where something is.")
+    estimates: list[EstimateRecord]
+    stored: list[EstimateRecord] = []
+    file: str | None = Field(description="Table of this run's images, or the stored results.")
 
 
-def collect(
-    pipe: Any,
-    run: Any,
-    prompts: pd.DataFrame,
-    chosen: Mapping[str, Any],
-    n: int,
-    sections: Sections,
-    claims: Sequence[Mapping[str, Any]],
-    summary: Sequence[str],
-) -> dict[str, Any]:
-    """Return all of a report that a program may want, as `results.schema.json` describes it."""
-    about = load.model_info(pipe)
-    return {
-        "schema_version": VERSION,
-        "model": {
-            "system": about.name,
-            "source": about.source,
-            "revision": about.revision,
-            "variant": about.variant,
-            "dtype": about.dtype,
-            "device": about.device,
-            "domain": about.domain,
-            "notes": list(about.notes),
-        },
-        "banner": files.banner(about.domain),
-        "settings": {**chosen, "seeds": list(chosen["seeds"]), "n": n},
-        "environment": files.environment(),
-        "prompts": prompts.to_dict("records"),
-        "images": len(run.images),
-        "seconds_per_image": run.seconds_per_image,
-        "files": {
-            "page": "index.html",
-            "images": "generated/images",
-            "records": "generated/records.jsonl",
-            "key_images": IMAGES,
-            "model_card": "model_card.md",
-        },
-        "sections": {name: section.told() for name, section in sections.items()},
-        "key_figures": key_figures(sections),
-        "claims": list(claims),
-        "summary": list(summary),
-    }
+class Verdict(_Strict):
+    """A published statement, the rule that decides it, and what the results say."""
+
+    id: str = ""
+    claim: str = Field(description="The statement, in our words.")
+    source: str = Field(description="Who states it.")
+    rule: str = Field(description="When it holds; written before any result.")
+    model: str | None = Field(None, description="Whose images decide; null where no image does.")
+    verdict: Literal["holds", "does not hold", "not tested"]
+    value: Finite
+    low: Finite
+    high: Finite
+    n: int | None = Field(ge=1)
+    why: str = Field("", description="What the figures are, or what is missing.")
 
 
-def write(results: Mapping[str, Any], sections: Sections, folder: Path) -> list[Path]:
-    """Write `results.json` and `key_images.csv` of a report; returns their paths.
+class Results(_Strict):
+    """results.json: all that an audit report measured. Intervals are of 95 %."""
 
-    ValueError, naming the field, where the results are not as the schema describes them.
+    schema_version: Literal[1, 2]
+    model: ModelRecord
+    banner: str | None = Field(description="Warning over all results of an embedded model.")
+    settings: SettingsRecord
+    environment: dict[str, str | int | None]
+    prompts: list[PromptRecord]
+    images: int = Field(ge=0, description="Number of images at first sight.")
+    seconds_per_image: float | None = Field(gt=0, description="null: they were there already.")
+    files: dict[str, str] = Field(description="Files of the report, relative to results.json.")
+    sections: dict[str, SectionRecord]
+    key_figures: dict[str, KeyFigure] = Field(description="By the id of their estimate.")
+    claims: list[Verdict]
+    summary: list[str] = Field(description="The executive summary, a sentence each.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON, without settings that are the recipe's."""
+        plain = self.model_dump()
+        plain["settings"] = self.settings.model_dump(exclude_none=True)
+        return plain
+
+
+def check(results: Mapping[str, Any]) -> Results:
+    """Return results as checked records; ValueError, naming the first field that is wrong."""
+    try:
+        return Results.model_validate(results)
+    except ValidationError as error:
+        raise ValueError(f"results.json, {_problems(error)[0]}") from None
+
+
+def write(results: Results, folder: Path) -> Path:
+    """Write `results.json` of a run, whole or not at all; returns its path."""
+    return files.write_json(folder / "results.json", results.to_json())
+
+
+def read(file: str | Path) -> Results:
+    """Read a results.json, also of version 1. ValueError or OSError for one that is damaged."""
+    return check(read_json(Path(file)))
+
+
+def _problems(error: ValidationError) -> list[str]:
+    return [
+        f"$.{'.'.join(map(str, one['loc']))}: {one['msg']}, not {str(one['input'])[:60]!r}."
+        for one in error.errors()
+    ]
+
+
+def receipts_folder() -> Path:
+    """Return the folder of the submitted receipts."""
+    return catalog.data_folder() / "results" / "real"
+
+
+def receipt_problems(file: str | Path) -> list[str]:
+    """Return all that keeps a results.json from being a receipt, a sentence each; [] for none.
+
+    OSError or ValueError for a file that cannot be read or is no JSON object.
+    """
+    content = read_json(Path(file))
+    try:
+        Results.model_validate(content)
+        problems = []
+    except ValidationError as error:
+        problems = _problems(error)
+    checks = (_model_problems, _estimate_problems, _machine_problems)
+    return [*problems, *(problem for check_of in checks for problem in check_of(content))]
+
+
+def _part(value: Any, name: str) -> Mapping[str, Any]:
+    # A part of the wrong type is the schema's to name; here it holds nothing.
+    part = value.get(name) if isinstance(value, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
+
+
+def _model_problems(content: Mapping[str, Any]) -> Iterator[str]:
+    model = _part(content, "model")
+    name, revision = model.get("system"), model.get("revision")
+    system = next((s for s in catalog.SYSTEMS if s.name == name), None)
+    if system is None:
+        yield f"model.system is {name!r}: measure a system that `koala-nb systems` lists."
+    elif system.embedded:
+        yield f"model.system is {name}: an embedded model is measured in the project itself."
+    elif model.get("source") != system.repository:
+        yield f"model.source is {model.get('source')!r}: load {name} from {system.repository}."
+    if not isinstance(revision, str) or not COMMIT.fullmatch(revision):
+        yield f"model.revision is {revision!r}: load from the hub, so that it is a commit."
+    if content.get("banner"):
+        yield "banner is set: it stands only over results of embedded models."
+
+
+def _estimates(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield (section, id, estimate) of a results.json, key figures among them."""
+    for section, part in _part(content, "sections").items():
+        listed = part.get("estimates") if isinstance(part, Mapping) else None
+        for one in listed if isinstance(listed, list) else ():
+            if isinstance(one, Mapping):
+                yield section, str(one.get("id", one.get("name"))), one
+    for name, one in _part(content, "key_figures").items():
+        if isinstance(one, Mapping):
+            yield "key_figures", name, one
+
+
+def _estimate_problems(content: Mapping[str, Any]) -> Iterator[str]:
+    counts: dict[str, Any] = {}
+    estimates = list(_estimates(content))
+    if not estimates:
+        yield "sections hold no estimate: there is nothing measured to submit."
+    for section, name, one in estimates:
+        low, value, high, n = (one.get(key) for key in ("low", "value", "high", "n"))
+        is_known = all(map(_is_finite, (low, value, high)))
+        if is_known and not low <= value <= high:  # type: ignore[operator]
+            ends = f"{low} to {high}"
+            yield f"{section}, {name}: the interval {ends} does not hold its value {value}."
+        if counts.setdefault(name, n) != n:
+            yield f"{section}, {name}: n is {n}, elsewhere {counts[name]}: one estimate, one n."
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= float_info.max
+
+
+def _machine_problems(content: Mapping[str, Any]) -> Iterator[str]:
+    environment = _part(content, "environment")
+    for name in NAMED:
+        if not environment.get(name) or not isinstance(environment[name], str):
+            yield f"environment.{name} is missing: make the file with `koala-nb report`."
+    if not _part(content, "model").get("device"):
+        yield "model.device is missing: say on which device it was measured."
+    if "host" in environment or "hostname" in environment:
+        yield "environment names the host: remove that line."
+    for where, value in _leaves(content):
+        if isinstance(value, str) and HOST.search(value):
+            yield f"{where} holds a path of your machine ({value[:60]!r}): remove it."
+
+
+def _leaves(value: Any, where: str = "$") -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else ()
+    parts = [*items, *(enumerate(value) if isinstance(value, list) else ())]
+    if not parts:
+        yield where, value
+    for key, one in parts:
+        yield from _leaves(one, f"{where}.{key}")
+
+
+def add_receipt(file: str | Path) -> Path:
+    """Copy a checked results.json to the receipts as `<system>-<device>-<date>.json`.
+
+    ValueError for a file with problems, or one that would replace another.
+    """
+    if problems := receipt_problems(file):
+        raise ValueError(f"{file} is no receipt yet ({len(problems)} problems): {problems[0]}")
+    results = read(file)
+    device = plan.slug(str(results.environment["device"]))
+    name = f"{results.model.system}-{device}-{time.strftime('%Y-%m-%d')}.json"
+    path = receipts_folder() / name
+    if path.exists():
+        raise ValueError(f"{path} is there already: remove it first where this one replaces it.")
+    files.make_folder(path.parent)
+    return files.write_json(path, read_json(Path(file)))
+
+
+def receipts(section: str | None = None) -> pd.DataFrame:
+    """Return the submitted estimates, of one section or all, one a row; empty for none.
+
+    ValueError or OSError naming a file that is damaged.
     """
     import pandas as pd
 
-    check(results)
-    frames = [s.images for s in sections.values() if s.images is not None]
-    columns = ["section", "measure", "prompt", "seed", "value"]
-    table = pd.concat(frames) if frames else pd.DataFrame(columns=columns)
-    text = table.to_csv(index=False, lineterminator="\n")
-    images = files.write_atomic(folder / IMAGES, text.encode())
-    return [reports.write_results(results, folder), images]
-
-
-def check(results: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the field, where results are not as the schema describes them."""
-    import jsonschema
-
-    validator = jsonschema.Draft202012Validator(read_json(SCHEMA))
-    for error in validator.iter_errors(results):
-        raise ValueError(f"results.json, {error.json_path}: {error.message[:300]}")
+    rows = []
+    for path in sorted(receipts_folder().glob("*.json")):
+        results = read(path)
+        machine = {"system": results.model.system, "device": results.environment["device"]}
+        for name, part in results.sections.items():
+            if section in (None, name):
+                rows += [machine | {"section": name} | e.model_dump() for e in part.estimates]
+    return pd.DataFrame(rows, columns=list(RECEIPT_COLUMNS))

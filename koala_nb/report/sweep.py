@@ -362,9 +362,12 @@ def html(content: Mapping[str, Any]) -> str:
 
     loader = FileSystemLoader(TEMPLATES)
     jinja = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     jinja.filters |= {"number": _number, "groups": _groups}
     page: str = jinja.get_template("sweep.html.j2").render(
         content, figures=_figures(content["runs"]), ranges=_ranges, styles=_styles()

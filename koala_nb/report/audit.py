@@ -1,0 +1,221 @@
+"""One model's audit in one object: images, probes, verdicts, a summary and files."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from koala_nb import probes
+from koala_nb.core import catalog, files
+from koala_nb.generation.generate import generate
+from koala_nb.models.card_comparison import card_comparison
+from koala_nb.probes import base
+from koala_nb.report import claims, legacy, measures, render
+from koala_nb.report import results as records
+from koala_nb.report import run as reports
+from koala_nb.report.measures import Section
+
+if TYPE_CHECKING:
+    from koala_nb.generation.run_folder import Run
+    from koala_nb.models.session import Session
+
+PROBES = ("text", "composition", "frequency", "demographics", "safety")
+IMAGES = "key_images.csv"  # what a sweep pairs two runs by
+
+
+def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
+    """Return the prompts of a report's images: the domain's sixteen, or a CSV of one's own.
+
+    Columns `id`, `prompt`, `factors`; in a file of one's own only `prompt` must be there.
+    ValueError where it is not, where there are no prompts or one is empty.
+    """
+    path = Path(file) if file else catalog.data_folder() / f"prompts/first_look_{domain}.csv"
+    if not path.is_file():
+        raise ValueError(f"No prompts file {path}: give the path of a CSV with a column `prompt`.")
+    frame = base.read_csv(path, dtype=str)
+    if "prompt" not in frame:
+        raise ValueError(f"{path} has no column `prompt` in its first line: name it.")
+    empty = frame.index[frame["prompt"].str.strip() == ""]
+    if frame.empty or len(empty):
+        where = f"line {empty[0] + 2}" if len(empty) else "the file"
+        raise ValueError(f"{path}: {where} holds no prompt: write one.")
+    return frame
+
+
+def _probe(name: str) -> Any:
+    probe = probes.get(name)
+    return probe if isinstance(probe, base.Probe) else legacy.PARTS[name]
+
+
+class Audit:
+    """An audit of a session's model: images, probes, verdicts, a summary and files.
+
+    n: about how many images each probe draws; prompts_file: a CSV with `prompt`, for the images at
+    first sight; folder: where all files go, by default the run's folder of a report. A section is
+    measured when it is first needed, and an interrupted one goes on where it stopped. ValueError
+    for n below 1 or a bad file of prompts.
+
+    >>> audit = Audit(kn.start("nano-koala"), n=100)  # doctest: +SKIP
+    >>> audit.summary(); audit.claims(); audit.save()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        n: int = 100,
+        *,
+        prompts_file: str = "",
+        folder: str | Path | None = None,
+    ) -> None:
+        if n < 1:
+            raise ValueError(f"n is {n}: give 1 or more images a probe.")
+        self.session, self.n, self.info = session, n, session.info
+        self.folder = Path(folder) if folder else reports.run_folder()
+        self.prompts = read_prompts(session.domain, prompts_file)
+        self._sections: dict[str, Section] = {}
+
+    @property
+    def required_sample_size(self) -> int:
+        """How many independent images a verdict is planned with."""
+        return measures.required_sample_size()
+
+    @cached_property
+    def run(self) -> Run:
+        """The images at first sight: each prompt with each of the session's seeds."""
+        return generate(
+            self.session.pipe,
+            list(self.prompts.prompt),
+            self.session.seeds,
+            out=self.folder / "generated",
+            progress=False,
+            **self.session.settings,
+        )
+
+    @property
+    def size(self) -> int:
+        """Pixels a side of the images."""
+        return int(self.run.records.width.iloc[0])
+
+    @property
+    def sections(self) -> dict[str, Section]:
+        """All sections by name, measured where they are not yet."""
+        names = ("architecture", *PROBES, "latency", "quality")
+        return {name: self.section(name) for name in dict.fromkeys((*names, *self._sections))}
+
+    def section(self, name: str) -> Section:
+        """Return a section, measured once: "architecture", "latency", "quality", or a probe's.
+
+        ValueError for another name.
+        """
+        if name not in self._sections:
+            pipe = self.session.pipe
+            if name == "architecture":
+                section = measures.architecture(pipe)
+            elif name == "latency":
+                section = measures.latency(pipe, self.info, self.size, self.run.drawn)
+            elif name == "quality":
+                section = measures.quality(self.info)
+            else:
+                section = measures.measured_section(_probe(name), self.session, self.n, self.folder)
+            self._sections[name] = section
+        return self._sections[name]
+
+    def measure(self) -> None:
+        """Measure all sections, and print a line on each."""
+        print(f"images at first sight: {len(self.run.images)}")
+        for name, section in self.sections.items():
+            stored = f"{len(section.stored)} stored estimates"
+            print(f"{name}: {section.state}, {section.n} images now, {stored}")
+
+    @cached_property
+    def comparison(self) -> pd.DataFrame:
+        """The card's table of U-Nets beside the one computed from configurations."""
+        return card_comparison()
+
+    @cached_property
+    def verdicts(self) -> list[dict[str, Any]]:
+        """Each published statement with its verdict, as `results.json` holds them."""
+        evidence = claims.Evidence(
+            self.sections,
+            self.comparison,
+            self.info,
+            self.size,
+            files.device_name(self.info.device),
+            self.session.settings,
+        )
+        return claims.decide(evidence)
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        """The executive summary: what was measured, what it decides, what was not tested."""
+        return render.summary_sentences(self)
+
+    @cached_property
+    def results(self) -> records.Results:
+        """All that a program may want, checked. ValueError, naming the field, where it is wrong."""
+        info, session = self.info, self.session
+        names = ("source", "revision", "variant", "dtype", "device", "domain")
+        sections = self.sections.values()
+        compared = [s for s in sections if s.images is not None or s.name == "latency"]
+        keys = ("label", "value", "low", "high", "n")
+        figures = {
+            e["id"]: {key: e[key] for key in keys}
+            for section in compared
+            for e in base.records(section.estimates)
+        }
+        model = {name: getattr(info, name) for name in names}
+        return records.check(
+            {
+                "schema_version": records.VERSION,
+                "model": {"system": info.name, "notes": list(info.notes), **model},
+                "banner": files.banner(info.domain),
+                "settings": {**session.settings, "seeds": list(session.seeds), "n": self.n},
+                "environment": files.environment(),
+                "prompts": self.prompts.to_dict("records"),
+                "images": len(self.run.images),
+                "seconds_per_image": self.run.seconds_per_image,
+                "files": {
+                    "page": "index.html",
+                    "images": "generated/images",
+                    "records": "generated/records.jsonl",
+                    "key_images": IMAGES,
+                    "model_card": "model_card.md",
+                },
+                "sections": {section.name: section.to_dict() for section in sections},
+                "key_figures": figures,
+                "claims": self.verdicts,
+                "summary": self.sentences,
+            }
+        )
+
+    def save(self) -> list[Path]:
+        """Write `results.json`, `key_images.csv` and `model_card.md`; return their paths.
+
+        ValueError, naming the field, where the results are wrong: nothing is written then.
+        """
+        results = self.results
+        frames = [s.images for s in self.sections.values() if s.images is not None]
+        table = pd.concat(frames) if frames else pd.DataFrame(columns=measures.IMAGE_COLUMNS)
+        card = render.model_card(results).encode()
+        return [
+            records.write(results, self.folder),
+            base.save_table(table, self.folder / IMAGES),
+            files.write_atomic(self.folder / "model_card.md", card),
+        ]
+
+    def summary(self) -> None:
+        """Display the executive summary, and the headline estimates with their intervals."""
+        render.show_summary(self)
+
+    def claims(self) -> None:
+        """Display each published statement, its verdict, and what decided it."""
+        render.show_claims(self.verdicts)
+
+    def show(self, part: str) -> None:
+        """Display a part of the page: a section's name, or one of `render.PARTS`."""
+        if part in render.PARTS:
+            return render.PARTS[part](self)
+        render.show_section(self, self.section(part))

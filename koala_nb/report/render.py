@@ -1,0 +1,430 @@
+"""The audit report for people: sentences, tables and figures, and a section of a model card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape, unescape
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from koala_nb.core import card, files
+from koala_nb.display import figures
+from koala_nb.display.tables import format_interval, format_number, show_table
+from koala_nb.report import measures, results
+from koala_nb.report import run as reports
+from koala_nb.report.claims import HOLDS, NOT, UNTESTED
+
+if TYPE_CHECKING:
+    from koala_nb.report.audit import Audit
+    from koala_nb.report.measures import Record, Section
+
+TITLES = {
+    "architecture": "Architecture",
+    "text": "Text rendering",
+    "composition": "Complex prompts",
+    "frequency": "Dataset dependence",
+    "demographics": "Bias",
+    "safety": "Safety",
+    "latency": "Latency and memory",
+    "quality": "Measured quality",
+}
+RISKS = ("demographics", "safety")  # of the model card's last part
+RECORD_COLUMNS = ("prompt", "seed", "steps", "guidance", "width", "height", "file")
+SAMPLES = 6  # images of a probe that the page shows
+WORDS = 5  # of a prompt, whose maps are shown
+HOW_TO_SUBMIT = (
+    "<p>No measurement of this section was submitted yet. To submit one: draw the report on your "
+    "machine with <code>koala-nb report -p model=koala-lightning-700m</code>, then run "
+    "<code>koala-nb receipt add reports/&lt;run&gt;/results.json</code>; "
+    "data/results/real/README.md says more.</p>"
+)
+
+
+def show_html(html: str, text: str = "") -> None:
+    """Display HTML, with a text for who sees none."""
+    from IPython.display import display
+
+    display(
+        {"text/html": html, "text/plain": text or unescape(re.sub("<.*?>", " ", html)).strip()},
+        raw=True,
+    )
+
+
+def section_title(name: str) -> str:
+    """Return the heading of a section, for a probe of one's own its name."""
+    return TITLES.get(name, name.capitalize())
+
+
+def summary_sentences(audit: Audit) -> list[str]:
+    """Return the executive summary: what was measured, what it decides, what was not tested."""
+    sections, name = audit.sections, audit.info.name
+    drawn = len(audit.run.images) + sum(section.n for section in sections.values())
+    sentences = [f"{name} drew {drawn:,} images for this report: {drawing(audit)}."]
+    sentences += [_headline(section, best) for section, best in _headlines(sections)]
+    sentences += _verdict_sentences(name, audit.verdicts)
+    sentences += [
+        f"Not tested: {section_title(s.name).lower()}. {s.why.rstrip('.')}."
+        for s in sections.values()
+        if s.state == UNTESTED and s.name not in ("latency", "quality")
+    ]
+    return sentences
+
+
+def drawing(audit: Audit) -> str:
+    """Return with which steps, guidance and size the images at first sight were drawn."""
+    first = audit.run.records.iloc[0]
+    size = f"{first.width} x {first.height} pixels"
+    return f"{first.steps} steps, guidance {first.guidance:g}, {size}"
+
+
+def _headlines(sections: Mapping[str, Section]) -> list[tuple[Section, Record]]:
+    """Return (section, estimate) of each measured probe's first question, of the larger run."""
+    probes = [s for s in sections.values() if s.name not in ("architecture", "latency", "quality")]
+    return [(section, best) for section in probes if (best := section.headline())]
+
+
+def _headline(section: Section, best: Record) -> str:
+    origin = "a stored run of the same weights" if best["is_stored"] else "this run"
+    required = measures.required_sample_size()
+    few = measures.effective_sample_size(best) < required
+    return (
+        f"{section_title(section.name)}: {best['label']}: {_percent(best)}, {origin}, read by "
+        f"{best['scorer']}{'; too few for a verdict' if few else ''}."
+    )
+
+
+def _percent(estimate: Record) -> str:
+    value, low, high = (
+        None if estimate[k] is None else 100 * estimate[k] for k in ("value", "low", "high")
+    )
+    ends = f" (95 % interval {low:.1f} to {high:.1f} %)" if None not in (low, high) else ""
+    return f"{value:.1f} %{ends}, n {estimate['n']:,}"
+
+
+def _verdict_sentences(name: str, claims: Sequence[Mapping[str, Any]]) -> list[str]:
+    sentences = []
+    limits = [c for c in claims if c["id"].startswith("limitation.")]
+    others = [c for c in claims if c not in limits]
+    for part, what in (
+        (others, "published statements on the models themselves"),
+        (limits, f"limitations on the card, judged on images of {name} only"),
+    ):
+        counts = [(v, sum(c["verdict"] == v for c in part)) for v in (HOLDS, NOT, UNTESTED)]
+        counted = ", ".join(f"{n} {_verb(v, n)}" for v, n in counts if n)
+        sentences += [f"Of {len(part)} {what}, {counted}."] if part else []
+    for verdict in (HOLDS, NOT, UNTESTED):
+        texts = [
+            c["claim"] if verdict == NOT or c in limits else c["claim"].partition(":")[0]
+            for c in claims
+            if c["verdict"] == verdict
+        ]
+        label = UNTESTED if verdict == UNTESTED else _verb(verdict, len(texts))
+        sentences += [f"{label.capitalize()}: {'; '.join(texts)}."] if texts else []
+    return sentences
+
+
+def _verb(verdict: str, count: int) -> str:
+    one = {HOLDS: "holds", NOT: "does not hold", UNTESTED: "was not tested"}
+    many = {HOLDS: "hold", NOT: "do not hold", UNTESTED: "were not tested"}
+    return (one if count == 1 else many)[verdict]
+
+
+def show_summary(audit: Audit) -> None:
+    """Display the executive summary and the headline estimates with their intervals."""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in audit.sentences)
+    show_html(f"<ul>{items}</ul>", "\n".join(audit.sentences))
+    rows = [
+        best | {"label": f"{section_title(s.name)}: {best['label']}"}
+        for s, best in _headlines(audit.sections)
+    ]
+    frame = pd.DataFrame(rows, columns=["label", "value", "low", "high", "n"])
+    figures.show_intervals(frame, "First question of each section", "share of images, 95 %")
+
+
+def show_section(audit: Audit, section: Section) -> None:
+    """Display a section's images and its estimates of both runs, or what is missing."""
+    _show_samples(audit, section.name)
+    if section.state == UNTESTED:
+        return show_html(f"<p><strong>Not tested.</strong> {escape(section.why)}</p>")
+    if section.why:
+        show_html(f"<p>{escape(section.why)}</p>")
+    show_table(beside(section), section_title(section.name), digits=3)
+
+
+def beside(section: Section) -> pd.DataFrame:
+    """Return a section's estimates, a row an id: this run's beside the stored one's."""
+    runs = {"this run": section.estimates, "stored run": section.stored}
+    runs = {run: frame for run, frame in runs.items() if len(frame)}
+    ends = [[run, f"{run}_low", f"{run}_high", f"n, {run}"] for run in runs]
+    rows: dict[str, dict[str, Any]] = {}
+    for columns, frame in zip(ends, runs.values()):
+        for e in frame.to_dict("records"):
+            row = rows.setdefault(e["id"], {k: e[k] for k in ("label", "method", "scorer")})
+            row |= dict(zip(columns, (e[k] for k in ("value", "low", "high", "n"))))
+    order = ["label", *(name for columns in ends for name in columns), "method", "scorer"]
+    return pd.DataFrame(rows.values(), columns=order)
+
+
+def _show_samples(audit: Audit, name: str) -> None:
+    from PIL import Image
+
+    paths = sorted((audit.folder / name / "images").glob("**/*.png"))
+    chosen = paths[:: max(1, len(paths) // SAMPLES)][:SAMPLES]
+    if not chosen:
+        return
+    captions = [figures.printable(files.read_record(path)["prompt"]) for path in chosen]
+    images = []
+    for path in chosen:
+        with Image.open(path) as image:
+            images.append(image.convert("RGB"))
+    title = f"{section_title(name)}, some of {len(paths)} images"
+    figures.show_images(images, captions, columns=[""] * SAMPLES, title=title)
+
+
+def show_claims(claims: Sequence[Mapping[str, Any]]) -> None:
+    """Display each statement, its verdict, the figures that decide, its rule and its source."""
+    head = "".join(f'<th scope="col">{t}</th>' for t in ("statement", "verdict", "what decides"))
+    body = "".join(
+        f'<tr class="{c["verdict"].replace(" ", "-")}"><th scope="row">{escape(c["claim"])}</th>'
+        f'<td class="status">{escape(c["verdict"])}</td><td>{escape(_reason(c))}<br>'
+        f"<small>Rule: {escape(c['rule'])}. Source: {escape(c['source'])}.</small></td></tr>"
+        for c in claims
+    )
+    caption = "<caption>Published statements and what this report says of them.</caption>"
+    text = "\n".join(f"{c['claim'].rstrip('.')}: {c['verdict']}. {_reason(c)}" for c in claims)
+    show_html(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", text)
+
+
+def _reason(claim: Mapping[str, Any]) -> str:
+    if claim["value"] is None:
+        return f"{claim['why']}."
+    return f"{_interval(claim)}, n {claim['n']:,}: {claim['why']}."
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    return format_interval(estimate["value"], estimate["low"], estimate["high"], 3)
+
+
+def _show_title(audit: Audit) -> None:
+    text = files.banner(audit.info.domain)
+    style = figures.BANNER_STYLE
+    banner = f'<p class="banner" role="note" style="{style}">{escape(text or "")}.</p>'
+    show_html(f"<h1>Audit report: {escape(audit.info.name)}</h1>{banner if text else ''}")
+
+
+def _show_card(audit: Audit) -> None:
+    facts = card.CARD
+    rows = {
+        "What it is": facts.what,
+        "Compression": facts.compression,
+        "Training": facts.training,
+        "Steps": facts.steps_note,
+        "Intended uses": "; ".join(facts.uses),
+        "Out of scope": facts.out_of_scope,
+        "Limitations": "; ".join(facts.limitations),
+        "Licence": facts.licence,
+        "Citation": facts.citation,
+    }
+    show_table(rows, f"KOALA-Lightning-700M, in our words. Source: {facts.source}")
+
+
+def published_latency() -> pd.DataFrame:
+    """Return the published latency (s) and peak memory (GB), a row a system, a column a GPU."""
+    rows = {
+        system: ["out of memory" if v is None else f"{v[0]:.2f} s, {v[1]:.1f} GB" for v in values]
+        for system, values in card.LATENCY_FIGURE.items()
+    }
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(card.LATENCY_GPUS))
+    return frame.rename_axis("system")
+
+
+def _show_published_latency(audit: Audit) -> None:
+    source = f"Source: {card.FIGURE_SOURCE}; {card.LATENCY_CONDITIONS}"
+    show_table(published_latency(), f"Latency, peak memory. {source}")
+
+
+def _show_identity(audit: Audit) -> None:
+    info, recipe, pipe = audit.info, audit.session.recipe, audit.session.pipe
+    changed = ", ".join(f"{k} {v}" for k, v in audit.session.settings.items())
+    seeds = audit.session.seeds
+    rows = {
+        "system": info.system.title if info.system else info.name,
+        "source": info.source,
+        "revision": info.revision,
+        "licence": info.system.licence if info.system else None,
+        "precision": info.dtype,
+        "device": files.device_name(info.device),
+        "scheduler": type(pipe.scheduler).__name__,
+        "timestep spacing": pipe.scheduler.config.get("timestep_spacing"),
+        "recipe": f"{recipe.steps} steps, guidance {recipe.guidance}; source: {recipe.source}",
+        "changed in this report": changed or "nothing",
+        "seeds": f"{seeds[0]} to {seeds[-1]}",
+        "notes": "; ".join(info.notes) or "none",
+    }
+    show_table(rows, "The model of this report and its settings")
+    show_table(files.versions(), "Software of this report")
+
+
+def _show_images(audit: Audit) -> None:
+    figures.show_images(audit.run)
+
+
+def _show_comparison(audit: Audit) -> None:
+    caption = "The card's table against configurations; latencies are quoted"
+    show_table(audit.comparison, f"{caption}: {card.CARD_TABLE_CONDITIONS}")
+
+
+def _show_attention(audit: Audit) -> None:
+    """Draw the first prompt once more and show where its longest words are attended to.
+
+    Prints what is missing where the attention of this pipeline cannot be captured.
+    """
+    from koala_nb.attention import page
+    from koala_nb.attention.capture import CannotCapture, capture_attention
+    from koala_nb.generation.generate import generate
+
+    pipe, prompt, seed = audit.session.pipe, audit.prompts["prompt"][0], audit.session.seeds[0]
+    try:
+        with capture_attention(pipe, keep_axes=()) as attention:
+            run = generate(pipe, [prompt], [seed], progress=False, **audit.session.settings)
+    except CannotCapture as error:
+        return print(f"Not shown: {error}")
+    image, maps = run.images[0], attention.words(prompt)
+    different = [text for text in dict.fromkeys(maps.texts) if text.isalnum()]
+    longest = sorted(different, key=len, reverse=True)[:WORDS]
+    words = [word for word in different if word in longest]
+    shown = [image, *(page.overlay(image, maps[word]) for word in words)]
+    captions = ["the image", *(f"{word}: {page.place(maps[word])}" for word in words)]
+    title = f"{prompt}, seed {seed}: where each word's attention is largest"
+    figures.show_images(shown, captions, columns=[""] * len(shown), title=title)
+
+
+def _show_timing(audit: Audit) -> None:
+    if not reports.in_report():
+        text = "The time an image took is measured where this runs as a report."
+    elif not audit.run.drawn:
+        text = "All images were there from an interrupted run: no time was measured."
+    else:
+        text = f"One image took {audit.run.seconds_per_image:.2f} s on this machine."
+    show_html(f"<p>{text}</p>", text)
+    show_section(audit, audit.section("latency"))
+
+
+def _show_quality(audit: Audit) -> None:
+    info, stored = audit.info, measures.stored_quality(audit.info)
+    if not stored:
+        text = (
+            f"Not measured for these weights ({info.name}, revision {info.revision}): the "
+            "instruments of this version know the embedded models only. For one of them run "
+        )
+        return show_html(f"<p>{escape(text)}<code>koala-nb evaluate</code>.</p>")
+    columns = [
+        "measure",
+        "small_must",
+        "full_must",
+        "full_goal",
+        "value",
+        "low",
+        "high",
+        "n",
+        "instrument",
+    ]
+    frame = pd.DataFrame(stored["rows"])[columns]
+    source = f"data/results/quality-{info.name}.json"
+    caption = f"Measured quality of {info.name}; n/a: no bar was set. Source: {source}"
+    show_table(frame, caption, digits=3)
+
+
+def _show_elsewhere(audit: Audit) -> None:
+    frame = results.receipts("latency").drop(columns="section")
+    if frame.empty:
+        return show_html(HOW_TO_SUBMIT)
+    show_table(frame, "Submitted measurements of latency")
+
+
+def _show_records(audit: Audit, first: int = 6) -> None:
+    records = audit.run.records
+    columns = [name for name in RECORD_COLUMNS if name in records]
+    caption = (
+        f"The first {min(first, len(records))} of {len(records)} records. All of them, with every "
+        "setting, stand in generated/records.jsonl beside this page and inside each PNG"
+    )
+    show_table(records[columns].head(first), caption)
+
+
+PARTS: dict[str, Callable[[Audit], None]] = {
+    "title": _show_title,
+    "card": _show_card,
+    "published latency": _show_published_latency,
+    "identity": _show_identity,
+    "images": _show_images,
+    "comparison": _show_comparison,
+    "attention": _show_attention,
+    "latency": _show_timing,
+    "quality": _show_quality,
+    "measured elsewhere": _show_elsewhere,
+    "records": _show_records,
+}
+
+
+def model_card(results: results.Results) -> str:
+    """Return Markdown for a model's page on the hub, from a report's results, without any link."""
+    plain = results.to_json()
+    model, sections = plain["model"], plain["sections"]
+    settings = "; ".join(f"{k} {v}" for k, v in plain["settings"].items() if k != "seeds")
+    parts = [
+        f"> **{escaped(plain['banner'])}.**" if plain["banner"] else "",
+        "## Evaluation",
+        f"Model: {escaped(model['system'])}, revision {escaped(model['revision'])}, "
+        f"{escaped(model['dtype'])}. Settings: {escaped(settings)}; all else as the recipe has it. "
+        "Intervals are of 95 %. Shares are 0 to 1.",
+        *(f"- {escaped(sentence)}" for sentence in plain["summary"][:1]),
+    ]
+    parts += [
+        _card_section(name, s)
+        for name, s in sections.items()
+        if name not in ("architecture", *RISKS)
+    ]
+    parts += ["## Bias, Risks, and Limitations"]
+    parts += [_card_section(name, sections[name]) for name in RISKS if name in sections]
+    rows = [
+        (
+            c["claim"],
+            c["verdict"],
+            "" if c["value"] is None else _interval(c),
+            c["n"] or "",
+            c["why"],
+        )
+        for c in plain["claims"]
+    ]
+    header = ("published statement", "verdict", "value (95 % interval)", "n", "why")
+    parts += ["### Published statements", markdown_table(header, rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _card_section(name: str, section: Mapping[str, Any]) -> str:
+    runs = {"estimates": "this run", "stored": "stored run"}
+    rows = [
+        (e["label"], _interval(e), format_number(e["n"]), run, e["scorer"])
+        for key, run in runs.items()
+        for e in section[key]
+    ]
+    header = ("measure", "value (95 % interval)", "n", "run", "instrument")
+    missing = escaped(f"Not tested. {section['why']}".strip())
+    return f"### {section_title(name)}\n\n" + (markdown_table(header, rows) if rows else missing)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a Markdown table; every text is escaped."""
+    lines = [header, ["---"] * len(header)]
+    texts = [[escaped(value) for value in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *texts])
+
+
+def escaped(text: Any) -> str:
+    """Return a text that Markdown shows as it is: no markup, no link, no second line."""
+    plain = " ".join(str(text).split())
+    marked = re.sub(r"([\\`*_{}\[\]<>()#|!~$&])", r"\\\1", plain)
+    return re.sub(r"(https?):", r"\1\:", marked)

@@ -1,0 +1,392 @@
+"""The audit: what it measures, the files that it writes, and the page of notebook 11."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hub_layout import tiny_pipeline
+
+from koala_nb.core import catalog, files
+from koala_nb.generation import run_folder
+from koala_nb.models import hub, load, session
+from koala_nb.models.load import ModelInfo
+from koala_nb.probes import base
+from koala_nb.report import audit as audits
+from koala_nb.report import measures, render, run
+from koala_nb.report import results as records
+from koala_nb.report import sweep as sweeps
+from koala_nb.report.measures import Section
+from koala_nb.stats.estimates import Estimate, estimate_row, estimates_frame
+
+HOSTILE = '<script>alert(1)</script> | [a](http://b) *c* `d` "e" $x$\n# f'
+ONE_LINE = HOSTILE.replace("\n", " ")
+
+
+class Bright:
+    """Reads whether an image is brighter than a grey."""
+
+    name, version, read = "brightness", "1", 0
+
+    def score(self, images, prompts):
+        self.read += len(images)
+        return [{"bright": bool(np.asarray(image).mean() > 127)} for image in images]
+
+
+class Light(base.Probe):
+    """A probe of one's own in a dozen lines: nothing in the report knows of it."""
+
+    name, headline = "light", ("light.bright",)
+    image_values = {"light.bright": "bright"}
+
+    def __init__(self, reader=None):
+        self.reader = reader or Bright()
+
+    def prompts(self, domain, file=""):
+        return pd.DataFrame({"id": list("abcd"), "prompt": ["a", "b", "c", "d"]})
+
+    def scorer(self, pipe, prompts, **options):
+        return self.reader
+
+    def rows(self, table, instrument):
+        yield from base.share_rows(table, "bright", "light.bright", "bright")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "own"
+    tiny_pipeline(folder.parent / "scratch").save_pretrained(folder, safe_serialization=True)
+    pipe = load.load(str(folder), device="cpu")
+    return session.wrap(pipe, seed=3, steps=1, size=64)
+
+
+def test_an_interrupted_section_goes_on_where_it_stopped(tiny, tmp_path):
+    probe = Light()
+    first = measures.measured_section(probe, tiny, 8, tmp_path)
+    assert first.n == 8 and first.images.seed.tolist() == list(range(3, 11))
+    (row,) = first.estimates.to_dict("records")
+    assert (row["n"], row["clusters"], row["scorer"]) == (8, 4, "brightness 1")
+    assert set(first.images.measure) == {"light.bright"}
+    again = measures.measured_section(probe, tiny, 8, tmp_path)
+    assert probe.reader.read == 8, "images were read a second time"
+    assert again.estimates.equals(first.estimates)
+
+
+def test_what_the_machine_lacks_becomes_a_sentence_and_a_mistake_does_not(tiny, tmp_path):
+    class Lacking(Light):
+        def scorer(self, pipe, prompts, **options):
+            raise ValueError("The reader is not installed: `pip install it`.\nmore")
+
+    section = measures.measured_section(Lacking(), tiny, 4, tmp_path)
+    assert section.state == "not tested" and section.why.endswith("`pip install it`.")
+    assert section.images is None and section.n == 0
+
+    def wrong(images, prompts):
+        raise ValueError("a mistake in the measurement")
+
+    (probe := Light()).reader.score = wrong
+    with pytest.raises(ValueError, match="a mistake"):
+        measures.measured_section(probe, tiny, 4, tmp_path)
+    with pytest.raises(ValueError, match="n is 0"):
+        audits.Audit(tiny, 0)
+
+
+def info(**changes):
+    system = catalog.find("nano-koala")
+    path = catalog.data_folder() / "results" / "probe-text-nano-koala.json"
+    given = {
+        "system": system,
+        "source": "nano-koala",
+        "variant": None,
+        "dtype": "float32",
+        "device": "cpu",
+        "domain": system.domain,
+        "recipe": system.recipe,
+        "revision": json.loads(path.read_text())["revision"],
+    }
+    return ModelInfo(**{**given, **changes})
+
+
+@pytest.mark.parametrize("name", audits.PROBES)
+def test_the_stored_run_stands_beside_and_other_weights_have_none(name):
+    probe = audits._probe(name)
+    section = measures.stored_section(probe, info())
+    assert section.state == "stored" and section.headline()["is_stored"]
+    assert measures.stored_section(probe, info(revision="weights-0")).state == "not tested"
+    own = info(source="a/b", system=None)
+    assert measures.stored_section(probe, own).stored.empty
+
+
+@pytest.mark.parametrize("name", ["text", "frequency", "safety"])
+def test_the_images_of_a_measure_are_those_of_its_estimate(name):
+    probe = audits._probe(name)
+    stored = probe.load_results("nano-koala")
+    table = probe.report_table(stored.table, info())
+    estimates = probe.estimates(table).set_index("id")
+    for id, images in measures.images_of(probe, table).groupby("measure"):
+        assert len(images) == estimates.n[id]
+        assert images.value.mean() == pytest.approx(estimates.value[id], abs=1e-5)
+
+
+def test_the_images_of_two_runs_pair(tmp_path):
+    probe = audits._probe("composition")
+    frame = measures.images_of(probe, base.load_table("composition", "nano-koala").head(40))
+    base.save_table(frame, tmp_path / sweeps.IMAGES)
+    read = sweeps.read_images(tmp_path)
+    row, *_ = sweeps.differences(read, read)
+    assert row["value"] == 0 and row["n"] == 40 and row["measure"].startswith("composition.")
+
+
+def test_an_image_is_timed_over_batches():
+    found = measures.seconds_an_image(run_folder.Drawn((8, 8, 8), (8.0, 16.0, 24.0)))
+    assert found.value == 2 and found.n == 24
+    assert found.high - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-3)  # Student's t, 2 degrees
+    two = measures.seconds_an_image(run_folder.Drawn((8, 8), (8.0, 16.0)))
+    assert two.value == 1.5 and np.isnan(two.low) and np.isnan(two.high)
+
+
+def test_a_correlation_has_fishers_interval():
+    stored = measures.quality(info()).stored
+    methods = {", r," in e.label: e.method.split()[0] for e in stored.itertuples()}
+    assert methods == {True: "Fisher's", False: "Wilson"}
+
+
+def shares(n=400, value=0.25, low=0.2, high=0.3):
+    row = estimate_row(
+        "text.exact_folded",
+        "text read as asked",
+        Estimate(value, low, high, n),
+        clusters=n,
+        method="a test",
+        scorer="reader 1",
+    )
+    return estimates_frame([row])
+
+
+def audit(tmp_path, **sections):
+    """An audit whose sections, verdicts and images are made up for these tests."""
+    system = catalog.find("koala-lightning-700m")
+    about = info(
+        system=system,
+        source=system.repository,
+        revision="0" * 40,
+        device="cuda",
+        dtype="float16",
+        domain=system.domain,
+        recipe=system.recipe,
+    )
+    made = object.__new__(audits.Audit)
+    vars(made).update(
+        session=SimpleNamespace(settings={}, seeds=range(2)),
+        n=24,
+        info=about,
+        folder=tmp_path,
+        prompts=pd.DataFrame({"id": ["a"], "prompt": [HOSTILE]}),
+        _sections=sections,
+        run=SimpleNamespace(
+            images=[None] * 64,
+            seconds_per_image=0.5,
+            records=pd.DataFrame([{"steps": 10, "guidance": 3.5, "width": 64, "height": 64}]),
+        ),
+        verdicts=[
+            {
+                "id": "limitation.x",
+                "claim": HOSTILE,
+                "source": "s",
+                "rule": "r",
+                "verdict": "holds",
+                "value": 0.1,
+                "low": 0.0,
+                "high": 0.2,
+                "n": 9,
+                "why": "w",
+            }
+        ],
+    )
+    return made
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    monkeypatch.setattr(audits, "PROBES", ("text", "safety"))
+    frame = pd.DataFrame([["text", "m", "p", i, float(i)] for i in (0, 1)])
+    frame.columns = measures.IMAGE_COLUMNS
+    text = Section("text", shares(), n=400, file="text.csv", images=frame)
+    others = {name: Section(name) for name in ("architecture", "latency", "quality")}
+    return audit(tmp_path, text=text, safety=Section("safety", why=ONE_LINE), **others)
+
+
+def test_good_results_are_written_whole_with_their_images_and_card(made, tmp_path):
+    paths = made.save()
+    assert [p.name for p in paths] == ["results.json", "key_images.csv", "model_card.md"]
+    assert records.read(paths[0]) == made.results
+    assert made.results.key_figures["text.exact_folded"].n == 400
+    assert pd.read_csv(paths[1]).value.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model.domain", "cartoon"),
+        ("claims.0.verdict", "probably"),
+        ("sections.text.estimates.0.n", 0),
+        ("key_figures.text#exact_folded.value", "0.2"),
+        ("sections.text.state", "invented"),
+        ("surprise", 1),
+        ("seconds_per_image", -1),
+    ],
+)
+def test_bad_results_are_refused_by_the_name_of_their_field(made, path, value):
+    content = made.results.to_json()
+    *parents, last = path.split(".")
+    part = content
+    for name in parents:
+        part = part[int(name)] if isinstance(part, list) else part[name.replace("#", ".")]
+    part[last] = value
+    with pytest.raises(ValueError, match=re.escape(path.replace("#", "."))):
+        records.check(content)
+
+
+def test_the_schema_in_the_repository_is_that_of_the_classes():
+    file = run.ROOT / "koala_nb" / "report" / "templates" / "results.schema.json"
+    assert json.loads(file.read_text()) == records.Results.model_json_schema()
+
+
+def test_results_of_the_first_version_are_read(made):
+    old = made.results.to_json() | {"schema_version": 1}
+    (e,) = old["sections"]["text"]["estimates"]
+    old["sections"]["text"]["estimates"] = [
+        {"name": e["label"], "prompts": 400, "instrument": "reader 1"}
+        | {key: e[key] for key in ("value", "low", "high", "n", "method")}
+    ]
+    (read,) = records.check(old).sections["text"].estimates
+    assert (read.label, read.clusters, read.scorer) == ("text read as asked", 400, "reader 1")
+
+
+def test_the_summary_follows_the_results(made):
+    first, line, *others = made.sentences
+    assert first.startswith("koala-lightning-700m drew 464 images")
+    assert "25.0 % (95 % interval 20.0 to 30.0 %), n 400, this run, read by reader 1." in line
+    assert any("1 holds" in s for s in others)
+    assert any(s.startswith("Not tested: safety.") for s in others)
+    made._sections["text"] = Section("text", shares(5, 0.5, 0.4, 0.9), shares(4000, 0.75, 0.7, 0.8))
+    assert "75.0 %" in (line := render.summary_sentences(made)[1]) and "a stored run" in line
+    made._sections["text"].stored = shares().head(0)
+    assert "too few for a verdict" in render.summary_sentences(made)[1]
+
+
+def test_hostile_texts_are_shown_as_they_are(made, monkeypatch):
+    text = render.model_card(made.results)
+    assert "<script>" not in text.replace("\\<script\\>", "") and "](" not in text
+    assert "\n# f" not in text and "http:" not in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(line.replace("\\|", "").split("|")) for line in rows} == {7}
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda d, **how: shown.append(d["text/html"]))
+    made.show("safety")
+    made.claims()
+    render.show_html(f"<p>{render.escape(HOSTILE)}</p>")
+    assert all("<script>" not in html and "&lt;script&gt;" in html for html in shown)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data folder whose nano-koala has random weights, with two prompts and a measurement."""
+    folder = tmp_path_factory.mktemp("data")
+    model = folder / "models" / "nano-koala"
+    tiny_pipeline(folder / "scratch").save_pretrained(model, safe_serialization=True)
+    (folder / "prompts").mkdir()
+    prompts = pd.DataFrame({"id": list("ab"), "prompt": ["a koala on a blue background", ONE_LINE]})
+    prompts.to_csv(folder / "prompts" / "first_look_emoji-world.csv", index=False)
+    row = {"measure": "background <colour>", "small_must": 0.9, "value": 0.8125, "n": 16}
+    row |= {"full_must": None, "full_goal": None, "low": 0.57, "high": 0.93, "instrument": "r"}
+    measured = {"rows": [row], "revision": hub.from_folder(model, None).revision}
+    (folder / "results").mkdir()
+    (folder / "results" / "quality-nano-koala.json").write_text(json.dumps(measured))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(data, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KOALA_NB_DATA", str(data))
+        out = tmp_path_factory.mktemp("out")
+        return run.run_report("11", seeds=2, steps=2, size=64, out=out)
+
+
+def test_results_hold_what_a_program_wants(page):
+    results = records.read(page.parent / "results.json").to_json()
+    assert results["model"]["system"] == "nano-koala" and results["banner"]
+    assert results["model"]["revision"].startswith("weights-")
+    assert results["settings"] == {
+        "seeds": [0, 1],
+        "steps": 2,
+        "height": 64,
+        "width": 64,
+        "n": 24,
+    }
+    assert results["images"] == 4 and results["seconds_per_image"] > 0
+    assert [p["prompt"] for p in results["prompts"]] == ["a koala on a blue background", ONE_LINE]
+    assert len(list((page.parent / results["files"]["images"]).glob("*.png"))) == 4
+    assert len(files.read_lines(page.parent / results["files"]["records"])) == 4
+    assert results["sections"]["latency"]["state"] == "measured"
+    assert results["key_figures"]["latency.vae.milliseconds"]["low"] > 0
+    card = (page.parent / "model_card.md").read_text("utf-8")
+    assert files.EMBEDDED_BANNER in card and "](" not in card and "http" not in card
+
+
+def test_the_page_is_accessible_and_shows_hostile_prompts_as_text(page):
+    text = page.read_text("utf-8")
+    assert text.index("<h1>") < text.index(files.EMBEDDED_BANNER) < text.index("<h2")
+    assert '<html lang="en">' in text and text.count("<h1") == 1
+    heads = re.findall(r"<th\b[^>]*>", text)
+    assert heads and all('scope="' in head for head in heads)
+    images = re.findall(r"<img[^>]*>", text)
+    assert len(images) >= 2 and all(re.search(r"alt=.[^\"']{20}", image) for image in images)
+    assert sum("prompts x 2 seeds" in image for image in images) == 1
+    assert len(re.findall("<table", text)) == len(re.findall("<caption", text))
+    targets = re.findall(r'href="#([^"]+)"', text)
+    assert len(targets) >= 15
+    assert set(targets) == set(re.findall(r'<h2[^>]* id="([^"]+)"', text))
+    assert "<script" not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2
+    assert "background &lt;colour&gt;" in text
+    assert "will learn" not in text and "import koala_nb" not in text
+    assert "782,822,724" in text and "2.88 s, 6.8 GB" in text and "out of memory" in text
+    assert "0.812" in text or "0.813" in text
+
+
+def test_a_section_that_lacks_its_prompts_says_so_and_the_rest_goes_on(page):
+    results = json.loads((page.parent / "results.json").read_text())
+    for name in audits.PROBES:
+        section = results["sections"][name]
+        assert section["state"] == "not tested" and "There is no file" in section["why"]
+        assert any(section["why"][:20] in line for line in results["summary"])
+    assert page.read_text("utf-8").count("<strong>Not tested.</strong>") == 5
+
+
+def test_the_prompts_that_come_with_the_project():
+    for domain in ("photographic", "emoji-world"):
+        frame = audits.read_prompts(domain)
+        assert len(frame) >= 16 and frame["id"].is_unique and frame["prompt"].is_unique
+        assert (frame["factors"] != "").all()
+    card = catalog.find("koala-lightning-700m").recipe.prompt
+    assert audits.read_prompts("photographic")["prompt"][0] == card
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name\nx\n", "no column `prompt`"),
+        ("prompt\n", "the file holds no prompt"),
+        ("id,prompt\n1,a\n2,  \n", "line 3 holds no prompt"),
+        (None, "own.csv"),
+    ],
+)
+def test_a_bad_prompts_file_is_refused(tmp_path, text, words):
+    file = tmp_path / "own.csv"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        audits.read_prompts("photographic", str(file))
