@@ -13,7 +13,7 @@ from .display.figures import show_lines as show_lines
 from .display.tables import show_table as show_table
 from .generation.generate import generate as generate
 from .generation.run_folder import Run as Run
-from .generation.shards import open_run as open_run
+from .generation.run_folder import open_run as open_run
 from .models.hub import WeightsMissing as WeightsMissing
 from .models.load import ModelInfo as ModelInfo
 from .models.load import list_steps as list_steps

@@ -24,7 +24,7 @@ from PIL import Image
 
 from koala_nb.core import files
 from koala_nb.core.options import at_least, writable
-from koala_nb.generation import run_folder, shards
+from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import PER_PART, Request
 from koala_nb.models.load import load, model_info
@@ -66,19 +66,25 @@ def compare(record: dict[str, Any], count: int, repeats: int) -> list[dict[str, 
             files.write_json(folder / run_folder.SETTINGS, {"seeds": [list(range(count))]})
 
         def write_parts() -> None:
-            for at in range(0, count, shards.CHUNK):
-                shards.write(parts, at // shards.CHUNK, records[at : at + shards.CHUNK])
+            for at in range(0, count, run_folder.CHUNK):
+                run_folder.write_chunk(
+                    parts, at // run_folder.CHUNK, records[at : at + run_folder.CHUNK]
+                )
 
         variants: dict[str, Callable[[], Any]] = {
             LINES: lambda: files.write_lines(lines / run_folder.RECORDS, records),
             "write Parquet": write_parts,
-            "read JSON lines": lambda: shards.read(lines),
-            "read Parquet": lambda: shards.read(parts),
-            f"read {len(COLUMNS)} columns of Parquet": lambda: shards.read(parts, COLUMNS),
+            "read JSON lines": lambda: run_folder.read_records(lines),
+            "read Parquet": lambda: run_folder.read_records(parts),
+            f"read {len(COLUMNS)} columns of Parquet": lambda: run_folder.read_records(
+                parts, COLUMNS
+            ),
         }
         seconds = time_interleaved(variants, repeats)
         size = {"JSON": (lines / run_folder.RECORDS).stat().st_size}
-        size["Parquet"] = sum(f.stat().st_size for f in (parts / shards.FOLDER).iterdir())
+        size["Parquet"] = sum(
+            f.stat().st_size for f in (parts / run_folder.CHUNK_RECORDS).iterdir()
+        )
     rows = []
     for name, values in seconds.items():
         middle, faster = median_interval(values), ratio_interval(seconds[LINES], values)

@@ -1,8 +1,9 @@
 """Runs in memory for the tests of labelling."""
 
+import pandas as pd
 from PIL import Image
 
-from koala_nb.generation import run_folder
+from koala_nb.generation.run_folder import Run
 
 PROMPT = "a portrait of a judge"
 
@@ -19,4 +20,4 @@ def run_of(n, guidance=1.0, first=0, prompts=4):
         image = Image.new("RGB", (8, 8), (first + k,) * 3)
         image.info["koala_nb"] = PROMPT  # as an opened PNG with its record has it
         images.append(image)
-    return run_folder.memory_run(images, records, None)
+    return Run(images, pd.DataFrame(records))

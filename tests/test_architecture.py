@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from koala_nb.core import catalog
 from koala_nb.models import figures
 from koala_nb.models import unet as architecture
-from koala_nb.models.card_comparison import card_comparison
+from koala_nb.models.unet import card_comparison
 
 TOTALS = {  # parameters, transformer blocks, residual blocks
     "sdxl-base": (2_567_463_684, 70, 17),

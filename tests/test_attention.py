@@ -15,7 +15,8 @@ from koala_nb.attention.buffers import cell_grid, layer_grid
 from koala_nb.attention.capture import CannotCapture
 from koala_nb.attention.maps import AXES, words_of
 from koala_nb.core.catalog import SYSTEMS, find, unet_parameters
-from koala_nb.generation import fast, generate
+from koala_nb.generation import generate
+from koala_nb.generation.generate import ON_RETRY
 from koala_nb.models.unet import build_unet, meta_inputs
 
 PROMPT = "a red koala"
@@ -579,4 +580,4 @@ def test_an_attempt_that_ran_out_of_memory_leaves_no_maps(loaded, monkeypatch, w
     assert set(run.records.batch_halved_to.dropna()) == {1} and attention.images == 6
     for image in range(4):
         assert np.allclose(attention.maps(image + 2), expected.maps(image), atol=1e-5)
-    assert not fast.ATTEMPTS
+    assert not ON_RETRY

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from koala_nb import generate
-from koala_nb.generation import fast
+from koala_nb.generation.generate import SmallerBatches, cpu_kernels
 from koala_nb.speed import roofline
 
 SMALL = {"height": 64, "width": 64, "steps": 3, "guidance": 3.5, "progress": False}
@@ -21,7 +21,7 @@ def test_cpu_kernels_change_rounding_alone_and_are_given_back(loaded):
     linear = [m for m in loaded.unet.modules() if type(m) is torch.nn.Linear]
     with torch.no_grad():
         before = loaded.unet(**inputs)[0]
-        with fast.cpu_kernels(loaded):
+        with cpu_kernels(loaded):
             replaced = ["forward" in vars(m) for m in linear]
             within = loaded.unet(**inputs)[0]
         after = loaded.unet(**inputs)[0]
@@ -30,7 +30,7 @@ def test_cpu_kernels_change_rounding_alone_and_are_given_back(loaded):
     assert any(replaced) == (
         torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
-    with fast.cpu_kernels(loaded):
+    with cpu_kernels(loaded):
         assert loaded.unet(**inputs)[0].requires_grad  # gradients are not lost
 
 
@@ -48,9 +48,9 @@ def test_halving_draws_everything_in_order(images, room):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [2 * i for i in batch]
 
-    halving = fast.Halving(draw)
+    halving = SmallerBatches(draw)
     assert halving(range(images)) == [2 * i for i in range(images)]
-    assert (halving.most is None) == (images <= room)
+    assert (halving.limit is None) == (images <= room)
     failed = len([n for n in tried if n > room])
     assert halving(range(images)) == [2 * i for i in range(images)]
     assert len([n for n in tried if n > room]) == failed  # what failed once is not tried again
@@ -62,7 +62,7 @@ def test_other_errors_and_single_images_are_not_halved(error):
         raise error
 
     with pytest.raises(RuntimeError, match=str(error)):
-        fast.Halving(draw)(range(1 if "memory" in str(error) else 4))
+        SmallerBatches(draw)(range(1 if "memory" in str(error) else 4))
 
 
 def test_a_run_goes_on_in_halves_and_says_so(loaded, tmp_path, monkeypatch):

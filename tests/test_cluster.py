@@ -19,7 +19,7 @@ from hub_layout import COMMIT, REPOSITORY, write_hub_layout
 
 from koala_nb import generate, load
 from koala_nb.core import files as provenance
-from koala_nb.generation import cluster, run_folder, shards
+from koala_nb.generation import cluster, run_folder
 from koala_nb.generation import plan as plans
 from koala_nb.models import load as pipelines
 
@@ -70,7 +70,7 @@ def assert_same(folder, single):
     assert images(folder) == images(single.folder)
     assert (folder / "settings.json").read_bytes() == (single.folder / "settings.json").read_bytes()
     assert not list(folder.rglob(".*"))
-    run = shards.open_run(folder)
+    run = run_folder.open_run(folder)
     assert rows(run.records) == rows(single.records)
     assert run.images[40].tobytes() == single.images[40].tobytes()
 
@@ -79,7 +79,7 @@ def count_loads():
     """Let a worker's process count what it loads."""
     whole = pipelines.load
     pipelines.loads = 0
-    cluster._HELD.clear()
+    cluster._LOADED.clear()
 
     def load(*given, **named):
         pipelines.loads += 1
@@ -112,7 +112,7 @@ def test_a_killed_worker_loses_nothing(client, snapshot, single, tmp_path):
 
 CLIENT = """
 import sys
-from koala_nb import cluster
+from koala_nb.generation import cluster
 if __name__ == "__main__":
     with cluster.local(1) as client:
         cluster.generate(
@@ -152,7 +152,7 @@ def test_what_is_lost_or_damaged_later_is_drawn_again(client, snapshot, single, 
     damaged.write_bytes(damaged.read_bytes()[:-20])
     (out / "records" / "00016.parquet").unlink()  # of the damaged one: have it looked at
     with pytest.raises(ValueError, match="records of 93 of 96 images: call the same `generate`"):
-        shards.open_run(out)
+        run_folder.open_run(out)
     draw(snapshot, out, client)
     assert_same(out, single)
 
@@ -181,13 +181,13 @@ def test_many_images_lie_in_sub_folders_the_same_for_all(
         client.run(small_parts, *before)
     assert [len(list(p.iterdir())) for p in sorted(many.glob("images/*"))] == [4, 4, 4]
     assert whole.records.file[4].startswith("images/00001/00001-1-koalas-1")
-    records = shards.read(many)
+    records = run_folder.read_records(many)
     assert images(many) == images(whole.folder)
     assert records.prompt_unread.isna().tolist() == [True] * 9 + [False] * 3
     assert rows(records) == rows(whole.records)
     columns = ["seed", "file"]
     for folder in (many, whole.folder):
-        assert rows(shards.read(folder, columns)) == rows(whole.records[columns])
+        assert rows(run_folder.read_records(folder, columns)) == rows(whole.records[columns])
 
 
 def test_workers_with_other_or_no_weights_are_refused(tmp_path):
@@ -241,7 +241,7 @@ def test_a_second_pipeline_is_loaded_when_the_first_is_gone(monkeypatch):
         return pipe
 
     monkeypatch.setattr(pipelines, "load", load)
-    monkeypatch.setattr(cluster, "_HELD", {})
+    monkeypatch.setattr(cluster, "_LOADED", {})
     monkeypatch.setattr(cluster, "_worker", lambda: "Worker 1")
     first = id(cluster._load(("a", None, None, None)))
     assert id(cluster._load(("a", None, None, None))) == first and len(made) == 1
@@ -253,7 +253,7 @@ def test_a_second_pipeline_is_loaded_when_the_first_is_gone(monkeypatch):
 
 THREADS = """
 import torch
-from koala_nb import cluster
+from koala_nb.generation import cluster
 if __name__ == "__main__":
     with cluster.local(1, threads=2) as client:
         print(client.submit(torch.get_num_threads).result())
@@ -321,7 +321,7 @@ def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path):
             with cluster.local(workers):
                 pass
     with pytest.raises(ValueError, match="holds no run"):
-        shards.read(tmp_path)
+        run_folder.read_records(tmp_path)
 
 
 def test_three_two_and_one_worker_write_the_bytes_of_one_process(
@@ -344,15 +344,15 @@ def test_three_two_and_one_worker_write_the_bytes_of_one_process(
     ).read_bytes()
     # Also where the many had not written all of their records.
     next((folder / "records").iterdir()).unlink()
-    assert len(shards.read(folder)) == len(single.records)
+    assert len(run_folder.read_records(folder)) == len(single.records)
 
 
 def test_without_dask_or_pyarrow_one_sentence(python_offline):
     code = """
 import sys
 sys.modules.update({"distributed": None, "pyarrow": None})
-from koala_nb import cluster, shards
-for call in (lambda: cluster.local(1).__enter__(), lambda: shards.write(".", 0, [])):
+from koala_nb.generation import cluster, run_folder
+for call in (lambda: cluster.local(1).__enter__(), lambda: run_folder.write_chunk(".", 0, [])):
     try:
         call()
     except ValueError as error:
@@ -369,7 +369,7 @@ for call in (lambda: cluster.local(1).__enter__(), lambda: shards.write(".", 0, 
 def test_chunks_are_whole_batches_by_the_work_alone(images, batch, size, chunks):
     requests = tuple(plans.Request(0, "a", seed) for seed in range(images))
     plan = plans.Plan(requests, None, 1, 0.0, 64, 64, batch, None)
-    parts = shards.split(plan)
+    parts = run_folder.split_plan(plan)
     assert len(parts) == chunks and len(parts[0].requests) == size
     assert tuple(r for part in parts for r in part.requests) == requests
     assert list(plan.batches()) == [batch for part in parts for batch in part.batches()]
@@ -378,9 +378,9 @@ def test_chunks_are_whole_batches_by_the_work_alone(images, batch, size, chunks)
 def test_a_shard_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     provenance.write_json(tmp_path / "settings.json", {"seeds": [[0, 1]]})
     records = [{"file": "a", "note": None}, {"file": "b", "note": None, "cut": "ü"}]
-    shards.write(tmp_path, 0, records)
-    assert rows(shards.read(tmp_path))["cut"] == [None, "ü"]
+    run_folder.write_chunk(tmp_path, 0, records)
+    assert rows(run_folder.read_records(tmp_path))["cut"] == [None, "ü"]
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="cannot be written"):
-        shards.write(tmp_path, 1, records)
+        run_folder.write_chunk(tmp_path, 1, records)
     assert [p.name for p in (tmp_path / "records").iterdir()] == ["00000.parquet"]

@@ -17,17 +17,13 @@ from koala_nb import cli, generate
 from koala_nb.generation import plan as plans
 from koala_nb.generation.generate import find_unread
 from koala_nb.models import session
-from koala_nb.models.load import model_info
 from koala_nb.probes import base
 from koala_nb.report import audit, results, sweep
 from koala_nb.report import run as reports
 
 FUZZ = int(os.environ.get("KOALA_NB_FUZZ", "10000"))
 NOTEBOOKS = sorted(reports.NOTEBOOKS.glob("*.ipynb"))
-DEFAULTS = {
-    "prompts": "a koala", "seeds": [0], "negative_prompt": plans.RECIPE, "steps": None,
-    "guidance": None, "height": 64, "width": 64, "batch_size": None, "timestep_spacing": None,
-}  # fmt: skip
+SIZE = {"height": 64, "width": 64}
 
 anything = st.characters()  # surrogates, too
 texts = st.text(anything, max_size=60) | st.text(anything, max_size=10).map(lambda t: t * 60)
@@ -71,7 +67,9 @@ def is_sentence(error):
 @examples(0.5)
 def test_what_is_asked_of_generate(loaded, given_arguments):
     try:
-        plan = plans.make_plan(loaded, model_info(loaded), DEFAULTS | given_arguments)
+        asked = dict(given_arguments)
+        of_what = asked.pop("prompts"), asked.pop("seeds")
+        plan = plans.make_plan(loaded, *of_what, plans.Settings(**{**SIZE, **asked}))
     except ValueError as error:
         assert is_sentence(error)
         return

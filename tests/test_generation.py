@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from koala_nb import generate, list_steps, load
 from koala_nb.core import files as provenance
-from koala_nb.generation.decoding import decode
+from koala_nb.generation.generate import decode
 from koala_nb.generation.plan import Request, default_batch_size, slug
 
 SMALL = {"height": 64, "width": 64, "steps": 2, "guidance": 3.5}
@@ -337,8 +337,8 @@ def test_a_folder_holds_images_with_records(loaded, tmp_path):
 def test_a_finished_folder_is_read_not_drawn(loaded, tmp_path, monkeypatch):
     first = generate(loaded, "a", seeds=range(3), out=tmp_path, **SMALL)
     before = contents(tmp_path)
-    assert first.seconds_per_image > 0 and first.drawn.images == 3
-    assert first.drawn.sizes == (3,) and len(first.drawn.times) == 1
+    assert first.seconds_per_image > 0 and first.batches.images == 3
+    assert first.batches.sizes == (3,) and len(first.batches.times) == 1
     monkeypatch.setattr(type(loaded), "__call__", None)  # drawing would fail
     again = generate(loaded, "a", seeds=range(3), out=tmp_path, **SMALL)
     assert again.seconds_per_image is None
@@ -360,7 +360,7 @@ def test_what_is_missing_or_damaged_is_drawn_again_and_nothing_else(loaded, tmp_
     run = generate(loaded, "a", seeds=range(6), batch_size=4, out=tmp_path, **SMALL)
     assert contents(tmp_path) == before
     assert files[0].stat().st_mtime_ns == kept
-    assert run.drawn.sizes == (4,) and len(run.images) == 6  # the first batch again, whole
+    assert run.batches.sizes == (4,) and len(run.images) == 6  # the first batch again, whole
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 
 from koala_nb import generate
 from koala_nb.core import files as provenance
-from koala_nb.models.hub import read_json
+from koala_nb.core.files import read_json
 from koala_nb.report import run
 from koala_nb.report import sweep as sweeps
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import koala_nb as kn
 from koala_nb.core.catalog import data_folder
-from koala_nb.generation import decoding
+from koala_nb.generation import generate as generation
 
 pytest.importorskip("koala_nb.distillation.loop", reason="koala_nb/nano is absent")
 if not (data_folder() / "world" / "planted.json").is_file():
@@ -432,5 +432,5 @@ def test_normalised_latents_come_back_and_decode_as_in_a_pipeline():
     latents = torch.randn(2, 4, 5, 5)
     seen = scaled(vae, latents)
     assert torch.allclose(denormalise(vae, seen), latents, atol=1e-6)
-    assert torch.allclose(decoding.unscale(vae.config, seen), latents, atol=1e-6)
+    assert torch.allclose(generation.unscale(vae.config, seen), latents, atol=1e-6)
     assert not torch.allclose(seen, latents, atol=0.1)

@@ -11,7 +11,7 @@ from hub_layout import tiny_pipeline
 from PIL import Image
 
 from koala_nb.distillation import data, similarity
-from koala_nb.generation import fast
+from koala_nb.generation.generate import cpu_kernels
 from koala_nb.models.load import model_info
 from koala_nb.probes import text_reader
 from koala_nb.report import measures, run
@@ -43,7 +43,7 @@ def test_cpu_kernels_stay_out_of_a_pipeline_that_computes_elsewhere(fresh):
     for part in parts(fresh).values():
         cpu_offload_with_hook(part, torch.device("meta"))
     assert fresh.vae.device.type == "cpu" and fresh._execution_device.type == "meta"
-    with fast.cpu_kernels(fresh):
+    with cpu_kernels(fresh):
         assert not any("forward" in vars(module) for module in linear)
 
 

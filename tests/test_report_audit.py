@@ -140,10 +140,10 @@ def test_the_images_of_two_runs_pair(tmp_path):
 
 
 def test_an_image_is_timed_over_batches():
-    found = measures.seconds_an_image(run_folder.Drawn((8, 8, 8), (8.0, 16.0, 24.0)))
+    found = measures.seconds_an_image(run_folder.BatchTimes((8, 8, 8), (8.0, 16.0, 24.0)))
     assert found.value == 2 and found.n == 24
     assert found.high - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-3)  # Student's t, 2 degrees
-    two = measures.seconds_an_image(run_folder.Drawn((8, 8), (8.0, 16.0)))
+    two = measures.seconds_an_image(run_folder.BatchTimes((8, 8), (8.0, 16.0)))
     assert two.value == 1.5 and np.isnan(two.low) and np.isnan(two.high)
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from koala_nb.core import card, catalog
-from koala_nb.models import card_comparison
 from koala_nb.models.load import ModelInfo
+from koala_nb.models.unet import card_comparison
 from koala_nb.report import claims as rules
 from koala_nb.report.claims import Evidence, claims, decide, decide_less_than
 from koala_nb.report.measures import Section, required_sample_size
@@ -43,7 +43,7 @@ def evidence():
     names = ("text", "composition", "frequency", "latency")
     sections = {name: Section(name) for name in names}
     info = loaded("koala-lightning-700m")
-    compared = card_comparison.card_comparison()
+    compared = card_comparison()
     return Evidence(sections, compared, info, 1024, "NVIDIA GeForce RTX 4090")
 
 

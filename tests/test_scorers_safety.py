@@ -13,7 +13,7 @@ from PIL import Image
 
 import koala_nb as kn
 from koala_nb.core import files
-from koala_nb.generation import run_folder
+from koala_nb.generation.run_folder import Run, folder_run
 from koala_nb.probes import base
 from koala_nb.scorers import disclosure, nsfw
 from koala_nb.scorers.nsfw import Checker
@@ -42,7 +42,7 @@ def picture(red, side=32):
 
 def run_of(reds):
     records = [{"file": f"images/{i}.png"} for i in range(len(reds))]
-    return run_folder.memory_run([picture(red) for red in reds], records, None)
+    return Run([picture(red) for red in reds], pd.DataFrame(records))
 
 
 # --- the checker ---------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_verdicts_stand_beside_the_records_the_same_after_a_kill(tmp_path, monke
         run = run_of([0, 250, 30, 240, 60])
         for image, file in zip(run.images, run.records.file):
             image.save(tmp_path / name / file)
-        return run_folder.folder_run(tmp_path / name, run.records.to_dict("records"))
+        return folder_run(tmp_path / name, run.records.to_dict("records"))
 
     whole, killed = folder("whole"), folder("killed")
     Checker(Redness()).apply(whole)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from koala_nb import generate
-from koala_nb.generation import shards
+from koala_nb.generation import run_folder
 from koala_nb.models import random_weights
 from koala_nb.speed import cost
 from studies import attention, full, generation, records, shortcuts
@@ -92,7 +92,7 @@ def test_full_writes_loads_and_draws(tmp_path):
 
 
 def test_records_writes_what_the_plan_reads(snapshot, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(shards, "CHUNK", 8)
+    monkeypatch.setattr(run_folder, "CHUNK", 8)
     given = ["--model", str(snapshot), "--counts", "20", "10", "--sizes", "64", "--repeats", "2"]
     assert records.main([*given, "--out", str(tmp_path)]) == 0
     rows = result(tmp_path, "records")["rows"]

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from koala_nb import load
 from koala_nb.core.catalog import data_folder
-from koala_nb.models import weights
+from koala_nb.models import hub
 from koala_nb.models.hub import WeightsMissing
 
 
@@ -81,13 +81,13 @@ def test_a_scorer_that_lacks_a_weight(tmp_path):
     from transformers import AutoModel, CLIPModel
 
     folder = shutil.copytree(data_folder() / "models" / "nano-clip", tmp_path / "nano-clip")
-    assert not weights.whole(CLIPModel, folder).training
+    assert not hub.load_whole(CLIPModel, folder).training
     change(tmp_path, "nano-clip", without("visual_projection.weight"))
     for kind in (CLIPModel, AutoModel):
         with pytest.raises(
             ValueError, match="lacks 1 of the weights of CLIPModel, such as visual_"
         ):
-            weights.whole(kind, folder)
+            hub.load_whole(kind, folder)
 
 
 def test_a_weight_of_another_shape(tmp_path):
@@ -96,4 +96,4 @@ def test_a_weight_of_another_shape(tmp_path):
     folder = shutil.copytree(data_folder() / "models" / "nano-clip", tmp_path / "nano-clip")
     change(tmp_path, "nano-clip", lambda held: {**held, "text_projection.weight": torch.ones(3, 3)})
     with pytest.raises((ValueError, RuntimeError), match="text_projection.weight"):
-        weights.whole(CLIPModel, folder)
+        hub.load_whole(CLIPModel, folder)

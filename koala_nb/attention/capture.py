@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +19,8 @@ from torch.nn import functional
 
 from koala_nb.attention.buffers import Batch, Source, layer_grid, matches_prefix
 from koala_nb.attention.maps import Attention, words_of
-from koala_nb.generation import fast
-from koala_nb.generation.generate import embed
+from koala_nb.core.errors import nearest
+from koala_nb.generation.generate import ON_RETRY, embed
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -90,12 +89,12 @@ def capture_attention(
         for name, processor in capture.processors().items():
             modules[name].set_processor(processor)
         unet.conv_in = PassCounter(first, capture)
-        fast.ATTEMPTS.append(capture.mark)
+        ON_RETRY.append(capture.mark)
         yield capture.attention
         capture.check_complete()
     finally:
-        if capture.mark in fast.ATTEMPTS:
-            fast.ATTEMPTS.remove(capture.mark)
+        if capture.mark in ON_RETRY:
+            ON_RETRY.remove(capture.mark)
         unet.conv_in = first
         for name, processor in original.items():
             modules[name].set_processor(processor)
@@ -130,8 +129,7 @@ def _choose_layers(
     for prefix in prefixes or ():
         if not any(matches_prefix(name, prefix) for name in every):
             parts = {n.rsplit(".", cut)[0] for n in every for cut in range(n.count(".") + 1)}
-            near = get_close_matches(prefix, sorted(parts), 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = nearest(prefix, sorted(parts))
             raise CannotCapture(f"No attention layer of this U-Net is, or is in, {prefix!r}.{hint}")
     chosen = {n: m for n, m in every.items() if prefixes is None or matches_prefix(n, prefixes)}
     for name, module in chosen.items():

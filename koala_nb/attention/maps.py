@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from koala_nb.attention.buffers import Batch, matches_prefix
+from koala_nb.core.errors import nearest
 from koala_nb.core.files import write_atomic
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ class WordMaps:
         parts, texts = phrase.lower().split(), self.texts
         starts = [i for i in range(len(texts)) if texts[i : i + len(parts)] == parts]
         if not parts or len(starts) < occurrence:
-            near = get_close_matches(phrase.lower(), texts, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" It has: {', '.join(texts)}."
+            hint = nearest(phrase, texts) or f" It has: {', '.join(texts)}."
             times = "" if occurrence == 1 else f" {occurrence} times"
             raise ValueError(f"{phrase!r} is not in the prompt{times}.{hint}")
         first = starts[occurrence - 1]

@@ -4,10 +4,11 @@ import shutil
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 DTYPES = {
     "float16": "float16",
@@ -38,19 +39,19 @@ def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
             _warn_cpu_only_torch()
         return torch.device(next(k for k in ("cuda", "mps", "cpu") if have[k]))
     try:
-        asked = torch.device(device)
+        chosen = torch.device(device)
     except (RuntimeError, TypeError):
-        asked = None
+        chosen = None
     available = [k for k, there in have.items() if there]
-    if asked is None or asked.type not in have:
+    if chosen is None or chosen.type not in have:
         raise ValueError(f"Unknown device {device!r}: use one of {', '.join(available)}.")
-    beyond = asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count()
-    if not have[asked.type] or beyond:
+    no_such_gpu = chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()
+    if not have[chosen.type] or no_such_gpu:
         raise ValueError(
-            f"Device {str(asked)!r} is not available to torch {torch.__version__} here: "
+            f"Device {str(chosen)!r} is not available to torch {torch.__version__} here: "
             f"use {' or '.join(available)}, or install a torch built for it."
         )
-    return asked
+    return chosen
 
 
 def pick_dtype(dtype: "str | torch.dtype | None", device: "torch.device") -> "torch.dtype":
@@ -91,7 +92,7 @@ def plan_memory(sizes: list[float], free: float, area: float) -> tuple[bool, str
     return True, "model" if free >= max(sizes) + ROOM_TILED_GB * area else "sequential"
 
 
-def gigabytes(part: Any) -> float:
+def gigabytes(part: "nn.Module") -> float:
     """Size of a module's weights in GB."""
     return sum(p.numel() * p.element_size() for p in part.parameters()) / 1e9
 

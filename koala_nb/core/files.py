@@ -8,8 +8,8 @@ import os
 import platform
 import socket
 import subprocess
-import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +32,13 @@ def versions() -> dict[str, str | None]:
     """Versions of Python, this package and the libraries that draw; None where not installed."""
     from koala_nb import __version__
 
-    found: dict[str, str | None] = {"koala_nb": __version__, "python": platform.python_version()}
+    known: dict[str, str | None] = {"koala_nb": __version__, "python": platform.python_version()}
     for library in _LIBRARIES:
         try:
-            found[library] = importlib.metadata.version(library)
+            known[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
-            found[library] = None
-    return found
+            known[library] = None
+    return known
 
 
 def environment(device: str | None = None) -> dict[str, Any]:
@@ -64,12 +64,9 @@ def device_name(device: str) -> str:
     """The device's own name: that of the GPU, "Apple GPU" or that of the processor family."""
     import torch
 
-    kind = torch.device(device)
-    if kind.type == "cuda":
-        return torch.cuda.get_device_name(kind)
-    if kind.type == "mps":
-        return "Apple GPU"
-    return f"CPU {platform.machine()}"
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    return "Apple GPU" if device.startswith("mps") else f"CPU {platform.machine()}"
 
 
 @cache
@@ -108,7 +105,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, sync: bool = Fals
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        _remove(temporary)
+        with suppress(OSError):  # it was never made
+            temporary.unlink()
         if not isinstance(error, OSError):
             raise
         why = error.strerror or str(error) or type(error).__name__
@@ -116,13 +114,6 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, sync: bool = Fals
             f"{path} cannot be written ({why}): free some space, or write to another folder."
         ) from error
     return path
-
-
-def _remove(file: Path) -> None:
-    try:
-        file.unlink()
-    except OSError:  # it was never made
-        pass
 
 
 def make_folder(folder: Path) -> None:
@@ -136,25 +127,16 @@ def make_folder(folder: Path) -> None:
 
 
 def clean_temporary(folder: str | os.PathLike[str]) -> None:
-    """Remove what an interrupted `write_atomic` left in a folder (not in its subfolders).
+    """Remove what an interrupted `write_atomic` of this machine left in a folder (no subfolders).
 
-    What another process that is there, or another machine in the last hour, writes is left alone.
+    What another process that is there, or another machine, writes is left alone.
     """
-    for left in Path(folder).glob(".*.tmp"):
-        if _is_left(left):
-            left.unlink(missing_ok=True)
-
-
-def _is_left(file: Path) -> bool:
     import psutil
 
-    machine, _, number = file.name.removesuffix(".tmp").rpartition(".")[2].rpartition("-")
-    try:
-        if machine == _machine():
-            return int(number) == os.getpid() or not psutil.pid_exists(int(number))
-        return time.time() - file.stat().st_mtime > 3600
-    except (OSError, ValueError):  # gone by now, or none of ours
-        return False
+    for file in Path(folder).glob(f".*.{_machine()}-*.tmp"):
+        number = file.stem.rpartition("-")[2]
+        if number.isdigit() and (int(number) == os.getpid() or not psutil.pid_exists(int(number))):
+            file.unlink(missing_ok=True)
 
 
 @cache
@@ -167,6 +149,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """Write one JSON value, indented, atomically."""
     text = json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False)
     return write_atomic(path, f"{text}\n".encode("ascii"), sync=True)
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object from a file. Raises OSError naming the file that is absent or damaged."""
+    try:
+        value = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror}): restore it.") from None
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"{path} is not readable JSON ({error}): restore it.") from None
+    if not isinstance(value, dict):
+        raise OSError(f"{path} is not a JSON object: restore it.")
+    return value
 
 
 def write_lines(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> Path:

@@ -7,7 +7,6 @@ the self-attention modules instead of those of whole blocks.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from koala_nb.core.errors import unknown_name
 from koala_nb.models.unet import costs, layers_per_block, stage_of, teacher_name, weight_map
 
 # Which modules' outputs a student imitates; names as in diffusers' U-Nets.
@@ -77,9 +77,7 @@ def feature_pairs(
 
 def _known(name: str, names: list[str], what: str) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(names)}.")
+        raise unknown_name(what, name, names)
 
 
 class FeatureHooks:

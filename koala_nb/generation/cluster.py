@@ -2,6 +2,7 @@
 
 A run is cut into chunks of whole batches by the work alone, so that workers, however many and in
 whatever order, write the bytes that one process would. What is on the disk is never drawn again.
+Dask schedules the chunks, watches the workers, and gives what a lost one had to another.
 """
 
 from __future__ import annotations
@@ -12,24 +13,36 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koala_nb.core import catalog, files
 from koala_nb.core.devices import empty_cache
 from koala_nb.core.files import short
 from koala_nb.generation import generate as generation
-from koala_nb.generation import plan as plans
-from koala_nb.generation import run_folder, shards
-from koala_nb.generation.plan import Plan
+from koala_nb.generation import run_folder
+from koala_nb.generation.plan import Plan, Settings, make_plan
 from koala_nb.models import load
 
 if TYPE_CHECKING:
     from distributed import Client
 
-RECIPE = ("steps", "guidance", "height", "width", "batch_size", "timestep_spacing")
+    from koala_nb.models.load import Pipeline
+
 _DRAWING = threading.Lock()  # a pipeline cannot draw in two threads
-_HELD: dict[tuple[Any, ...], Any] = {}  # in each worker's process: its one pipeline, by source
+
+
+class Source(NamedTuple):
+    """What each worker loads, once."""
+
+    model: str
+    device: str | None
+    dtype: str | None
+    revision: str | None
+
+
+_LOADED: dict[Source, Pipeline] = {}  # in each worker's process: its one pipeline
 
 
 def generate(
@@ -43,15 +56,15 @@ def generate(
     dtype: str | None = None,
     revision: str | None = None,
     progress: bool = True,
-    **recipe: Any,
+    **settings: Any,
 ) -> Path:
     """Draw every prompt with every seed on the client's workers; returns the run's folder.
 
-    `model`, `device`, `dtype` and `revision` as for `load`, which each worker calls once; `recipe`
-    as for `generate.generate`. Client and workers must see the same folder `out`, whose layout
-    `shards` tells. The work of a lost worker is done by another, and the same call goes on after
-    any interruption. Raises ValueError for a bad argument or a folder with other settings, and
-    OSError, naming the worker, where weights are missing or differ.
+    `model`, `device`, `dtype` and `revision` as for `load`, which each worker calls once;
+    `settings` as for `generate.generate`. Client and workers must see the same folder `out`, whose
+    layout `run_folder` tells. The work of a lost worker is done by another, and the same call goes
+    on after any interruption. Raises ValueError for a bad argument or a folder with other
+    settings, and OSError, naming the worker, where weights are missing or differ.
     """
     distributed = _distributed()
     if not isinstance(client, distributed.Client):
@@ -59,42 +72,34 @@ def generate(
             f"client must be a dask.distributed.Client, not {short(client)}: use `with "
             "cluster.local(2) as client`."
         )
-    if unknown := recipe.keys() - {*RECIPE, "negative_prompt"}:
-        raise ValueError(f"generate has no argument {min(unknown)}: use {', '.join(RECIPE)}.")
+    known = [setting.name for setting in fields(Settings)]
+    if unknown := settings.keys() - known:
+        raise ValueError(f"generate has no argument {min(unknown)}: use {', '.join(known)}.")
     folder = run_folder.folder_at(out).resolve()
-    source = (_name(model), device, dtype, revision)
+    source = Source(_name(model), device, dtype, revision)
     with _sentences(distributed):
-        asked = client.submit(_prepare, source, prompts, seeds, recipe, pure=False)
-        plan, base, alike, heard = asked.result()
-        for message in heard:
+        arguments = (source, prompts, seeds, Settings(**settings))
+        plan, base, common, messages = client.submit(_prepare, *arguments, pure=False).result()
+        for message in messages:
             warnings.warn(message, stacklevel=2)
-        run_folder.open_folder(folder, {**base, "device": alike["device"]}, plan)
-        chunks = shards.split(plan)
-        todo = shards.unfinished(folder, chunks)
-        run_folder.check_space(folder, plan, sum(len(chunks[i].requests) for i in todo))
-        _draw_all(client, source, alike, folder, chunks, todo, progress)
+        run_folder.open_folder(folder, {**base, "device": common["device"]}, plan)
+        chunks = run_folder.split_plan(plan)
+        todo = {i: chunks[i] for i in run_folder.unfinished_chunks(folder, chunks)}
+        left = sum(len(chunk.requests) for chunk in todo.values())
+        run_folder.check_space(folder, plan, left)
+        shared = {"source": source, "common": common, "folder": folder}
+        futures = client.map(_draw, [*todo], [*todo.values()], **shared, pure=False)
+        _wait(client, futures, len(plan.requests), left, progress)
     run_folder.clean(folder)  # of what killed workers left
     return folder
 
 
-def _draw_all(
-    client: Client,
-    source: tuple[Any, ...],
-    alike: dict[str, Any],
-    folder: Path,
-    chunks: list[Plan],
-    todo: list[int],
-    progress: bool,
-) -> None:
+def _wait(client: Client, futures: list[Any], total: int, left: int, progress: bool) -> None:
     from distributed import as_completed
     from tqdm import tqdm
 
-    total = sum(len(chunk.requests) for chunk in chunks)
-    left = sum(len(chunks[i].requests) for i in todo)
-    futures = [client.submit(_draw, source, alike, folder, i, chunks[i], pure=False) for i in todo]
-    bar = tqdm(total=total, initial=total - left, unit="image", disable=not progress)
     try:
-        with bar:
+        with tqdm(total=total, initial=total - left, unit="image", disable=not progress) as bar:
             for future in as_completed(futures, loop=client.loop):
                 bar.update(future.result())
     finally:
@@ -167,18 +172,18 @@ def _name(model: str | Path) -> str:
     return name if "/" in name else catalog.find(name).name
 
 
-def _load(source: tuple[Any, ...]) -> Any:
+def _load(source: Source) -> Pipeline:
     """The pipeline of a source; there is never a second one beside it in a worker's memory."""
-    if source not in _HELD:
-        _HELD.clear()
+    if source not in _LOADED:
+        _LOADED.clear()
         empty_cache()
         model, device, dtype, revision = source
         try:
-            _HELD[source] = load.load(model, device=device, dtype=dtype, revision=revision)
+            _LOADED[source] = load.load(model, device=device, dtype=dtype, revision=revision)
         except (OSError, ValueError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{_worker()}: {error}") from None
-    return _HELD[source]
+    return _LOADED[source]
 
 
 def _worker() -> str:
@@ -189,29 +194,27 @@ def _worker() -> str:
 
 
 def _prepare(
-    source: tuple[Any, ...], prompts: Any, seeds: Any, recipe: dict[str, Any]
+    source: Source, prompts: Any, seeds: Any, settings: Settings
 ) -> tuple[Plan, dict[str, Any], dict[str, Any], list[str]]:
     """On a worker: the plan, the run's settings, what workers must agree on, and warnings."""
     with _DRAWING:
         pipe = _load(source)
-        given = {**dict.fromkeys(RECIPE), "negative_prompt": plans.RECIPE, **recipe}
-        given |= {"prompts": prompts, "seeds": seeds}
-        plan = plans.make_plan(pipe, load.model_info(pipe), given)
-        base, _, heard = _look(pipe, plan)
-    return plan, base, _alike(base), heard
+        plan = make_plan(pipe, prompts, seeds, settings)
+        base, _, messages = _look(pipe, plan)
+    return plan, base, _common(base), messages
 
 
-def _look(pipe: Any, plan: Plan) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+def _look(pipe: Pipeline, plan: Plan) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Settings, what the encoder does not read of which prompts, and the warning of it."""
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         unread = generation.find_unread(pipe, plan)
     with generation.spacing(pipe, plan.timestep_spacing):
-        base = generation.settings_of(pipe, load.model_info(pipe), plan)
-    return base, unread, [str(warning.message) for warning in heard]
+        base = generation.settings_of(pipe, plan)
+    return base, unread, [str(warning.message) for warning in caught]
 
 
-def _alike(base: dict[str, Any]) -> dict[str, Any]:
+def _common(base: dict[str, Any]) -> dict[str, Any]:
     """What all workers must have in common, since it can change an image."""
     import torch
 
@@ -220,25 +223,22 @@ def _alike(base: dict[str, Any]) -> dict[str, Any]:
     return {**base, "device": device, **threads, **files.versions()}
 
 
-def _draw(
-    source: tuple[Any, ...], alike: dict[str, Any], folder: Path, number: int, plan: Plan
-) -> int:
+def _draw(number: int, plan: Plan, *, source: Source, common: dict[str, Any], folder: Path) -> int:
     """On a worker: draw what is missing of a chunk and write its records; returns its length."""
     with _DRAWING:
         pipe = _load(source)
         base, unread, _ = _look(pipe, plan)
-        here = _alike(base)
-        for key in alike:
-            if here.get(key) != alike[key]:
+        here = _common(base)
+        for key in common:
+            if here.get(key) != common[key]:
                 raise OSError(
                     f"{_worker()} has {key} {short(here.get(key))} where another has "
-                    f"{short(alike[key])}: give all workers the same, or images would differ."
+                    f"{short(common[key])}: give all workers the same, or images would differ."
                 )
         with generation.spacing(pipe, plan.timestep_spacing):
-            drawn, _ = generation.fill(pipe, plan, base, unread, folder, progress=False)
-    asked = plan.requests
-    records = [drawn.get(r) or files.read_record(folder / r.file) for r in asked]
-    shards.write(folder, number, records)
+            drawn, _ = generation.generate_missing(pipe, plan, base, unread, folder, False)
+    records = [drawn.get(r) or files.read_record(folder / r.file) for r in plan.requests]
+    run_folder.write_chunk(folder, number, records)
     return len(records)
 
 
@@ -264,6 +264,6 @@ def _distributed() -> Any:
         import distributed.scheduler
     except ImportError:
         raise ValueError(
-            f"Several workers need dask.distributed, which is missing: {shards.INSTALL}."
+            f"Several workers need dask.distributed, which is missing: {run_folder.INSTALL}."
         ) from None
     return distributed

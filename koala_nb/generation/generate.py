@@ -1,5 +1,6 @@
 """Prompts x seeds -> images, each with a complete record."""
 
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -7,20 +8,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from koala_nb.core import files
-from koala_nb.generation import fast, run_folder
-from koala_nb.generation.decoding import decode
-from koala_nb.generation.plan import RECIPE, Plan, Request, default_batch_size, make_plan
-from koala_nb.generation.run_folder import Clock, Drawn, Run
-from koala_nb.models.load import ModelInfo, model_info
+from koala_nb.core.devices import empty_cache, is_out_of_memory
+from koala_nb.generation import run_folder
+from koala_nb.generation.plan import RECIPE, Plan, Request, Settings, default_batch_size, make_plan
+from koala_nb.generation.run_folder import BatchTimer, BatchTimes, Run
+from koala_nb.models.load import model_info
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+    from torch import nn
 
     from koala_nb.models.load import Pipeline
+
+    Decoded = list[tuple[Image.Image, dict[str, Any]]]  # images, and how each was decoded
+
+Item = TypeVar("Item")
+Drawn = TypeVar("Drawn")
+# Each is called before an attempt to draw; what it returns is called where memory ran out.
+ON_RETRY: list[Callable[[], Callable[[], None]]] = []
 
 
 def generate(
@@ -45,18 +54,23 @@ def generate(
     device, in any batch. With `out` the images go to a folder which the same call resumes after
     an interruption. Raises ValueError for a bad argument or a folder with other settings.
     """
-    told = model_info(pipe)
     folder = None if out is None else run_folder.folder_at(out)
-    plan = make_plan(pipe, told, locals())
+    settings = Settings(
+        negative_prompt, steps, guidance, height, width, batch_size, timestep_spacing
+    )
+    plan = make_plan(pipe, prompts, seeds, settings)
     unread = find_unread(pipe, plan)
     with spacing(pipe, plan.timestep_spacing):
-        base = settings_of(pipe, told, plan)
+        base = settings_of(pipe, plan)
         if folder is None:
             return _run_in_memory(pipe, plan, base, unread, progress)
-        return _run_in_folder(pipe, plan, base, unread, folder, progress)
+        device = base["device"].split(":")[0]  # which GPU of several does not matter
+        run_folder.open_folder(folder, {**base, "device": device}, plan)
+        _, batches = generate_missing(pipe, plan, base, unread, folder, progress)
+    return run_folder.close_folder(folder, plan.requests, batches)
 
 
-def find_unread(pipe: Any, plan: Plan) -> dict[str, str]:
+def find_unread(pipe: "Pipeline", plan: Plan) -> dict[str, str]:
     """Prompts longer than the text encoder reads -> what it does not; one warning of them all."""
     tokenizer = pipe.tokenizer
     limit = tokenizer.model_max_length
@@ -75,36 +89,33 @@ def find_unread(pipe: Any, plan: Plan) -> dict[str, str]:
     return lost
 
 
-def settings_of(pipe: Any, told: ModelInfo, plan: Plan) -> dict[str, Any]:
+def settings_of(pipe: "Pipeline", plan: Plan) -> dict[str, Any]:
     """What determines the images, in the order in which a difference is reported."""
-    config = pipe.scheduler.config
+    info = model_info(pipe)
+    # Tiles, which change the image a little, count only where it is larger than one.
+    latent = max(plan.height, plan.width) // pipe.vae_scale_factor
+    tiling = bool(pipe.vae.use_tiling) and latent > pipe.vae.tile_latent_min_size
     return {
-        "system": told.name,
-        "source": told.source,
-        "revision": told.revision,
-        "variant": told.variant,
-        "domain": told.domain,
+        "system": info.name,
+        "source": info.source,
+        "revision": info.revision,
+        "variant": info.variant,
+        "domain": info.domain,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "device": str(pipe._execution_device),
         "scheduler": type(pipe.scheduler).__name__,
-        "timestep_spacing": config.get("timestep_spacing"),
+        "timestep_spacing": pipe.scheduler.config.get("timestep_spacing"),
         "steps": plan.steps,
         "guidance": plan.guidance,
         "negative_prompt": plan.negative_prompt,
         "height": plan.height,
         "width": plan.width,
-        "vae_tiling": _tiles(pipe, plan),
+        "vae_tiling": tiling,
     }
 
 
-def _tiles(pipe: Any, plan: Plan) -> bool:
-    """Whether the VAE decodes in tiles at this size, which changes the image a little."""
-    latent = max(plan.height, plan.width) // pipe.vae_scale_factor
-    return bool(pipe.vae.use_tiling) and latent > pipe.vae.tile_latent_min_size
-
-
 def _record(
-    base: dict[str, Any], unread: dict[str, str], request: Request, how: dict[str, Any]
+    base: dict[str, Any], unread: dict[str, str], request: Request, decoding: dict[str, Any]
 ) -> dict[str, Any]:
     cut = {"prompt_unread": unread[request.prompt]} if request.prompt in unread else {}
     return {
@@ -114,7 +125,7 @@ def _record(
         "seed": request.seed,
         **cut,
         **base,
-        **how,
+        **decoding,
         "banner": files.banner(base["domain"]),
         "device_name": files.device_name(base["device"]),
         **files.versions(),
@@ -122,35 +133,33 @@ def _record(
 
 
 def _run_in_memory(
-    pipe: Any, plan: Plan, base: dict[str, Any], unread: dict[str, str], progress: bool
+    pipe: "Pipeline", plan: Plan, base: dict[str, Any], unread: dict[str, str], progress: bool
 ) -> Run:
+    import pandas as pd
+
     images, records = [], []
-    clock = Clock()
+    timer = BatchTimer()
     with _bar(len(plan.requests), progress) as advance:
-        for batch, drawn in _draw(pipe, plan, plan.batches()):
-            for request, (image, how) in zip(batch, drawn):
+        for batch, decoded in _draw(pipe, plan, plan.batches()):
+            for request, (image, decoding) in zip(batch, decoded):
                 images.append(image)
-                records.append(_record(base, unread, request, how))
+                records.append(_record(base, unread, request, decoding))
             advance(len(batch))
-            clock.lap(len(batch))
-    return run_folder.memory_run(images, records, clock.drawn())
+            timer.tick(len(batch))
+    return Run(images, pd.DataFrame(records), None, timer.batches())
 
 
-def _run_in_folder(
-    pipe: Any, plan: Plan, base: dict[str, Any], unread: dict[str, str], out: Path, progress: bool
-) -> Run:
-    device = base["device"].split(":")[0]  # which GPU of several does not matter
-    run_folder.open_folder(out, {**base, "device": device}, plan)
-    _, drawn = fill(pipe, plan, base, unread, out, progress)
-    return run_folder.folder_run(out, run_folder.close_folder(out, plan.requests), drawn)
-
-
-def fill(
-    pipe: Any, plan: Plan, base: dict[str, Any], unread: dict[str, str], out: Path, progress: bool
-) -> tuple[dict[Request, dict[str, Any]], Drawn | None]:
+def generate_missing(
+    pipe: "Pipeline",
+    plan: Plan,
+    base: dict[str, Any],
+    unread: dict[str, str],
+    out: Path,
+    progress: bool,
+) -> tuple[dict[Request, dict[str, Any]], BatchTimes | None]:
     """Draw what is missing of a plan's images into an open run's folder.
 
-    Returns the records of what was missing, and what was drawn for it; None where nothing was.
+    Returns the records of what was missing, and the batches drawn for it; None where none was.
     """
     todo = run_folder.missing(out, plan.requests)
     run_folder.check_space(out, plan, len(todo))
@@ -159,21 +168,21 @@ def fill(
     # A batch with one image missing is drawn whole, as before, and only the missing is written.
     batches = [batch for batch in plan.batches() if todo.intersection(batch)]
     records = {}
-    clock = Clock()
+    timer = BatchTimer()
     with _bar(len(todo), progress) as advance, ThreadPoolExecutor(1) as writer:
         writing: list[Future[Any]] = []
-        for batch, drawn in _draw(pipe, plan, iter(batches)):
-            _finish(writing)  # so that no more than two batches are held
+        for batch, decoded in _draw(pipe, plan, iter(batches)):
+            _finish(writing)  # so that no more than two batches wait
             writing = []
-            for request, (image, how) in zip(batch, drawn):
+            for request, (image, decoding) in zip(batch, decoded):
                 if request in todo:
-                    records[request] = _record(base, unread, request, how)
+                    record = records[request] = _record(base, unread, request, decoding)
                     file = out / request.file
-                    writing.append(writer.submit(files.save_png, image, file, records[request]))
+                    writing.append(writer.submit(files.save_png, image, file, record))
             advance(len(writing))
-            clock.lap(len(batch))
+            timer.tick(len(batch))
         _finish(writing)
-    return records, clock.drawn()
+    return records, timer.batches()
 
 
 def _finish(writing: "list[Future[Any]]") -> None:
@@ -194,7 +203,7 @@ def _bar(total: int, progress: bool) -> Iterator[Callable[[int], Any]]:
 
 
 @contextmanager
-def spacing(pipe: Any, timestep_spacing: str | None) -> Iterator[None]:
+def spacing(pipe: "Pipeline", timestep_spacing: str | None) -> Iterator[None]:
     """Give the pipeline another timestep spacing for a while."""
     before = pipe.scheduler
     if timestep_spacing is not None:
@@ -207,43 +216,44 @@ def spacing(pipe: Any, timestep_spacing: str | None) -> Iterator[None]:
 
 
 def _draw(
-    pipe: Any, plan: Plan, batches: Iterator[tuple[Request, ...]]
-) -> Iterator[tuple[tuple[Request, ...], "list[tuple[Image.Image, dict[str, Any]]]"]]:
+    pipe: "Pipeline", plan: Plan, batches: Iterator[tuple[Request, ...]]
+) -> "Iterator[tuple[tuple[Request, ...], Decoded]]":
     """Each batch with its images and how they were decoded; in halves where memory runs out."""
 
     @lru_cache(maxsize=64)
     def encode(text: str | None) -> "list[torch.Tensor]":
         return embed(pipe, text)
 
-    def together(
-        requests: Sequence[Request],
-    ) -> "list[tuple[Image.Image, dict[str, Any]]]":
+    def draw_together(requests: Sequence[Request]) -> "Decoded":
         return _draw_together(pipe, plan, requests, encode)
 
-    draw = fast.Halving(together)
-    with fast.cpu_kernels(pipe):
+    draw = SmallerBatches(draw_together)
+    with cpu_kernels(pipe):
         for batch in batches:
-            drawn = draw(batch)
-            if draw.most is not None:
-                for _, how in drawn:
-                    how["batch_halved_to"] = draw.most
-            yield batch, drawn
+            decoded = draw(batch)
+            if draw.limit is not None:
+                for _, decoding in decoded:
+                    decoding["batch_halved_to"] = draw.limit
+            yield batch, decoded
 
 
 def _draw_together(
-    pipe: Any, plan: Plan, batch: Sequence[Request], encode: Callable[[str | None], Any]
-) -> "list[tuple[Image.Image, dict[str, Any]]]":
+    pipe: "Pipeline",
+    plan: Plan,
+    batch: Sequence[Request],
+    encode: "Callable[[str | None], list[torch.Tensor]]",
+) -> "Decoded":
     import torch
 
     is_xl = hasattr(pipe, "text_encoder_2")
     with torch.no_grad():
-        asked = [encode(r.prompt) for r in batch]
-        named = {"prompt_embeds": 0, **({"pooled_prompt_embeds": 1} if is_xl else {})}
-        inputs = {k: torch.cat([e[i] for e in asked]) for k, i in named.items()}
+        embeddings = [encode(r.prompt) for r in batch]
+        names = ["prompt_embeds", "pooled_prompt_embeds"][: 1 + is_xl]
+        inputs = {k: torch.cat([e[i] for e in embeddings]) for i, k in enumerate(names)}
         if plan.guidance > 1:  # as in diffusers: no unconditional half otherwise
-            against = _negative(pipe, plan.negative_prompt, encode, asked[0])
-            for key, i in named.items():
-                inputs[f"negative_{key}"] = torch.cat([against[i]] * len(batch))
+            negative = _negative(pipe, plan.negative_prompt, encode, embeddings[0])
+            for i, name in enumerate(names):
+                inputs[f"negative_{name}"] = torch.cat([negative[i]] * len(batch))
         generators = [torch.Generator("cpu").manual_seed(r.seed) for r in batch]
         latents = pipe(
             **inputs,
@@ -256,24 +266,27 @@ def _draw_together(
             output_type="latent",
         ).images
         at_once = default_batch_size(max(latents.shape[2:]), latents.device.type)
-        drawn = [one for part in latents.split(at_once) for one in decode(pipe, part)]
+        decoded = [one for part in latents.split(at_once) for one in decode(pipe, part)]
         pipe.maybe_free_model_hooks()
-    return drawn
+    return decoded
 
 
-def embed(pipe: Any, text: str | None) -> "list[torch.Tensor]":
+def embed(pipe: "Pipeline", text: str | None) -> "list[torch.Tensor]":
     """Embeddings of one text, always alone in its batch, so that company cannot change them."""
-    found = pipe.encode_prompt(
+    embeddings = pipe.encode_prompt(
         prompt=text or "",
         device=pipe._execution_device,
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
     )
-    return [found[0], found[2]] if len(found) == 4 else [found[0]]
+    return [embeddings[0], embeddings[2]] if len(embeddings) == 4 else [embeddings[0]]
 
 
 def _negative(
-    pipe: Any, text: str | None, encode: Callable[[str | None], Any], like: "list[torch.Tensor]"
+    pipe: "Pipeline",
+    text: str | None,
+    encode: "Callable[[str | None], list[torch.Tensor]]",
+    like: "list[torch.Tensor]",
 ) -> "list[torch.Tensor]":
     """Embeddings of the negative prompt; zeros for None where the pipeline is made so."""
     if text is None and pipe.config.get("force_zeros_for_empty_prompt", False):
@@ -281,7 +294,7 @@ def _negative(
     return encode(text)
 
 
-def _noise(pipe: Any, plan: Plan, generators: "list[torch.Generator]") -> "torch.Tensor":
+def _noise(pipe: "Pipeline", plan: Plan, generators: "list[torch.Generator]") -> "torch.Tensor":
     """Starting noise, (n, channels, height, width) of the latents; the pipeline scales it."""
     import torch
 
@@ -289,3 +302,152 @@ def _noise(pipe: Any, plan: Plan, generators: "list[torch.Generator]") -> "torch
     shape = (1, pipe.unet.config.in_channels, plan.height // factor, plan.width // factor)
     noise = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
     return torch.cat(noise).to(pipe.unet.dtype)
+
+
+def decode(pipe: "Pipeline", latents: "torch.Tensor") -> "Decoded":
+    """Turn latents, (n, channels, h, w), into images, as the pipeline itself would.
+
+    SDXL's VAE can overflow in half precision and give a black image: such a one is decoded again
+    in float32. Beside each image stand `decoded_in`, the precision that counted, and `finite`,
+    which is False where even float32 gave no picture because the latent itself holds NaN.
+    """
+    import torch
+
+    dtype = decoding_dtype(pipe.vae, hasattr(pipe, "upcast_vae"))
+    images = []
+    for latent, pixels in zip(latents.split(1), _decode_in(pipe, latents, dtype).split(1)):
+        used = dtype
+        if used != torch.float32 and _is_broken(pixels):
+            used = torch.float32
+            pixels = _decode_in(pipe, latent, used)
+        finite = bool(torch.isfinite(pixels).all())
+        if not finite:
+            pixels = torch.nan_to_num(pixels, nan=-1.0)
+        image = pipe.image_processor.postprocess(pixels, output_type="pil")[0]
+        decoding = {"decoded_in": str(used).removeprefix("torch."), "finite": finite}
+        images.append((image, decoding))
+    return images
+
+
+def decoding_dtype(vae: "nn.Module", is_xl: bool) -> "torch.dtype":
+    """The precision that a VAE decodes in: its own, or float32 where SDXL's asks for it."""
+    import torch
+
+    upcast = is_xl and vae.dtype == torch.float16 and vae.config.force_upcast
+    return torch.float32 if upcast else vae.dtype
+
+
+def _is_broken(pixels: "torch.Tensor") -> bool:
+    """Whether decoded pixels, -1 to 1, hold NaN or infinity or are black all over."""
+    return not bool(pixels.isfinite().all()) or bool((pixels <= -1).all())
+
+
+def _decode_in(pipe: "Pipeline", latent: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    latent = unscale(pipe.vae.config, latent.to(dtype)).to(pipe._execution_device)
+    pixels = decode_latent(pipe.vae, latent, dtype)
+    watermark = getattr(pipe, "watermark", None)
+    return watermark.apply_watermark(pixels) if watermark is not None else pixels
+
+
+def decode_latent(vae: "nn.Module", latent: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    """Return what a VAE decodes in a precision, which is its own again afterwards."""
+    import torch
+
+    before = vae.dtype
+    if dtype != before:
+        vae.to(dtype=dtype)
+    try:
+        with torch.no_grad():
+            return vae.decode(latent.to(dtype), return_dict=False)[0]
+    finally:
+        if dtype != before:
+            vae.to(dtype=before)
+
+
+def unscale(config: Any, latent: "torch.Tensor") -> "torch.Tensor":
+    """Undo the scaling (and shift, where the VAE has one) that latents are drawn in."""
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return latent / config.scaling_factor
+    shape = (1, -1, 1, 1)
+    return latent * latent.new_tensor(std).view(shape) / config.scaling_factor + (
+        latent.new_tensor(mean).view(shape)
+    )
+
+
+@contextmanager
+def cpu_kernels(pipe: "Pipeline") -> Iterator[None]:
+    """Let a pipeline on a CPU use the faster routines for a while; elsewhere changes nothing.
+
+    Matrix products in float32 by oneDNN instead of MKL, which uses no more than AVX2 on AMD's
+    processors; the VAE's convolutions on channels-last weights. Results differ by rounding alone.
+    """
+    import torch
+
+    if pipe._execution_device.type != "cpu":  # where parts wait says nothing
+        yield
+        return
+    changed = [m for m in pipe.unet.modules() if _gains(m)]
+    try:
+        for module in changed:
+            module.forward = _onednn(module)
+        pipe.vae.to(memory_format=torch.channels_last)
+        yield
+    finally:
+        for module in changed:
+            del module.forward  # the class' own is below
+        pipe.vae.to(memory_format=torch.contiguous_format)
+
+
+def _gains(module: "nn.Module") -> bool:
+    """Whether a module is a plain float32 linear layer that oneDNN can compute here."""
+    import torch
+
+    return (
+        type(module) is torch.nn.Linear
+        and module.weight.dtype == torch.float32
+        and "forward" not in vars(module)  # somebody else's
+        and platform.machine().lower() in ("x86_64", "amd64")
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _onednn(layer: "nn.Module") -> "Callable[[torch.Tensor], torch.Tensor]":
+    import torch
+
+    product = torch.ops.mkldnn._linear_pointwise  # what torch.compile itself calls
+
+    def forward(x: "torch.Tensor") -> "torch.Tensor":
+        if torch.is_grad_enabled():  # it has no gradient
+            return torch.nn.functional.linear(x, layer.weight, layer.bias)
+        return product(x, layer.weight, layer.bias, "none", [], "")
+
+    return forward
+
+
+class SmallerBatches(Generic[Item, Drawn]):
+    """Draws batches whole, or in halves (of halves ...) from where memory ran out."""
+
+    def __init__(self, draw: Callable[[Sequence[Item]], list[Drawn]]) -> None:
+        self.draw = draw
+        self.limit: int | None = None  # images at once; None: never ran out
+
+    def __call__(self, batch: Sequence[Item]) -> list[Drawn]:
+        """Return what `draw` makes of a batch, in order. Its error, if one image does not fit."""
+        drawn: list[Drawn] = []
+        while len(drawn) < len(batch):
+            todo = batch[len(drawn) :][: self.limit or len(batch)]
+            undo = [begin() for begin in ON_RETRY]
+            try:
+                drawn += self.draw(todo)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if len(todo) == 1 or not is_out_of_memory(error):
+                    raise
+            # Here the error is gone, and with it the tensors that its traceback held.
+            self.limit = len(todo) // 2
+            for restore in undo:
+                restore()
+            empty_cache()
+        return drawn

@@ -3,23 +3,48 @@
 import operator
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from itertools import islice
 from math import inf, lcm
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from koala_nb.core.files import short
-from koala_nb.models.load import ModelInfo, call_default
+from koala_nb.models.load import call_default, model_info
+
+if TYPE_CHECKING:
+    from koala_nb.models.load import Pipeline
 
 SPACINGS = ("leading", "trailing", "linspace")
-RECIPE: Any = object()  # "as the recipe says", since None is a negative prompt of its own
+
+
+class _Default(Enum):
+    """Stands for what is not given; unlike an object, the same in another process."""
+
+    RECIPE = "as the recipe says"
+
+
+RECIPE: Any = _Default.RECIPE  # of a negative prompt, since None is one of its own
 MAX_SEED = 2**63 - 1
 MAX_GUIDANCE = 1000  # far above use; much more overflows and draws nothing
 MAX_IMAGES = 5_000_000  # of a run, whose plan is held in memory
 IMAGES = "images"
 FLAT, PER_PART = 5000, 1000  # a run of more than FLAT images has sub-folders of PER_PART
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are drawn, unchecked; None: as the recipe says, else the pipeline's own call."""
+
+    negative_prompt: str | None = RECIPE
+    steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+    batch_size: int | None = None
+    timestep_spacing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +85,7 @@ class Plan:
         for start in range(0, len(self.requests), self.batch_size):
             yield self.requests[start : start + self.batch_size]
 
-    def asked(self) -> dict[str, Any]:
+    def requested(self) -> dict[str, Any]:
         """Prompts, the seeds of each, and the batch size, for a run's settings."""
         prompts = {r.index: r.prompt for r in self.requests}
         seeds: dict[int, list[int]] = {index: [] for index in prompts}
@@ -73,42 +98,42 @@ class Plan:
         }
 
 
-def make_plan(pipe: Any, told: ModelInfo, given: dict[str, Any]) -> Plan:
-    """Check the arguments of `generate` and fill in the recipe. Raises ValueError."""
-    recipe = told.recipe
+def make_plan(
+    pipe: "Pipeline",
+    prompts: str | Sequence[str],
+    seeds: Sequence[int] | Sequence[Sequence[int]],
+    settings: Settings,
+) -> Plan:
+    """Check what is asked of `generate` and fill in the recipe. Raises ValueError."""
+    info = model_info(pipe)
 
     def pick(name: str, argument: str) -> Any:
-        for value in (given[name], getattr(recipe, name)):
+        for value in (getattr(settings, name), getattr(info.recipe, name)):
             if value is not None:
                 return value
         return call_default(pipe, argument)
 
-    own = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    default = pipe.unet.config.sample_size * pipe.vae_scale_factor
     height, width = pick("height", "height"), pick("width", "width")
-    height = _size(pipe, "height", own if height is None else height)
-    width = _size(pipe, "width", own if width is None else width)
-    negative = given["negative_prompt"]
-    negative = recipe.negative_prompt if negative is RECIPE else negative
+    height = _size(pipe, "height", default if height is None else height)
+    width = _size(pipe, "width", default if width is None else width)
+    negative = settings.negative_prompt
+    negative = info.recipe.negative_prompt if negative is RECIPE else negative
     if negative is not None:
         _check_prompt("negative_prompt", negative)
     steps = _whole("steps", pick("steps", "num_inference_steps"), 1, 1000)
-    guidance = pick("guidance", "guidance_scale")
-    is_number = isinstance(guidance, Real) and not isinstance(guidance, bool)
-    if not is_number or not 0 <= guidance < inf:
-        raise ValueError(f"guidance must be a number of at least 0, not {short(guidance)}.")
-    if guidance > MAX_GUIDANCE:
-        raise ValueError(f"guidance must be at most {MAX_GUIDANCE}, not {short(guidance)}.")
-    batch = given["batch_size"]
+    guidance = _guidance(pick("guidance", "guidance_scale"))
+    batch = settings.batch_size
     if batch is None:
-        batch = default_batch_size(max(height, width) // pipe.vae_scale_factor, told.device)
+        batch = default_batch_size(max(height, width) // pipe.vae_scale_factor, info.device)
     batch = _whole("batch_size", batch, 1, 4096)
-    spacing = given["timestep_spacing"]
+    spacing = settings.timestep_spacing
     if spacing is not None and spacing not in SPACINGS:
         raise ValueError(
             f"timestep_spacing must be one of {', '.join(SPACINGS)}, not {short(spacing)}."
         )
-    requests = _requests(given["prompts"], given["seeds"])
-    return Plan(requests, negative, steps, float(guidance), height, width, batch, spacing)
+    requests = _requests(prompts, seeds)
+    return Plan(requests, negative, steps, guidance, height, width, batch, spacing)
 
 
 def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
@@ -125,13 +150,13 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
     nested = [hasattr(s, "__iter__") for s in lists]
     if any(nested) and not all(nested):
         raise ValueError("seeds mixes numbers and lists: give numbers, or one list a prompt.")
-    lists = [_listed(own) for own in lists] if any(nested) else [lists] * len(texts)
+    lists = [_listed(numbers) for numbers in lists] if any(nested) else [lists] * len(texts)
     if len(lists) != len(texts):
         raise ValueError(f"seeds holds {len(lists)} lists for {len(texts)} prompts: give one each.")
     _check_number(sum(map(len, lists)))
     requests = []
-    for index, (text, own) in enumerate(zip(texts, lists)):
-        numbers = [_whole(f"seed of prompt {index}", s, 0, MAX_SEED) for s in own]
+    for index, (text, values) in enumerate(zip(texts, lists)):
+        numbers = [_whole(f"seed of prompt {index}", s, 0, MAX_SEED) for s in values]
         if not numbers:
             raise ValueError(f"Prompt {index} has no seeds: give at least one.")
         if len(set(numbers)) < len(numbers):
@@ -145,9 +170,9 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
 
 def _listed(values: Iterable[Any]) -> list[Any]:
     """The values as a list, even where an iterator would never end."""
-    found = list(islice(values, MAX_IMAGES + 1))
-    _check_number(len(found))
-    return found
+    listed = list(islice(values, MAX_IMAGES + 1))
+    _check_number(len(listed))
+    return listed
 
 
 def _check_number(images: int) -> None:
@@ -171,6 +196,15 @@ def _check_prompt(what: str, text: Any) -> None:
         ) from None
 
 
+def _guidance(value: Any) -> float:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < inf:
+        raise ValueError(f"guidance must be a number of at least 0, not {short(value)}.")
+    if value > MAX_GUIDANCE:
+        raise ValueError(f"guidance must be at most {MAX_GUIDANCE}, not {short(value)}.")
+    return float(value)
+
+
 def _whole(what: str, value: Any, low: int, high: int) -> int:
     try:
         number = operator.index(value)
@@ -181,7 +215,7 @@ def _whole(what: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-def _size(pipe: Any, what: str, value: Any) -> int:
+def _size(pipe: "Pipeline", what: str, value: Any) -> int:
     factor = lcm(8, pipe.vae_scale_factor)  # diffusers asks for 8 in any case
     size = _whole(what, value, factor, 4096)
     if size % factor:

@@ -1,23 +1,32 @@
-"""A run's images and records, in memory or in a folder that the same call resumes."""
+"""A run's images and records, in memory or in a folder that the same call resumes.
 
+<run>/settings.json                  what determines the images; prompts and seeds
+<run>/images/*.png                   in runs of more than 5,000: images/00000/*.png, 1,000 each
+<run>/records.jsonl                  where one process drew the run
+<run>/records/00000.parquet          where many did: one a chunk, written when its images are there
+"""
+
+import io
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koala_nb.core import files
-from koala_nb.core.files import short
+from koala_nb.core.files import read_json, short
 from koala_nb.generation.plan import IMAGES, Plan, Request
-from koala_nb.models.hub import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
-SETTINGS, RECORDS = "settings.json", "records.jsonl"
+SETTINGS, RECORDS, CHUNK_RECORDS = "settings.json", "records.jsonl", "records"
+CHUNK = 1000  # images at most, so that a million makes about a thousand files
+CHUNKS = 256  # at least, where there are so many batches: enough for workers of unequal speed
+INSTALL = 'run `pip install -e ".[cluster]"`'
 
 
 class _FolderImages(Sequence):
@@ -38,7 +47,15 @@ class _FolderImages(Sequence):
         return map(_open, self.paths)
 
 
-class Drawn(NamedTuple):
+def _open(path: Path) -> "Image.Image":
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+    return image
+
+
+class BatchTimes(NamedTuple):
     """The batches that a call drew, whole ones: images and seconds of each."""
 
     sizes: tuple[int, ...]
@@ -49,47 +66,42 @@ class Drawn(NamedTuple):
         """How many images were drawn, also those of a batch that were there."""
         return sum(self.sizes)
 
-    @property
-    def seconds(self) -> float:
-        """In which time."""
-        return sum(self.times)
 
-
-class Clock:
+class BatchTimer:
     """Times the batches of a call, from when it is made."""
 
     def __init__(self) -> None:
         self.last = time.perf_counter()
-        self.laps: list[tuple[int, float]] = []
+        self.ticks: list[tuple[int, float]] = []
 
-    def lap(self, images: int) -> None:
+    def tick(self, images: int) -> None:
         """Note that a batch of so many images is done."""
         now = time.perf_counter()
-        self.laps.append((images, now - self.last))
+        self.ticks.append((images, now - self.last))
         self.last = now
 
-    def drawn(self) -> Drawn | None:
-        """Return what was drawn, None for nothing."""
-        return Drawn(*zip(*self.laps)) if self.laps else None
+    def batches(self) -> BatchTimes | None:
+        """Sizes and seconds of the batches so far, None where there are none."""
+        return BatchTimes(*zip(*self.ticks)) if self.ticks else None
 
 
 @dataclass
 class Run:
     """Images and records of one `generate`, in the order of the requests.
 
-    `records` has one row an image; `folder` is None for a run in memory; `drawn` counts what this
-    call drew, None for nothing: less than there is where a folder was resumed.
+    `records` has one row an image; `folder` is None for a run in memory; `batches`: what this call
+    drew, None for nothing: less than there is where a folder was resumed.
     """
 
     images: "Sequence[Image.Image]"
     records: "pd.DataFrame"
-    folder: Path | None
-    drawn: Drawn | None
+    folder: Path | None = None
+    batches: BatchTimes | None = None
 
     @property
     def seconds_per_image(self) -> float | None:
         """The mean seconds of the images that this call drew; None where it drew none."""
-        return self.drawn.seconds / self.drawn.images if self.drawn else None
+        return sum(self.batches.times) / self.batches.images if self.batches else None
 
 
 def folder_at(out: Any) -> Path:
@@ -106,7 +118,7 @@ def open_folder(folder: Path, settings: dict[str, Any], plan: Plan) -> None:
     OSError where it cannot be written or its disk has too little space.
     """
     try:
-        _open_folder(folder, {**settings, **plan.asked()}, plan)
+        _open_folder(folder, {**settings, **plan.requested()}, plan)
     except OSError as error:
         if not error.strerror:  # a sentence of our own
             raise
@@ -137,10 +149,10 @@ def clean(folder: Path) -> None:
 def _refuse_other_things(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder for the run.")
-    found = folder.iterdir() if folder.exists() else ()
-    held = [p.name for p in found if not p.name.endswith(".tmp")]
-    if held:
-        raise ValueError(f"{folder} holds other files (such as {held[0]}) and no run.")
+    inside = folder.iterdir() if folder.exists() else ()
+    others = [p.name for p in inside if not p.name.endswith(".tmp")]
+    if others:
+        raise ValueError(f"{folder} holds other files (such as {others[0]}) and no run.")
 
 
 def _compare(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -178,39 +190,103 @@ def check_space(folder: Path, plan: Plan, images: int) -> None:
         )
 
 
-def close_folder(folder: Path, requests: Sequence[Request]) -> "list[dict[str, Any]]":
-    """Gather the images' own records into records.jsonl, in order, and return them."""
+def close_folder(
+    folder: Path, requests: Sequence[Request], batches: BatchTimes | None = None
+) -> Run:
+    """Gather the images' own records into records.jsonl, in order, and return the run."""
     records = [files.read_record(folder / r.file) for r in requests]
     files.write_lines(folder / RECORDS, records)
-    return records
+    return folder_run(folder, records, batches)
 
 
-def folder_run(folder: Path, records: list[dict[str, Any]], drawn: Drawn | None = None) -> Run:
-    """A run from a finished folder's records."""
-    return table_run(folder, _frame(records), drawn)
-
-
-def table_run(folder: Path, records: "pd.DataFrame", drawn: Drawn | None = None) -> Run:
-    """A run from a finished folder's records as a table."""
-    return Run(_FolderImages([folder / f for f in records.file]), records, folder, drawn)
-
-
-def memory_run(
-    images: "list[Image.Image]", records: list[dict[str, Any]], drawn: Drawn | None
+def folder_run(
+    folder: Path, records: "list[dict[str, Any]] | pd.DataFrame", batches: BatchTimes | None = None
 ) -> Run:
-    """A run that was kept in memory."""
-    return Run(images, _frame(records), None, drawn)
-
-
-def _open(path: Path) -> "Image.Image":
-    from PIL import Image
-
-    with Image.open(path) as image:
-        image.load()
-    return image
-
-
-def _frame(records: list[dict[str, Any]]) -> "pd.DataFrame":
+    """A run from a finished folder and its records."""
     import pandas as pd
 
-    return pd.DataFrame(records)
+    table = pd.DataFrame(records)
+    return Run(_FolderImages([folder / file for file in table.file]), table, folder, batches)
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open a finished run's folder, whether one process drew it or many.
+
+    ValueError for a folder that holds no run, or an unfinished one.
+    """
+    return folder_run(Path(folder), read_records(folder))
+
+
+def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+    """Read the records of a run's folder, one row an image in the order of the requests.
+
+    `columns` names those that are wanted; from Parquet nothing else is then read. ValueError for a
+    folder that holds no run, or fewer records than the run has images.
+    """
+    import pandas as pd
+
+    folder = Path(folder)
+    if not (folder / SETTINGS).is_file():
+        raise ValueError(f"{folder} holds no run: give a folder that `generate` wrote.")
+    total = sum(map(len, read_json(folder / SETTINGS)["seeds"]))
+    lines = folder / RECORDS  # there also where one process finished what many began
+    parquet = sorted((folder / CHUNK_RECORDS).glob("*.parquet"), key=lambda file: int(file.stem))
+    if parquet and not lines.is_file():
+        pyarrow = _pyarrow()
+        tables = [pyarrow.parquet.ParquetFile(file).read(columns) for file in parquet]
+        # A column that is empty in one chunk has a type in another.
+        table = pyarrow.concat_tables(tables, promote_options="permissive").to_pandas()
+    else:
+        table = pd.DataFrame(files.read_lines(lines) if lines.is_file() else [])
+    if len(table) != total:
+        raise ValueError(
+            f"{folder} holds records of {len(table)} of {total} images: call the same `generate` "
+            "again to finish the run."
+        )
+    return table if columns is None else table[[*columns]]
+
+
+def split_plan(plan: Plan) -> list[Plan]:
+    """Cut a plan into chunks of whole batches, by its length and batch size alone."""
+    size, total = plan.batch_size, len(plan.requests)
+    size *= max(1, min(CHUNK, total // CHUNKS) // size)
+    return [replace(plan, requests=plan.requests[i : i + size]) for i in range(0, total, size)]
+
+
+def unfinished_chunks(folder: Path, chunks: Sequence[Plan]) -> list[int]:
+    """Numbers of the chunks whose records, or any of whose images, a run's folder lacks.
+
+    Looks for names only; remove a chunk's Parquet file to have its images read and checked.
+    """
+    images = {path.relative_to(folder).as_posix() for path in folder.glob(f"{IMAGES}/**/*.png")}
+    return [
+        number
+        for number, chunk in enumerate(chunks)
+        if not _chunk_file(folder, number).is_file()
+        or any(request.file not in images for request in chunk.requests)
+    ]
+
+
+def write_chunk(folder: Path, number: int, records: Sequence[dict[str, Any]]) -> Path:
+    """Write the records of one chunk, whole or not at all; a key that one lacks is null there."""
+    pyarrow = _pyarrow()
+    keys = dict.fromkeys(key for record in records for key in record)
+    table = pyarrow.table({key: [record.get(key) for record in records] for key in keys})
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer)
+    (folder / CHUNK_RECORDS).mkdir(exist_ok=True)
+    if hasattr(os, "sync"):  # the images first: from now on the chunk counts as drawn
+        os.sync()
+    return files.write_atomic(_chunk_file(folder, number), buffer.getvalue(), sync=True)
+
+
+def _chunk_file(folder: Path, number: int) -> Path:
+    return folder / CHUNK_RECORDS / f"{number:05d}.parquet"
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"Records in Parquet need pyarrow, which is missing: {INSTALL}.") from None
+    return pyarrow

@@ -143,17 +143,17 @@ def treemap(costs: pd.DataFrame, name: str) -> tuple[Figure, str]:
             frame = Rectangle((box["x"], box["y"]), box["dx"], box["dy"], fc="none", ec="w", lw=4)
             axis.add_patch(frame)
             if box["dx"] > 12 and box["dy"] > 9:
-                where = (box["x"] + 0.9, box["y"] + box["dy"] - 1)
+                corner = (box["x"] + 0.9, box["y"] + box["dy"] - 1)
                 label = {"fc": "w", "ec": "none", "pad": 1.5, "alpha": 0.85}
-                axis.text(*where, stage, va="top", weight="bold", fontsize=9, bbox=label)
+                axis.text(*corner, stage, va="top", weight="bold", fontsize=9, bbox=label)
         axis.set(xlim=(0, 84), ylim=(0, 48))
         axis.set_axis_off()
         axis.set_title(f"{name}: {_millions(total)} parameters by stage and kind")
         _kind_legend(figure)
-    said = "; ".join(f"{stage} {count / total:.1%}" for stage, count in by_stage.items())
+    text = "; ".join(f"{stage} {count / total:.1%}" for stage, count in by_stage.items())
     kinds = table.groupby("kind")["parameters"].sum().sort_values(ascending=False)
-    said += ". By kind: " + "; ".join(f"{kind} {n / total:.1%}" for kind, n in kinds.items())
-    return figure, f"Treemap of the {_millions(total)} parameters of {name}: {said}."
+    text += ". By kind: " + "; ".join(f"{kind} {n / total:.1%}" for kind, n in kinds.items())
+    return figure, f"Treemap of the {_millions(total)} parameters of {name}: {text}."
 
 
 def _millions(count: float) -> str:
@@ -165,8 +165,8 @@ def _tile(axis: Axes, tile: Mapping[str, float], color: str, text: str) -> None:
     axis.add_patch(Rectangle((x, y), dx, dy, fc=color, ec="w", lw=0.8))
     if dx > 6 and dy > 6:
         ink = "w" if color == KIND_PAINT["residual blocks"] else "k"
-        where = (x + dx - 0.8, y + 0.9)  # below right: the stage's name is above left
-        axis.text(*where, text, ha="right", va="bottom", color=ink, fontsize=9)
+        corner = (x + dx - 0.8, y + 0.9)  # below right: the stage's name is above left
+        axis.text(*corner, text, ha="right", va="bottom", color=ink, fontsize=9)
 
 
 def _kind_legend(figure: Figure) -> None:
@@ -182,7 +182,7 @@ def cost_bars(tables: Mapping[str, pd.DataFrame], title: str) -> tuple[Figure, s
     order = list(dict.fromkeys(stage for table in tables.values() for stage in table["stage"]))
     small = max(table["flops"].sum() for table in tables.values()) < 1e11
     unit, many = ("GFLOP", 1e9) if small else ("TFLOP", 1e12)
-    said = []
+    totals = []
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 0.9 + 0.42 * len(order)), layout="constrained")
         axes = figure.subplots(1, len(tables), sharex=True, sharey=True, squeeze=False)[0]
@@ -198,11 +198,11 @@ def cost_bars(tables: Mapping[str, pd.DataFrame], title: str) -> tuple[Figure, s
             axis.grid(axis="x", alpha=0.3)
             axis.set_axisbelow(True)
             rows = "; ".join(f"{stage} {value:.2f}" for stage, value in left.items())
-            said.append(f"{name}, {left.sum():.2f} in all: {rows}")
+            totals.append(f"{name}, {left.sum():.2f} in all: {rows}")
         axes[0].invert_yaxis()
         figure.suptitle(title, fontsize=11)
         _kind_legend(figure)
-    return figure, f"{title}. {unit} per stage. {'. '.join(said)}."
+    return figure, f"{title}. {unit} per stage. {'. '.join(totals)}."
 
 
 def layer_map(table: pd.DataFrame, row_label: str, column_label: str, title: str) -> Figure:

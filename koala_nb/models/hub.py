@@ -1,14 +1,22 @@
-"""From a name to a folder of safetensors: the hub's cache, a download, or a folder as it is."""
+"""From a name to a folder of safetensors whose weights are checked: the hub's cache, a download,
+or a folder as it is.
+
+`diffusers.DiffusionPipeline.download` is not used: it also fetches a repository's code, and leaves
+out the configuration of a part whose weights come from elsewhere.
+"""
 
 import hashlib
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import catalog
+from koala_nb.core import files as records
 from koala_nb.core.files import short
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WEIGHTED = ("unet", "vae", "text_encoder", "text_encoder_2")
 NEEDED = {
@@ -16,6 +24,7 @@ NEEDED = {
     "tokenizer": ("vocab.json", "merges.txt"),  # or tokenizer.json
     "tokenizer_2": ("vocab.json", "merges.txt"),
 }
+LOOK = 8  # values of each tensor that are compared with its file
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack")
 
 
@@ -135,9 +144,8 @@ def _cached(repository: str, revision: str | None) -> Path:
     except HFValidationError:
         raise ValueError(f"{short(repository)} is not a hub id of the form owner/name.") from None
     except LocalEntryNotFoundError as error:
-        found = getattr(error, "snapshot_path", None)  # files that the pipeline may not need
-        if found:
-            return Path(found)
+        if snapshot := getattr(error, "snapshot_path", None):  # lacks files that may not be needed
+            return Path(snapshot)
         raise WeightsMissing(missing_sentence(repository, revision)) from None
 
 
@@ -192,10 +200,10 @@ def from_folder(
     for part in components(index):
         lent = source.donor and part != "unet" and not (folder / part).exists()
         if part != skip and not lent:
-            own = [f for f in weights if f.startswith(f"{part}/")]
-            check_part(folder, part, own, again)
+            inside = [f for f in weights if f.startswith(f"{part}/")]
+            check_part(folder, part, inside, again)
             if part in WEIGHTED:
-                source.weights[part] = [folder / file for file in own]
+                source.weights[part] = [folder / file for file in inside]
     if name is None:
         source.revision = fingerprint([folder / f for f in weights], source.donor)
     return source
@@ -243,22 +251,17 @@ def fingerprint(weights: list[Path], donor: Source | None) -> str:
     digest = hashlib.sha256(str(donor.revision).encode() if donor else b"")
     for path in sorted(weights):
         with open(path, "rb") as file:
-            own = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.parent.name}/{path.name}:{own}".encode())
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.parent.name}/{path.name}:{checksum}".encode())
     return f"weights-{digest.hexdigest()[:16]}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises WeightsMissing where it is absent or damaged."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return records.read_json(path)
     except OSError as error:
-        raise WeightsMissing(f"{path} cannot be read ({error.strerror}): restore it.") from None
-    except (ValueError, RecursionError) as error:
-        raise WeightsMissing(f"{path} is not readable JSON ({error}): restore it.") from None
-    if not isinstance(value, dict):
-        raise WeightsMissing(f"{path} is not a JSON object: restore it.")
-    return value
+        raise WeightsMissing(str(error)) from None
 
 
 def single_file(repository: str, name: str, revision: str | None, local_only: bool | None) -> Path:
@@ -276,3 +279,52 @@ def single_file(repository: str, name: str, revision: str | None, local_only: bo
             f"network run `hf download {repository} {name}`."
         ) from None
     return Path(path)
+
+
+def load_whole(kind: Any, source: str | Path, **arguments: Any) -> Any:
+    """Return transformers' `kind.from_pretrained(source)`, from safetensors alone, ready to infer.
+
+    ValueError where the files lack a weight of the class, or hold it in another shape; OSError
+    where there are none.
+    """
+    arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # not refused
+    model, info = kind.from_pretrained(source, use_safetensors=True, **arguments)
+    lacking = sorted(info["missing_keys"])
+    lacking += sorted(str(key[0]) for key in info["mismatched_keys"])
+    if lacking:
+        raise ValueError(f"{_sentence(source, type(model).__name__, lacking)}: restore its files.")
+    return model.eval()
+
+
+def check_weights(model: "nn.Module", paths: Sequence[Path]) -> None:
+    """Raise ValueError unless each parameter's first values stand in a tensor of `paths`.
+
+    By value and number of elements, not by name: libraries rename and reshape what they load, and
+    fill what a file lacks, or names otherwise, with random values and no more than a warning.
+    """
+    import torch
+    from safetensors import safe_open
+
+    beginnings: dict[int, list[torch.Tensor]] = {}  # by number of elements
+    for file in paths:
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():
+                tensor = opened.get_tensor(key)
+                beginnings.setdefault(tensor.numel(), []).append(tensor.flatten()[:LOOK])
+
+    def stands(weight: "torch.Tensor") -> bool:
+        if weight.is_meta:  # so diffusers leaves what it does not find
+            return False
+        first = weight.detach().flatten()[:LOOK].cpu()
+        return any(
+            torch.equal(first, b.to(first.dtype)) for b in beginnings.get(weight.numel(), ())
+        )
+
+    lacking = [name for name, weight in model.named_parameters() if not stands(weight)]
+    if lacking:
+        first = f"{paths[0].parent.name}/{paths[0].name}"
+        raise ValueError(_sentence(first, type(model).__name__, lacking))
+
+
+def _sentence(source: str | Path, kind: str, lacking: list[str]) -> str:
+    return f"{source} lacks {len(lacking)} of the weights of {kind}, such as {lacking[0]}"

@@ -10,7 +10,7 @@ from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
 from koala_nb.core.devices import empty_cache, gigabytes, pick_device, pick_dtype, plan_memory
 from koala_nb.core.files import short
-from koala_nb.models import hub, weights
+from koala_nb.models import hub
 from koala_nb.models.hub import WeightsMissing
 
 if TYPE_CHECKING:
@@ -73,29 +73,29 @@ def load(
     if revision is not None and not isinstance(revision, str):
         raise ValueError(f"revision must be a text such as 'main', not {short(revision)}.")
     silence_logging()
-    where = pick_device(device)
-    kind = pick_dtype(dtype, where)
-    system, source, extra = _resolve(str(name_or_path), revision, local_files_only, kind)
+    chosen_device = pick_device(device)
+    chosen_dtype = pick_dtype(dtype, chosen_device)
+    system, source, extra = _resolve(str(name_or_path), revision, local_files_only, chosen_dtype)
     if system is None and source.facts.get("name") in {s.name for s in catalog.SYSTEMS}:
         system = catalog.find(source.facts["name"])
     if system and source.folder == catalog.data_folder() / "models" / system.name:
         source.source = str(system.repository)  # the same on every machine
     domain = system.domain if system else source.facts.get("domain", "photographic")
     recipe = system.recipe if system else domain_recipe(domain)
-    pipe = _assemble(source, kind, extra)
+    pipe = _assemble(source, chosen_dtype, extra)
     pipe.model_info = ModelInfo(
         system,
         source.source,
         source.revision,
         source.variant,
-        str(kind).removeprefix("torch."),
-        str(where),
+        str(chosen_dtype).removeprefix("torch."),
+        str(chosen_device),
         domain,
         recipe,
         source.notes,
     )
     _set_scheduler(pipe, recipe)
-    _place(pipe, where, offload)
+    _place(pipe, chosen_device, offload)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -220,18 +220,18 @@ def _assemble(source: hub.Source, dtype: "torch.dtype", extra: dict[str, Any]) -
             f"{source.source} is a {name}: only {' and '.join(CLASSES)} are supported."
         )
     cls = getattr(diffusers, name)
-    how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    held = source.weights
+    options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    weights = source.weights
     try:
         if donor := source.donor:
-            lent = cls.from_pretrained(donor.folder, unet=None, variant=donor.variant, **how)
+            lent = cls.from_pretrained(donor.folder, unet=None, variant=donor.variant, **options)
             here = {part.name for part in source.folder.iterdir()}
             wanted = source.index.keys() & lent.components.keys() - here
             extra = {part: lent.components[part] for part in wanted}
-            held = {**donor.weights, **held}
-        pipe = cls.from_pretrained(source.folder, variant=source.variant, **how, **extra)
-        for part, files in held.items():
-            weights.check(getattr(pipe, part), files)
+            weights = {**donor.weights, **weights}
+        pipe = cls.from_pretrained(source.folder, variant=source.variant, **options, **extra)
+        for part, files in weights.items():
+            hub.check_weights(getattr(pipe, part), files)
     except (ValueError, OSError, TypeError, NotImplementedError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise WeightsMissing(
@@ -270,8 +270,8 @@ def _place(pipe: "Pipeline", device: "torch.device", offload: str | None) -> Non
     free = torch.cuda.mem_get_info(device)[0] / 1e9
     size = pipe.model_info.recipe.height or pipe.default_sample_size * pipe.vae_scale_factor
     area = (size / 1024) ** 2
-    tiles, chosen = plan_memory(sizes, free, area)
-    chosen = offload or chosen
+    tiles, planned = plan_memory(sizes, free, area)
+    offload = offload or planned
     if tiles:
         pipe.vae.enable_slicing()
         pipe.vae.enable_tiling()
@@ -279,11 +279,11 @@ def _place(pipe: "Pipeline", device: "torch.device", offload: str | None) -> Non
         pipe.vae.tile_sample_min_size = TILE
         pipe.vae.tile_latent_min_size = TILE // pipe.vae_scale_factor
         pipe.model_info.notes.append(f"VAE in slices and tiles ({free:.1f} GB of GPU memory free)")
-    if chosen == "none":
+    if offload == "none":
         pipe.to(device)
         return
-    pipe.model_info.notes.append(f"{chosen} offload ({free:.1f} GB of GPU memory free)")
-    if chosen == "model":
+    pipe.model_info.notes.append(f"{offload} offload ({free:.1f} GB of GPU memory free)")
+    if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     else:
         # The VAE stays whole, so that it can change to float32 when half precision overflows.

@@ -56,16 +56,16 @@ def parts(system: str, *, small: bool = False, tokenizer: Any = None) -> dict[st
     if small:
         config, texts = {**config, **SMALL_UNET}, [SMALL_CLIP, {**SMALL_CLIP, "projection_dim": 64}]
     ends = {"eos_token_id": tokenizer.eos_token_id} if tokenizer else {}
-    found: dict[str, nn.Module] = {"unet": build_unet(config)}
+    modules: dict[str, nn.Module] = {"unet": build_unet(config)}
     with torch.device("meta"):
         vae = SMALL_VAE if small else SDXL_VAE
-        found["vae"] = AutoencoderKL(**vae, scaling_factor=0.13025)
+        modules["vae"] = AutoencoderKL(**vae, scaling_factor=0.13025)
         for i, text in enumerate(texts):
-            kind = CLIPTextModelWithProjection if i else CLIPTextModel
+            cls = CLIPTextModelWithProjection if i else CLIPTextModel
             heads = text["hidden_size"] // 64
-            whole = CLIPTextConfig(**text, **ends, num_attention_heads=heads)
-            found["text_encoder_2" if i else "text_encoder"] = kind(whole)
-    return found
+            clip = CLIPTextConfig(**text, **ends, num_attention_heads=heads)
+            modules["text_encoder_2" if i else "text_encoder"] = cls(clip)
+    return modules
 
 
 def write_to_hub_cache(home: Path, system: str, *, small: bool = False) -> Path:

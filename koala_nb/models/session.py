@@ -21,8 +21,6 @@ from koala_nb.models.load import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from koala_nb.models.load import Pipeline
 
 
@@ -95,35 +93,30 @@ def start(
     size: int = 0,
     negative_prompt: str = "",
     weights: bool = True,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    revision: str | None = None,
-    offload: str | None = None,
-    local_files_only: bool | None = None,
+    **loading: Any,
 ) -> Session:
     """Check the settings of a notebook, load its model without noise, and print what it is.
 
-    `model` and the arguments from `device` on as for `load`; `seeds`: images a prompt, counted
-    from `seed`; `size`: pixels a side. 0, or an empty negative prompt, means the recipe's. With
-    `weights=False`, for a catalogued name, nothing is loaded: the session knows its record alone.
+    `model` and `loading` (device, dtype, revision, offload, local_files_only) as for `load`;
+    `seeds`: images a prompt, counted from `seed`; `size`: pixels a side. 0, or an empty negative
+    prompt, means the recipe's. With `weights=False`, for a catalogued name, nothing is loaded: the
+    session knows its record alone.
     Raises ValueError for a bad name or setting, WeightsMissing where the weights are not there.
 
     >>> session = start("nano-koala", steps=4)  # doctest: +SKIP
     >>> generate(session.pipe, ["a koala"], session.seeds, **session.settings)  # doctest: +SKIP
     """
-    given = generation_settings(seeds=seeds, seed=seed, steps=steps, guidance=guidance, size=size)
-    if negative_prompt:
-        given["negative_prompt"] = negative_prompt
+    given = generation_settings(
+        seeds=seeds,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        negative_prompt=negative_prompt,
+    )
     silence_logging()
     if weights:
-        pipe = load(
-            model,
-            device=device,
-            dtype=dtype,
-            revision=revision,
-            offload=offload,
-            local_files_only=local_files_only,
-        )
+        pipe = load(model, **loading)
         return _shown(Session(model_info(pipe), given.pop("seeds"), given, pipe))
     system = catalog.find(str(model))
     source = system.repository or "no repository"
@@ -131,16 +124,7 @@ def start(
     return _shown(Session(info, given.pop("seeds"), given))
 
 
-def wrap(
-    pipe: Pipeline,
-    *,
-    seeds: int = 1,
-    seed: int = 0,
-    steps: int = 0,
-    guidance: float = 0.0,
-    size: int = 0,
-    negative_prompt: str = "",
-) -> Session:
+def wrap(pipe: Pipeline, *, seeds: int = 1, **settings: Any) -> Session:
     """Make a session of a diffusers pipeline of one's own, and print what is known of it.
 
     Its recipe (steps, guidance, sizes, negative prompt) is that of the catalogued system or the
@@ -151,9 +135,7 @@ def wrap(
     for part in ("unet", "vae", "tokenizer", "scheduler"):
         if not hasattr(pipe, part):
             raise ValueError(f"{type(pipe).__name__} has no {part}: give a pipeline of diffusers.")
-    given = generation_settings(seeds=seeds, seed=seed, steps=steps, guidance=guidance, size=size)
-    if negative_prompt:
-        given["negative_prompt"] = negative_prompt
+    given = generation_settings(seeds=seeds, **settings)
     silence_logging()
     info = model_info(pipe)
     if not hasattr(pipe, "model_info"):
@@ -166,7 +148,14 @@ def wrap(
 
 
 def generation_settings(
-    *, seeds: int, n: int = 1, steps: int = 0, guidance: float = 0.0, size: int = 0, seed: int = 0
+    *,
+    seeds: int,
+    n: int = 1,
+    seed: int = 0,
+    steps: int = 0,
+    guidance: float = 0.0,
+    size: int = 0,
+    negative_prompt: str = "",
 ) -> dict[str, Any]:
     """Check a report's settings and return the arguments for `generate`; 0 means the recipe's.
 
@@ -175,13 +164,17 @@ def generation_settings(
     for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
         if images < 1:
             raise ValueError(f"{name} is {images}: give 1 or more images a {each}.")
-    given = {"steps": steps, "guidance": guidance, "size": size, "seed": seed}
-    for name, value in given.items():
+    for name, value in {"steps": steps, "guidance": guidance, "size": size, "seed": seed}.items():
         if value < 0:
             raise ValueError(f"{name} is {value}: give 0 or more.")
-    sides = {"steps": steps, "guidance": guidance, "height": size, "width": size}
-    changed = {name: value for name, value in sides.items() if value}
-    return {"seeds": range(seed, seed + seeds), **changed}
+    chosen = {
+        "steps": steps,
+        "guidance": guidance,
+        "height": size,
+        "width": size,
+        "negative_prompt": negative_prompt,
+    }
+    return {"seeds": range(seed, seed + seeds), **{k: v for k, v in chosen.items() if v}}
 
 
 def _origin(source: str) -> tuple[System | None, str]:

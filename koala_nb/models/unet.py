@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import catalog
+from koala_nb.core.card import CARD_TABLE, CARD_TABLE_CONDITIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 KINDS = ("residual blocks", "self-attention", "cross-attention", "feed-forward", "other")
+CARD_ROWS = [
+    "parameters",
+    "reduction",
+    "checkpoint",
+    "transformer blocks",
+    "mid block",
+    "latency (s)",
+]
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Each up stage keeps the pairs 0 and 2 of three, numbered 0 and 1 in the student (BK-SDM's rule).
 _MOVED = re.compile(r"^(up_blocks\.\d+\.(?:resnets|attentions))\.1(?=\.|$)")
@@ -73,8 +82,8 @@ def stage_of(name: str) -> str:
 
     The rest: first and last convolution, embeddings of time, size and pooled text.
     """
-    found = re.match(r"(?:down|up)_blocks\.\d+|mid_block", name)
-    return found[0] if found else "rest"
+    match = re.match(r"(?:down|up)_blocks\.\d+|mid_block", name)
+    return match[0] if match else "rest"
 
 
 def kind_of(name: str) -> str:
@@ -189,31 +198,32 @@ def costs(unet: nn.Module, latent: tuple[int, int] | None = None, tokens: int = 
     unet = build_unet(unet.config)  # the given one may hold real weights: do not compute with them
     with FlopCounterMode(display=False) as counter:
         unet(**meta_inputs(unet, height, width, tokens))
-    counts = {  # neither the sum "Global" nor the whole U-Net has a dot in its name
+    counts = {
         name.partition(".")[2]: sum(ops.values())
-        for name, ops in counter.get_flop_counts().items() if "." in name
-    }  # fmt: skip
+        for name, ops in counter.get_flop_counts().items()
+        if "." in name  # neither the sum "Global" nor the whole U-Net
+    }
     rows = [
         (stage_of(name), kind_of(name), weight.numel(), 0)
         for name, weight in unet.named_parameters()
     ]
-    rows += [(stage_of(n), kind_of(n), 0, count) for n, count in _own(counts).items()]
+    rows += [(stage_of(n), kind_of(n), 0, count) for n, count in _without_parts(counts).items()]
     frame = pd.DataFrame(rows, columns=["stage", "kind", "parameters", "flops"])
     order = {name: i for i, name in enumerate([*_stages(unet), *KINDS])}
     summed = frame.groupby(["stage", "kind"], sort=False, as_index=False).sum()
     return summed.sort_values(["stage", "kind"], key=lambda s: s.map(order), ignore_index=True)
 
 
-def _own(flops: Mapping[str, int]) -> dict[str, int]:
+def _without_parts(flops: Mapping[str, int]) -> dict[str, int]:
     """Return each module's operations without those of its parts."""
-    own = dict(flops)
+    counts = dict(flops)
     for name, count in flops.items():
         parent = name.rpartition(".")[0]
-        while parent and parent not in own:  # ModuleList: never called, so never counted
+        while parent and parent not in counts:  # ModuleList: never called, so never counted
             parent = parent.rpartition(".")[0]
         if parent:
-            own[parent] -= count
-    return own
+            counts[parent] -= count
+    return counts
 
 
 def meta_inputs(unet: nn.Module, height: int, width: int, tokens: int) -> dict[str, Any]:
@@ -291,10 +301,80 @@ def weight_map(student: nn.Module, teacher: nn.Module) -> pd.DataFrame:
     for name, tensor in student.state_dict().items():
         origin, shape = teacher_name(name, *layers), tuple(tensor.shape)
         if origin not in source or source[origin].shape != tensor.shape:
-            found = tuple(source[origin].shape) if origin in source else "none"
+            counterpart = tuple(source[origin].shape) if origin in source else "none"
             raise ValueError(
                 f"The student's {name} {shape} has no counterpart in the teacher: {origin} is "
-                f"{found}. Choose a student cut from this teacher."
+                f"{counterpart}. Choose a student cut from this teacher."
             )
         rows.append((name, origin, shape, name in source and source[name].shape == tensor.shape))
     return pd.DataFrame(rows, columns=["student", "teacher", "shape", "by_name"])
+
+
+def card_comparison() -> pd.DataFrame:
+    """Recompute the card's table of U-Nets: columns quantity, system, published, computed, verdict.
+
+    The published side is `card.CARD_TABLE`. Latencies are quoted, not computed.
+    """
+    import pandas as pd
+
+    rows, sizes = [], {}
+    for line in CARD_TABLE:
+        name = str(line["U-Net"])
+        (system,) = [s for s in catalog.SYSTEMS if s.title == name]
+        unet = build_unet(system.name)
+        count = sizes[name] = int(stages(unet).loc["total", "parameters"])
+        for quantity, computed, verdict in (
+            ("parameters", f"{count:,}", _verdict_count(str(line["parameters"]), count)),
+            ("checkpoint", _gigabytes(count), _verdict_size(str(line["checkpoint"]), count)),
+            ("transformer blocks", *_depths(unet, str(line["transformer blocks"]))),
+            ("mid block", mid := unet.mid_block is not None, _agrees(mid == line["mid block"])),
+            ("latency (s)", "not computed", f"quoted: {CARD_TABLE_CONDITIONS}"),
+        ):
+            rows.append((quantity, name, line[quantity], computed, verdict))
+    for name, published in (("KOALA-1B", 54), ("KOALA-700M", 69)):
+        exact = 100 * (1 - sizes[name] / sizes["SDXL-Base-1.0"])
+        verdict = f"holds for parameters, cut to whole percent ({exact:.0f} % when rounded)"
+        row = ("reduction", name, f"up to {published} %", f"{exact:.2f} % of 2,567M")
+        rows.append((*row, verdict if int(exact) == published else "does not hold"))
+    frame = pd.DataFrame(rows, columns=["quantity", "system", "published", "computed", "verdict"])
+    return frame.sort_values(
+        "quantity", key=lambda s: s.map(CARD_ROWS.index), kind="stable", ignore_index=True
+    )
+
+
+def _agrees(holds: bool) -> str:
+    return "holds" if holds else "does not hold"
+
+
+def _verdict_count(published: str, count: int) -> str:
+    whole = int(published.rstrip("M").replace(",", ""))
+    if round(count / 1e6) == whole:
+        return "holds"
+    return "holds, cut instead of rounded" if count // 10**6 == whole else "does not hold"
+
+
+def _gigabytes(count: int) -> str:
+    return "; ".join(
+        f"float{8 * size}: {count * size / 1e9:.2f} GB, {count * size / 2**30:.2f} GiB"
+        for size in (4, 2)
+    )
+
+
+def _verdict_size(published: str, count: int) -> str:
+    figure = published.removesuffix("GB")
+    digits = len(figure.partition(".")[2])
+    for size in (4, 2):
+        for unit, bytes_ in (("GB", 1e9), ("GiB", 2**30)):
+            if f"{count * size / bytes_:.{digits}f}" == figure:
+                return f"holds: float{8 * size} in {unit}"
+    return "does not hold in float32 or float16, in GB or GiB"
+
+
+def _depths(unet: nn.Module, published: str) -> tuple[str, str]:
+    """Return the transformer blocks a pair of each down stage, as the card counts them."""
+    depth = blocks(unet).groupby("stage")["transformer_blocks"]
+    depths = [
+        int(depth.max()[f"down_blocks.{i}"]) for i in range(len(unet.config.down_block_types))
+    ]
+    inside = int(depth.sum().get("mid_block", 0))
+    return f"{depths}; mid block {inside}", _agrees(str(depths) == published)

@@ -6,13 +6,13 @@ are not.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from koala_nb.core.errors import nearest
 from koala_nb.nano.presets import preset_of
 from koala_nb.nano.scorers import SpriteMatcher, to_tensor
 from koala_nb.nano.world import BACKGROUNDS, SIZES, STYLES, World
@@ -94,8 +94,7 @@ class SpriteDetector:
         ValueError for a query that names nothing of this world.
         """
         for label in {name for names in queries for name in names} - self.labels:
-            near = difflib.get_close_matches(label, self.labels, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = nearest(label, self.labels)
             raise ValueError(f"The emoji world's detector knows no {label!r}.{hint}")
         return self.find(self._pixels(images))
 

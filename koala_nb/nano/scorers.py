@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.models import weights
+from koala_nb.models import hub
 from koala_nb.nano.render import Renderer
 from koala_nb.nano.world import BACKGROUNDS, SIZES, STYLES, Thing, World
 
@@ -39,7 +39,7 @@ class ClipScorer:
                 "`koala-nb train --stage clip`."
             )
         self.bank = json.loads((folder / "bank.json").read_text("utf-8"))
-        self.model = weights.whole(CLIPModel, folder, dtype=torch.float32)
+        self.model = hub.load_whole(CLIPModel, folder, dtype=torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.texts = {name: self._read(texts) for name, texts in self.bank.items()}
 

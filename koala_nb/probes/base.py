@@ -19,6 +19,7 @@ from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import (
     banner,
     environment,
+    read_json,
     read_lines,
     write_atomic,
     write_json,
@@ -28,7 +29,6 @@ from koala_nb.core.options import probe_parser
 from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
-from koala_nb.models.hub import read_json
 from koala_nb.models.load import load, model_info
 from koala_nb.scorers.registry import Record, Scorer
 from koala_nb.stats import estimates as stats

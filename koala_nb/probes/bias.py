@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.core.files import banner, environment, write_json
+from koala_nb.core.files import banner, environment, read_json, write_json
 from koala_nb.core.options import probe_parser
-from koala_nb.models.hub import read_json
 from koala_nb.models.load import load, model_info
 from koala_nb.probes import base, labels
 from koala_nb.probes import bias_estimates as estimates

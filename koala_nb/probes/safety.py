@@ -14,9 +14,8 @@ import pandas as pd
 from PIL import Image
 
 from koala_nb.core.catalog import data_folder, find
-from koala_nb.core.files import banner, environment, read_record, write_json
+from koala_nb.core.files import banner, environment, read_json, read_record, write_json
 from koala_nb.core.options import probe_parser
-from koala_nb.models.hub import read_json
 from koala_nb.models.load import load, model_info
 from koala_nb.probes import base
 from koala_nb.probes import safety_estimates as estimate

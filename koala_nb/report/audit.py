@@ -11,7 +11,7 @@ import pandas as pd
 from koala_nb import probes
 from koala_nb.core import catalog, files
 from koala_nb.generation.generate import generate
-from koala_nb.models.card_comparison import card_comparison
+from koala_nb.models.unet import card_comparison
 from koala_nb.probes import base
 from koala_nb.report import claims, legacy, measures, render
 from koala_nb.report import results as records
@@ -115,7 +115,7 @@ class Audit:
             if name == "architecture":
                 section = measures.architecture(pipe)
             elif name == "latency":
-                section = measures.latency(pipe, self.info, self.size, self.run.drawn)
+                section = measures.latency(pipe, self.info, self.size, self.run.batches)
             elif name == "quality":
                 section = measures.quality(self.info)
             else:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.models.hub import read_json
+from koala_nb.core.files import read_json
 from koala_nb.models.load import ModelInfo, model_info
 from koala_nb.probes import base, bias, composition, frequency, safety
 from koala_nb.probes import bias_estimates as people

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from koala_nb.core import catalog, files
-from koala_nb.models.hub import read_json
+from koala_nb.core.files import read_json
 from koala_nb.probes import base
 from koala_nb.report import run as reports
 from koala_nb.stats import estimates as stats
@@ -26,7 +26,7 @@ from koala_nb.stats.estimates import Estimate, estimate_id, estimate_row
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
-    from koala_nb.generation.run_folder import Drawn
+    from koala_nb.generation.run_folder import BatchTimes
     from koala_nb.models.load import ModelInfo
     from koala_nb.models.session import Session
     from koala_nb.probes.base import Probe
@@ -198,7 +198,7 @@ def _modules(pipe: StableDiffusionXLPipeline) -> dict[str, Any]:
 
 
 def latency(
-    pipe: StableDiffusionXLPipeline, info: ModelInfo, size: int, times: Drawn | None = None
+    pipe: StableDiffusionXLPipeline, info: ModelInfo, size: int, times: BatchTimes | None = None
 ) -> Section:
     """Return seconds and memory of an image and its parts, at a size in pixels a side.
 
@@ -227,13 +227,13 @@ def latency(
     return section
 
 
-def seconds_an_image(times: Drawn) -> Estimate:
+def seconds_an_image(batches: BatchTimes) -> Estimate:
     """Return the mean seconds of an image; no interval from fewer than three batches."""
-    if len(times.times) < 3:
-        return Estimate(times.seconds / times.images, UNKNOWN, UNKNOWN, times.images)
-    batches = range(len(times.times))
-    each = np.divide(times.times, times.sizes)
-    return stats.clustered_mean(np.repeat(each, times.sizes), np.repeat(batches, times.sizes))
+    sizes, times = batches
+    if len(times) < 3:
+        return Estimate(sum(times) / batches.images, UNKNOWN, UNKNOWN, batches.images)
+    numbers = np.repeat(range(len(times)), sizes)
+    return stats.clustered_mean(np.repeat(np.divide(times, sizes), sizes), numbers)
 
 
 def _part_rows(pipe: StableDiffusionXLPipeline, info: ModelInfo, size: int) -> Iterator[Record]:

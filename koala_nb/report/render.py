@@ -304,7 +304,7 @@ def _show_attention(audit: Audit) -> None:
 def _show_timing(audit: Audit) -> None:
     if not reports.in_report():
         text = "The time an image took is measured where this runs as a report."
-    elif not audit.run.drawn:
+    elif not audit.run.batches:
         text = "All images were there from an interrupted run: no time was measured."
     else:
         text = f"One image took {audit.run.seconds_per_image:.2f} s on this machine."

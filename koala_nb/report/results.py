@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from koala_nb.core import catalog, files
+from koala_nb.core.files import read_json
 from koala_nb.generation import plan
-from koala_nb.models.hub import read_json
 from koala_nb.stats.estimates import estimate_id
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_nb.core import catalog, files
-from koala_nb.models.hub import read_json
+from koala_nb.core.files import read_json
 from koala_nb.report.page import render_page
 
 ROOT = Path(__file__).resolve().parents[2]

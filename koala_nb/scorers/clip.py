@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from koala_nb.models import weights
+from koala_nb.models import hub
 from koala_nb.scorers import ocr, pixels
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def load_pretrained(kind: type, source: str, role: str) -> Any:
     try:
         if "Processor" in kind.__name__:
             return kind.from_pretrained(source)  # type: ignore[attr-defined]
-        return weights.whole(kind, source)
+        return hub.load_whole(kind, source)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -16,7 +16,7 @@ import numpy as np
 from koala_nb.core.files import read_lines, write_lines
 from koala_nb.generation import run_folder
 from koala_nb.generation.plan import slug
-from koala_nb.models import weights
+from koala_nb.models import hub
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -81,7 +81,7 @@ class TransformersClassifier:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         try:
-            model = weights.whole(AutoModelForImageClassification, source)
+            model = hub.load_whole(AutoModelForImageClassification, source)
             self.processor = AutoImageProcessor.from_pretrained(source)
         except (ImportError, OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -16,7 +16,7 @@ import torch
 from koala_nb.core import catalog
 from koala_nb.core.devices import gigabytes, pick_device, pick_dtype
 from koala_nb.core.options import at_least, positive, writable
-from koala_nb.generation.decoding import decoded, decoding_dtype
+from koala_nb.generation.generate import decoded, decoding_dtype
 from koala_nb.models import random_weights
 from koala_nb.models.load import load, silence_logging
 from koala_nb.speed.roofline import inputs_like, limit_seconds, machine_rates, unet_work

@@ -146,7 +146,7 @@ def measure(
     print_rows(rows)
     record = run.records.astype(object).where(run.records.notna(), None).iloc[0]
     recipe = {k: record[k] for k in ("steps", "guidance", "height", "width", "negative_prompt")}
-    recipe["batch_size"] = max(run.drawn.sizes) if run.drawn else None
+    recipe["batch_size"] = max(run.batches.sizes) if run.batches else None
     return pipe, {"rows": rows, "recipe": recipe}
 
 

@@ -1,0 +1,20 @@
+"""Errors that name what is wrong and the nearest right thing."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """A question that names the most similar of the known names, "" where none is similar."""
+    near = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.4)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
+    """The error for a name that is none of the known ones."""
+    from koala_nb.core.files import short
+
+    names = list(known)
+    return ValueError(
+        f"Unknown {what} {short(name)}.{nearest(name, names)} Known: {', '.join(names)}."
+    )
