@@ -1,202 +1,330 @@
-"""The command line: the calls of the module, one subcommand each."""
+"""The command line: the calls of the module, one subcommand each, all options declared here.
 
-from __future__ import annotations
+Each command imports what it needs when it is called, so that help and refusals are quick.
+"""
 
-import argparse
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
 
-from koala_nb.core.options import at_least, writable
+import typer
+from typer import Argument, Context, Option
+
+from koala_nb.core.options import at_least, number, positive, writable
+from koala_nb.probes import MODULES
 
 REPORT = "11_write_the_audit_report"
-DELEGATES = ("train", "evaluate", "benchmark", "probe", "plan")
 MEMORY = (
     "memory ran out: give a smaller --size or fewer --workers, or load the model with another "
     "dtype or with offload."
 )
-BENCHMARKS = {"generation": "speed.throughput", "latency": "speed.latency"}
-PROBES = ("text", "composition", "frequency", "demographics", "published", "safety")
+LISTS = ("--systems", "--sizes", "--batches", "--gpus", "--threads")  # as in `--gpus 1 2 4`
+UsageError: Any = typer.BadParameter.__base__  # of every refusal of what was typed
+_typed: list[str] = []  # the arguments of the command that runs
+REST: dict[str, Any] = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
+
+
+def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of an option: what `read` makes of the text, its refusal as the command line's."""
+
+    def parse(text: str) -> Any:
+        try:
+            return read(text)
+        except (ArgumentTypeError, ValueError) as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Read a text that is one of the choices."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r}: choose one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def whole(low: int, about: str | None = None) -> Any:
+    """An option that is a whole number of at least `low`."""
+    return Option(parser=checked(at_least(low)), help=about)
+
+
+def real(about: str, read: Callable[[str], float] = number) -> Any:
+    """An option that is a number."""
+    return Option(parser=checked(read), help=about)
+
+
+def group(about: str) -> typer.Typer:
+    """A command with subcommands."""
+    return typer.Typer(
+        help=about, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+
+
+app = group("Generate, inspect and audit the KOALA text-to-image models.")
+benchmark = group("Measure speed on this machine: generation | latency.")
+app.add_typer(benchmark, name="benchmark")
+
+Folder = Annotated[Path, Option("--out", parser=checked(writable), metavar="FOLDER")]
+Results = Annotated[
+    Path | None, Option(parser=checked(writable), metavar="FOLDER", help="default: data/results")
+]
+Repeats = Annotated[int, whole(2, "rounds")]
+Device = Annotated[str | None, Option(help="default: the best available")]
+Dtype = Annotated[str | None, Option(help="default: float16 on a GPU, else float32")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code.
 
-    0 when done, 1 where a report's notebook failed, 2 for a user's error (one line on stderr).
+    0 when done, 1 where a report's notebook failed, 2 for a user's error (one line on stderr), 3
+    where a training's time ran out.
     """
-    options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command not in DELEGATES:
-        _parser().error(f"unrecognised arguments: {' '.join(rest)}")
-    options.rest = rest
+    _typed[:] = sys.argv[1:] if arguments is None else arguments
     try:
-        options.call(options)
+        return app(_spread(_typed), prog_name="koala-nb", standalone_mode=False) or 0
+    except UsageError as error:
+        path = error.ctx.command_path if error.ctx else "koala-nb"
+        message = error.format_message()
+        end = "" if message.endswith((".", "?")) else "."
+        return _refuse(f"{message}{end} See `{path} --help`.")
     except (ValueError, OSError) as error:
-        print(f"koala-nb: {error}", file=sys.stderr)
-        return 2
+        return _refuse(error)
     except (RuntimeError, MemoryError) as error:
-        if type(error).__name__ == "ReportFailed":
-            print(f"koala-nb: {error}", file=sys.stderr)
-            return 1
         from koala_nb.core.devices import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
-        print(f"koala-nb: {MEMORY}", file=sys.stderr)
-        return 2
+        return _refuse(MEMORY)
     except KeyboardInterrupt:
-        print("koala-nb: interrupted; call it again to go on.", file=sys.stderr)
+        _refuse("interrupted; call it again to go on.")
         return 130
-    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="koala-nb", description="Generate, inspect and audit the KOALA text-to-image models."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    systems = commands.add_parser("systems", help="print what is known of each catalogued model")
-    systems.set_defaults(call=_systems)
-
-    generate = commands.add_parser("generate", help="draw images of a prompt into a folder")
-    generate.add_argument("model", help="a catalogued name, a folder or a hub id")
-    generate.add_argument("prompt", nargs="+", help="one or more prompts, each in quotes")
-    generate.add_argument(
-        "--seeds", type=at_least(1), default=4, help="images a prompt (default 4)"
-    )
-    generate.add_argument("--seed", type=at_least(0), default=0, help="the first seed (default 0)")
-    generate.add_argument(
-        "--steps", type=at_least(1), help="denoising steps (default: the recipe's)"
-    )
-    generate.add_argument("--guidance", type=float, help="guidance scale (default: the recipe's)")
-    generate.add_argument("--size", type=at_least(1), help="pixels a side (default: the recipe's)")
-    generate.add_argument(
-        "--out", type=writable, default="runs/generate", help="folder (default runs/generate)"
-    )
-    generate.add_argument(
-        "--workers", type=at_least(0), default=0, help="processes (default: this one)"
-    )
-    generate.set_defaults(call=_generate)
-
-    report = commands.add_parser("report", help="run a notebook and write its HTML page")
-    report.add_argument("notebook", nargs="?", default=REPORT, help=f"default {REPORT}")
-    report.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", dest="parameters")
-    report.add_argument("--out", type=writable, default="reports", help="folder (default reports)")
-    report.add_argument("--sweep", metavar="FILE", help="a YAML file: one run a combination")
-    report.add_argument(
-        "--keep-done", action="store_true", help="leave a finished run as it is (default: afresh)"
-    )
-    report.set_defaults(call=_report)
-
-    refresh = commands.add_parser("refresh", help="execute the committed notebooks in place")
-    refresh.add_argument("notebook", nargs="*", help="names (default: all)")
-    refresh.set_defaults(call=_refresh)
-
-    receipt = commands.add_parser("receipt", help="check results measured elsewhere, or keep them")
-    receipt.add_argument("action", choices=("check", "add"))
-    receipt.add_argument("file", metavar="FILE", help="a results.json of `koala-nb report`")
-    receipt.set_defaults(call=_receipt)
-
-    delegates = (
-        ("train", "nano.training", "train the embedded models; train student | study: distil"),
-        ("evaluate", "nano.evaluation", "measure the embedded models; attention: word maps"),
-        ("benchmark", "speed", "measure speed: " + " | ".join(BENCHMARKS)),
-        ("probe", "probes", "run one probe at full size: " + " | ".join(PROBES)),
-        ("plan", "speed.cost", "hours, money and disk that an audit of many images takes"),
-    )
-    for name, module, what in delegates:
-        delegate = commands.add_parser(name, help=what, add_help=False)
-        delegate.set_defaults(call=_delegate, module=module)
-    return parser
+def typed() -> str:
+    """The command that runs, for the results that it writes."""
+    return " ".join(["koala-nb", *_typed])
 
 
-def _systems(_: argparse.Namespace) -> None:
+def _refuse(error: object) -> int:
+    print(f"koala-nb: {error}", file=sys.stderr)
+    return 2
+
+
+def _spread(arguments: Sequence[str]) -> list[str]:
+    """Repeat an option of LISTS before each of its values: `--gpus 1 2` -> `--gpus 1 --gpus 2`."""
+    spread: list[str] = []
+    option = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            option = argument if argument in LISTS else ""
+            spread.append(argument)
+        elif option and spread[-1] != option:
+            spread += [option, argument]
+        else:
+            spread.append(argument)
+    return spread
+
+
+def _delegate(module: str, arguments: Sequence[str]) -> int:
+    return import_module(f"koala_nb.{module}").main(arguments)
+
+
+@app.command()
+def systems() -> None:
+    """Print what is known of each catalogued model."""
     from koala_nb.core import catalog
 
     print(catalog.systems().to_string(index=False, na_rep="-"))
 
 
-def _generate(options: argparse.Namespace) -> None:
-    from koala_nb.generation import generate as generation
-    from koala_nb.models import load
+@app.command()
+def generate(
+    model: Annotated[str, Argument(help="a catalogued name, a folder or a hub id")],
+    prompt: Annotated[list[str], Argument(help="one or more prompts, each in quotes")],
+    seeds: Annotated[int, whole(1, "images a prompt")] = 4,
+    seed: Annotated[int, whole(0, "the first seed")] = 0,
+    steps: Annotated[int | None, whole(1, "default: the recipe's")] = None,
+    guidance: Annotated[float | None, real("guidance scale (default: the recipe's)")] = None,
+    size: Annotated[int | None, whole(1, "pixels a side (default: the recipe's)")] = None,
+    out: Folder = Path("runs/generate"),
+    workers: Annotated[int, whole(0, "processes (0: this one)")] = 0,
+) -> None:
+    """Draw images of a prompt into a folder; the same call goes on after an interruption."""
+    from koala_nb.generation import cluster
+    from koala_nb.generation.generate import generate as draw
+    from koala_nb.models.load import load
 
-    given = {"steps": options.steps, "guidance": options.guidance}
-    given |= {"height": options.size, "width": options.size}
-    seeds = range(options.seed, options.seed + options.seeds)
-    recipe = {name: value for name, value in given.items() if value is not None}
-    if options.workers:
-        from koala_nb.generation import cluster
-
-        with cluster.local(options.workers) as client:
-            folder = cluster.generate(
-                options.model, options.prompt, seeds, out=options.out, client=client, **recipe
-            )
-        print(f"{len(options.prompt) * options.seeds} images in {folder}")
-        return
-    pipe = load.load(options.model)
-    run = generation.generate(pipe, options.prompt, seeds, out=options.out, **recipe)
-    print(f"{len(run.images)} images in {run.folder}")
+    settings = {"steps": steps, "guidance": guidance, "height": size, "width": size}
+    drawing: dict[str, Any] = {"out": out, **settings}
+    numbers = range(seed, seed + seeds)
+    if workers:
+        with cluster.local(workers) as client:
+            folder = cluster.generate(model, prompt, numbers, client=client, **drawing)
+    else:
+        folder = draw(load(model), prompt, numbers, **drawing).folder or out
+    print(f"{len(prompt) * seeds} images in {folder}")
 
 
-def _report(options: argparse.Namespace) -> None:
-    from koala_nb.report import run as reports
+@app.command()
+def report(
+    notebook: Annotated[str, Argument(help="a notebook's path, name or number")] = REPORT,
+    parameters: Annotated[list[str], Option("-p", metavar="NAME=VALUE")] = [],  # noqa: B006
+    out: Folder = Path("reports"),
+    sweep: Annotated[
+        str | None, Option(metavar="FILE", help="a YAML file: one run a combination")
+    ] = None,
+    keep_done: Annotated[
+        bool, Option("--keep-done", help="leave a finished run as it is (default: afresh)")
+    ] = False,
+) -> int:
+    """Run a notebook and write its HTML page."""
+    from koala_nb.report import run
+    from koala_nb.report import sweep as sweeps
 
     given = {}
-    for pair in options.parameters:
+    for pair in parameters:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"-p {pair!r}: write NAME=VALUE, such as -p model=nano-koala.")
         given[name] = value
-    if options.sweep:
-        from koala_nb.report import sweep
-
-        page, failed = sweep.run_sweep(options.notebook, options.sweep, given, out=options.out)
+    try:
+        if sweep is None:
+            print(run.run_report(notebook, given, out=out, text=True, keep_done=keep_done))
+            return 0
+        page, failed = sweeps.run_sweep(notebook, sweep, given, out=out)
         print(page)
         if failed:
-            raise reports.ReportFailed(f"{failed} of the sweep's runs failed: see {page}")
-        return
-    keep = options.keep_done
-    print(reports.run_report(options.notebook, given, out=options.out, text=True, keep_done=keep))
+            raise run.ReportFailed(f"{failed} of the sweep's runs failed: see {page}")
+        return 0
+    except run.ReportFailed as error:
+        _refuse(error)
+        return 1
 
 
-def _refresh(options: argparse.Namespace) -> None:
+@app.command()
+def refresh(
+    notebook: Annotated[list[str], Argument(help="names (default: all)")] = [],  # noqa: B006
+) -> None:
+    """Execute the committed notebooks in place."""
     from koala_nb.report import run
 
-    run.refresh(options.notebook)
+    run.refresh(notebook)
 
 
-def _receipt(options: argparse.Namespace) -> None:
+@app.command(
+    context_settings=REST, help="Train the embedded models; train student | study: distil."
+)
+def train(context: Context) -> int:
+    """Hand the arguments on to the training that is named first."""
+    trainings = {"student": "distillation.train", "study": "nano.study"}
+    first, *rest = context.args or [""]
+    if first in trainings:
+        return _delegate(trainings[first], rest)
+    return _delegate("nano.training", context.args)
+
+
+@app.command(
+    context_settings=REST, help="Measure the embedded models; evaluate attention: word maps."
+)
+def evaluate(context: Context) -> int:
+    """Hand the arguments on to the measurement that is named first."""
+    if context.args[:1] == ["attention"]:
+        return _delegate("nano.attention_truth", context.args[1:])
+    return _delegate("nano.evaluation", context.args)
+
+
+@app.command(context_settings=REST, help=f"Run one probe at full size: {' | '.join(MODULES)}.")
+def probe(context: Context) -> int:
+    """Hand the arguments on to the probe that is named first."""
+    from koala_nb import probes
+
+    first, *rest = context.args or [""]
+    return probes.get(first).main(rest)
+
+
+@benchmark.command("generation")
+def benchmark_generation(
+    model: Annotated[str, Option(help="a model whose weights are here")] = "nano-koala",
+    device: Device = None,
+    dtype: Dtype = None,
+    images: Annotated[int, whole(1, "images a variant and round")] = 32,
+    size: Annotated[int | None, whole(1, "pixels a side")] = None,
+    repeats: Repeats = 7,
+    threads: Annotated[list[int], whole(1, "default: torch's own")] = [],  # noqa: B006
+    out: Results = None,
+) -> None:
+    """Compare `kn.generate` with diffusers' plain loop: images a second."""
+    from koala_nb.speed import throughput
+
+    settings: dict[str, Any] = {"device": device, "dtype": dtype, "images": images, "size": size}
+    settings |= {"repeats": repeats, "threads": threads}
+    print(throughput.write_benchmark(model, out, typed(), **settings))
+
+
+@benchmark.command("latency")
+def benchmark_latency(
+    systems: Annotated[list[str], Option()] = ["nano-sdxl", "nano-koala"],  # noqa: B006
+    sizes: Annotated[list[int], whole(1, "pixels a side")] = [64],  # noqa: B006
+    batches: Annotated[list[int], whole(1)] = [1],  # noqa: B006
+    device: Device = None,
+    dtype: Dtype = None,
+    repeats: Repeats = 9,
+    limit_gb: Annotated[float | None, real("would it run in so much?", positive)] = None,
+    name: Annotated[str | None, Option(help="of the file; default: the first system")] = None,
+    out: Results = None,
+) -> None:
+    """Measure seconds and memory of an image's parts, and how near they come to the roofline."""
+    from koala_nb.speed import latency
+
+    settings = (systems, sizes, batches, device, dtype, repeats, limit_gb, name, out)
+    print(latency.write_benchmark(*settings, command=typed()))
+
+
+@app.command()
+def plan(
+    images: Annotated[int, Option()] = 1_000_000,
+    rate: Annotated[float | None, real("images a second that one GPU of yours draws")] = None,
+    benchmark: Annotated[
+        Path | None, Option(help="a benchmark-generation-*.json with the rate")
+    ] = None,
+    gpus: Annotated[list[int], Option()] = [1, 2, 4, 8, 64],  # noqa: B006
+    price: Annotated[float | None, real("of a GPU-hour, in any currency")] = None,
+    run: Annotated[Path | None, Option(help="a run's folder: its images' mean size counts")] = None,
+    size: Annotated[int, Option(help="pixels a side, without --run")] = 1024,
+    records: Annotated[
+        Path | None, Option(help="default: data/results/benchmark-records.json")
+    ] = None,
+) -> None:
+    """Say what hours, money and disk an audit of many images takes."""
+    from koala_nb.speed import cost
+
+    if rate is not None and benchmark:
+        raise ValueError("--benchmark is not allowed with --rate: give one of them.")
+    cost.print_plan(images, rate, benchmark, gpus, price, run, size, records)
+
+
+@app.command()
+def receipt(
+    what: Annotated[str, Argument(parser=checked(one_of("check", "add")), metavar="check|add")],
+    file: Annotated[str, Argument(help="a results.json of `koala-nb report`")],
+) -> int:
+    """Check results measured elsewhere, or keep them."""
     from koala_nb.report import results
 
-    if options.action == "add":
-        print(results.add_receipt(options.file))
-        return
-    problems = results.receipt_problems(options.file)
-    print("\n".join(problems) or f"{options.file}: a valid receipt.")
-    if problems:
-        raise SystemExit(1)
-
-
-def _delegate(options: argparse.Namespace) -> None:
-    from importlib import import_module
-
-    name, rest = options.module, options.rest
-    own = {
-        ("train", "student"): "distillation.train",
-        ("train", "study"): "nano.study",
-        ("evaluate", "attention"): "nano.attention_truth",
-        **{("benchmark", name): module for name, module in BENCHMARKS.items()},
-    }
-    if options.command == "probe":
-        from koala_nb import probes
-
-        code = probes.get(rest[0] if rest else "").main(rest[1:])
-        if code:
-            raise SystemExit(code)
-        return
-    if rest and (options.command, rest[0]) in own:
-        name, rest = own[options.command, rest[0]], rest[1:]
-    elif options.command == "benchmark":
-        raise ValueError(f"benchmark: choose one of {', '.join(BENCHMARKS)}.")
-    code = import_module(f"koala_nb.{name}").main(rest)
-    if code:
-        raise SystemExit(code)
+    if what == "add":
+        print(results.add_receipt(file))
+        return 0
+    problems = results.receipt_problems(file)
+    print("\n".join(problems) or f"{file}: a valid receipt.")
+    return 1 if problems else 0

@@ -11,6 +11,7 @@ Some minutes on two CPU cores.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from koala_nb.core.options import at_least
+from koala_nb.core.options import at_least, writable
 from koala_nb.generation.generate import generate
-from koala_nb.speed.throughput import benchmark_prompts, measure, parser
+from koala_nb.speed.throughput import benchmark_prompts, measure
 from koala_nb.speed.timing import write_result
 from studies.full import watched_memory
 from studies.shortcuts import SHORTCUTS
@@ -53,10 +55,19 @@ def long_run(pipe: Pipeline, images: int, size: int | None) -> list[dict[str, An
 
 def main(argv: Sequence[str]) -> int:
     """Measure and write `data/results/benchmark-generation-<model>.json`."""
-    options_of = parser("python -m studies.generation", __doc__)
-    options_of.add_argument("--run", type=at_least(0), default=0, help="one run of so many images")
-    options = options_of.parse_args(argv)
-    pipe, results = measure(options, SHORTCUTS)
+    parser = argparse.ArgumentParser(prog="python -m studies.generation", description=__doc__)
+    parser.add_argument("--model", default="nano-koala", help="a model whose weights are here")
+    parser.add_argument("--device", default=None, help="default: the best available")
+    parser.add_argument("--dtype", default=None, help="default: float16 on a GPU, else float32")
+    parser.add_argument("--images", type=at_least(1), default=32, help="images a variant and round")
+    parser.add_argument("--size", type=at_least(1), default=None, help="pixels a side")
+    parser.add_argument("--repeats", type=at_least(2), default=7)
+    parser.add_argument("--threads", type=at_least(1), nargs="+", default=[torch.get_num_threads()])
+    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
+    parser.add_argument("--run", type=at_least(0), default=0, help="one run of so many images")
+    options = parser.parse_args(argv)
+    settings = {k: v for k, v in vars(options).items() if k not in ("out", "run")}
+    pipe, results = measure(**settings, shortcuts=SHORTCUTS)
     if options.run:
         results["run"] = long_run(pipe, options.run, options.size)
         print(*results["run"], sep="\n")

@@ -209,10 +209,10 @@ def test_a_limit_of_memory_is_of_one_system(monkeypatch):
         torch.cuda, "set_per_process_memory_fraction", lambda *given: limits.append(given)
     )
     with pytest.raises(KeyError, match="stop"):
-        latency.main(["--systems", "nano-koala", "--limit-gb", "2"])
+        latency.write_benchmark(["nano-koala"], [64], [1], limit_gb=2)
     assert limits == [(0.25, None)]  # of the current device; torch takes no device without index
     with pytest.raises(ValueError, match="give one system"):
-        latency.main(["--systems", "nano-koala", "nano-sdxl", "--limit-gb", "2"])
+        latency.write_benchmark(["nano-koala", "nano-sdxl"], [64], [1], limit_gb=2)
 
 
 def test_small_random_parts_keep_the_blocks():
@@ -347,10 +347,9 @@ def test_the_rate_of_a_benchmark_and_the_published_one(records, tmp_path, capsys
     rows = [{"way": "koala_nb.generate", "images_a_second": speed} for speed in (3.0, 4.0)]
     rows.append({"way": "bfloat16", "images_a_second": 9.0})
     file = files.write_json(tmp_path / "benchmark-generation-x.json", {"rows": rows})
-    given = ["--records", str(records), "--gpus", "1"]
-    cost.main([*given, "--benchmark", str(file)])
+    cost.print_plan(records=records, gpus=[1], benchmark=file)
     assert "4.00 images/s a GPU (benchmark-generation-x.json)" in capsys.readouterr().out
-    cost.main(given)
+    cost.print_plan(records=records, gpus=[1])
     published = LATENCY_FIGURE["KOALA-Lightning-700M"][2][0]
     output = capsys.readouterr().out
     assert f"{1 / published:.2f} images/s" in output and f"{published} s on an RTX 4090" in output
@@ -380,7 +379,7 @@ def test_results_of_another_benchmark_are_refused(records):
         cost.rate_in(records)
     other = files.write_json(records.with_name("other.json"), {"rows": ROWS[2:]})
     with pytest.raises(ValueError, match="other.json is not a result of `studies.records`"):
-        cost.main(["--records", str(other)])
+        cost.print_plan(records=other)
 
 
 def test_the_page_shows_what_the_command_prints(capsys):

@@ -99,7 +99,7 @@ def test_records_writes_what_the_plan_reads(snapshot, tmp_path, capsys, monkeypa
     assert [row["count"] for row in rows] == [10] * 5 + [20] * 5 + [1] * 2
     assert all(row["seconds"] > 0 and row["low"] <= row["seconds"] <= row["high"] for row in rows)
     assert {row["ratio"] for row in rows if row["way"] == records.LINES} == {1.0}
-    cost.main(["--records", str(tmp_path / "benchmark-records.json")])
+    cost.print_plan(records=tmp_path / "benchmark-records.json")
     assert "read out of PNGs of noise, 64 px" in capsys.readouterr().out
 
 

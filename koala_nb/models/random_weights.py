@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from koala_nb.core import catalog
-from koala_nb.models.unet import CLIP_BIGG, CLIP_H, CLIP_L, SDXL_VAE, build_unet
+from koala_nb.models.unet import CLIP_BIGG, CLIP_H, CLIP_L, SDXL_VAE, build_parts, build_unet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,9 +45,6 @@ def parts(system: str, *, small: bool = False, tokenizer: Any = None) -> dict[st
     `small` keeps the blocks and narrows them, for tests. ValueError for an embedded system, whose
     parts are its own folder's.
     """
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
     known = catalog.find(system)
     if known.embedded:
         raise ValueError(f"{system} has weights of its own: load it.")
@@ -56,16 +53,10 @@ def parts(system: str, *, small: bool = False, tokenizer: Any = None) -> dict[st
     if small:
         config, texts = {**config, **SMALL_UNET}, [SMALL_CLIP, {**SMALL_CLIP, "projection_dim": 64}]
     ends = {"eos_token_id": tokenizer.eos_token_id} if tokenizer else {}
-    modules: dict[str, nn.Module] = {"unet": build_unet(config)}
-    with torch.device("meta"):
-        vae = SMALL_VAE if small else SDXL_VAE
-        modules["vae"] = AutoencoderKL(**vae, scaling_factor=0.13025)
-        for i, text in enumerate(texts):
-            cls = CLIPTextModelWithProjection if i else CLIPTextModel
-            heads = text["hidden_size"] // 64
-            clip = CLIPTextConfig(**text, **ends, num_attention_heads=heads)
-            modules["text_encoder_2" if i else "text_encoder"] = cls(clip)
-    return modules
+    return {
+        "unet": build_unet(config),
+        **build_parts(texts, SMALL_VAE if small else SDXL_VAE, **ends),
+    }
 
 
 def write_to_hub_cache(home: Path, system: str, *, small: bool = False) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,22 +252,34 @@ def other_parts(system: str) -> dict[str, int]:
     """
     if catalog.find(system).embedded:
         raise ValueError(f"{system} has small parts of its own: load it and count them.")
-    texts = [CLIP_H] if system == "sdm-v2.0" else [CLIP_L, CLIP_BIGG]
-    return _parts(json.dumps(texts)).copy()
+    return _count_parts(system == "sdm-v2.0").copy()
 
 
 @cache
-def _parts(texts: str) -> dict[str, int]:
+def _count_parts(sd_v2: bool) -> dict[str, int]:
+    parts = build_parts([CLIP_H] if sd_v2 else [CLIP_L, CLIP_BIGG], SDXL_VAE)
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+
+def build_parts(
+    texts: Sequence[Mapping[str, Any]], vae: Mapping[str, Any], **tokens: int
+) -> dict[str, nn.Module]:
+    """Return a VAE and text encoders of these configurations on the meta device, named as in SDXL.
+
+    `tokens`: numbers of special tokens, such as eos_token_id.
+    """
     import torch
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     with torch.device("meta"):
-        parts: dict[str, nn.Module] = {"vae": AutoencoderKL(**SDXL_VAE)}
-        for i, config in enumerate(json.loads(texts)):
-            kind: Callable = CLIPTextModelWithProjection if i else CLIPTextModel
-            parts["text_encoder_2" if i else "text_encoder"] = kind(CLIPTextConfig(**config))
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        parts: dict[str, nn.Module] = {"vae": AutoencoderKL(**vae, scaling_factor=0.13025)}
+        for i, text in enumerate(texts):
+            heads = text["hidden_size"] // 64
+            config = CLIPTextConfig(**text, **tokens, num_attention_heads=heads)
+            encoder = CLIPTextModelWithProjection if i else CLIPTextModel
+            parts["text_encoder_2" if i else "text_encoder"] = encoder(config)
+    return parts
 
 
 def layers_per_block(unet: nn.Module) -> int:

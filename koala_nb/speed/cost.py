@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,42 +103,38 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the plan; returns 0. ValueError for a bad number or file."""
-    parser = argparse.ArgumentParser(prog="koala-nb plan", description=__doc__)
-    parser.add_argument("--images", type=int, default=1_000_000)
-    rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--rate", type=float, help="images a second that one GPU of yours draws")
-    rate.add_argument("--benchmark", type=Path, help="a benchmark-generation-*.json with the rate")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 64])
-    parser.add_argument("--price", type=float, help="of a GPU-hour, in any currency")
-    parser.add_argument("--run", type=Path, help="a run's folder: its images' mean size counts")
-    parser.add_argument("--size", type=int, default=1024, help="pixels a side, without --run")
-    parser.add_argument("--records", type=Path, help="default: data/results/benchmark-records.json")
-    options = parser.parse_args(argv)
-    for name in ("images", "rate", "price", "size"):
-        value = getattr(options, name)
+def print_plan(
+    images: int = 1_000_000,
+    rate: float | None = None,
+    benchmark: Path | None = None,
+    gpus: Sequence[int] = (1, 2, 4, 8, 64),
+    price: float | None = None,
+    run: Path | None = None,
+    size: int = 1024,
+    records: Path | None = None,
+) -> None:
+    """Print what `koala-nb plan` says. ValueError for a bad number or file."""
+    for name, value in {"images": images, "rate": rate, "price": price, "size": size}.items():
         if value is not None and not 0 < value < MOST:
             raise ValueError(f"--{name} {value}: give a number above 0 and below {MOST:g}.")
-    if min(options.gpus) < 1:
-        raise ValueError(f"--gpus {min(options.gpus)}: give whole numbers of at least 1.")
-    given = rate_in(options.benchmark) if options.benchmark else options.rate
-    plan = run_cost(SYSTEM, options.images, rate=given, gpus=options.gpus, price=options.price)
+    if min(gpus) < 1:
+        raise ValueError(f"--gpus {min(gpus)}: give whole numbers of at least 1.")
+    given = rate_in(benchmark) if benchmark else rate
+    plan = run_cost(SYSTEM, images, rate=given, gpus=gpus, price=price)
     if given is None:
         plan = plan[plan.GPU == GPU].reset_index(drop=True)
         source = f"{find(SYSTEM).title}, {plan['seconds an image'][0]} s on an {GPU}: "
         source += f"{plan.attrs['source']}; an example, measure your own"
     else:
-        source = options.benchmark.name if options.benchmark else "as given"
+        source = benchmark.name if benchmark else "as given"
     a_second = given or 1 / plan["seconds an image"][0]
-    disk = _disk(options)
-    measured = _measured(options.records or data_folder() / "results" / "benchmark-records.json")
-    print(f"{options.images:,} images at {a_second:.2f} images/s a GPU ({source})\n")
+    disk = _disk(images, run, size)
+    measured = _measured(records or data_folder() / "results" / "benchmark-records.json")
+    print(f"{images:,} images at {a_second:.2f} images/s a GPU ({source})\n")
     shown = plan.drop(columns=["GPU", "seconds an image", "peak memory (GB)"])
     _print(shown.to_dict("records"))
     print(f"\nDisk: {disk}")
-    _print_records(options.images, a_second, measured)
-    return 0
+    _print_records(images, a_second, measured)
 
 
 def _measured(file: Path) -> list[dict[str, Any]]:
@@ -150,17 +145,15 @@ def _measured(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _disk(options: argparse.Namespace) -> str:
-    if options.run:
-        size, number = bytes_an_image(options.run)
-        total = size * options.images / 1e9
-        return (
-            f"{total:,.1f} GB of images at {size:,.0f} bytes, the mean of {number} in {options.run}"
-        )
-    size = 3 * options.size**2
+def _disk(images: int, run: Path | None, side: int) -> str:
+    if run:
+        size, number = bytes_an_image(run)
+        total = size * images / 1e9
+        return f"{total:,.1f} GB of images at {size:,.0f} bytes, the mean of {number} in {run}"
+    total = 3 * side**2 * images / 1e9
     return (
-        f"about {size * options.images / 1e9:,.0f} GB of images at most, {options.size} x "
-        f"{options.size} pixels of 3 bytes; give --run for the size of yours"
+        f"about {total:,.0f} GB of images at most, {side} x {side} pixels of 3 bytes; give --run "
+        "for the size of yours"
     )
 
 

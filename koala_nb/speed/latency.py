@@ -6,17 +6,16 @@ are interleaved in one run. An image is the sum text encoders + steps x U-Net + 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from koala_nb.core import catalog
 from koala_nb.core.devices import gigabytes, pick_device, pick_dtype
-from koala_nb.core.options import at_least, positive, writable
-from koala_nb.generation.generate import decoded, decoding_dtype
+from koala_nb.generation.generate import decode_latent, decoding_dtype
 from koala_nb.models import random_weights
 from koala_nb.models.load import load, silence_logging
 from koala_nb.speed.roofline import inputs_like, limit_seconds, machine_rates, unet_work
@@ -58,7 +57,7 @@ def cases_of(
     unet, vae = modules["unet"], modules["vae"]
     encoders = [part for name, part in modules.items() if name.startswith("text_encoder")]
     tokens, device, factor = _tokens(modules), _device_of(unet), _vae_factor(modules)
-    decode = partial(decoded, dtype=decoding_dtype(vae, "text_encoder_2" in modules))
+    decode = partial(decode_latent, dtype=decoding_dtype(vae, "text_encoder_2" in modules))
     ids = torch.full((1, tokens), 300, device=device)
     common: Row = {"system": system, "part": ENCODERS, "size": None, "batch": 1, "guided": False}
     cases: list[Case] = [(common, lambda: [encoder(ids) for encoder in encoders])]
@@ -190,25 +189,28 @@ def benchmark(
     return rows, {"images": whole_images(rows), "machine": rates, "roofline": roofline}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure and write `data/results/benchmark-latency-<name>.json`."""
-    parser = argparse.ArgumentParser(prog="koala-nb benchmark latency", description=__doc__)
-    parser.add_argument("--systems", nargs="+", default=["nano-sdxl", "nano-koala"])
-    parser.add_argument("--sizes", type=at_least(1), nargs="+", default=[64], help="pixels a side")
-    parser.add_argument("--batches", type=at_least(1), nargs="+", default=[1])
-    parser.add_argument("--device", default=None, help="default: the best available")
-    parser.add_argument("--dtype", default=None, help="default: float16 on a GPU, else float32")
-    parser.add_argument("--repeats", type=at_least(2), default=9)
-    parser.add_argument("--limit-gb", type=positive, default=None, help="would it run in so much?")
-    parser.add_argument("--name", default=None, help="of the file; default: the first system")
-    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
-    options = parser.parse_args(argv)
-    settings = {k: v for k, v in vars(options).items() if k not in ("name", "out")}
-    rows, more = benchmark(**settings)
+def write_benchmark(
+    systems: Sequence[str],
+    sizes: Sequence[int],
+    batches: Sequence[int],
+    device: str | None = None,
+    dtype: str | None = None,
+    repeats: int = 9,
+    limit_gb: float | None = None,
+    name: str | None = None,
+    out: Path | None = None,
+    command: str = "",
+) -> Path:
+    """Measure, print, and write `benchmark-latency-<name>.json`, by default in `data/results`."""
+    rows, more = benchmark(systems, sizes, batches, device, dtype, repeats, limit_gb)
     print_rows(rows)
-    used = {**vars(options), "dtype": more["machine"]["dtype"]}
-    name = f"latency-{options.name or options.systems[0]}"
-    command = " ".join(["koala-nb benchmark latency", *argv])
-    device = str(pick_device(options.device))
-    print(write_result(name, command, used, options.out, device, rows=rows, **more))
-    return 0
+    settings: dict[str, Any] = {
+        "systems": systems,
+        "sizes": sizes,
+        "batches": batches,
+        "device": device,
+    }
+    settings |= {"dtype": more["machine"]["dtype"], "repeats": repeats, "limit_gb": limit_gb}
+    settings |= {"name": name, "out": out}
+    file, place = f"latency-{name or systems[0]}", str(pick_device(device))
+    return write_result(file, command, settings, out, place, rows=rows, **more)

@@ -6,7 +6,6 @@ variant's images are from the loop's stands beside its speed.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from koala_nb.core.options import at_least, writable
 from koala_nb.generation.generate import generate
 from koala_nb.models.load import load, model_info
 from koala_nb.speed.cost import OURS
@@ -118,29 +116,26 @@ def _stack(images: Sequence[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
-def parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("--model", default="nano-koala", help="a model whose weights are here")
-    parser.add_argument("--device", default=None, help="default: the best available")
-    parser.add_argument("--dtype", default=None, help="default: float16 on a GPU, else float32")
-    parser.add_argument("--images", type=at_least(1), default=32, help="images a variant and round")
-    parser.add_argument("--size", type=at_least(1), default=None, help="pixels a side")
-    parser.add_argument("--repeats", type=at_least(2), default=7)
-    parser.add_argument("--threads", type=at_least(1), nargs="+", default=[torch.get_num_threads()])
-    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
-    return parser
-
-
 def measure(
-    options: argparse.Namespace, shortcuts: Mapping[str, Shortcut] | None = None
+    model: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    images: int = 32,
+    size: int | None = None,
+    repeats: int = 7,
+    threads: Sequence[int] = (),
+    shortcuts: Mapping[str, Shortcut] | None = None,
 ) -> tuple[Pipeline, dict[str, Any]]:
-    """Compare at each number of threads; return the pipeline, and rows and recipe."""
-    pipe = load(options.model, device=options.device, dtype=options.dtype)
+    """Compare at each number of threads, torch's own by default; print and return the rows.
+
+    Returns the pipeline, and rows and recipe for the results file.
+    """
+    pipe = load(model, device=device, dtype=dtype)
     rows, before = [], torch.get_num_threads()
-    for threads in options.threads:
-        torch.set_num_threads(threads)
-        compared, run = compare(pipe, options.images, options.size, options.repeats, shortcuts)
+    for number in threads or [before]:
+        torch.set_num_threads(number)
+        compared, run = compare(pipe, images, size, repeats, shortcuts)
         rows += compared
     torch.set_num_threads(before)
     print_rows(rows)
@@ -150,11 +145,11 @@ def measure(
     return pipe, {"rows": rows, "recipe": recipe}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure and write `data/results/benchmark-generation-<model>.json`."""
-    options = parser("koala-nb benchmark generation", __doc__).parse_args(argv)
-    pipe, results = measure(options)
-    command = " ".join(["koala-nb benchmark generation", *argv])
-    name, device = f"generation-{Path(options.model).name}", str(pipe._execution_device)
-    print(write_result(name, command, vars(options), options.out, device, **results))
-    return 0
+def write_benchmark(
+    model: str, out: Path | None = None, command: str = "", **settings: Any
+) -> Path:
+    """Measure and write `benchmark-generation-<model>.json`, by default in `data/results`."""
+    settings["threads"] = settings.get("threads") or [torch.get_num_threads()]
+    pipe, results = measure(model, **settings)
+    file, device = f"generation-{Path(model).name}", str(pipe._execution_device)
+    return write_result(file, command, {"model": model, **settings}, out, device, **results)
