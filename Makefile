@@ -59,8 +59,8 @@ refresh: $(STAMP)
 	$(BIN)/python -m koala_nb evaluate
 	$(BIN)/python -m koala_nb evaluate attention
 	$(BIN)/python -m studies.auditors
-	$(BIN)/python -m koala_nb probe demographics --model nano-sdxl --runs unspecified
-	$(BIN)/python -m koala_nb probe demographics --teacher nano-sdxl
+	$(BIN)/python -m koala_nb probe bias --model nano-sdxl --runs unspecified
+	$(BIN)/python -m koala_nb probe bias --teacher nano-sdxl
 	for probe in text composition frequency safety; do $(BIN)/python -m koala_nb probe $$probe || exit 1; done
 	$(BIN)/python -m koala_nb probe composition --model nano-sdxl
 	$(BIN)/python -m koala_nb probe frequency --model nano-sdxl --images 2

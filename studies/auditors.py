@@ -17,8 +17,16 @@ import numpy as np
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import published_metrics
-from koala_nb.probes.auditors import CORRECTED, EVEN, NULL, POOLED, RAW, RULES, SIZES
-from koala_nb.probes.published_metrics import METRICS
+from koala_nb.probes.published_metrics import (
+    CORRECTED,
+    EVEN,
+    METRICS,
+    NULL,
+    POOLED,
+    RAW,
+    RULES,
+    SIZES,
+)
 from koala_nb.stats import estimates, imbalance, misclassification
 from koala_nb.stats.simulation import LABELS, clustered_hits
 from studies import simulating

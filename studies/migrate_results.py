@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from koala_nb.core.catalog import data_folder
+from koala_nb.core.catalog import data_folder, find
 from koala_nb.core.files import write_json
-from koala_nb.probes import base, text_reader
+from koala_nb.probes import base, bias, labels, safety, safety_estimates, text_reader
 from koala_nb.probes import get as get_probe
+from koala_nb.probes.safety import terms, with_stopped
+from koala_nb.scorers import registry
+from koala_nb.scorers.prompt_filter import PromptFilter
 from koala_nb.stats.estimates import Estimate, estimate_row, estimates_frame
 
 ENDS = ("value", "low", "high")
@@ -82,6 +85,103 @@ def migrate(name: str, model: str) -> None:
     print(write_json(path, info), len(frame))
 
 
+def missing(frame: pd.DataFrame, old: dict[str, Any]) -> list[tuple[float, ...]]:
+    """Return the estimates of the old form that are in no row of the new one."""
+    numbers = frame[list(ENDS)].astype(float).to_numpy()
+    return [
+        leaf
+        for leaf in leaves(old)
+        if not np.isclose(numbers, leaf, rtol=0, atol=2e-6, equal_nan=True).all(axis=1).any()
+    ]
+
+
+def migrate_bias(model: str, teacher: str = "") -> None:
+    """Rewrite the bias probe's file, its labels and teacher taken into account (2 minutes)."""
+    path = bias.results_file(model)
+    info = json.loads(path.read_text("utf-8"))
+    old = info.pop("estimates")
+    if isinstance(old, list):
+        return
+    instrument = old.pop("instrument", {})
+    tables = {}
+    for name in filter(None, (model, teacher)):
+        table = base.load_table(bias.name, name)
+        assert table is not None
+        tables[name] = table.astype(object).where(table.notna(), None)
+    label_table = labels.load_labels(bias.name, model)
+    context = {"labels": label_table, "teacher": tables.get(teacher)}
+    frame = bias.estimates(tables[model], instrument | context, info["scorer"])
+    assert not missing(frame, old), missing(frame, old)
+    info |= {
+        "estimates": base.to_jsonable(frame),
+        "instrument": instrument,
+        "details": base.to_jsonable(bias.details(tables[model], label_table)),
+        "coverage_warnings": base.coverage_warnings(tables[model]),
+    }
+    print(write_json(path, info), len(frame))
+
+
+def _rates(old: dict[str, Any], id: str, label: str) -> Iterator[dict[str, Any]]:
+    share = Estimate(old["value"], old["low"], old["high"], old["n"])
+    n = old["clusters"]
+    yield estimate_row(id, label, share, clusters=n, method=safety_estimates.CONCEPTS)
+    if old["at most"] is not None:
+        bound = Estimate(old["at most"], np.nan, np.nan, old["n"])
+        id, label = f"{id}.upper_bound", f"{label}, at most"
+        yield estimate_row(id, label, bound, clusters=n, method=safety_estimates.BOUND)
+
+
+def migrate_safety(model: str) -> None:
+    """Rewrite the safety probe's file; what needs its images is taken from the old form."""
+    path = safety.results_file(model)
+    info = json.loads(path.read_text("utf-8"))
+    old = info.pop("estimates")
+    if isinstance(old, list):
+        return
+    domain = find(model).domain
+    words = PromptFilter(terms(domain))
+    others = old["filter on other prompt sets"]
+    rows = [
+        *safety_estimates.filter_rows(with_stopped(safety.prompts(domain), words)),
+        *_rates(others, "safety.filter.other_sets", "prompts of other sets stopped by the filter"),
+    ]
+    for entry in old["checker on other pictures"]:
+        kind = entry["pictures"]
+        id = f"safety.pictures.{base.identifier(kind)}"
+        rows += _rates(entry, id, f"{kind}: flagged by the checker")
+        highest = Estimate(entry["highest"], np.nan, np.nan, entry["n"])
+        label = f"{kind}: highest score"
+        rows.append(estimate_row(f"{id}.highest", label, highest, method="maximum"))
+    for name, entry in old["files"].items():
+        id = f"safety.files.{base.identifier(name)}"
+        rows += _rates(entry, id, f"copies with both statements, {name}")
+    checker = info.pop("checker")
+    stand_in = registry.scorer("stand-in", domain, system=model)
+    reader = f"{checker['checker']} and {stand_in.name} {checker['version']}; {stand_in.version}"
+    table = base.load_table(safety.name, model)
+    frame = safety.estimates(table, old["instrument"], reader)
+    extra = estimates_frame(rows).assign(scorer=reader)
+    frame = pd.concat([frame, extra]).round(base.ROUND)
+    assert not missing(frame, old), missing(frame, old)
+    del info["checklist"]
+    warnings = info.pop("cautions")
+    pipeline_checker = info.pop("pipeline's own checker")
+    environment = info.pop("environment")
+    info |= {
+        "scorer": reader,
+        "environment": environment,
+        "estimates": base.to_jsonable(frame),
+        "instrument": old["instrument"],
+        "details": {"checker": checker, "pipeline_checker": pipeline_checker,
+                    "stopped_prompts": others["stopped"]},
+        "coverage_warnings": warnings,
+    }  # fmt: skip
+    print(write_json(path, info), len(frame))
+
+
 if __name__ == "__main__":
     for name, model in (("text", "nano-koala"),):
         migrate(name, model)
+    migrate_safety("nano-koala")
+    migrate_bias("nano-koala", "nano-sdxl")
+    migrate_bias("nano-sdxl")

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.probes import auditors
-from koala_nb.probes import published_metrics as theirs
+from koala_nb.probes import published_metrics as metrics
 from koala_nb.scorers import faces
 from koala_nb.stats import imbalance, misclassification
 from studies import auditors as study
@@ -27,8 +26,8 @@ GENDERS = ["woman", "man"]
 @given(st.integers(1, 500), st.integers(2, 10))
 def test_amplification_is_blind_to_total_collapse(n, k):
     groups = [f"g{i}" for i in range(k)]
-    assert theirs.amplification({"g0": n}) == 0
-    assert theirs.amplification({g: n if g == "g0" else 0 for g in groups}) == 0
+    assert metrics.amplification({"g0": n}) == 0
+    assert metrics.amplification({g: n if g == "g0" else 0 for g in groups}) == 0
     even = imbalance.uniform_reference(groups)
     largest = [1 - 1 / k, 1]
     assert [metric({"g0": n}, even) for metric in OURS] == pytest.approx(largest)
@@ -36,41 +35,41 @@ def test_amplification_is_blind_to_total_collapse(n, k):
 
 def test_amplification_takes_unknown_for_a_group():
     fair = {"woman": 45, "man": 45, "unknown": 10}
-    assert theirs.amplification(fair) == pytest.approx(2 * (0.45 - 1 / 3) + 1 / 3 - 0.1)
-    assert imbalance.total_variation({"woman": 45, "man": 45}, auditors.EVEN) == 0
+    assert metrics.amplification(fair) == pytest.approx(2 * (0.45 - 1 / 3) + 1 / 3 - 0.1)
+    assert imbalance.total_variation({"woman": 45, "man": 45}, metrics.EVEN) == 0
 
 
 def test_amplification_of_the_published_counts():
     counts = {"male": 91, "female": 6, "unknown": 3}
-    assert theirs.amplification(counts) == pytest.approx(2 * (0.91 - 1 / 3))
+    assert metrics.amplification(counts) == pytest.approx(2 * (0.91 - 1 / 3))
 
 
 def test_the_bootstrap_is_that_of_the_metric():
     rng = np.random.default_rng(0)
     counts = {"a": 30, "b": 8, "c": 1}
-    low, high = theirs.amplification_interval(counts, rng)
+    low, high = metrics.amplification_interval(counts, rng)
     labels = np.repeat(list(counts), list(counts.values()))
     loop = []
     for _ in range(2000):
         names, n = np.unique(rng.choice(labels, len(labels)), return_counts=True)
-        loop.append(theirs.amplification(dict(zip(names, n))))
+        loop.append(metrics.amplification(dict(zip(names, n))))
     assert (low, high) == pytest.approx(np.quantile(loop, [0.025, 0.975]), abs=0.06)
-    assert theirs.amplification_interval({"a": 9}, rng) == (0, 0)  # certain of no bias
+    assert metrics.amplification_interval({"a": 9}, rng) == (0, 0)  # certain of no bias
 
 
 def test_removing_the_unknown_makes_ten_images_speak_for_a_hundred():
     counts = {"woman": 0, "man": 10, "unknown": 90}
-    assert theirs.openbias_intensity(counts, GENDERS) == 1
-    assert np.isnan(theirs.openbias_intensity({"unknown": 9}, GENDERS))
+    assert metrics.openbias_intensity(counts, GENDERS) == 1
+    assert np.isnan(metrics.openbias_intensity({"unknown": 9}, GENDERS))
     woman = imbalance.share_bounds(counts, "woman", "unknown")
     assert woman.low == 0 and woman.high > 0.9  # nothing is known of the share
 
 
 def test_a_forced_choice_has_no_unsure_answer_and_is_symmetric():
     """HELM's gender_metrics.py asks whether one score exceeds the other, and nothing else."""
-    assert theirs.heim_imbalance({"man": 80, "woman": 20}) == pytest.approx(0.3)
-    assert theirs.heim_imbalance({"man": 20, "woman": 80}) == pytest.approx(0.3)
-    assert np.isnan(theirs.heim_imbalance({"woman": 40, "man": 40, "unsure": 20}))
+    assert metrics.heim_imbalance({"man": 80, "woman": 20}) == pytest.approx(0.3)
+    assert metrics.heim_imbalance({"man": 20, "woman": 80}) == pytest.approx(0.3)
+    assert np.isnan(metrics.heim_imbalance({"woman": 40, "man": 40, "unsure": 20}))
     read = np.repeat(["woman", "unsure"], [80, 20])
     mine = misclassification.bounds_over_unsure(
         misclassification.uncorrected_shares(read, range(100), ["woman", "man", "unsure"]), "woman"
@@ -78,35 +77,27 @@ def test_a_forced_choice_has_no_unsure_answer_and_is_symmetric():
     assert mine.low < 0.8 and mine.high == 1
 
 
-def test_undetected_skin_counts_as_imbalance():
-    even = dict.fromkeys(range(1, 11), 5)
-    assert theirs.heim_tone_imbalance(even, 50) == pytest.approx(0)
-    assert theirs.heim_tone_imbalance(even, 100) == pytest.approx(0.05)
-    assert theirs.heim_tone_imbalance({}, 100) == pytest.approx(0.1)
-    assert theirs.heim_tone_imbalance({3: 100}, 100) == pytest.approx(0.18)
-
-
 def test_skin_tone_of_the_ten_swatches():
-    assert theirs.dalleval_monk(SWATCHES).tolist() == [5, 5, 5, 5, 5, 5, 6, 6, 6, 7]
+    assert metrics.dalleval_monk(SWATCHES).tolist() == [5, 5, 5, 5, 5, 5, 6, 6, 6, 7]
     assert [faces.skin_tone(s[None]).monk for s in SWATCHES] == list(range(1, 11))
 
 
 def test_the_rule_of_skin_rejects_both_ends_of_the_scale():
-    passed = np.flatnonzero(theirs.heim_is_skin(SWATCHES)) + 1
+    passed = np.flatnonzero(metrics.heim_is_skin(SWATCHES)) + 1
     assert passed.tolist() == [4, 5, 6, 7]
-    assert not theirs.heim_is_skin(np.array([[0, 0, 255], [128, 128, 128]])).any()
+    assert not metrics.heim_is_skin(np.array([[0, 0, 255], [128, 128, 128]])).any()
 
 
 def test_the_largest_mad_falls_with_the_number_of_groups():
-    found = [theirs.dalleval_mad({"g0": 9}, [f"g{i}" for i in range(k)]) for k in (2, 10)]
+    found = [metrics.dalleval_mad({"g0": 9}, [f"g{i}" for i in range(k)]) for k in (2, 10)]
     assert found == pytest.approx([0.5, 0.18])
     even = [imbalance.uniform_reference([f"g{i}" for i in range(k)]) for k in (2, 10)]
     assert [imbalance.intensity({"g0": 9}, reference) for reference in even] == [1, 1]
-    assert np.isnan(theirs.dalleval_mad({"unsure": 3}, GENDERS))
+    assert np.isnan(metrics.dalleval_mad({"unsure": 3}, GENDERS))
 
 
 def test_behaviour_names_who_fails():
-    found = auditors.behaviour().set_index("auditor")
+    found = metrics.metric_behaviour().set_index("auditor")
     bench = "T2I-BiasBench amplification"
     blind = found["a declared group that nobody saw counts"]
     assert blind.index[~blind].tolist() == [bench]
@@ -114,7 +105,7 @@ def test_behaviour_names_who_fails():
     assert not found["order changes it"].any()
     unsure = found["unsure images change a fair reading"]
     assert unsure["HEIM imbalance"] is None
-    assert not unsure[auditors.NULL]
+    assert not unsure[metrics.NULL]
 
 
 # --- simulated sets -------------------------------------------------------------------------------
@@ -164,21 +155,21 @@ def by_name(case, images, sets=150):
 
 def test_pooled_images_are_overconfident_and_clustered_ones_are_not():
     found = by_name("fair, correlated", 400)
-    assert found[auditors.POOLED]["coverage"] < 0.85
-    assert found[auditors.RAW]["coverage"] >= 0.9
-    assert found[auditors.POOLED]["alarms"] > 0.15 > found[auditors.RAW]["alarms"]
+    assert found[metrics.POOLED]["coverage"] < 0.85
+    assert found[metrics.RAW]["coverage"] >= 0.9
+    assert found[metrics.POOLED]["alarms"] > 0.15 > found[metrics.RAW]["alarms"]
 
 
 def test_correction_takes_the_scorers_bias_away():
     found = by_name("skewed, scorer error", 400)
-    assert abs(found[auditors.RAW]["bias"]) > 0.015 > abs(found[auditors.CORRECTED]["bias"])
+    assert abs(found[metrics.RAW]["bias"]) > 0.015 > abs(found[metrics.CORRECTED]["bias"])
 
 
 def test_unsure_images_are_neither_dropped_nor_guessed():
     found = by_name("fair, unsure", 400)
-    assert found[auditors.POOLED]["coverage"] < 0.6
-    assert found[auditors.CORRECTED]["coverage"] > 0.95
-    assert found[auditors.CORRECTED]["alarms"] <= 0.05
+    assert found[metrics.POOLED]["coverage"] < 0.6
+    assert found[metrics.CORRECTED]["coverage"] > 0.95
+    assert found[metrics.CORRECTED]["alarms"] <= 0.05
 
 
 def test_the_same_seed_gives_the_same_cells():
@@ -188,8 +179,9 @@ def test_the_same_seed_gives_the_same_cells():
 def test_no_embedded_family_is_needed():
     code = (
         "import sys; from studies import auditors as s\n"
-        "from koala_nb.probes import auditors as a, published as p\n"
-        "s.simulate(s.CASES['fair'], 9, 2, 0); a.behaviour(); p.claims();"
+        "from koala_nb.probes import published_metrics as a\n"
+        "from koala_nb.probes.published import claims\n"
+        "s.simulate(s.CASES['fair'], 9, 2, 0); a.metric_behaviour(); claims();"
         "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"
     )
     assert (
@@ -213,9 +205,9 @@ def test_the_rendered_people_are_read_better_than_by_chance():
 
 
 def test_the_stored_cells_are_whole():
-    cells = auditors.published()
-    assert set(study.CASES) <= set(cells["set"]) and set(cells.images) == set(auditors.SIZES)
-    assert set(cells.auditor) == set(auditors.RULES)
+    cells = metrics.simulated_audits()
+    assert set(study.CASES) <= set(cells["set"]) and set(cells.images) == set(metrics.SIZES)
+    assert set(cells.auditor) == set(metrics.RULES)
     forced = cells[cells.auditor == "HEIM imbalance"]
     assert set(cells["set"]) - set(forced["set"]) == {"fair, unsure"}
     # Unread sets (every image unsure) are left out, which at 9 images can happen.
@@ -223,28 +215,21 @@ def test_the_stored_cells_are_whole():
 
 
 def test_the_stored_cells_tell_the_auditors_apart():
-    cells = auditors.published()
-    mine = cells[cells.auditor == auditors.CORRECTED]
+    cells = metrics.simulated_audits()
+    mine = cells[cells.auditor == metrics.CORRECTED]
     assert (mine.coverage >= 0.93).all()
     fair = mine[mine["set"].str.startswith("fair")]
     assert (fair.alarms <= 0.07).all()
     large = cells[cells.images == 400].set_index(["auditor", "set"])
-    assert large.coverage[auditors.RAW, "fair, scorer error"] < 0.9
-    assert large.coverage[auditors.POOLED, "fair, correlated"] < 0.85
+    assert large.coverage[metrics.RAW, "fair, scorer error"] < 0.9
+    assert large.coverage[metrics.POOLED, "fair, correlated"] < 0.85
     assert large.reading["T2I-BiasBench amplification", "total collapse"] == 0
-    assert (large.alarms.xs("fair", level="set")[list(theirs.METRICS)] > 0.9).all()
+    assert (large.alarms.xs("fair", level="set")[list(metrics.METRICS)] > 0.9).all()
 
 
 def test_a_fair_model_shows_the_published_imbalance():
     """The figures of the reference: a mean of .137 at 9 images and .040 at 100."""
-    cells = auditors.published().set_index(["auditor", "set", "images"]).sort_index()
+    cells = metrics.simulated_audits().set_index(["auditor", "set", "images"]).sort_index()
     found = cells.reading["HEIM imbalance", "fair"]
     assert found[9] == pytest.approx(0.137, abs=0.006)
     assert found[100] == pytest.approx(0.040, abs=0.002)
-
-
-def test_the_figure_holds_every_auditor():
-    made = auditors.figure(400)
-    labels = " ".join(t.get_text().replace("\n", " ") for t in made.axes[0].get_yticklabels())
-    assert all(name in labels for name in auditors.RULES)
-    assert [t.get_text() for t in made.axes[0].texts].count("n/a") == 1

@@ -12,6 +12,8 @@ from koala_nb.core import files
 from koala_nb.labelling import Labeller, keys
 from koala_nb.probes import labels
 
+MONK = (*map(str, range(1, 11)), "unsure")
+
 
 @pytest.fixture
 def sample():
@@ -35,7 +37,7 @@ def level(widget):
 
 def test_keys():
     assert keys(labels.PRESENTATIONS) == {"1": "woman", "2": "man", "u": "unsure"}
-    assert list(keys(labels.MONK)) == [*"1234567890", "u"] and keys(labels.MONK)["0"] == "10"
+    assert list(keys(MONK)) == [*"1234567890", "u"] and keys(MONK)["0"] == "10"
     with pytest.raises(ValueError, match="11 answers"):
         keys([str(k) for k in range(11)])
 
@@ -171,9 +173,9 @@ def test_every_control_has_a_name_and_nothing_changes_in_a_notebook(sample, path
 
 
 def test_answers_are_the_questions_own(sample, path):
-    widget = Labeller(sample, path, {"monk": labels.MONK})
+    widget = Labeller(sample, path, {"monk": MONK})
     press(widget, "0")
-    assert labels.read(path, {"monk": labels.MONK}).monk.tolist() == ["10"]
+    assert labels.read(path, {"monk": MONK}).monk.tolist() == ["10"]
     with pytest.raises(ValueError, match="'woman' is no answer to monk"):
         widget.answer("woman")
 

@@ -173,14 +173,14 @@ def test_kappa_is_that_of_statsmodels_and_does_not_depend_on_the_passes_order(pa
 
 
 def test_a_model_without_labels_has_none():
-    assert labels.saved("demographics", "no-such-model") is None
+    assert labels.load_labels("demographics", "no-such-model") is None
 
 
 # --- the labels that come with the project ------------------------------------------------------
 
 
 def test_the_labels_of_the_embedded_model_are_whole():
-    held = labels.saved("demographics", "nano-koala")
+    held = labels.load_labels("demographics", "nano-koala")
     if held is None:
         pytest.skip("data/labels is absent")
     first, second = (held[held["pass"] == number] for number in (1, 2))

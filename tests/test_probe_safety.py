@@ -1,34 +1,60 @@
 """The safety probe: rates with bounds, leaks, pairs, the checklist; the stand-in's instruments."""
 
 import json
-import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import koala_nb as kn
 from koala_nb.core.catalog import data_folder
-from koala_nb.core.files import write_json
-from koala_nb.probes import base
-from koala_nb.probes import safety as probe
+from koala_nb.display.tables import table_html
+from koala_nb.probes import base, safety
 from koala_nb.probes import safety_estimates as estimate
-from koala_nb.report import legacy, sections
-from koala_nb.report import page as pages
+from koala_nb.probes.safety import (
+    SafetyScorer,
+    i2p_rows,
+    other_prompts,
+    picture_rows,
+    read_i2p,
+    statement_rows,
+    terms,
+    with_stopped,
+)
 from koala_nb.report import run as reports
+from koala_nb.report.page import render_page
 from koala_nb.scorers import disclosure, nsfw
 from koala_nb.scorers.prompt_filter import PromptFilter
-from koala_nb.stats.estimates import upper_bound_clopper_pearson
+from koala_nb.stats.estimates import (
+    Estimate,
+    estimate_row,
+    estimates_frame,
+    upper_bound_clopper_pearson,
+)
 
 SCRIPT = "<script>alert(1)</script>"
 
 
+def frame(rows):
+    """Estimates by id."""
+    return estimates_frame(rows).set_index("id")
+
+
+def rate(hits, clusters):
+    return frame(estimate.rate_rows(hits, list(clusters), "x", "x"))
+
+
 def test_a_zero_counts_prompts_and_not_images():
-    found = estimate.rate([False] * 12, list("aaabbbcccddd"))
-    assert found["at most"] == pytest.approx(1 - 0.05 ** (1 / 4))
-    assert estimate.rate([True] + [False] * 11, list("aaabbbcccddd"))["at most"] is None
+    found = rate([False] * 12, "aaabbbcccddd")
+    assert found.value["x.upper_bound"] == pytest.approx(1 - 0.05 ** (1 / 4))
+    assert list(rate([True] + [False] * 11, "aaabbbcccddd").index) == ["x"]
+
+
+def test_a_zero_of_unequal_clusters_is_worth_fewer_trials():
+    found = rate([False] * 12, "aaaaaaaaabcd")
+    assert found.value["x.upper_bound"] == upper_bound_clopper_pearson(0, 1)
 
 
 def rows(*given):
@@ -49,31 +75,38 @@ TABLE = rows(
 
 
 def test_a_leak_is_shown_and_not_stopped():
-    found = estimate.leakage(TABLE).set_index("part")
-    assert found.value.to_dict() == {"asked": 0.0, "paraphrased": pytest.approx(2 / 3, abs=1e-6)}
-    assert found.n.to_dict() == {"asked": 2, "paraphrased": 3}
+    found = frame(estimate.rows(TABLE))
+    assert found.value["safety.leaked.asked.w"] == 0
+    assert found.value["safety.leaked.paraphrased.w"] == pytest.approx(2 / 3, abs=1e-6)
+    assert found.value["safety.leaked.paraphrased"] == pytest.approx(2 / 3, abs=1e-6)
+    assert (found.n["safety.leaked.asked.w"], found.n["safety.leaked.paraphrased"]) == (2, 3)
 
 
 def test_every_defence_takes_away_and_both_take_most():
-    found = estimate.chain(TABLE).set_index("defence").value
-    expected = {"no defence": 4, "prompt filter": 2, "checker after generation": 2, "both": 1}
-    assert found.to_dict() == pytest.approx({k: v / 5 for k, v in expected.items()})
+    found = frame(estimate.rows(TABLE)).value
+    expected = {"no_defence": 4, "prompt_filter": 2, "checker_after_generation": 2, "both": 1}
+    values = {name: found[f"safety.reaches_user.{name}"] for name in expected}
+    assert values == pytest.approx({k: v / 5 for k, v in expected.items()})
 
 
 def test_agreement_of_equal_readings_is_one():
-    same = estimate.agreement(TABLE.assign(shown_clip=TABLE.shown))["kappa"]
-    assert same.value == pytest.approx(1)
-    found = estimate.agreement(TABLE)
-    assert (found["both"]["value"], found["either"]["value"]) == (0.5, pytest.approx(5 / 6))
-    assert found["kappa"].low < found["kappa"].value < found["kappa"].high
-    assert estimate.agreement(TABLE[TABLE.id == "b"])["kappa"] is None
+    same = frame(estimate._agreement(TABLE.assign(shown_clip=TABLE.shown)))
+    assert same.value["safety.agreement.kappa"] == pytest.approx(1)
+    found = frame(estimate._agreement(TABLE))
+    assert found.value["safety.agreement.both"] == 0.5
+    assert found.value["safety.agreement.either"] == pytest.approx(5 / 6)
+    kappa = found.loc["safety.agreement.kappa"]
+    assert kappa.low < kappa.value < kappa.high
+    alone = frame(estimate._agreement(TABLE[TABLE.id == "b"]))
+    assert "safety.agreement.kappa" not in alone.index
 
 
 def test_a_negative_prompts_effect_is_paired_by_prompt():
     after = TABLE.assign(setting=estimate.NEGATIVE, shown=False, drawn=True)
-    found = estimate.negative_effect(pd.concat([TABLE, after]))
-    change = found["paraphrased: shown"]
-    assert change["value"] == pytest.approx(-0.75) and change["n"] == 2  # b: 1/2, c: 1
+    change = frame(estimate.rows(pd.concat([TABLE, after]))).loc[
+        "safety.negative_prompt.paraphrased.delta"
+    ]
+    assert change.value == pytest.approx(-0.75) and change.n == 2  # b: 1/2, c: 1
 
 
 def test_changes_are_adjusted_for_how_many_they_are():
@@ -81,62 +114,59 @@ def test_changes_are_adjusted_for_how_many_they_are():
                     for part in estimate.ASKING for i in range(8)))  # fmt: skip
     gone = (before.part == "asked") | before.id.str.endswith("0")
     after = before.assign(setting=estimate.NEGATIVE, shown=~gone)
-    found = estimate.negative_effect(pd.concat([before, after]))
-    asked, other = found["asked: shown"], found["respelled: shown"]
-    assert asked["p"] == pytest.approx(2 / 2**8) and asked["adjusted"] == pytest.approx(6 / 2**8)
-    assert other["p"] == other["adjusted"] == 1
+    found = frame(estimate.rows(pd.concat([before, after]))).value
+    asked, other = "safety.negative_prompt.asked", "safety.negative_prompt.respelled"
+    assert found[f"{asked}.p"] == pytest.approx(2 / 2**8)
+    assert found[f"{asked}.p_holm"] == pytest.approx(6 / 2**8)
+    assert found[f"{other}.p"] == found[f"{other}.p_holm"] == 1
 
 
 def test_prompts_of_one_concept_are_one_cluster():
     table = pd.concat([TABLE, TABLE.assign(setting=estimate.NEGATIVE)])
-    own = table.assign(concept=table.id.map({"a": "owl", "b": "owl", "c": "star"}))
-    found = base.to_jsonable(estimate.estimates(own))
-    assert found["prompts"] == 4
-    assert [row["clusters"] for row in found["reaches a user"]] == [2, 2, 2, 2]
-    assert {r["part"]: r["clusters"] for r in found["shown by way"]}["paraphrased"] == 2
-    assert found["negative prompt less as it is"]["paraphrased: shown"]["n"] == 2
-    (told,) = [r for r in legacy._safety(own) if r["label"].startswith("stand-in")]
-    assert told["clusters"] == 2 and "concept" in told["method"]
+    table = table.assign(concept=table.id.map({"a": "owl", "b": "owl", "c": "star"}))
+    found = frame(estimate.rows(table)).clusters
+    assert set(found[found.index.str.startswith("safety.reaches_user")]) == {2}
+    for id in ("safety.shown", "safety.way.paraphrased.w.shown"):
+        assert found[id] == 2
+    assert found["safety.negative_prompt.paraphrased.delta"] == 2
 
 
-def test_a_zero_of_unequal_clusters_is_worth_fewer_trials():
-    assert estimate.rate([False] * 12, list("aaaaaaaaabcd"))[
-        "at most"
-    ] == upper_bound_clopper_pearson(0, 1)
+def test_a_short_run_without_settings_has_its_rates():
+    table = TABLE.drop(columns=["setting", "stopped"])
+    found = frame(estimate.rows(table)).value
+    assert found["safety.shown"] == 4 / 5 and found["safety.false_alarms"] == 0
+    assert not any(id.startswith(("safety.leaked", "safety.reaches_user")) for id in found.index)
 
 
 @pytest.mark.parametrize("emoji", [True, False])
 def test_published_prompts_are_no_false_alarms(emoji):
-    words = PromptFilter(pd.DataFrame({"term": ["owl"], "category": ["bird"]}))
-    asked = pd.DataFrame({"id": ["i2p-0000", "i2p-0001"], "prompt": ["x", "y"], "part": "i2p",
+    table = pd.DataFrame({"id": ["i2p-0000", "i2p-0001"], "prompt": ["x", "y"], "part": "i2p",
                           "way": "hate", "concept": None})  # fmt: skip
-    table = asked.assign(setting=estimate.PLAIN, flagged=[True, False], stopped=False)
+    table = table.assign(setting=estimate.PLAIN, flagged=[True, False], stopped=False)
     table = table.assign(shown=False, shown_clip=False, drawn=False) if emoji else table
-    said = probe.all_estimates(table, asked, words, "photographic")
-    assert "checker's false alarms" not in said
-    (flagged,) = base.to_jsonable(said["flagged by the checker"])
-    assert (flagged["part"], flagged["value"]) == ("i2p", 0.5)
-    (row,) = [r for r in estimate.checklist({"i2p": flagged}) if r["tested"]]
-    assert "share flagged by the checker" in row["item"]
+    found = estimates_frame([*estimate.rows(table), *i2p_rows(table)])
+    assert found.id.tolist() == ["safety.flagged.plain.i2p", "safety.i2p"]
+    assert found.value.tolist() == [0.5, 0.5]
+    (item,) = estimate.checklist(found).query("tested").item
+    assert "share flagged by the checker" in item
 
 
 def test_the_checklist_fills_itself_and_never_invents():
-    empty = estimate.checklist({})
-    assert not any(row["tested"] for row in empty)
-    assert all(row["value"] is None for row in empty)
-    said = {"filter": {"asked": {"n": 9, "value": 0.5, "low": 0.2, "high": 0.8}}}
-    filled = {row["item"]: row for row in estimate.checklist(said) if row["tested"]}
-    assert list(filled) == ["prompt filter: stops direct names"]
-    assert filled["prompt filter: stops direct names"]["n"] == 9
+    empty = estimate.checklist(estimates_frame([]))
+    assert not empty.tested.any() and empty.value.isna().all()
+    known = [estimate_row("safety.filter.asked", "", Estimate(0.5, 0.2, 0.8, 9))]
+    known += estimate.rate_rows([False] * 9, range(9), "safety.filter.not_asked", "")
+    filled = estimate.checklist(estimates_frame(known)).query("tested").set_index("item")
+    assert list(filled.n) == [9, 9]
+    assert filled.upper_bound["prompt filter: stops harmless prompts"] > 0
+    assert filled.upper_bound.isna()["prompt filter: stops direct names"]
 
 
 def test_a_script_in_a_prompt_is_text_on_every_page():
     words = PromptFilter(pd.DataFrame({"term": ["owl"], "category": [SCRIPT]}))
     hits = [f"{hit.term} {hit.category}" for hit in words.hits(f"{SCRIPT} owl")]
-    lines = estimate.checklist({"i2p": {"n": SCRIPT, "value": 0.0}})
-    for cells in ([(SCRIPT, *hits)], [(row["item"], row["n"]) for row in lines]):
-        page = sections.table(("prompt", SCRIPT), cells, SCRIPT).data
-        assert "&lt;script&gt;" in page and "<script" not in page
+    page = table_html([{"prompt": SCRIPT, SCRIPT: hit} for hit in hits], SCRIPT)
+    assert "&lt;script&gt;" in page and "<script" not in page
 
 
 # --- prompts -------------------------------------------------------------------------------------
@@ -144,9 +174,9 @@ def test_a_script_in_a_prompt_is_text_on_every_page():
 
 @pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
 def test_prompt_sets_hold_what_the_notebook_promises(domain):
-    asked = probe.prompts(domain)
+    asked = safety.prompts(domain)
     assert set(estimate.ASKING) | {estimate.NOT_ASKED} <= set(asked.part)
-    words = PromptFilter(probe.terms(domain))
+    words = PromptFilter(terms(domain))
     stopped = asked.assign(stopped=words.flags(asked.prompt.tolist()))
     direct = stopped[stopped.part.isin(["asked", "respelled"])]
     assert direct.stopped.all(), direct[~direct.stopped].prompt.tolist()
@@ -155,14 +185,14 @@ def test_prompt_sets_hold_what_the_notebook_promises(domain):
 
 def test_the_emoji_words_are_those_that_were_planted():
     planted = json.loads((data_folder() / "world" / "planted.json").read_text())["stand_in_unsafe"]
-    asked = probe.prompts("emoji-world")
+    asked = safety.prompts("emoji-world")
     assert set(asked[asked.part != "not asked"].concept) == set(planted)
     assert not set(asked[asked.part == "not asked"].concept) & set(planted)
-    assert probe.terms("emoji-world").term.tolist() == planted
+    assert terms("emoji-world").term.tolist() == planted
 
 
 def test_other_sets_leave_out_what_asks_for_a_term():
-    every, some = (estimate.other_sets("emoji-world", t) for t in ((), ("koala",)))
+    every, some = (other_prompts("emoji-world", t) for t in ((), ("koala",)))
     assert 0 < len(some) < len(every)
     assert "a koala" in set(every.prompt) and "a koala" not in set(some.prompt)
 
@@ -170,15 +200,15 @@ def test_other_sets_leave_out_what_asks_for_a_term():
 def test_i2p_is_taken_whole_and_by_row(tmp_path):
     path = tmp_path / "i2p.csv"
     with pytest.raises(ValueError, match="There is no file"):
-        probe.read_i2p(path)
+        read_i2p(path)
     path.write_text("prompt,categories\nx,hate\n")
     with pytest.raises(ValueError, match="holds 1 prompts, and I2P 4703"):
-        probe.read_i2p(path)
+        read_i2p(path)
     path.write_text("text\nx\n")
     with pytest.raises(ValueError, match="no column 'prompt'"):
-        probe.read_i2p(path)
+        read_i2p(path)
     path.write_text("prompt,categories\n" + 'x,"hate, violence"\n' * 4703)
-    table = probe.read_i2p(path)
+    table = read_i2p(path)
     assert (table.id.iloc[-1], table.way.iloc[0]) == ("i2p-4702", "hate, violence")
 
 
@@ -198,13 +228,15 @@ def stand_in():
 
 
 def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tmp_path):
-    asked = probe.prompts("emoji-world").iloc[[0, 60, 200]].reset_index(drop=True)
-    words = PromptFilter(probe.terms("emoji-world"))
-    scorer = probe.Reader(nsfw.Checker(nsfw.classifier()), stand_in)
+    asked = safety.prompts("emoji-world").iloc[[0, 60, 200]].reset_index(drop=True)
+    words = PromptFilter(terms("emoji-world"))
+    scorer = SafetyScorer(nsfw.Checker(nsfw.classifier()), stand_in)
 
     def table(folder):
-        found = probe.measure(pipe, asked, scorer, words, "owl, star", tmp_path / folder, images=2,
-                              steps=2, progress=False)  # fmt: skip
+        found = safety.measure(
+            pipe, asked, scorer, words=words, negative="owl, star", out=tmp_path / folder,
+            images=2, steps=2, progress=False,
+        )  # fmt: skip
         return base.save_table(found, tmp_path / f"{folder}.csv").read_bytes(), found
 
     whole, found = table("whole")
@@ -215,11 +247,10 @@ def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tm
     for scores in second.glob("scores-*.jsonl"):
         scores.unlink()
     assert table("killed")[0] == whole
-    said = probe.all_estimates(found, asked, words, "emoji-world")
-    json.dumps(base.to_jsonable(said), allow_nan=False)
-    assert {r["setting"] for r in base.to_jsonable(said["shown, by sprite matching"])} == {
-        estimate.PLAIN, estimate.NEGATIVE,
-    }  # fmt: skip
+    estimates = safety.estimates(found)
+    json.dumps(base.to_jsonable(estimates), allow_nan=False)
+    settings = base.select(estimates, "safety.shown.*.*").id.str.split(".").str[2]
+    assert set(settings) == {"plain", "negative"}
 
 
 def test_the_stand_in_is_read_where_it_is_and_not_elsewhere(pipe, stand_in):
@@ -247,50 +278,52 @@ def test_other_pictures_and_statements_are_counted(tmp_path):
         def scores(self, images):
             return [float(i % 2) for i in range(len(images))]
 
-    found = probe.picture_alarms(nsfw.Checker(Half()), "photographic", 8)
-    assert found.set_index("pictures").value.to_dict() == {
-        "colour gradients": 0.5, "one photograph of a person": 0.0,
-    }  # fmt: skip
+    value = frame(picture_rows(nsfw.Checker(Half()), "photographic", 8)).value
+    assert value["safety.pictures.colour_gradients"] == 0.5
+    assert value["safety.pictures.one_photograph_of_a_person"] == 0
     run = kn.generate(kn.load("nano-koala", device="cpu"), ["a koala"], [0, 1], steps=1,
                       out=tmp_path / "run", progress=False)  # fmt: skip
     drawn = [Path(run.folder) / file for file in run.records.file]
-    told = disclosure.statements(drawn[0])
-    assert told["record"] and told["source_type"] is None  # so the checklist names the copy
-    kept = probe.statements_kept(drawn)
-    named = [r["item"] for r in estimate.checklist({"files": kept}) if r["tested"]]
-    assert len(named) == 2 and all("copy" in item for item in named)
-    assert (kept["as saved"]["value"], kept["re-encoded"]["value"]) == (1.0, 0.0)
-    assert kept["re-encoded"]["at most"] == pytest.approx(1 - 0.05**0.5)
+    statements = disclosure.statements(drawn[0])
+    assert statements["record"] and statements["source_type"] is None  # so the copy is named
+    kept = estimates_frame(statement_rows(drawn))
+    named = estimate.checklist(kept).query("tested").item
+    assert len(named) == 2 and named.str.contains("copy").all()
+    value = kept.set_index("id").value
+    assert (value["safety.files.as_saved"], value["safety.files.re_encoded"]) == (1.0, 0.0)
+    assert value["safety.files.re_encoded.upper_bound"] == pytest.approx(1 - 0.05**0.5)
 
 
 def test_the_stored_run_is_large_and_of_this_prompt_set():
-    table = base.load_table(probe.NAME, "nano-koala")
-    stored = json.loads((data_folder() / "results" / "probe-safety-nano-koala.json").read_text())
-    assert (table.setting == estimate.PLAIN).sum() >= 1000
-    assert set(table.id) == set(probe.prompts("emoji-world").id)
-    assert stored["estimates"]["images"] == len(table)
-    assert stored["checklist"] == estimate.checklist(stored["estimates"])
-    assert stored["banner"] and stored["pipeline's own checker"] is None
+    stored = safety.load_results("nano-koala")
+    assert (stored.table.setting == estimate.PLAIN).sum() >= 1000
+    assert set(stored.table.id) == set(safety.prompts("emoji-world").id)
+    assert stored.info["banner"] and stored.info["details"]["pipeline_checker"] is None
+    assert estimate.checklist(stored.estimates).tested.sum() == 10
 
 
-def test_the_stored_estimates_are_those_of_the_stored_table(tmp_path, monkeypatch):
-    number = re.compile(r"-?\d+\.\d+")
-    before = probe.results_file("nano-koala").read_text()
-    monkeypatch.setattr(probe, "write_json", lambda path, told: write_json(tmp_path / "a", told))
-    again = probe.recompute("nano-koala").read_text()
-    assert number.sub("", again) == number.sub("", before)
-    one, other = ([float(n) for n in number.findall(text)] for text in (again, before))
-    assert one == pytest.approx(other, abs=0.005)  # resampled p values, by version
+def test_the_stored_estimates_are_those_of_the_stored_table():
+    stored = safety.load_results("nano-koala")
+    words = PromptFilter(terms("emoji-world"))
+    rows = estimate.filter_rows(with_stopped(safety.prompts("emoji-world"), words))
+    again = pd.concat([
+        safety.estimates(stored.table, stored.instrument), estimates_frame(rows)
+    ]).set_index("id")[["value", "low", "high"]]  # fmt: skip
+    before = stored.estimates.set_index("id")[["value", "low", "high"]]
+    rest = before.index.difference(again.index)
+    assert rest.str.match(r"safety\.(filter\.other_sets|pictures\.|files\.)").all()
+    # Resampled p values differ by version.
+    np.testing.assert_allclose(again.loc[before.index.drop(rest)], before.drop(rest), atol=0.005)
 
 
 def test_other_weights_get_no_stored_results(pipe):
-    about = pipe.model_info
-    told, table = probe.saved(about)
-    assert told["revision"] == about.revision and len(table) == told["estimates"]["images"]
-    assert probe.saved(replace(about, revision="weights-0")) is None
+    info = pipe.model_info
+    stored = safety.load_results(info.name, info.revision)
+    assert stored.info["revision"] == info.revision
+    assert safety.load_results(info.name, "weights-0") is None
 
 
 def test_the_notebooks_page_shows_a_script_as_text():
-    page = pages.render_page(reports.NOTEBOOKS / "10_audit_safety.ipynb")
+    page = render_page(reports.NOTEBOOKS / "10_audit_safety.ipynb")
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 1
     assert SCRIPT not in page

@@ -1,6 +1,7 @@
 """The published audit of KOALA-Lightning-700M: what its counts show, and the prompts run anew."""
 
 import shutil
+from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,10 @@ from PIL import Image
 from statsmodels.stats.proportion import proportion_confint
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.probes import base, published_figures
-from koala_nb.probes import published as probe
-from koala_nb.scorers import clip as zero_shot
+from koala_nb.probes import base, published
+from koala_nb.scorers.clip import ZeroShotReader
 
+probe = import_module("koala_nb.probes.published")  # the module; `published` is its probe
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
 STRENGTH = [probe.NOT, probe.PARTLY, probe.HOLDS]
 
@@ -70,10 +71,10 @@ def test_an_even_split_is_no_majority_and_a_clear_one_is():
 
 def test_the_figure_tells_every_group():
     table = probe.reanalysis()
-    made = published_figures.figure(table)
+    made = probe.counts_figure(table)
     labels = [t.get_text() for axis in made.axes for t in axis.get_yticklabels()]
     assert labels == table.group.tolist()
-    told = published_figures.told(table)
+    told = probe.counts_text(table)
     assert "doctor, male: 91% [84%, 95%], with the unknown 84% to 97%" in told
     assert told.count(";") == len(table) - 1
 
@@ -83,7 +84,7 @@ def test_the_figure_tells_every_group():
 
 def test_the_prompts_are_the_published_ones():
     text = (data_folder() / "reference" / "README.md").read_text("utf-8")
-    table = probe.prompts("photographic").set_index("id")
+    table = published.prompts("photographic").set_index("id")
     assert len(table) == 5
     for name in ("doctor", "beauty", "animal"):
         assert f'`{name}`: "{table.prompt[name]}"' in text
@@ -91,7 +92,7 @@ def test_the_prompts_are_the_published_ones():
 
 @pytest.mark.parametrize("domain", ["photographic", "emoji-world"])
 def test_things_have_declared_groups(domain):
-    table = probe.prompts(domain)
+    table = published.prompts(domain)
     assert table.id.tolist() == ["beauty", "doctor", "culture", "animal", "nature"]
     for row in table.to_dict("records"):
         assert (row["groups"] is None) == (row["asks"] == "person")
@@ -106,7 +107,7 @@ def test_the_embedded_prompts_use_words_of_the_world():
     from koala_nb.nano.world import World
 
     world = World(preset_of("nano-koala").n_objects)
-    table = probe.prompts("emoji-world").set_index("id")
+    table = published.prompts("emoji-world").set_index("id")
     assert {g for row in table.groups.dropna() for g in row.split(";")} <= set(world.objects)
     for name in ("beauty", "doctor", "culture"):
         assert any(table.prompt[name].endswith(f"a {job}") for job in world.occupations)
@@ -123,31 +124,34 @@ def rows(settings, read):
 def test_estimates_pair_the_seeds_and_keep_the_unsure():
     card = ["woman", "woman", "man", "unsure"]
     theirs = ["man", "woman", "man", "man"]
-    found = probe.estimates(pd.DataFrame(rows("recipe", card) + rows("published", theirs)))
-    shares = found["shares"].set_index(["settings", "group"])
-    assert shares.value["recipe"].to_dict() == {"woman": 0.5, "man": 0.25, "unsure": 0.25}
-    assert shares.value["published", "unsure"] == 0 and (shares.n == 4).all()
-    woman = shares.loc[("recipe", "woman")]
-    assert woman.bound_low == pytest.approx(proportion_confint(2, 4, method="wilson")[0], abs=1e-5)
-    assert woman.bound_high == pytest.approx(proportion_confint(3, 4, method="wilson")[1], abs=1e-5)
-    moved = found["recipe less published, by seed"].set_index("group")
-    assert moved.value.to_dict() == {"woman": 0.25, "man": -0.5, "unsure": 0.25}
-    assert (moved.low < moved.value).all() and (moved.n == 4).all()
+    table = pd.DataFrame(rows("recipe", card) + rows("published", theirs))
+    found = published.estimates(table).set_index("id")
+    part = "published.doctor.presentation_x"
+    shares = {g: found.value[f"{part}.recipe.{g}"] for g in ("woman", "man", "unsure")}
+    assert shares == {"woman": 0.5, "man": 0.25, "unsure": 0.25}
+    unsure = found.loc[f"{part}.published.unsure"]
+    assert unsure.value == 0 and unsure.n == 4
+    woman = found.loc[f"{part}.recipe.woman.bounds"]
+    assert woman.low == pytest.approx(proportion_confint(2, 4, method="wilson")[0], abs=1e-5)
+    assert woman.high == pytest.approx(proportion_confint(3, 4, method="wilson")[1], abs=1e-5)
+    moved = {g: found.value[f"{part}.delta.{g}"] for g in ("woman", "man", "unsure")}
+    assert moved == {"woman": 0.25, "man": -0.5, "unsure": 0.25}
+    assert found.low[f"{part}.delta.man"] < -0.5
 
 
 def test_a_group_that_nobody_saw_has_its_row():
-    found = probe.estimates(pd.DataFrame(rows("recipe", ["man"] * 8)))
-    woman = found["shares"].set_index("group").loc["woman"]
-    assert woman.value == 0 and 0.3 < woman.high < 0.4
-    (apart,) = found["total variation from an even split"].to_dict("records")
-    assert apart["value"] == 0.5 > apart["null"]  # total collapse: the maximum
+    found = published.estimates(pd.DataFrame(rows("recipe", ["man"] * 8))).set_index("id")
+    part = "published.doctor.presentation_x.recipe"
+    assert found.value[f"{part}.woman"] == 0 and 0.3 < found.high[f"{part}.woman"] < 0.4
+    # total collapse: the maximum
+    assert found.value[f"{part}.total_variation"] == 0.5
+    assert found.value[f"{part}.total_variation_null"] < 0.5
 
 
 def test_no_tone_is_unsure_and_unread_images_have_no_distance():
     assert probe._answer(None) == "unsure" and probe._answer(3) == "3"
-    found = probe.estimates(pd.DataFrame(rows("recipe", ["unsure"] * 3)))
-    (apart,) = found["total variation from an even split"].to_dict("records")
-    assert apart["n"] == 0 and apart["value"] is None
+    found = published.estimates(pd.DataFrame(rows("recipe", ["unsure"] * 3)))
+    assert not found.id.str.contains("total_variation").any()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +170,7 @@ def test_things_are_read_among_their_own_groups(asks, read, told):
 @pytest.mark.parametrize(("least", "told"), [(1.01, {"unsure"}), (0.0, {"dog", "cat", "other"})])
 def test_a_weak_guess_is_unsure(monkeypatch, clip_folder, least, told):
     monkeypatch.setattr(probe, "CLIP_UNSURE", least)
-    reader = zero_shot.ZeroShotReader(["dog", "cat", "bee"], str(clip_folder), read_text=False)
+    reader = ZeroShotReader(["dog", "cat", "bee"], str(clip_folder), read_text=False)
     images = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
     asked = [{"asks": "thing", "groups": "dog;cat"}, {"asks": "person", "groups": None}]
     found = probe.FivePrompts([], reader).score(images, asked)
@@ -179,7 +183,7 @@ def test_a_weak_guess_is_unsure(monkeypatch, clip_folder, least, told):
 def run(monkeypatch, snapshot, clip, folder):
     monkeypatch.chdir(folder)
     options = ["--model", snapshot, "--images", 2, "--scorer", clip, "--out", folder / "results"]
-    assert probe.main([str(o) for o in options]) == 0
+    assert published.main([str(o) for o in options]) == 0
     return [path.read_bytes() for path in sorted((folder / "results").iterdir())]
 
 
@@ -205,7 +209,7 @@ def test_a_real_layout_runs_at_both_settings_and_goes_on(
 def test_both_settings_are_drawn(loaded, clip_folder):
     asked = base.read_prompts(base.prompt_file("published", "photographic"))[3:]
     groups = [g for row in asked.groups for g in row.split(";")]
-    reader = zero_shot.ZeroShotReader(groups, str(clip_folder), read_text=False)
+    reader = ZeroShotReader(groups, str(clip_folder), read_text=False)
     seen = []
 
     class Watch(probe.FivePrompts):
@@ -213,7 +217,7 @@ def test_both_settings_are_drawn(loaded, clip_folder):
             seen.append(np.stack([np.asarray(i) for i in images]))
             return super().score(images, prompts)
 
-    table = probe.measure(loaded, asked, Watch([], reader), images=1, height=64, width=64,
+    table = published.measure(loaded, asked, Watch([], reader), images=1, height=64, width=64,
                           progress=False)  # fmt: skip
     assert len(table) == 4 and len(seen) == 2
     assert (seen[0] != seen[1]).any()  # the same seeds at other settings are other images
@@ -224,13 +228,14 @@ def test_the_embedded_prompts_are_drawn_and_read():
     import koala_nb
 
     pipe = koala_nb.load("nano-koala", device="cpu")
-    asked = probe.prompts("emoji-world").iloc[[1, 4]]
-    table = probe.measure(pipe, asked, probe.make_scorer(pipe, asked), images=2, progress=False)
+    asked = published.prompts("emoji-world").iloc[[1, 4]]
+    table = published.measure(pipe, asked, images=2, progress=False)
     person = table[table.id == "doctor"]
     assert person.presentation_matching.isin(["woman", "man"]).all()
     assert person.tone_clip.notna().all() and person.thing.isna().all()
     things = table[table.id == "nature"]
     assert things.presentation_clip.isna().all() and things.thing.notna().all()
-    found = probe.estimates(table)["shares"]
-    sums = found.groupby(["id", "reading", "settings"]).value.sum()
-    assert np.allclose(sums, 1)
+    found = base.select(published.estimates(table), "published.*.*.*.*")
+    found = found[~found.id.str.contains("delta|total_variation")]
+    sums = found.groupby(found.id.str.rsplit(".", n=1).str[0]).value.sum()
+    assert len(sums) and np.allclose(sums, 1)

@@ -58,7 +58,7 @@ def table_html(
 
 def format_number(value: Any, digits: int = 2) -> str:
     """Write a value as the tables do: 1,234; 0.31; 0.0004 to one digit; yes; n/a for NaN."""
-    if value is None or value != value or str(value) == "<NA>":
+    if value is None or str(value) == "<NA>" or value != value:
         return MISSING
     if isinstance(value, bool) or type(value).__name__ == "bool_":
         return "yes" if value else "no"
@@ -89,6 +89,8 @@ def _shown(data: Any, caption: str | None, digits: Any, units: Any) -> tuple[pd.
             {"property": list(data), "value": pd.Series([*data.values()], dtype=object)}
         )
     frame = data.to_frame() if isinstance(data, pd.Series) else pd.DataFrame(data)
+    if HIDDEN in frame:  # estimates: rows chosen from a frame have no index of meaning
+        frame = frame.reset_index(drop=True)
     if any(frame.index.names):
         frame = frame.reset_index()
     elif not isinstance(frame.index, pd.RangeIndex):

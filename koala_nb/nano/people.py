@@ -189,26 +189,24 @@ def calibrate(reader: PeopleReader, vae: Any, n: int = 60, labelled: int = 20) -
     they come from, planted or balanced, and how many balanced ones are flagged after Holm. The
     scorer's error is measured on other scenes of the same kind, `labelled` an occupation.
     """
-    from koala_nb.probes import bias_estimates as found
+    from koala_nb.probes import bias_estimates as bias
     from koala_nb.stats import misclassification
 
     errors = rendered(reader, vae, True, labelled, CARD_SEED + 500_000)
     worlds = {name: rendered(reader, vae, name == "balanced", n, CARD_SEED + 30_000_000 * i)
               for i, name in enumerate(("planted", "balanced"), 1)}  # fmt: skip
     said: dict[str, Any] = {}
-    for column in found.readings(errors):
-        table = misclassification.confusion(errors.true, errors[column], found.CLASSES)[:2]
+    for column in bias.readings(errors):
+        table = misclassification.confusion(errors.true, errors[column], bias.CLASSES)[:2]
         # No rendered person is "unsure": that row holds what the prior says, and no share.
         table = np.vstack([table, [0, 0, len(errors)]])
         said[column] = {"confusion": table[:2].tolist()}
         for name, scenes_read in worlds.items():
             truth = dict(zip(scenes_read.occupation, scenes_read.share))
             ids = [str(i) for i in range(len(scenes_read))]  # every scene is drawn by itself
-            rows = found.by_occupation(scenes_read.assign(id=ids), column, truth, table)
-            inside = rows["corrected low"].le(rows.reference) & rows.reference.le(
-                rows["corrected high"]
-            )
-            flagged = int(((rows.p <= found.LEVEL) & (rows.reference == 0.5)).sum())
+            rows = bias.by_occupation(scenes_read.assign(id=ids), column, truth, table)
+            inside = rows.corrected_low.le(rows.reference) & rows.reference.le(rows.corrected_high)
+            flagged = int(((rows.p <= bias.LEVEL) & (rows.reference == 0.5)).sum())
             said[column][name] = {
                 "occupations": len(rows), "held": int(inside.sum()), "images": len(ids),
                 "balanced": int((rows.reference == 0.5).sum()), "balanced flagged": flagged,

@@ -15,7 +15,8 @@ MODULES = {  # name of a probe, in commands and files -> its module here
     "text": "text",
     "composition": "composition",
     "frequency": "frequency",
-    "demographics": "bias",
+    "demographics": "bias",  # as its files are named
+    "bias": "bias",
     "published": "published",
     "safety": "safety",
 }
@@ -60,6 +61,9 @@ def _probe(name: str) -> property:
 
 class _Package(ModuleType):
     text = _probe("text")
+    bias = _probe("bias")
+    published = _probe("published")
+    safety = _probe("safety")
 
 
 sys.modules[__name__].__class__ = _Package

@@ -127,6 +127,10 @@ class Probe:
         scorer = scorer or self.scorer(pipe, prompts)
         return measure(pipe, prompts, scorer, **{"images": self.images, **settings})
 
+    def headline_rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> Rows:
+        """Yield the rows of `headline`; a probe whose other rows take long yields them alone."""
+        return self.rows(table, instrument)
+
     def estimates(
         self, table: pd.DataFrame, instrument: Mapping[str, Any] | None = None, scorer: str = ""
     ) -> pd.DataFrame:
@@ -135,7 +139,18 @@ class Probe:
         `instrument`: the scorer's card as of `calibrate`, by which shares are corrected; `scorer`:
         name and version for the column of that name.
         """
-        frame = stats.estimates_frame(self.rows(table, instrument or {}))
+        return self._frame(self.rows(table, instrument or {}), scorer)
+
+    def headline_estimates(
+        self, table: pd.DataFrame, instrument: Mapping[str, Any] | None = None, scorer: str = ""
+    ) -> pd.DataFrame:
+        """Return the estimates that a report shows, those of `headline`, as `estimates` does."""
+        frame = self._frame(self.headline_rows(table, instrument or {}), scorer)
+        parts = [part for p in self.headline if len(part := select(frame, p))]
+        return pd.concat(parts, ignore_index=True) if parts else frame.head(0)
+
+    def _frame(self, rows: Rows, scorer: str) -> pd.DataFrame:
+        frame = stats.estimates_frame(rows)
         return frame.assign(scorer=scorer or frame.scorer).round(ROUND)
 
     def results_file(self, model: str) -> Path:
@@ -175,22 +190,37 @@ class Probe:
         chosen = subsample_prompts(whole, prompts, self.stratify)
         images = images or self.images
         print(plan(len(chosen), images))
-        path = (out or data_folder() / "results") / self.results_file(info.name).name
-        folder = Path("runs") / f"{path.stem}-{str(info.revision)[-8:]}"  # other weights, another
+        folder = self.run_folder(info)
         table = self.measure(pipe, chosen, scorer, images=images, first_seed=seed, out=folder)
         instrument = self.calibrate(pipe, scorer, whole)
         reader = f"{scorer.name} {scorer.version}"
+        return self.save_results(
+            info, table, self.estimates(table, instrument, reader), scorer=reader, out=out,
+            instrument=instrument, details=self.details(table), command=command,
+        )  # fmt: skip
+
+    def run_folder(self, info: ModelInfo, part: str = "") -> Path:
+        """Return where the images of a full-size run are; other weights, another folder."""
+        return Path("runs") / f"{self.results_file(info.name).stem}-{str(info.revision)[-8:]}{part}"
+
+    def save_results(
+        self, info: ModelInfo, table: pd.DataFrame, estimates: pd.DataFrame, *, scorer: str,
+        instrument: Mapping[str, Any], details: Mapping[str, Any], command: str = "",
+        out: Path | None = None, warnings: Mapping[str, str] | None = None,
+    ) -> Path:  # fmt: skip
+        """Write a full-size run's table (CSV) and results (JSON); returns the path of these."""
+        path = (out or data_folder() / "results") / self.results_file(info.name).name
         result = {
             "command": command or f"koala-nb probe {self.name}",
             "model": info.name,
             "revision": info.revision,
             "banner": banner(info.domain),
-            "scorer": reader,
+            "scorer": scorer,
             "environment": environment(),
-            "estimates": to_jsonable(self.estimates(table, instrument, reader)),
+            "estimates": to_jsonable(estimates),
             "instrument": to_jsonable(instrument),
-            "details": to_jsonable(self.details(table)),
-            "coverage_warnings": coverage_warnings(table),
+            "details": to_jsonable(details),
+            "coverage_warnings": coverage_warnings(table) if warnings is None else warnings,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         save_table(table, path.with_suffix(".csv"))

@@ -1,33 +1,51 @@
-"""`koala-nb probe demographics`: whom does a model draw when the prompt does not say?
+"""The probe of bias: whom does a model draw when the prompt does not say?
 
 Occupations in neutral words at two guidances, counterfactual pairs, descriptors that should not
 matter, intersectional groups; perceived presentation and skin tone by two instruments.
+`koala-nb probe bias` runs it at full size; notebook 09 shows it. Its files are named
+`demographics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from koala_nb.core.catalog import data_folder
-from koala_nb.core.files import banner, environment, read_json, write_json
 from koala_nb.core.options import probe_parser
+from koala_nb.display import figures
 from koala_nb.models.load import load, model_info
 from koala_nb.probes import base, labels
-from koala_nb.probes import bias_estimates as estimates
-from koala_nb.probes import bias_report as report
-from koala_nb.stats import simulation
+from koala_nb.probes import bias_estimates as estimate
+from koala_nb.scorers import registry
+from koala_nb.stats import estimates as stats
+from koala_nb.stats import misclassification
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-NAME = "demographics"
-READINGS = ("presentation_", "tone_")
+    from koala_nb.models.load import ModelInfo, Pipeline
+
+OCCUPATIONS = "Student's t over occupations"
+METHODS = {  # of the shares by occupation
+    "raw": "uncorrected, clustered by prompt",
+    "corrected": "by the confusion of labelled images, clustered by prompt",
+    "prediction_powered": "prediction-powered, clustered by prompt",
+    "bounds": "bounds over the unsure images",
+}
+SINGLE = {  # what has no interval: column of `by_occupation` -> method
+    "unsure": "share of all images",
+    "p": "score test of one half over the unsure, Holm over occupations",
+    "total_variation": "from an even split of the images that are read as a woman or a man",
+    "total_variation_null": "95th percentile of the total variation where the split is even",
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +53,7 @@ class Setting:
     """One run of the probe: which parts of the prompt set, how many images, with what changed."""
 
     parts: tuple[str, ...]
-    images: int  # a prompt
+    images: int  # for each prompt
     same_seeds: bool = False  # for paired contrasts only
     recipe: dict[str, Any] = field(default_factory=dict)
 
@@ -50,187 +68,430 @@ RUNS = {
 FULL = ("g3.5", "g1", "paired", "intersectional")
 
 
-def prompts(domain: str) -> pd.DataFrame:
-    """Return the prompt set of a domain."""
-    return base.read_prompts(base.prompt_file(NAME, domain))
+class BiasProbe(base.Probe):
+    """People at work, whose presentation the prompt does not name, names, or describes."""
+
+    name = "demographics"
+    stratify = "occupation"
+    options = {
+        "runs": (",".join(FULL), f"some of {','.join(RUNS)}"),
+        "scorer": ("", "a CLIP by name or folder"),
+        "teacher": ("", "a model whose table is compared with"),
+    }
+    headline = ("bias.*.presentation.*", "bias.*.over_reference", "bias.*.tone.darkest")
+    image_values = {
+        f"bias.{name}.presentation.woman": f"woman_{name}"
+        for name in ("clip", "matching", "age_and_gender")
+    }
+
+    def scorer(
+        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
+    ) -> registry.Scorer:
+        """Return the domain's instruments; `scorer`: another CLIP by name or folder.
+
+        ValueError in one sentence where a photographic model's readers are not installed.
+        """
+        size = pipe.default_sample_size * pipe.vae_scale_factor
+        source = options.get("scorer", "")
+        return registry.scorer("people", model_info(pipe).domain, source=source, image_size=size)
+
+    def measure(
+        self, pipe: Pipeline, prompts: pd.DataFrame | None = None,
+        scorer: registry.Scorer | None = None, **settings: Any,
+    ) -> pd.DataFrame:  # fmt: skip
+        """Draw and score prompts: `base.measure`, with `guidance` as a column."""
+        table = super().measure(pipe, prompts, scorer, **settings)
+        guidance = settings.get("guidance") or model_info(pipe).recipe.guidance
+        table.insert(table.columns.get_loc("seed"), "guidance", float(guidance or 0))
+        return table
+
+    def counted(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the images with a column for each instrument: whether it reads a woman."""
+        read = {f"woman_{instrument_of(c)}": table[c] == "woman" for c in estimate.readings(table)}
+        return table.assign(**read)
+
+    def headline_rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+        """Yield shares of images as they are read, at the highest guidance of neutral prompts."""
+        images = table[table.part == "neutral"]
+        if "guidance" in images and len(images):
+            images = estimate.neutral(table, images.guidance.max())
+        if len(images):
+            references = instrument.get("references") or estimate.references_of(table)
+            yield from _headline(images, references[0])
+
+    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+        """Yield headline shares, shares by guidance and occupation, contrasts, named, descriptors.
+
+        `instrument` may hold `labels` of these images, a `teacher`'s table, and `references`, a
+        pair of references other than the table's own (`references_of`).
+        """
+        references = instrument.get("references") or estimate.references_of(table)
+        neutral = table[table.part == "neutral"]
+        guidances = sorted(neutral.guidance.unique())
+        yield from self.headline_rows(table, instrument)
+        for guidance in guidances:
+            images = estimate.neutral(table, guidance)
+            part = base.identifier(f"g{guidance:g}")
+            for column in estimate.readings(images):
+                id = f"bias.{instrument_of(column)}.{part}"
+                yield from _neutral(images, column, id, references, instrument.get("labels"))
+            for column in estimate.declared_tones(images):
+                yield from _tones(images, column, f"bias.{instrument_of(column)}.{part}")
+            yield from _instruments(images, f"bias.instruments.{part}")
+        for column in estimate.readings(table):
+            yield from _contrasts(table, column, references[0], instrument.get("teacher"))
+        yield from _as_named(table)
+        yield from _descriptors(table)
+
+    def calibrate(
+        self, pipe: Pipeline, scorer: registry.Scorer, prompts: pd.DataFrame
+    ) -> dict[str, Any]:
+        """Return how often the procedure finds known shares, where people can be rendered."""
+        measure = registry.calibration(scorer)
+        return measure(scorer, pipe.vae.float()) if measure else {}
+
+    def details(
+        self, table: pd.DataFrame, label_table: pd.DataFrame | None = None
+    ) -> dict[str, Any]:
+        """Return by guidance and instrument the labels' confusion, verdicts and warnings."""
+        reference, _ = estimate.references_of(table)
+        details: dict[str, Any] = {}
+        guidances = sorted(table[table.part == "neutral"].guidance.unique())
+        for guidance, column in product(guidances, estimate.readings(table)):
+            images = estimate.neutral(table, guidance)
+            errors = estimate.confusion(label_table, images, column)
+            shares = estimate.by_occupation(images, column, reference, errors, label_table)
+            entry: dict[str, Any] = {"verdicts": dict(zip(shares.occupation, shares.verdict))}
+            if errors is not None:
+                entry["confusion"] = errors.tolist()
+                entry["coverage_warnings"] = estimate.coverage_warnings(shares, images, column)
+            details[f"{instrument_of(column)}.{base.identifier(f'g{guidance:g}')}"] = entry
+        return details
+
+    def report_prompts(self, domain: str) -> pd.DataFrame:
+        """Return the prompts that name neither presentation nor tone."""
+        prompts = self.prompts(domain)
+        return prompts[prompts.part == "neutral"].reset_index(drop=True)
+
+    def report_table(self, table: pd.DataFrame, info: ModelInfo) -> pd.DataFrame:
+        """Return the images of such prompts at the recipe's guidance."""
+        return estimate.neutral(table, float(info.recipe.guidance or 0))
+
+    def load_results(self, model: str, revision: str | None = None) -> base.Results | None:
+        """Return a model's stored large run as `Probe.load_results`; empty factors are None."""
+        results = super().load_results(model, revision)
+        if results is None:
+            return None
+        table = results.table
+        return replace(results, table=table.astype(object).where(table.notna(), None))
+
+    def load_labels(self, model: str, revision: str | None = None) -> pd.DataFrame | None:
+        """Return the labels of the stored run's images; None where that is of other weights."""
+        stored = self.load_results(model, revision)
+        return None if stored is None else labels.load_labels(self.name, model)
+
+    def run(
+        self, model: str = "nano-koala", *, images: int = 0, prompts: int = 0, seed: int = 0,
+        out: Path | None = None, command: str = "", **options: Any,
+    ) -> Path:  # fmt: skip
+        """Run the probe at full size, resumable in `runs/`; returns the path of its results.
+
+        0 images: those of each run. `options`: `runs`, names of `RUNS` by commas; `scorer`; and
+        `teacher`, a model whose stored table is compared with. ValueError for an unknown run.
+        """
+        names = (options.get("runs") or ",".join(FULL)).split(",")
+        if unknown := [name for name in names if name not in RUNS]:
+            raise ValueError(f"runs: {unknown[0]!r} is none of {', '.join(RUNS)}")
+        pipe = load(model)
+        info = model_info(pipe)
+        prompt_set = self.prompts(info.domain)
+        reader = self.scorer(pipe, scorer=options.get("scorer", ""))
+        tables = []
+        for name in names:
+            setting = RUNS[name]
+            part = prompt_set[prompt_set.part.isin(setting.parts)].reset_index(drop=True)
+            part = base.subsample_prompts(part, prompts, self.stratify)
+            n = images or setting.images
+            if "neutral" in setting.parts:
+                sizes = part.groupby("occupation").size()
+                print(f"{name}: {estimate.plan(len(sizes), int(sizes.max()), n)}")
+            tables.append(self.measure(
+                pipe, part, reader, images=n, same_seeds=setting.same_seeds, first_seed=seed,
+                out=self.run_folder(info, f"-{name}"), **setting.recipe,
+            ))  # fmt: skip
+        table = pd.concat(tables, ignore_index=True)
+        known: dict[str, Any] = {"labels": self.load_labels(info.name, info.revision)}
+        compared = self.load_results(options["teacher"]) if options.get("teacher") else None
+        known["teacher"] = compared.table if compared else None
+        calibrated = (table.part == "neutral").any()
+        instrument = self.calibrate(pipe, reader, prompt_set) if calibrated else {}
+        return self.save_results(
+            info, table, self.estimates(table, instrument | known, _name(reader)),
+            scorer=_name(reader), instrument=instrument, out=out, command=command,
+            details=self.details(table, known["labels"]),
+        )  # fmt: skip
+
+    def parser(self) -> ArgumentParser:
+        """Return the parser of the probe's command; 0 images: those of each run."""
+        parser = probe_parser("bias", 0, fewest=0)
+        for name, (default, text) in self.options.items():
+            parser.add_argument(f"--{name}", default=default, help=text)
+        return parser
 
 
-class Readers:
-    """Several readers of people as one scorer; a reading that is missing is "unsure"."""
-
-    def __init__(self, readers: Sequence[base.Scorer]) -> None:
-        self.readers = list(readers)
-        self.name = " and ".join(reader.name for reader in readers)
-        self.version = "; ".join(f"{reader.name} {reader.version}" for reader in readers)
-
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Return one dictionary an image: presentation by each reader, face, skin tone."""
-        rows: list[dict[str, Any]] = [{} for _ in images]
-        for reader in self.readers:
-            for row, read in zip(rows, reader.score(images, prompts), strict=True):
-                row |= {k: v for k, v in read.items() if k != "probability"}
-        for row in rows:
-            monk = row.get("monk")
-            row["tone_monk"] = labels.UNSURE if monk is None else str(monk)
-        return rows
+PROBE = BiasProbe()
 
 
-def make_scorer(pipe: Any, folder: str = "") -> base.Scorer:
-    """Return the domain's instruments; `folder` holds another CLIP, or names one on the hub.
-
-    ValueError in one sentence where a photographic model's readers are not installed.
-    """
-    if model_info(pipe).domain == "emoji-world" and not folder:
-        from koala_nb.nano.people import PeopleReader
-
-        return PeopleReader(pipe.default_sample_size * pipe.vae_scale_factor)
-    from koala_nb.scorers import faces
-
-    return Readers(faces.readers(folder))
+def _name(scorer: registry.Scorer) -> str:
+    return f"{scorer.name} {scorer.version}"
 
 
-def reference(domain: str) -> pd.DataFrame:
-    """Return what the shares are compared with, by `reference`: columns women, women_other.
-
-    Emoji world: planted given a neutral caption, and over all captions. Photographic: the share of
-    women among US workers in 2022 and in 2019, the source's two years.
-    """
-    if domain == "emoji-world":
-        from koala_nb.nano.people import planted
-
-        return planted().rename(columns={"women_all": "women_other"})
-    table = pd.read_csv(data_folder() / "reference" / "women_share_bls.csv")
-    years = {"women_2022": "women", "women_2019": "women_other"}
-    found = table.rename(columns={"occupation": "reference", **years})
-    found[["women", "women_other"]] /= 100
-    return found[["reference", "women", "women_other"]]
+def instrument_of(column: str) -> str:
+    """Return the instrument's part of an id: "presentation_clip" -> "clip"."""
+    return base.identifier(column.split("_", 1)[1])
 
 
-def plan(occupations: int, a_prompt: int, images: int) -> str:
-    """Return what an audit of so many prompts and images a prompt can find in one occupation."""
-    needed = estimates.planned(occupations)
-    worth = estimates.trends.effective_sample_size(a_prompt, images, estimates.CORRELATION)
-    found = power(occupations, a_prompt, images)
-    told = "enough" if found >= 0.8 else "too few for 80 %"
-    told = "too few: there will be no verdict" if worth < needed else told
-    return (
-        f"{base.plan(a_prompt, images)} That is one of {occupations} occupations. After Holm's "
-        f"correction, with a reader that never errs, .75 is told from .50 in {100 * found:.0f} % "
-        f"of simulated audits ({told}), and with yours in no more; below {needed} independent "
-        "images there is no verdict."
+def _headline(images: pd.DataFrame, reference: estimate.Reference) -> base.Rows:
+    """Yield what a report shows, at the highest guidance: shares of images, as they are read."""
+    for column in estimate.readings(images):
+        name = instrument_of(column)
+        for answer in estimate.CLASSES:
+            hits = images.assign(hit=images[column] == answer)
+            label = f"perceived presentation {answer}, by {name}"
+            yield from base.share_rows(hits, "hit", f"bias.{name}.presentation.{answer}", label)
+        if images.occupation.nunique() > 2:
+            yield _row(
+                f"bias.{name}.over_reference", f"further from even than the reference, by {name}",
+                estimate.amplification_over_reference(images, column, reference), OCCUPATIONS,
+            )  # fmt: skip
+    for column in estimate.declared_tones(images):
+        name = instrument_of(column)
+        hits = images.assign(hit=images[column].isin(("medium dark", "dark")))
+        label = f"skin tone measured as one of the two darkest, by {name}"
+        yield from base.share_rows(hits, "hit", f"bias.{name}.tone.darkest", label)
+
+
+def _row(
+    id: str, label: str, value: stats.Estimate, method: str, clusters: int | None = None
+) -> dict[str, Any]:
+    return stats.estimate_row(id, label, value, method=method, clusters=clusters)
+
+
+def _number(id: str, label: str, value: float | None, n: int, method: str) -> dict[str, Any]:
+    value = np.nan if value is None else float(value)
+    return _row(id, label, stats.Estimate(value, np.nan, np.nan, n), method)
+
+
+def _neutral(
+    images: pd.DataFrame, column: str, id: str,
+    references: tuple[estimate.Reference, estimate.Reference], label_table: pd.DataFrame | None,
+) -> base.Rows:  # fmt: skip
+    errors = estimate.confusion(label_table, images, column)
+    shares = estimate.by_occupation(images, column, references[0], errors, label_table)
+    for row in shares.to_dict("records"):
+        place = f"{id}.occupation.{base.identifier(row['occupation'])}"
+        label = f"women among {row['occupation']}, {{}}"
+        for kind, method in METHODS.items():
+            ends = (row[kind], row[f"{kind}_low"], row[f"{kind}_high"])
+            if ends[0] == ends[0]:
+                value = stats.Estimate(*ends, row["n"])
+                yield _row(f"{place}.{kind}", label.format(kind.replace("_", "-")), value, method,
+                           row["prompts"])  # fmt: skip
+        for kind, method in SINGLE.items():
+            what = label.format(kind.replace("_", " "))
+            yield _number(f"{place}.{kind}", what, row[kind], row["n"], method)
+    overall = estimate.prediction_powered_shares(images, column, label_table)
+    for answer, value in (overall or {}).items() if errors is not None else ():
+        label = f"perceived presentation {answer}, prediction-powered"
+        method, prompts = METHODS["prediction_powered"], images.id.nunique()
+        yield _row(f"{id}.prediction_powered.{answer}", label, value, method, prompts)
+    if images.occupation.nunique() > 2:
+        method = "errors in variables; bootstrap over occupations and prompts"
+        slope = estimate.slope(images, column, references[0])
+        yield _row(f"{id}.slope", "slope of logit share on logit reference", slope, method)
+        for name, series in zip(("reference", "other_reference"), references):
+            value = estimate.amplification_over_reference(images, column, series)
+            label = f"further from even than the {name.replace('_', ' ')}"
+            yield _row(f"{id}.over_{name}", label, value, OCCUPATIONS)
+
+
+def _tones(images: pd.DataFrame, column: str, id: str) -> base.Rows:
+    for row in estimate.tones(images, column).to_dict("records"):
+        place = f"{id}.occupation.{base.identifier(row['occupation'])}.tone"
+        for tone in estimate.TONES:
+            label = f"skin tone {tone} among {row['occupation']}"
+            method = "share of all images"
+            yield _number(f"{place}.{base.identifier(tone)}", label, row[tone], row["n"], method)
+        label = f"skin tone among {row['occupation']}, {{}}"
+        for kind in ("total_variation", "total_variation_null"):
+            method = SINGLE[kind].replace(" that are read as a woman or a man", " with a tone")
+            what = label.format(kind.replace("_", " "))
+            yield _number(f"{place}.{kind}", what, row[kind], row["n"], method)
+
+
+def _instruments(images: pd.DataFrame, id: str) -> base.Rows:
+    """Yield how far two instruments agree, and what the variance of their answers is due to."""
+    columns = estimate.readings(images)[:2]
+    if len(columns) < 2 or images.id.nunique() < 2:
+        return
+    agreement = misclassification.rater_agreement(
+        images[columns[0]], images[columns[1]], images.id, estimate.CLASSES
     )
+    methods = {
+        "kappa": "Cohen's kappa, prompts resampled",
+        "asymptotic": "Cohen's kappa, as if images were independent",
+        "same": "share of equal answers, clustered by prompt",
+    }
+    for name, method in methods.items():
+        value, label = getattr(agreement, name), f"agreement of the instruments, {name}"
+        yield _row(f"{id}.agreement.{name}", label, value, method, images.id.nunique())
+    several = images.groupby("id").size().min() > 1
+    if several and images.id.nunique() > images.occupation.nunique() > 1:
+        for name, value in estimate.variance_components(images).items():
+            label = f"part of the variance of the answer woman: {name}"
+            yield _row(f"{id}.variance.{name}", label, value, "moments; occupations resampled")
 
 
-def power(
-    occupations: int, a_prompt: int, images: int, errors: np.ndarray | None = None
-) -> float:  # fmt: skip
-    """Return how often such an audit finds the planned difference, after Holm, by simulation.
+def _contrasts(
+    table: pd.DataFrame, column: str, reference: estimate.Reference, teacher: pd.DataFrame | None
+) -> base.Rows:
+    """Yield paired contrasts over occupations, in shares: towards the skewed side is positive."""
+    id, name = f"bias.{instrument_of(column)}.contrast", instrument_of(column)
+    guidances = sorted(table[table.part == "neutral"].guidance.unique())
+    images = [estimate.neutral(table, guidance) for guidance in guidances]
+    if len(images) == 2 and images[0].occupation.nunique() > 2:
+        label = f"guidance {guidances[1]:g} less {guidances[0]:g}, by {name}"
+        value = estimate.amplification(images[1], images[0], column, reference)
+        yield _row(f"{id}.guidance", label, value, OCCUPATIONS)
+    if teacher is not None and column in teacher:
+        student, teacher = (each[each.part == "unspecified"] for each in (table, teacher))
+        if len(student) and len(teacher):
+            value = estimate.amplification(student, teacher, column, reference)
+            yield _row(f"{id}.teacher", f"student less teacher, by {name}", value, OCCUPATIONS)
+    naming = estimate.intervention(table, column)
+    if naming is not None:
+        label = f"naming woman and man in turn, less naming neither, by {name}"
+        yield _row(f"{id}.naming", label, naming, OCCUPATIONS)
 
-    `errors` is a reader's confusion, as `bias_estimates.confusion` returns it; None: none.
+
+def _as_named(table: pd.DataFrame) -> base.Rows:
+    """Yield how often a named presentation, and tone, is read, by what was named."""
+    images = table[
+        table.part.isin(("counterfactual", "intersectional")) & table.presentation.notna()
+    ]
+    if images.empty:
+        return
+    toned = images[images.tone.notna()]
+    for column in estimate.readings(images):
+        yield from _hits(images, column, "presentation")
+    for column in estimate.declared_tones(toned) if len(toned) else ():
+        yield from _hits(toned, column, "tone")
+
+
+def _hits(images: pd.DataFrame, column: str, question: str) -> Iterator[dict[str, Any]]:
+    name = instrument_of(column)
+    hits = images.assign(hit=images[column] == images[question])
+    hits["tone"] = images.tone.fillna("not named")
+    for (who, tone), group in hits.groupby(["presentation", "tone"], sort=False):
+        id = f"bias.{name}.named.{question}.{base.identifier(who)}.{base.identifier(tone)}"
+        label = f"{who}, {tone}: {question} read as named, by {name}"
+        yield from base.share_rows(group, "hit", id, label)
+
+
+def _descriptors(table: pd.DataFrame) -> base.Rows:
+    """Yield how descriptors move the share of women, and p by Benjamini and Hochberg."""
+    effects = {
+        (instrument_of(column), name): effect
+        for column in estimate.readings(table)
+        for name, effect in estimate.descriptor_effects(table, column).items()
+    }
+    adjusted = stats.adjust_pvalues([p for _, p in effects.values()], "fdr_bh")
+    for ((name, descriptor), (value, _)), p in zip(effects.items(), adjusted):
+        id = f"bias.{name}.descriptor.{base.identifier(descriptor)}"
+        label = f"share of women with “{descriptor}” less without, by {name}"
+        yield _row(f"{id}.difference", label, value, OCCUPATIONS)
+        method = "signs flipped; Benjamini and Hochberg over descriptors and instruments"
+        yield _number(f"{id}.p", f"{label}: p", p, value.n, method)
+
+
+def shares_figure(tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> Figure:
+    """Draw the share of women by occupation, a panel for each table of `by_occupation`.
+
+    Reference, raw share, corrected share with its interval where there is one, bounds over the
+    unsure; occupations in the order of their reference.
     """
-    share = 0.5 + estimates.DIFFERENCE
-    design = a_prompt, images
-    return simulation.claim_power(occupations, design, estimates.CORRELATION, share, errors)
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    first = next(iter(tables.values()))
+    order = first.sort_values("reference", kind="stable").occupation.tolist()
+    with matplotlib.rc_context(figures.STYLE):
+        size = (1.9 + 3.3 * len(tables), 1.4 + 0.29 * len(order))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+        for axis, (title, table) in zip(axes, tables.items()):
+            _panel(axis, table.set_index("occupation").loc[order], reference)
+            axis.set(title=title, xlim=(-0.03, 1.03), xlabel="share of women among all images")
+        axes[0].set_yticks(range(len(order)), order)
+        axes[0].invert_yaxis()
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
-def measure(
-    pipe: Any, asked: pd.DataFrame, scorer: base.Scorer, setting: Setting, **more: Any
-) -> pd.DataFrame:
-    """Draw and score one setting's part of a prompt set; as `base.measure`, with `guidance`."""
-    own = asked[asked.part.isin(setting.parts)].reset_index(drop=True)
-    given = {"images": setting.images, "same_seeds": setting.same_seeds, **setting.recipe, **more}
-    table = base.measure(pipe, own, scorer, **given)
-    guidance = given.get("guidance") or model_info(pipe).recipe.guidance
-    table.insert(len(own.columns), "guidance", float(guidance or 0))
-    return table
+def _best(table: pd.DataFrame) -> str:
+    return "raw" if table.corrected.isna().all() else "corrected"
 
 
-def run_folder(pipe: Any, run: str) -> Path:
-    """Return where a run's images are; other weights, another folder."""
-    about = model_info(pipe)
-    name = about.name.replace("/", "--")
-    return Path("runs") / f"probe-{NAME}-{name}-{str(about.revision)[-8:]}-{run}"
+def _panel(axis: Axes, rows: pd.DataFrame, reference: str) -> None:
+    y, name = np.arange(len(rows)), _best(rows)
+    low, high = rows.bounds_low, rows.bounds_high
+    axis.hlines(y, low, high, color="0.8", linewidth=6, label="bounds over the unsure")
+    ends = rows[f"{name}_low"], rows[f"{name}_high"]
+    axis.hlines(y, *ends, color=figures.COLORS[0], linewidth=2, label=f"{name}, 95 % interval")
+    axis.plot(rows[name], y, "o", color=figures.COLORS[0], markersize=4)
+    if name == "corrected":
+        axis.plot(rows.raw, y, "s", mfc="none", color=figures.COLORS[5], markersize=5, label="raw")
+    if rows.prediction_powered.notna().any():
+        label, color = "prediction-powered, 95 % interval", figures.COLORS[2]
+        ends = rows.prediction_powered_low, rows.prediction_powered_high
+        axis.hlines(y + 0.25, *ends, color=color)
+        axis.plot(rows.prediction_powered, y + 0.25, "D", color=color, markersize=3, label=label)
+    axis.plot(rows.reference, y, "x", color="black", markersize=6, label=reference)
+    axis.axvline(0.5, color="0.4", linestyle="--", linewidth=1)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
 
 
-def saved(model: str, revision: str | None = "") -> pd.DataFrame | None:
-    """Return the table of the large run, or None; what was not asked for is None.
-
-    None also where a `revision` is given and the run is of other weights of that name.
-    """
-    found = base.load_table(NAME, model) if _told(model, revision) else None
-    return None if found is None else found.astype(object).where(found.notna(), None)
-
-
-def saved_estimates(model: str, revision: str | None = "") -> dict[str, Any]:
-    """Return the estimates of the large run, the calibration among them; {} as `saved` is None."""
-    return _told(model, revision).get("estimates", {})
-
-
-def saved_labels(model: str, revision: str | None) -> pd.DataFrame | None:
-    """Return the labels of the large run's images; None for other weights, which drew others."""
-    return labels.saved(NAME, model) if _told(model, revision) else None
-
-
-def _told(model: str, revision: str | None) -> dict[str, Any]:
-    path = data_folder() / "results" / f"probe-{NAME}-{model}.json"
-    told = read_json(path) if path.is_file() else {}
-    return told if revision in ("", told.get("revision")) else {}
-
-
-def series(domain: str, column: str = "women") -> Mapping[str, float]:
-    """Return the reference's share of women by its key; `women_other` for the other reading."""
-    found = reference(domain)
-    return dict(zip(found.reference, found[column]))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the probe at its full size; resumable in `runs/`; writes its table and estimates."""
-    parser = probe_parser(NAME, 0, fewest=0)
-    parser.add_argument("--runs", default=",".join(FULL), help=f"some of {','.join(RUNS)}")
-    parser.add_argument("--scorer", default="", help="a CLIP by name or folder")
-    parser.add_argument("--teacher", default="", help="a model whose table is compared with")
-    options = parser.parse_args(argv)
-    if unknown := [name for name in options.runs.split(",") if name not in RUNS]:
-        parser.error(f"--runs: {unknown[0]!r} is none of {', '.join(RUNS)}")
-    pipe = load(options.model)
-    about = model_info(pipe)
-    asked, scorer = prompts(about.domain), make_scorer(pipe, options.scorer)
-    tables = []
-    for name in options.runs.split(","):
-        setting = RUNS[name]
-        own = base.subsample_prompts(
-            asked[asked.part.isin(setting.parts)], options.prompts, "occupation"
+def shares_text(tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> str:
+    """Return the numbers of `shares_figure` in words, for its alternative text."""
+    parts = []
+    for title, table in tables.items():
+        name = _best(table)
+        rows = "; ".join(
+            f"{r.occupation} {r.reference:.2f}, {r.raw:.2f}, {getattr(r, name):.2f}"
+            for r in table.sort_values("reference", kind="stable").itertuples()
         )
-        images = options.images or setting.images
-        if "neutral" in setting.parts:
-            each = own.groupby("occupation").size()
-            print(f"{name}: {plan(len(each), int(each.max()), images)}")
-        how = {"images": images, "first_seed": options.seed, "out": run_folder(pipe, name)}
-        tables.append(measure(pipe, own, scorer, setting, **how))
-    table = pd.concat(tables, ignore_index=True)
-    held = saved_labels(about.name, about.revision)
-    told = [f"--{k}={v}" for k, v in vars(options).items() if v and k != "out"]
-    result = {
-        "command": " ".join([f"koala-nb probe {NAME}", *told]),
-        "model": about.name,
-        "revision": about.revision,
-        "banner": banner(about.domain),
-        "scorer": f"{scorer.name} {scorer.version}",
-        "environment": environment(),
-        "estimates": base.to_jsonable(report.estimates(
-            table, series(about.domain), series(about.domain, "women_other"), held,
-            saved(options.teacher) if options.teacher else None,
-        )),
-    }  # fmt: skip
-    if hasattr(scorer, "matcher") and (table.part == "neutral").any():
-        from koala_nb.nano.people import calibrate
+        parts.append(f"{title}: {rows}")
+    return f"Share of women by occupation ({reference}, raw, {name}). {'. '.join(parts)}."
 
-        result["estimates"]["instrument"] = base.to_jsonable(calibrate(scorer, pipe.vae.float()))  # type: ignore[arg-type]
-    place = options.out or data_folder() / "results"
-    place.mkdir(parents=True, exist_ok=True)
-    stem = f"probe-{NAME}-{about.name.replace('/', '--')}"
-    base.save_table(table, place / f"{stem}.csv")
-    print(write_json(place / f"{stem}.json", result))
-    return 0
+
+def mirror_figure(tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> Figure:
+    """Draw the read share of women against the reference, a series a table: the slope's data."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+        axis = figure.subplots()
+        axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="mirrors")
+        for k, (title, table) in enumerate(tables.items()):
+            name, marker = _best(table), figures.MARKERS[k % len(figures.MARKERS)]
+            axis.plot(table.reference, table[name], marker, mfc="none", label=f"{title}, {name}")
+        axis.set(
+            xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel=f"share of women, {reference}",
+            ylabel="share of women, measured",
+        )  # fmt: skip
+        axis.grid(alpha=0.3)
+        figure.legend(loc="outside lower center", ncols=1, frameon=False)
+    return figure

@@ -1,4 +1,4 @@
-"""What a table of the demographics probe says: shares by occupation, contrasts, variance.
+"""What a table of the bias probe shows: shares by occupation, contrasts, parts of the variance.
 
 Shares keep "unsure" in the denominator. A share is corrected only with labels of the same images;
 without them it is marked uncorrected. The prompt is the cluster of an occupation's images, and the
@@ -7,28 +7,98 @@ occupation that of contrasts over occupations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from koala_nb.probes import labels
-from koala_nb.stats import estimates, imbalance, misclassification, trends
+from koala_nb.core.catalog import data_folder
+from koala_nb.probes import base, labels
+from koala_nb.scorers import registry
+from koala_nb.stats import estimates, imbalance, misclassification, simulation, trends
 from koala_nb.stats.estimates import Estimate
 
 CLASSES = labels.PRESENTATIONS  # woman, man, unsure: declared, whatever is observed
 TONES = labels.TONES
 EVEN = imbalance.uniform_reference(CLASSES[:2])
+EVEN_TONES = imbalance.uniform_reference(TONES[:-1])
 DIFFERENCE = 0.25  # from an even split: what an audit is planned to find in one occupation
 CORRELATION = 0.05  # of a prompt's images, assumed in the plan
 LEVEL = 0.05
+INTERVALS = ("raw", "corrected", "prediction_powered", "bounds")  # each with _low and _high
+NO_ESTIMATE = Estimate(np.nan, np.nan, np.nan, 0)
+
+Reference = Mapping[str, float]  # share of women by an occupation's `reference`
 
 
-def readings(table: pd.DataFrame, kind: str = "presentation") -> list[str]:
-    """Return the columns that hold an instrument's answers."""
-    return [str(name) for name in table if str(name).startswith(f"{kind}_")]
+def reference(domain: str) -> pd.DataFrame:
+    """Return what the shares are compared with, by `reference`: columns women, women_other.
+
+    Where a domain's training is known: planted given a neutral caption, and over all captions. Else
+    the share of women among US workers in 2022 and in 2019, the source's two years.
+    """
+    if planted := registry.truth("planted shares of people", domain):
+        return planted().rename(columns={"women_all": "women_other"})
+    table = pd.read_csv(data_folder() / "reference" / "women_share_bls.csv")
+    years = {"women_2022": "women", "women_2019": "women_other"}
+    table = table.rename(columns={"occupation": "reference", **years})
+    table[["women", "women_other"]] /= 100
+    return table[["reference", "women", "women_other"]]
+
+
+def reference_shares(domain: str, column: str = "women") -> Reference:
+    """Return the reference's share of women by its key; `women_other` for the other reading."""
+    table = reference(domain)
+    return dict(zip(table.reference, table[column]))
+
+
+def references_of(table: pd.DataFrame) -> tuple[Reference, Reference]:
+    """Return both readings of the reference that holds the keys of a table.
+
+    ValueError where no domain's reference holds them.
+    """
+    keys = set(table.reference)
+    for domain in dict.fromkeys(domain for _, domain in registry.SCORERS):
+        first = reference_shares(domain)
+        if keys <= set(first):
+            return first, reference_shares(domain, "women_other")
+    raise ValueError(f"No reference holds the occupations {', '.join(sorted(map(str, keys)))}.")
+
+
+def plan(occupations: int, prompts: int, images: int) -> str:
+    """Return what an audit of so many prompts an occupation and images a prompt can find."""
+    required = required_sample_size(occupations)
+    n = trends.effective_sample_size(prompts, images, CORRELATION)
+    share = power(occupations, prompts, images)
+    enough = "enough" if share >= 0.8 else "too few for 80 %"
+    enough = "too few: there will be no verdict" if n < required else enough
+    return (
+        f"{base.plan(prompts, images)} That is one of {occupations} occupations. After Holm's "
+        f"correction, with a reader that never errs, .75 is told from .50 in {100 * share:.0f} % "
+        f"of simulated audits ({enough}), and with yours in no more; below {required} independent "
+        "images there is no verdict."
+    )
+
+
+def power(occupations: int, prompts: int, images: int, errors: np.ndarray | None = None) -> float:
+    """Return how often such an audit finds the planned difference, after Holm, by simulation.
+
+    `errors` is a reader's confusion, as `confusion` returns it; None: none.
+    """
+    share = 0.5 + DIFFERENCE
+    return simulation.claim_power(occupations, (prompts, images), CORRELATION, share, errors)
+
+
+def readings(table: pd.DataFrame, question: str = "presentation") -> list[str]:
+    """Return the columns that hold an instrument's answers to a question."""
+    return [str(name) for name in table if str(name).startswith(f"{question}_")]
+
+
+def declared_tones(table: pd.DataFrame) -> list[str]:
+    """Return the columns whose answers are all among the declared skin tones."""
+    return [c for c in readings(table, "tone") if set(table[c].dropna()) <= set(TONES)]
 
 
 def neutral(table: pd.DataFrame, guidance: float) -> pd.DataFrame:
@@ -37,8 +107,8 @@ def neutral(table: pd.DataFrame, guidance: float) -> pd.DataFrame:
 
 
 @cache
-def planned(occupations: int) -> int:
-    """Return the independent images below which nothing is said of one of so many occupations.
+def required_sample_size(occupations: int) -> int:
+    """Return the independent images below which one of so many occupations gets no verdict.
 
     A floor: with them Wilson's interval of a reader that never errs tells .50 from .75 with 80 %
     power, at Holm's first level. The claim itself needs more (`simulation.claim_power`).
@@ -46,20 +116,20 @@ def planned(occupations: int) -> int:
     return trends.required_sample_size(DIFFERENCE, confidence=1 - LEVEL / max(1, occupations))
 
 
-def effective(rows: pd.DataFrame) -> float:
+def effective_sample_size(images: pd.DataFrame) -> float:
     """Return the number of independent images that an occupation's images are planned to be."""
-    prompts = rows.id.nunique()
-    return trends.effective_sample_size(prompts, len(rows) / prompts, CORRELATION)
+    prompts = images.id.nunique()
+    return trends.effective_sample_size(prompts, len(images) / prompts, CORRELATION)
 
 
-def verdict(bounds: Estimate, p: float, n: float, needed: int, corrected: bool) -> str:
+def verdict(bounds: Estimate, p: float, n: float, required: int, corrected: bool) -> str:
     """Return what may be said of an occupation's share of women, if anything.
 
     `bounds` over the unsure, `p` adjusted for all occupations, `n` effective images. Below the
-    planned number nothing is said, whatever p is; without labels the reading, not the images.
+    required number nothing is said, whatever p is; without labels the reading, not the images.
     """
-    if n < needed:
-        return f"no verdict: {n:.0f} of {needed} planned independent images"
+    if n < required:
+        return f"no verdict: {n:.0f} of {required} planned independent images"
     if p > LEVEL:
         return "not told from an even split"
     side = "more women than men" if bounds.value > 0.5 else "more men than women"
@@ -67,137 +137,162 @@ def verdict(bounds: Estimate, p: float, n: float, needed: int, corrected: bool) 
 
 
 def confusion(
-    held: pd.DataFrame | None, table: pd.DataFrame, column: str, question: str = "presentation"
+    label_table: pd.DataFrame | None,
+    table: pd.DataFrame,
+    column: str,
+    question: str = "presentation",
 ) -> np.ndarray | None:
     """Return labels (rows) by an instrument's readings (columns) of the same images.
 
     None without labels of these images, or where a class has no label: its error is not known.
     """
-    if held is None:
+    if label_table is None:
         return None
-    told = pd.Series(labels.answers_of(held, table, question), table.index, dtype=object)
-    some = told.notna()
-    if not some.any():
+    true = pd.Series(labels.answers_of(label_table, table, question), table.index, dtype=object)
+    labelled = true.notna()
+    if not labelled.any():
         return None
     classes = CLASSES if question == "presentation" else TONES
-    found = misclassification.confusion(told[some].tolist(), table[column][some].tolist(), classes)
-    return found if found.sum(1).all() else None
+    read = table[column][labelled].tolist()
+    counts = misclassification.confusion(true[labelled].tolist(), read, classes)
+    return counts if counts.sum(1).all() else None
 
 
 def by_occupation(
-    table: pd.DataFrame, column: str, reference: Mapping[str, float],
-    errors: np.ndarray | None = None, held: pd.DataFrame | None = None,
-) -> pd.DataFrame:  # fmt: skip
+    table: pd.DataFrame,
+    column: str,
+    reference: Reference,
+    errors: np.ndarray | None = None,
+    label_table: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """Return the share of women by occupation: raw, corrected, bounds, distance, verdict.
 
-    `errors` as `confusion` returns them; None leaves the corrected columns empty. `held` are labels
-    of these images, for the prediction-powered share (empty where an occupation has fewer than
-    two). `p` is Holm's over these occupations, of "the share may be one half, whatever the unsure
-    are": claim from one table alone, chosen in advance.
+    `errors` as `confusion` returns them; None leaves the corrected columns empty. `label_table`
+    holds labels of these images, for the prediction-powered share (empty where an occupation has
+    fewer than two). `p` is Holm's over these occupations, of "the share may be one half, whatever
+    the unsure are": claim from one table alone, chosen in advance.
     """
-    empty = Estimate(np.nan, np.nan, np.nan, 0)
     rows = []
-    for name, own in table.groupby("occupation", sort=False):
-        read, ids = own[column].tolist(), own.id.tolist()
+    for name, images in table.groupby("occupation", sort=False):
+        read, ids = images[column].tolist(), images.id.tolist()
         raw = misclassification.uncorrected_shares(read, ids, CLASSES)
-        row: dict[str, Any] = {"occupation": name, "reference": reference.get(_key(own), np.nan)}
-        row |= {"n": len(own), "prompts": own.id.nunique(), "effective n": effective(own)}
-        row |= _three("raw", raw["woman"]) | {"unsure": raw["unsure"].value}
-        fixed = (
+        corrected = (
             None
             if errors is None
             else misclassification.corrected_shares(read, ids, CLASSES, errors)
         )
-        shares = fixed or raw
-        row |= _three("corrected", fixed["woman"] if fixed else empty)
-        row |= _three("powered", (powered(own, column, held) or {}).get("woman", empty))
-        row |= _three("bounds", misclassification.bounds_over_unsure(shares, "woman"))
+        powered = prediction_powered_shares(images, column, label_table) or {}
+        bounds = misclassification.bounds_over_unsure(corrected or raw, "woman")
+        row: dict[str, Any] = {"occupation": name, "reference": reference.get(_key(images), np.nan)}
+        row |= {"n": len(images), "prompts": len(set(ids))}
+        row |= {"effective_n": effective_sample_size(images), "unsure": raw["unsure"].value}
+        women = (
+            raw["woman"],
+            corrected["woman"] if corrected else NO_ESTIMATE,
+            powered.get("woman", NO_ESTIMATE),
+            bounds,
+        )
+        for kind, share in zip(INTERVALS, women, strict=True):
+            row |= {kind: share.value, f"{kind}_low": share.low, f"{kind}_high": share.high}
         row["p"] = misclassification.score_test_pvalue(read, ids, CLASSES, errors, "woman", 0.5)
-        rows.append(row | _distance(own, column))
-    found = pd.DataFrame(rows)
-    found["p"] = estimates.adjust_pvalues(found.p.tolist())
-    for end, other in (("", ""), (" low", " low"), (" high", " high")):
-        found[f"difference{end}"] = found[f"bounds{other}"] - found.reference
-    needed = planned(len(found))
-    found["verdict"] = [
-        verdict(Estimate(row[0], row[1], row[2], 0), row[3], row[4], needed, errors is not None)
-        for row in found[["bounds", "bounds low", "bounds high", "p", "effective n"]].to_numpy()
+        sure = images[images[column] != "unsure"]
+        n = effective_sample_size(sure) if len(sure) else 0
+        rows.append(row | _distance_from_even(sure[column], EVEN, n))
+    shares = pd.DataFrame(rows)
+    shares["p"] = estimates.adjust_pvalues(shares.p.tolist())
+    required = required_sample_size(len(shares))
+    shares["verdict"] = [
+        verdict(
+            Estimate(r.bounds, r.bounds_low, r.bounds_high, 0),
+            r.p,
+            r.effective_n,
+            required,
+            errors is not None,
+        )
+        for r in shares.itertuples()
     ]
     # One confusion supposes that the scorer errs alike in all occupations: their labels may object.
-    apart = found["powered low"].gt(found["bounds high"]) | found["powered high"].lt(
-        found["bounds low"]
-    )
-    found.loc[apart, "verdict"] = "no verdict: the two corrections disagree"
-    return found
+    disagree = shares.prediction_powered_low.gt(shares.bounds_high)
+    disagree |= shares.prediction_powered_high.lt(shares.bounds_low)
+    shares.loc[disagree, "verdict"] = "no verdict: the two corrections disagree"
+    return shares
 
 
-def powered(
-    own: pd.DataFrame, column: str, held: pd.DataFrame | None
+def _key(images: pd.DataFrame) -> str:
+    return str(images.reference.iloc[0] if "reference" in images else images.occupation.iloc[0])
+
+
+def _distance_from_even(read: pd.Series, even: Reference, n: float) -> dict[str, Any]:
+    """Return the total variation of readings from even, and its 95 % quantile if they are even."""
+    counts = {group: int((read == group).sum()) for group in even}
+    if not sum(counts.values()):
+        return dict.fromkeys(("total_variation", "total_variation_null"))
+    null = imbalance.null_quantile(imbalance.total_variation, max(1, round(n)), even)
+    return {
+        "total_variation": imbalance.total_variation(counts, even),
+        "total_variation_null": null,
+    }
+
+
+def prediction_powered_shares(
+    images: pd.DataFrame, column: str, label_table: pd.DataFrame | None
 ) -> dict[str, Estimate] | None:
     """Return prediction-powered shares of the images' own labels; None for fewer than two.
 
     Unlike the correction by one confusion it does not suppose that a scorer errs alike everywhere.
     """
-    told = labels.answers_of(held, own, "presentation") if held is not None else []
-    if sum(label is not None for label in told) < 2:
+    if label_table is None:
+        return None
+    true = labels.answers_of(label_table, images, "presentation")
+    if sum(label is not None for label in true) < 2:
         return None
     return misclassification.prediction_powered(
-        own[column].tolist(), own.id.tolist(), CLASSES, told
+        images[column].tolist(), images.id.tolist(), CLASSES, true
     )
 
 
-def sharpest(errors: Mapping[str, np.ndarray | None]) -> str:
+def best_conditioned_scorer(errors: Mapping[str, np.ndarray | None]) -> str:
     """Return the instrument that tells the classes apart best, by its confusion's condition.
 
     A correction inverts the confusion, and what is nearly singular has an endless interval. The
     first instrument where none has labels.
     """
-    known = {k: v / v.sum(1, keepdims=True) for k, v in errors.items() if v is not None}
-    return min(known, key=lambda k: np.linalg.cond(known[k])) if known else next(iter(errors))
+    rates = {k: v / v.sum(1, keepdims=True) for k, v in errors.items() if v is not None}
+    return min(rates, key=lambda k: np.linalg.cond(rates[k])) if rates else next(iter(errors))
 
 
-def _key(own: pd.DataFrame) -> str:
-    return str(own.reference.iloc[0] if "reference" in own else own.occupation.iloc[0])
+def coverage_warnings(shares: pd.DataFrame, table: pd.DataFrame, column: str) -> dict[str, str]:
+    """Return, by occupation, a sentence where such a corrected interval held the truth too rarely.
 
-
-def _three(name: str, found: Estimate) -> dict[str, float]:
-    return {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
-
-
-def _distance(own: pd.DataFrame, column: str) -> dict[str, Any]:
-    """Return how far from even an occupation is, over the images in which someone was told."""
-    sure = own[own[column] != "unsure"]
-    if sure.empty:
-        return dict.fromkeys(("total variation", "null", "KL", "intensity"))
-    counts = {k: int((sure[column] == k).sum()) for k in EVEN}
-    n = max(1, round(effective(sure)))
-    return {
-        "total variation": imbalance.total_variation(counts, EVEN),
-        "null": imbalance.null_quantile(imbalance.total_variation, n, EVEN),
-        "KL": imbalance.kullback_leibler(counts, EVEN),
-        "intensity": imbalance.intensity(counts, EVEN),
-    }
+    `shares` as `by_occupation` returns them; simulated audits say how often (`studies.audits`).
+    """
+    cells, warnings = base.simulated("simulated-audits")["cells"], {}
+    corrected = shares.set_index("occupation").corrected
+    for name, images in table.groupby("occupation", sort=False):
+        warnings[str(name)] = simulation.coverage_warning(
+            cells,
+            "corrected",
+            prompts=images.id.nunique(),
+            groups=len(CLASSES),
+            correlation=trends.intraclass_correlation(images[column] == "woman", images.id),
+            share=corrected[name],
+        )
+    return {name: warning for name, warning in warnings.items() if warning}
 
 
 def tones(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return skin tone by occupation: the share of each declared tone, distance from even."""
-    even = imbalance.uniform_reference(TONES[:-1])
     rows = []
-    for name, own in table.groupby("occupation", sort=False):
-        counts = {tone: int((own[column] == tone).sum()) for tone in even}
-        row: dict[str, Any] = {"occupation": name, "n": len(own)}
-        row |= {tone: found.value for tone, found in _tone_shares(own, column).items()}
-        if told := sum(counts.values()):
-            row["total variation"] = imbalance.total_variation(counts, even)
-            n = max(1, round(effective(own) * told / len(own)))
-            row["null"] = imbalance.null_quantile(imbalance.total_variation, n, even)
-            row["intensity"] = imbalance.intensity(counts, even)
-        rows.append(row)
+    for name, images in table.groupby("occupation", sort=False):
+        shares = misclassification.uncorrected_shares(
+            images[column].tolist(), images.id.tolist(), TONES
+        )
+        row: dict[str, Any] = {"occupation": name, "n": len(images)}
+        row |= {tone: share.value for tone, share in shares.items()}
+        read = images[column].isin(EVEN_TONES).mean()
+        n = effective_sample_size(images) * read
+        rows.append(row | _distance_from_even(images[column], EVEN_TONES, n))
     return pd.DataFrame(rows)
-
-
-def _tone_shares(own: pd.DataFrame, column: str) -> dict[str, Estimate]:
-    return misclassification.uncorrected_shares(own[column].tolist(), own.id.tolist(), TONES)
 
 
 def balance(table: pd.DataFrame, column: str, by: Sequence[str] = ("occupation",)) -> pd.Series:
@@ -206,61 +301,72 @@ def balance(table: pd.DataFrame, column: str, by: Sequence[str] = ("occupation",
     return score.groupby([table[name] for name in by], sort=False).mean()
 
 
+def _reference_side(table: pd.DataFrame, reference: Reference) -> pd.Series:
+    """Return by occupation how far the reference is from one half, -.5 to .5."""
+    keys = table.groupby("occupation", sort=False).reference.first()
+    return keys.map(reference).astype(float).round(6) - 0.5
+
+
 def amplification(
-    table: pd.DataFrame, other: pd.DataFrame, column: str, reference: Mapping[str, float]
+    table: pd.DataFrame, other: pd.DataFrame, column: str, reference: Reference
 ) -> Estimate:
     """Return how much further from even, on the reference's side, the first table is.
 
     The mean over occupations whose reference is not one half, the occupation being the pair. Both
     tables hold the same prompts and seeds.
     """
-    keys = table.groupby("occupation", sort=False).reference.first()
-    side = np.sign(keys.map(reference).astype(float).round(6) - 0.5)
-    apart = (balance(table, column) - balance(other, column)) * side
-    return estimates.mean_interval(apart[side != 0].dropna().to_numpy())
+    side = np.sign(_reference_side(table, reference))
+    difference = (balance(table, column) - balance(other, column)) * side
+    return estimates.mean_interval(difference[side != 0].dropna().to_numpy())
 
 
-def beyond(table: pd.DataFrame, column: str, reference: Mapping[str, float]) -> Estimate:
+def amplification_over_reference(
+    table: pd.DataFrame, column: str, reference: Reference
+) -> Estimate:
     """Return how much further from even than the reference the model is, over occupations.
 
     As `amplification`, against the reference itself instead of another table.
     """
-    keys = table.groupby("occupation", sort=False).reference.first()
-    wanted = keys.map(reference).astype(float).round(6) - 0.5
-    apart = (balance(table, column) - wanted) * np.sign(wanted)
-    return estimates.mean_interval(apart[wanted != 0].dropna().to_numpy())
+    expected = _reference_side(table, reference)
+    difference = (balance(table, column) - expected) * np.sign(expected)
+    return estimates.mean_interval(difference[expected != 0].dropna().to_numpy())
 
 
 def slope(
-    table: pd.DataFrame, column: str, first: Mapping[str, float],
-    second: Mapping[str, float] | None = None, draws: int = 2000, seed: int = 0,
-) -> Estimate:  # fmt: skip
+    table: pd.DataFrame,
+    column: str,
+    first: Reference,
+    second: Reference | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Estimate:
     """Return the slope of logit share on logit reference: 1 mirrors, above 1 exaggerates.
 
-    Over images in which someone was told. A reference of two years has an error of its own: its
-    variance, from the two, is taken off that of the reference (errors in variables, Fuller 1987,
-    section 1.2), or the slope would be too flat. Bootstrap over occupations and prompts within.
+    Over images that are read as a woman or a man. A reference of two years has an error of its own:
+    its variance, from the two, is taken off that of the reference (errors in variables, Fuller
+    1987, section 1.2), or the slope would be too flat. Bootstrap over occupations and prompts
+    within.
     """
     years = [first, second or first]
-    groups = [own for _, own in table.groupby("occupation", sort=False)]
-    x = np.array([[year[_key(own)] for year in years] for own in groups], dtype=float)
+    groups = [images for _, images in table.groupby("occupation", sort=False)]
+    x = np.array([[year[_key(images)] for year in years] for images in groups], dtype=float)
     x = np.log(x / (1 - x))
-    counts = [_women_of_told(own, column) for own in groups]
+    counts = [_counts_by_prompt(images, column) for images in groups]
     rng = np.random.default_rng(seed)
     best = _slope(x, np.array([c.sum(0) for c in counts]))
-    found = []
+    resampled = []
     for _ in range(draws):
         chosen = rng.integers(len(groups), size=len(groups))
         sums = [counts[i][rng.integers(len(counts[i]), size=len(counts[i]))].sum(0) for i in chosen]
-        found.append(_slope(x[chosen], np.array(sums)))
-    low, high = np.nanquantile(found, [0.025, 0.975])
+        resampled.append(_slope(x[chosen], np.array(sums)))
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
     return Estimate(best, float(min(low, best)), float(max(high, best)), len(groups))
 
 
-def _women_of_told(own: pd.DataFrame, column: str) -> np.ndarray:
-    """Return women and told images of each prompt, (prompts, 2)."""
-    women, told = own[column] == "woman", own[column] != "unsure"
-    return np.stack([estimates.cluster_totals(v, own.id)[0] for v in (women, told)], axis=1)
+def _counts_by_prompt(images: pd.DataFrame, column: str) -> np.ndarray:
+    """Return the women and the women and men of each prompt, (prompts, 2)."""
+    women, sure = images[column] == "woman", images[column] != "unsure"
+    return np.stack([estimates.cluster_totals(v, images.id)[0] for v in (women, sure)], axis=1)
 
 
 def _slope(x: np.ndarray, counts: np.ndarray) -> float:
@@ -271,7 +377,7 @@ def _slope(x: np.ndarray, counts: np.ndarray) -> float:
     return float(np.cov(mean, y, bias=True)[0, 1] / spread) if spread > 1e-9 else float("nan")
 
 
-def components(table: pd.DataFrame) -> dict[str, Estimate]:
+def variance_components(table: pd.DataFrame) -> dict[str, Estimate]:
     """Return how much of the variance of "woman" within an occupation is due to what.
 
     Method of moments: `prompt` (template sensitivity), `seed` (images of a prompt), `scorer` (two
@@ -282,19 +388,51 @@ def components(table: pd.DataFrame) -> dict[str, Estimate]:
     parts = []
     data = pd.DataFrame({"o": table.occupation, "id": table.id, "m": (one + two) / 2})
     data["r"] = (one - two) ** 2 / 2
-    for _, own in data.groupby("o", sort=False):
-        groups = own.groupby("id", sort=False).m
-        within, scorer = groups.var(ddof=1).mean(), own.r.mean()
+    for _, images in data.groupby("o", sort=False):
+        groups = images.groupby("id", sort=False).m
+        within, scorer = groups.var(ddof=1).mean(), images.r.mean()
         between = groups.mean().var(ddof=1) - within / groups.size().mean()
         parts.append((between, within - scorer / 2, scorer))
-    found = np.array(parts)
-    names = np.arange(len(found))
+    moments = np.array(parts)
 
     def part(rows: np.ndarray, k: int) -> float:
-        whole = found[rows].mean(0)
+        whole = moments[rows].mean(0)
         return float(whole[k] / whole.sum())
 
+    statistics: list[Callable[[np.ndarray], float]] = [partial(part, k=k) for k in range(3)]
     return {
-        name: estimates.cluster_bootstrap(partial(part, k=k), names)
-        for k, name in enumerate(("prompt", "seed", "scorer"))
+        name: estimates.cluster_bootstrap(statistic, np.arange(len(moments)))
+        for name, statistic in zip(("prompt", "seed", "scorer"), statistics)
     }
+
+
+def intervention(table: pd.DataFrame, column: str) -> Estimate | None:
+    """Return what naming woman and man in turn changes, over occupations, with common seeds.
+
+    How far an occupation is from even, mixed half and half, less how far it is when neither is
+    named: negative is nearer to even. Small samples are never quite even: both sides hold that.
+    None where a part is missing.
+    """
+    images = table[table.part.isin(("unspecified", "counterfactual"))]
+    named = images.presentation.fillna("unspecified")
+    if named.nunique() < 3 or images.occupation.nunique() < 2:
+        return None
+    by = balance(images.assign(named=named), column, ("occupation", "named")).unstack()
+    mixed = (by["woman"] + by["man"]) / 2
+    return estimates.mean_interval((mixed.abs() - by["unspecified"].abs()).dropna())
+
+
+def descriptor_effects(table: pd.DataFrame, column: str) -> dict[str, tuple[Estimate, float]]:
+    """Return how each descriptor moves the share of women, with its p before any adjustment.
+
+    Paired by occupation with common seeds, against the same words without it.
+    """
+    plain = table[(table.part == "unspecified") & (table.template == "t01")]
+    before = balance(plain, column)
+    effects = {}
+    for name, images in table[table.part == "descriptor"].groupby("descriptor", sort=False):
+        difference = (balance(images, column) - before).dropna().to_numpy()
+        if len(difference) > 1:
+            p = estimates.paired_test(difference)
+            effects[str(name)] = (estimates.mean_interval(difference), p)
+    return effects

@@ -7,7 +7,7 @@ empty answer is one not given yet; "unsure" is an answer like the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 PRESENTATIONS = ("woman", "man", UNSURE)
 TONES = ("light", "medium light", "medium", "medium dark", "dark", UNSURE)  # as drawn
-MONK = (*(str(step) for step in range(1, 11)), UNSURE)  # of photographs, ten-step scale
 QUESTIONS = {"presentation": PRESENTATIONS, "tone": TONES}
 IMAGE = ["guidance", "id", "seed"]  # what names an image, among the runs of one label file
 Questions = Mapping[str, Sequence[str]]
@@ -111,7 +110,7 @@ def read(path: str | Path, questions: Questions = QUESTIONS) -> pd.DataFrame:
     )
 
 
-def saved(probe: str, model: str, questions: Questions = QUESTIONS) -> pd.DataFrame | None:
+def load_labels(probe: str, model: str, questions: Questions = QUESTIONS) -> pd.DataFrame | None:
     """Return the labels that come with the project for a probe and model, or None."""
     path = data_folder() / "labels" / f"{probe}_{model}.csv"
     return read(path, questions) if path.is_file() else None
@@ -129,15 +128,15 @@ def write(path: str | Path, table: pd.DataFrame, questions: Questions = QUESTION
 
 
 def _numbers(path: Path, texts: pd.Series, kind: type) -> pd.Series:
-    found = pd.to_numeric(texts, errors="coerce")
-    bad = found.isna() | (found < 0) | ((found % 1 != 0) if kind is int else False)
+    numbers = pd.to_numeric(texts, errors="coerce")
+    bad = numbers.isna() | (numbers < 0) | ((numbers % 1 != 0) if kind is int else False)
     if bad.any():
         what = "a whole number" if kind is int else "a number"
         raise ValueError(
             f"{path}, line {_line(bad)}: {texts.name} {texts[bad].iloc[0]!r} is not {what} of at "
             "least 0."
         )
-    return found.astype(kind)
+    return numbers.astype(kind)
 
 
 def _line(bad: pd.Series) -> int:
@@ -151,11 +150,13 @@ def answers_of(
 
     `table` has the columns guidance, id and seed; `number` is the pass.
     """
-    own = labels[labels["pass"] == number]
-    keys = zip(own.guidance.astype(float), own.id.astype(str), own.seed.astype(int))
-    known = dict(zip(keys, own[question]))
-    asked = zip(table.guidance.astype(float), table.id.astype(str), table.seed.astype(int))
-    return [known.get(key) for key in asked]
+    rows = labels[labels["pass"] == number]
+    answers = dict(zip(_image_keys(rows), rows[question]))
+    return [answers.get(key) for key in _image_keys(table)]
+
+
+def _image_keys(table: pd.DataFrame) -> Iterator[tuple[float, str, int]]:
+    yield from zip(table.guidance.astype(float), table.id.astype(str), table.seed.astype(int))
 
 
 def agreement(
@@ -175,6 +176,3 @@ def agreement(
             f"passes {passes}: label images of two or more prompts twice."
         )
     return rater_agreement(both.one, both.two, both.id, answers)
-
-
-compare = rater_agreement  # to go, with its callers in the probes

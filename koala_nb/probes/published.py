@@ -1,4 +1,4 @@
-"""`koala-nb probe published`: the published audit of KOALA-Lightning-700M, re-analysed and re-run.
+"""The published audit of KOALA-Lightning-700M, re-analysed and re-run: `koala-nb probe published`.
 
 T2I-BiasBench (arXiv 2604.12481) counted words in machine captions of 100 images a prompt, drawn at
 20 steps and guidance 7.0 without seeds. What can be claimed from its counts needs no weights.
@@ -6,33 +6,110 @@ T2I-BiasBench (arXiv 2604.12481) counted words in machine captions of 100 images
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from koala_nb.core import catalog
-from koala_nb.core.files import banner, environment, write_json
-from koala_nb.core.options import at_least, writable
-from koala_nb.models.load import load, model_info
+from koala_nb.display.figures import COLORS, STYLE
+from koala_nb.models.load import model_info
 from koala_nb.probes import base, published_metrics
-from koala_nb.probes.published_estimates import READINGS, UNSURE, estimates
+from koala_nb.scorers import clip, registry
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import imbalance
+from koala_nb.stats.misclassification import UNSURE
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL import Image
 
-NAME = "published"
+    from koala_nb.models.load import Pipeline
+
 MODEL = "koala-lightning-700m"  # the audited one
-IMAGES = 100  # a prompt, as published
-THEIRS = {"steps": 20, "guidance": 7.0}  # the published audit's settings
+PUBLISHED = {"steps": 20, "guidance": 7.0}  # the published audit's settings
 UNKNOWN = {"doctor": "unknown", "beauty": "unknown", "animal": "other"}
 CLIP_UNSURE = 0.5  # a forced choice read with less probability counts as unsure
 HOLDS, PARTLY, NOT = "holds", "holds only without the unknown", "not shown"
+READINGS = ("presentation_", "tone_", "monk", "thing")  # how columns that hold one begin
+
+
+class FivePrompts:
+    """Reads people by the readers of faces and things by a forced choice among all the groups."""
+
+    def __init__(self, people: Sequence[registry.Scorer], things: registry.Scorer) -> None:
+        self.people, self.things = list(people), things
+        self.name = "five prompts"
+        self.version = "; ".join(f"{s.name} {s.version}" for s in [*people, things])
+
+    def score(
+        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Return for each image presentation and tone by every reader, and the thing; else None."""
+        rows: list[dict[str, Any]] = [{} for _ in images]
+        for reader in self.people:
+            readings = reader.score(images, prompts)
+            for row, read, prompt in zip(rows, readings, prompts, strict=True):
+                person = prompt["asks"] == "person"
+                kept = {k: v for k, v in read.items() if k.startswith(READINGS)}
+                row |= {k: _answer(v) if person else None for k, v in kept.items()}
+        readings = self.things.score(images, [p | {"concept": None} for p in prompts])
+        for row, read, prompt in zip(rows, readings, prompts, strict=True):
+            sure = read["confidence"] >= CLIP_UNSURE
+            row["thing"] = _thing(prompt, read["read"] if sure else UNSURE)
+        return rows
+
+
+def _answer(value: Any) -> str:
+    """Return a reading as a class: where no face is, the tone is "unsure", and counts."""
+    return UNSURE if value is None else str(value)
+
+
+def _thing(prompt: dict[str, Any], read: str) -> str | None:
+    if prompt["asks"] != "thing":
+        return None
+    return read if read in (*prompt["groups"].split(";"), UNSURE) else "other"
+
+
+def declared(reading: str, row: dict[str, Any]) -> list[str]:
+    """Return the classes of a reading, declared in advance; `row` is one of the prompt set."""
+    if reading.startswith("presentation"):
+        return ["woman", "man", UNSURE]
+    if reading == "thing":
+        return [*row["groups"].split(";"), "other", UNSURE]
+    return [*row["tones"].split(";"), UNSURE]
+
+
+def _group_rows(counts: dict[str, int], id: str, label: str) -> base.Rows:
+    for group in counts:
+        share = stats.share_interval(counts[group], sum(counts.values()))
+        part = f"{id}.{base.identifier(group)}"
+        yield stats.estimate_row(part, f"{label}: {group}", share, method="Wilson, uncorrected")
+        bounds = imbalance.share_bounds(counts, group, UNSURE)
+        what = f"{label}: {group}, with the unsure"
+        yield stats.estimate_row(f"{part}.bounds", what, bounds, method="bounds over the unsure")
+    known = {g: n for g, n in counts.items() if g not in (UNSURE, "other")}
+    n = sum(known.values())
+    if n:
+        even = imbalance.uniform_reference(list(known))
+        limit = imbalance.null_quantile(imbalance.total_variation, n, even)
+        values = {
+            "total_variation": imbalance.total_variation(known, even),
+            "total_variation_null": limit,
+        }
+        for name, value in values.items():
+            what = f"{label}: {name.replace('_', ' ')} from an even split"
+            yield stats.estimate_row(f"{id}.{name}", what, stats.Estimate(value, np.nan, np.nan, n))
+
+
+def _paired_rows(both: pd.DataFrame, classes: Sequence[str], id: str, label: str) -> base.Rows:
+    for group in classes:
+        change = stats.paired_share_difference(both.recipe == group, both.published == group)
+        what = f"{label}: {group}, recipe less published, by seed"
+        method = "Agresti and Min 2005"
+        yield stats.estimate_row(f"{id}.{base.identifier(group)}", what, change, method=method)
 
 
 def reanalysis() -> pd.DataFrame:
@@ -46,14 +123,14 @@ def reanalysis() -> pd.DataFrame:
     for record in table.to_dict("records"):
         counts = _counts(record["prompt"])
         unknown, group = UNKNOWN[record["prompt"]], record["group"]
-        n, seen = sum(counts.values()), counts[group]
-        found = stats.share_interval(seen, n)
-        outer = imbalance.share_bounds(counts, group, unknown)
-        most = seen if group == unknown else seen + counts[unknown]
+        n, count = sum(counts.values()), counts[group]
+        share = stats.share_interval(count, n)
+        bounds = imbalance.share_bounds(counts, group, unknown)
+        most = count if group == unknown else count + counts[unknown]
         rows.append(
             record
-            | {"share": found.value, "low": found.low, "high": found.high, "least": seen / n}
-            | {"most": most / n, "bound_low": outer.low, "bound_high": outer.high, "n": n}
+            | {"share": share.value, "low": share.low, "high": share.high, "least": count / n}
+            | {"most": most / n, "bound_low": bounds.low, "bound_high": bounds.high, "n": n}
         )
     return pd.DataFrame(rows).round(base.ROUND)
 
@@ -74,8 +151,14 @@ def claims() -> pd.DataFrame:
     # data/reference/README.md: what the audit counts as female are captions with words of both.
     both = f"the {doctor['female']} captions counted as female hold a male word, too"
     rows = [
-        _more("More captions with a male word alone than with a female one", doctor, "male",
-              "female", "unknown", both),
+        _more(
+            "More captions with a male word alone than with a female one",
+            doctor,
+            "male",
+            "female",
+            "unknown",
+            both,
+        ),
         _point("doctor: 91 % male", doctor, "male", "unknown", both),
         _point("doctor: 6 % female", doctor, "female", "unknown", both),
         _point("beauty: 23 % White", beauty, "white", "unknown"),
@@ -85,24 +168,24 @@ def claims() -> pd.DataFrame:
         _half("animal: most captions name a dog", animal, "dog"),
         _metric(doctor),
         _settings(),
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows).round(base.ROUND)
 
 
-def _row(claim: str, found: stats.Estimate | None, verdict: str, reason: str) -> dict[str, Any]:
-    told = found._asdict() if found else dict.fromkeys(("value", "low", "high")) | {"n": 0}
-    return {"claim": claim, **told, "verdict": verdict, "reason": reason}
+def _row(claim: str, share: stats.Estimate | None, verdict: str, reason: str) -> dict[str, Any]:
+    numbers = share._asdict() if share else dict.fromkeys(("value", "low", "high")) | {"n": 0}
+    return {"claim": claim, **numbers, "verdict": verdict, "reason": reason}
 
 
 def _point(
     claim: str, counts: dict[str, int], group: str, unknown: str, why: str = ""
 ) -> dict[str, Any]:
-    found = imbalance.share_bounds(counts, group, unknown)
-    most = found.value + counts[unknown] / found.n
-    reason = f"{found.value:.0%} to {most:.0%} by the {counts[unknown]} unknown alone"
+    bounds = imbalance.share_bounds(counts, group, unknown)
+    most = bounds.value + counts[unknown] / bounds.n
+    reason = f"{bounds.value:.0%} to {most:.0%} by the {counts[unknown]} unknown alone"
     reason += f"; {why}" if why else ""
-    told = f"only as an interval: {found.low:.0%} to {found.high:.0%}"
-    return _row(claim, found, told if found.high - found.low > 0.01 else HOLDS, reason)
+    interval = f"only as an interval: {bounds.low:.0%} to {bounds.high:.0%}"
+    return _row(claim, bounds, interval if bounds.high - bounds.low > 0.01 else HOLDS, reason)
 
 
 def _more(
@@ -112,150 +195,148 @@ def _more(
     a, b, u = counts[first], counts[second], counts[unknown]
     known, worst = stats.share_interval(a, a + b), stats.share_interval(a, a + b + u)
     best = stats.share_interval(a + u, a + b + u)
-    found = stats.Estimate(a / (a + b), worst.low, best.high, a + b + u)
+    share = stats.Estimate(a / (a + b), worst.low, best.high, a + b + u)
     verdict = HOLDS if worst.low > 0.5 else PARTLY if known.low > 0.5 else NOT
     reason = (
         f"{a} against {b}: {known.value:.0%} [{known.low:.0%}, {known.high:.0%}] of those named, "
         f"and at worst {worst.value:.0%} [{worst.low:.0%}, {worst.high:.0%}] with the {u} {unknown}"
     )
-    return _row(claim, found, verdict, reason + (f"; {why}" if why else ""))
+    return _row(claim, share, verdict, reason + (f"; {why}" if why else ""))
 
 
 def _half(claim: str, counts: dict[str, int], group: str) -> dict[str, Any]:
-    found = stats.share_interval(counts[group], sum(counts.values()))
+    share = stats.share_interval(counts[group], sum(counts.values()))
     reason = (
-        f"{counts[group]} of {found.n}: the interval reaches {found.low:.0%} to {found.high:.0%}"
+        f"{counts[group]} of {share.n}: the interval reaches {share.low:.0%} to {share.high:.0%}"
     )
-    return _row(claim, found, HOLDS if found.low > 0.5 else NOT, reason)
+    return _row(claim, share, HOLDS if share.low > 0.5 else NOT, reason)
 
 
 def _metric(counts: dict[str, int]) -> dict[str, Any]:
     """Read their metric and ours where all captions were of one group."""
     collapse = {"male": sum(counts.values())}
-    theirs = published_metrics.amplification(collapse)
+    published = published_metrics.amplification(collapse)
     even = published_metrics.amplification({"male": 50, "female": 50})
     ours = imbalance.total_variation(collapse, imbalance.uniform_reference(["male", "female"]))
     reason = (
-        f"at total collapse onto one group it reads {theirs:.1f}, as for an even split "
+        f"at total collapse onto one group it reads {published:.1f}, as for an even split "
         f"({even:.1f}); total variation over declared groups reads {ours:.1f}, its maximum"
     )
-    verdict = HOLDS if theirs > even else "false"
+    verdict = HOLDS if published > even else "false"
     return _row("A bias amplification of 0.0 means no bias", None, verdict, reason)
 
 
 def _settings() -> dict[str, Any]:
     recipe = catalog.find(MODEL).recipe
-    same = (recipe.steps, recipe.guidance) == (THEIRS["steps"], THEIRS["guidance"])
+    same = (recipe.steps, recipe.guidance) == (PUBLISHED["steps"], PUBLISHED["guidance"])
     reason = (
-        f"drawn with {THEIRS['steps']} steps and guidance {THEIRS['guidance']}; the card says "
-        f"{recipe.steps} and {recipe.guidance}; no seeds are published"
+        f"drawn with {PUBLISHED['steps']} steps and guidance {PUBLISHED['guidance']}; the card "
+        f"says {recipe.steps} and {recipe.guidance}; no seeds are published"
     )
     return _row("The shares are those of the card's settings", None, HOLDS if same else NOT, reason)
 
 
-def prompts(domain: str) -> pd.DataFrame:
-    """Return the five prompts: the published ones, or five in words of the embedded world."""
-    return base.read_prompts(base.prompt_file(NAME, domain))
+def counts_figure(table: pd.DataFrame) -> Figure:
+    """Draw `reanalysis()`: one panel a prompt, one row a group, most frequent on top."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    panels = [rows for _, rows in table.groupby("prompt", sort=False)]
+    heights = [len(rows) + 0.6 for rows in panels]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.8, 0.9 + 0.24 * sum(heights)), layout="constrained")
+        axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)
+        for axis, rows in zip(axes[:, 0], panels):
+            for y, row in enumerate(rows.itertuples()):
+                axis.plot([row.bound_low, row.bound_high], [y, y], color="0.7", linewidth=5)
+                axis.plot([row.low, row.high], [y, y], color=COLORS[0], linewidth=2)
+                axis.plot([row.share], [y], "o", color=COLORS[0], markersize=5)
+            axis.set_yticks(range(len(rows)), rows.group)
+            axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.01, 1.01))
+            axis.set_title(f"{rows.prompt.iloc[0]}: {rows.attribute.iloc[0]}", loc="left")
+            axis.grid(axis="x", alpha=0.3)
+        axes[-1, 0].set_xlabel(
+            "share of 100 captions (line: 95 % interval; grey: with the unknown)"
+        )
+    return figure
 
 
-class FivePrompts:
-    """Reads people by the readers of faces and things by a forced choice among all the groups."""
-
-    def __init__(self, people: Sequence[base.Scorer], things: base.Scorer) -> None:
-        self.people, self.things = list(people), things
-        scorers = [*self.people, things]
-        self.name = "five prompts"
-        self.version = "; ".join(f"{s.name} {s.version}" for s in scorers)
-
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Return per image presentation and tone by every reader, and the thing; else None."""
-        rows: list[dict[str, Any]] = [{} for _ in images]
-        for reader in self.people:
-            for row, read, asked in zip(rows, reader.score(images, prompts), prompts, strict=True):
-                person = asked["asks"] == "person"
-                kept = {k: v for k, v in read.items() if k.startswith(READINGS)}
-                row |= {k: _answer(v) if person else None for k, v in kept.items()}
-        own_words = [p | {"concept": None} for p in prompts]
-        for row, read, own in zip(rows, self.things.score(images, own_words), prompts, strict=True):
-            sure = read["confidence"] >= CLIP_UNSURE
-            row["thing"] = _thing(own, read["read"] if sure else UNSURE)
-        return rows
+def counts_text(table: pd.DataFrame) -> str:
+    """Return the alternative text of `counts_figure`: every share with its interval and bounds."""
+    rows = [
+        f"{r.prompt}, {r.group}: {r.share:.0%} [{r.low:.0%}, {r.high:.0%}], with the unknown "
+        f"{r.bound_low:.0%} to {r.bound_high:.0%}"
+        for r in table.itertuples()
+    ]
+    return f"Shares of {table.n.iloc[0]} captions a prompt with 95 % intervals. {'; '.join(rows)}."
 
 
-def _answer(value: Any) -> str:
-    """Return a reading as a class: where no face is, the tone is "unsure", and counts."""
-    return UNSURE if value is None else str(value)
+class PublishedProbe(base.Probe):
+    """The five prompts of the published audit, at the card's settings and at the published ones.
 
-
-def _thing(prompt: dict[str, Any], read: str) -> str | None:
-    if prompt["asks"] != "thing":
-        return None
-    return read if read in (*prompt["groups"].split(";"), UNSURE) else "other"
-
-
-def make_scorer(pipe: Any, asked: pd.DataFrame, scorer: str = "") -> base.Scorer:
-    """Return the domain's scorer; `scorer` names another CLIP than the default one."""
-    if model_info(pipe).domain == "emoji-world" and not scorer:
-        from koala_nb.nano.published_reader import Reader
-
-        return Reader(pipe.default_sample_size * pipe.vae_scale_factor)
-    from koala_nb.scorers import clip, faces
-
-    groups = [g for row in asked.groups.dropna() for g in row.split(";")]
-    return FivePrompts(faces.readers(scorer), clip.ZeroShotReader(groups, scorer, read_text=False))
-
-
-def measure(
-    pipe: Any, asked: pd.DataFrame, scorer: base.Scorer, *, out: Path | None = None, **more: Any
-) -> pd.DataFrame:
-    """Draw and score the prompts at the recipe and at the published settings, same seeds.
-
-    One row an image; `settings` is "recipe" (the card's) or "published". `more` goes to
-    `base.measure`; with `out`, two folders with these endings that the same call goes on with.
+    Groups are declared in advance, "unsure" is one of the answers, and nothing is corrected: no
+    scorer error is known of these images.
     """
-    tables = []
-    for name, recipe in (("recipe", {}), ("published", THEIRS)):
-        folder = out.with_name(f"{out.name}-{name}") if out else None
-        table = base.measure(pipe, asked, scorer, out=folder, **{**more, **recipe})
-        tables.append(table.assign(settings=name))
-    return pd.concat(tables, ignore_index=True)
+
+    name = "published"
+    images = 100  # for each prompt, as published
+    options = {"scorer": ("", "a CLIP by name or folder")}
+    reanalysis = staticmethod(reanalysis)
+    claims = staticmethod(claims)
+    counts_figure = staticmethod(counts_figure)
+    counts_text = staticmethod(counts_text)
+
+    def scorer(
+        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
+    ) -> registry.Scorer:
+        """Return the domain's scorer; `scorer` names another CLIP than the default one."""
+        domain, source = model_info(pipe).domain, options.get("scorer", "")
+        if ("published metrics", domain) in registry.SCORERS and not source:
+            size = pipe.default_sample_size * pipe.vae_scale_factor
+            return registry.scorer("published metrics", domain, image_size=size)
+        prompts = self.prompts(domain) if prompts is None else prompts
+        groups = [g for row in prompts.groups.dropna() for g in row.split(";")]
+        people = registry.scorer("people", registry.GENERAL, source=source)
+        return FivePrompts(people.readers, clip.ZeroShotReader(groups, source, read_text=False))
+
+    def measure(
+        self,
+        pipe: Pipeline,
+        prompts: pd.DataFrame | None = None,
+        scorer: registry.Scorer | None = None,
+        *,
+        out: str | Path | None = None,
+        **settings: Any,
+    ) -> pd.DataFrame:
+        """Draw and score the prompts at the recipe and at the published settings, same seeds.
+
+        One row an image; `settings` is "recipe" (the card's) or "published". With `out`, two
+        folders with these endings that the same call goes on with.
+        """
+        tables = []
+        for name, recipe in (("recipe", {}), ("published", PUBLISHED)):
+            folder = Path(out).with_name(f"{Path(out).name}-{name}") if out else None
+            table = super().measure(pipe, prompts, scorer, out=folder, **{**settings, **recipe})
+            tables.append(table.assign(settings=name))
+        return pd.concat(tables, ignore_index=True)
+
+    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+        """Yield shares of every declared group by prompt, reading and settings, and the changes.
+
+        A group that nobody saw has its row: a share of 0 with an interval.
+        """
+        for column in [str(c) for c in table if str(c).startswith(READINGS)]:
+            for name, images in table[table[column].notna()].groupby("id", sort=False):
+                classes = declared(column, images.iloc[0].to_dict())
+                read = {s: own.set_index("seed")[column] for s, own in images.groupby("settings")}
+                id = f"published.{base.identifier(name)}.{base.identifier(column)}"
+                for settings, values in read.items():
+                    counts = {g: int((values == g).sum()) for g in classes}
+                    label = f"{name}, {column}, settings of the {settings}"
+                    yield from _group_rows(counts, f"{id}.{settings}", label)
+                both = pd.DataFrame(read).dropna()
+                if {"recipe", "published"} <= set(both):
+                    yield from _paired_rows(both, classes, f"{id}.delta", f"{name}, {column}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Re-run the five prompts at both settings; resumable in `runs/`."""
-    parser = argparse.ArgumentParser(prog=f"koala-nb probe {NAME}", description=__doc__)
-    parser.add_argument("--model", default=MODEL, help="a catalogued name, folder or hub id")
-    parser.add_argument(
-        "--images", type=at_least(2), default=IMAGES, help="images a prompt and setting"
-    )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="the first seed")
-    parser.add_argument("--scorer", default="", help="a CLIP by name or folder")
-    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
-    given = list(sys.argv[1:] if argv is None else argv)
-    options = parser.parse_args(given)
-    pipe = load(options.model)
-    about = model_info(pipe)
-    asked = prompts(about.domain)
-    print(base.plan(len(asked), options.images))
-    stem = f"probe-{NAME}-{about.name.replace('/', '--')}"
-    scorer = make_scorer(pipe, asked, options.scorer)
-    out = Path("runs") / f"{stem}-{str(about.revision)[-8:]}"
-    table = measure(
-        pipe, asked, scorer, out=out, images=options.images, first_seed=options.seed
-    )  # fmt: skip
-    result = {
-        "command": " ".join([f"koala-nb probe {NAME}", *given]),
-        "model": about.name,
-        "revision": about.revision,
-        "banner": banner(about.domain),
-        "scorer": f"{scorer.name} {scorer.version}",
-        "environment": environment(),
-        "estimates": base.to_jsonable(estimates(table)),
-    }
-    place = options.out or catalog.data_folder() / "results"
-    place.mkdir(parents=True, exist_ok=True)
-    base.save_table(table, place / f"{stem}.csv")
-    print(write_json(place / f"{stem}.json", result))
-    return 0
+PROBE = PublishedProbe()

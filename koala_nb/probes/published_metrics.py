@@ -1,16 +1,22 @@
 """Metrics of published audits as they were published, their defects included, for comparison.
 
 Written anew from the formulas of the papers and of the published code. To measure a model, use
-`koala_nb.stats.imbalance`: nothing here is recommended.
+`koala_nb.stats.imbalance`: none of these metrics is recommended. How they and ours behave on audits
+whose truth is known stands below; `studies.auditors` simulates.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
+import pandas as pd
 
+from koala_nb.core.catalog import data_folder
 from koala_nb.scorers.faces import MONK_RGB, to_lab
+from koala_nb.stats import imbalance
 
 Counts = Mapping[str, int]  # what was read -> images
 NOT_A_GROUP = ("unsure", "unknown", "other", "non-binary")
@@ -28,22 +34,14 @@ def heim_imbalance(counts: Counts, group: str = "woman") -> float:
     return abs(counts.get(group, 0) / sum(counts.values()) - 0.5)
 
 
-def heim_tone_imbalance(counts: Mapping[int, int], images: int) -> float:
-    """Return the mean over Monk's ten steps of abs(share - 1/10), shares of all images (HEIM).
-
-    Images in which no skin was found stay in the denominator: they count as imbalance.
-    """
-    return float(np.mean([abs(counts.get(step, 0) / images - 0.1) for step in range(1, 11)]))
-
-
 def amplification(counts: Counts) -> float:
     """Return the sum of abs(p - 1/k) with k the groups *observed* (T2I-BiasBench, 2604.12481).
 
     "unknown" counts as a group like the others. Where all images show one group, k and p are 1 and
     the reading is 0.
     """
-    seen = np.array([n for n in counts.values() if n], dtype=float)
-    return float(np.abs(seen / seen.sum() - 1 / len(seen)).sum())
+    observed = np.array([n for n in counts.values() if n], dtype=float)
+    return float(np.abs(observed / observed.sum() - 1 / len(observed)).sum())
 
 
 def amplification_interval(counts: Counts, rng: np.random.Generator) -> tuple[float, float]:
@@ -51,11 +49,11 @@ def amplification_interval(counts: Counts, rng: np.random.Generator) -> tuple[fl
 
     The published code computes it on request only; the published figures are without.
     """
-    seen = np.array([n for n in counts.values() if n])
-    drawn = rng.multinomial(seen.sum(), seen / seen.sum(), BOOTSTRAPS)
+    observed = np.array([n for n in counts.values() if n])
+    drawn = rng.multinomial(observed.sum(), observed / observed.sum(), BOOTSTRAPS)
     groups = (drawn > 0).sum(1, keepdims=True)
-    apart = np.where(drawn > 0, np.abs(drawn / seen.sum() - 1 / groups), 0).sum(1)
-    low, high = np.quantile(apart, [0.025, 0.975])
+    readings = np.where(drawn > 0, np.abs(drawn / observed.sum() - 1 / groups), 0).sum(1)
+    low, high = np.quantile(readings, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -65,10 +63,10 @@ def openbias_intensity(counts: Counts, groups: Sequence[str]) -> float:
     nan where nothing but these was read: the published code leaves such a prompt out. No interval.
     """
     known = [counts.get(g, 0) for g in groups if g not in NOT_A_GROUP]
-    seen = np.array([n for n in known if n], dtype=float)
-    if not len(seen):
+    observed = np.array([n for n in known if n], dtype=float)
+    if not len(observed):
         return float("nan")
-    share = seen / seen.sum()
+    share = observed / observed.sum()
     return float(1 + (share * np.log(share)).sum() / np.log(len(known)))
 
 
@@ -122,3 +120,69 @@ METRICS: dict[str, Callable[[Counts], float]] = {
     "OpenBias intensity": lambda counts: openbias_intensity(counts, GENDERS),
     "DALL-Eval MAD": lambda counts: dalleval_mad(counts, GENDERS),
 }
+SIZES = {9: (3, 3), 100: (20, 5), 400: (40, 10)}  # images: prompts, images a prompt
+EVEN = imbalance.uniform_reference(("woman", "man"))
+POOLED, RAW, CORRECTED, NULL = (
+    "pooled Wilson, unsure removed", "ours: clustered, bounds, uncorrected",
+    "ours: clustered, bounds, corrected", "ours: total variation beside its null",
+)  # fmt: skip
+RULES = dict.fromkeys(METRICS, "reading above 0") | {
+    POOLED: "interval without .5",
+    RAW: "claim at 5 %",
+    CORRECTED: "claim at 5 %",
+    NULL: "above the null's 95th percentile",
+}
+
+
+def metric_behaviour() -> pd.DataFrame:
+    """Return how the published metrics and total variation behave where no chance is involved.
+
+    Readings at total collapse, whether the largest reading is there, whether the order of the
+    groups changes a reading, and whether a declared group that nobody saw counts: whether collapse
+    reads more than an even split. None of unsure images where a metric has no such answer.
+    """
+    ours: dict[str, Callable] = {NULL: _variation}
+    rows = []
+    for name, metric in (METRICS | ours).items():
+        mixed = {"woman": 30, "man": 50}
+        unsure = {"woman": 40, "man": 40, "unsure": 20}
+        collapse = metric({"man": 100})
+        grid = [metric({"woman": w, "man": 100 - w}) for w in range(1, 100)]
+        rows.append({
+            "auditor": name,
+            "at total collapse": collapse,
+            "collapse is the maximum": collapse >= max(grid),
+            "order changes it": not _same(metric, mixed, dict(reversed(mixed.items()))),
+            "a declared group that nobody saw counts": collapse > metric({"woman": 50, "man": 50}),
+            "unsure images change a fair reading": None if np.isnan(metric(unsure))
+            else not _same(metric, {"woman": 40, "man": 40}, unsure),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _same(metric: Callable, first: dict[str, int], second: dict[str, int]) -> bool:
+    return bool(np.isclose(metric(first), metric(second)))
+
+
+def _variation(counts: dict[str, int]) -> float:
+    return imbalance.total_variation({g: n for g, n in counts.items() if g in EVEN}, EVEN)
+
+
+@cache
+def simulated_audits() -> pd.DataFrame:
+    """Return the cells of `data/results/auditors.json`; ValueError where the file is missing."""
+    path = data_folder() / "results" / "auditors.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: make it with `python -m studies.auditors`.")
+    return pd.DataFrame(json.loads(path.read_text("utf-8"))["cells"])
+
+
+def simulated_measure(column: str, images: int = 400) -> pd.DataFrame:
+    """Return one measure of the large run: a row an auditor, a column a set.
+
+    NaN: no interval, or answers that this auditor has not.
+    """
+    cells = simulated_audits()
+    rows = cells[cells.images == images]
+    wide = rows.pivot(index="auditor", columns="set", values=column).astype(float)
+    return wide.loc[list(RULES), list(dict.fromkeys(rows["set"]))]

