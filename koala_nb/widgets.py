@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
+import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
@@ -19,10 +22,9 @@ from koala_nb.display.tables import table_html
 from koala_nb.generation import generate
 from koala_nb.models import load
 from koala_nb.models import unet as architecture
+from koala_nb.probes import labels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from diffusers import UNet2DConditionModel
     from PIL import Image
 
@@ -36,6 +38,8 @@ SHOWN = 320  # pixels a side on the page
 TENSORS = 12  # of a block, the largest first
 # JupyterLab keeps the arrow keys for its cells.
 KEYS = "By keyboard: Tab to a list, then Home, End, Page Up, Page Down or a first letter."
+DIGITS = "1234567890"
+UNSURE_KEY, UNDO_KEY = "u", "z"
 WIDE = {"description_width": "9em"}
 
 
@@ -86,16 +90,16 @@ class PromptExplorer(ipywidgets.VBox):
         """Draw with the present settings; any error becomes one sentence in the widget."""
         self._say("Drawing ...")  # the button stays enabled: a disabled one loses the focus
         try:
-            with warnings.catch_warnings(record=True) as heard:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
                 image = self._generate()
         except Exception as error:  # the widget is the last to hear of it
             self.picture.value = ""
             self._say(f"No image: {_sentence(error)}")
         else:
-            told = " ".join(str(w.message) for w in heard if w.category is UserWarning)
+            notes = " ".join(str(w.message) for w in caught if w.category is UserWarning)
             self.picture.value = picture(image, self._described())
-            self._say(f"Drawn: {self._described()}. {told}".strip())
+            self._say(f"Drawn: {self._described()}. {notes}".strip())
 
     def _generate(self) -> Image.Image:
         if not self.prompt.value.strip():
@@ -181,9 +185,9 @@ class UNetExplorer(_Chooser):
         return "U-Net explorer: system, stage and block in, the block's tensors out"
 
     def _show(self) -> str:
-        found = _built(self.system.value)[1]
-        _fill(self.stage, found["stage"])
-        _fill(self.block, found[found["stage"] == self.stage.value]["block"])
+        blocks = _built(self.system.value)[1]
+        _fill(self.stage, blocks["stage"])
+        _fill(self.block, blocks[blocks["stage"] == self.stage.value]["block"])
         chosen = self.system.value, self.stage.value, self.block.value
         self.output.value = block_table(*chosen).data
         return f"Shown: {', '.join(chosen)}."
@@ -199,10 +203,10 @@ def block_table(system: str, stage: str, block: str) -> HTML:
 
     `stage` and `block` as in `unet.blocks`; ValueError, listing what there is, otherwise.
     """
-    unet, found = _built(system)
-    here = found[found["stage"] == stage]
+    unet, blocks = _built(system)
+    here = blocks[blocks["stage"] == stage]
     if here.empty:
-        known = ", ".join(dict.fromkeys(found["stage"]))
+        known = ", ".join(dict.fromkeys(blocks["stage"]))
         raise ValueError(f"{system} has no stage {stage!r}: choose one of {known}.")
     if block not in set(here["block"]):
         known = ", ".join(here["block"])
@@ -254,13 +258,171 @@ class AttentionExplorer(_Chooser):
         )  # fmt: skip
         _fill(self.word, [f"{i + 1} {text}" for i, text in enumerate(maps.texts)])
         chosen = maps.array[list(self.word.options).index(self.word.value)]
-        said = (
+        text = (
             f"{self.word.value.split(' ', 1)[1]!r}, layers: {layers}, step: {self.step.value}. "
             f"Mean {100 * chosen.mean():.1f} % of the attention, at most {100 * chosen.max():.1f} "
             f"%, {page.place(chosen)}."
         )
-        self.output.value = picture(page.overlay(self.pictures[number], chosen), said)
-        return said
+        self.output.value = picture(page.overlay(self.pictures[number], chosen), text)
+        return text
+
+
+def answer_keys(answers: Sequence[str]) -> dict[str, str]:
+    """Return the key of each answer: digits in their order, u for unsure; ValueError for over ten.
+
+    The digit 0 stands for the tenth answer.
+    """
+    sure = [answer for answer in answers if answer != labels.UNSURE]
+    if len(sure) > len(DIGITS):
+        raise ValueError(f"{len(sure)} answers have too few digits: give ten or fewer.")
+    unsure = {UNSURE_KEY: labels.UNSURE} if labels.UNSURE in answers else {}
+    return dict(zip(DIGITS, sure)) | unsure
+
+
+class Labeller(ipywidgets.VBox):
+    """Image and question in, answers out, into `path`: written whole after each of them.
+
+    The same sample and file go on where they stopped; `number` is the pass, each in another order.
+    ValueError where the file holds answers of this pass to images outside the sample.
+    """
+
+    def __init__(
+        self,
+        sample: labels.Sample,
+        path: str | Path,
+        questions: labels.Questions = labels.QUESTIONS,
+        number: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.sample, self.path, self.questions = sample, Path(path), dict(questions)
+        self.number = number
+        order = np.random.default_rng([seed, number]).permutation(len(sample))
+        self.order = [int(index) for index in order]
+        self.table = sample.rows.iloc[self.order].reset_index(drop=True)
+        self.table = self.table.assign(**dict.fromkeys(self.questions), **{"pass": number})
+        self._resume()
+        self.steps = [(row, q) for row in range(len(sample)) for q in self.questions]
+        given = (self.table.loc[row, q] is not None for row, q in self.steps)
+        self.at = next((k for k, answered in enumerate(given) if not answered), len(self.steps))
+        self.picture, self.status = ipywidgets.HTML(), ipywidgets.HTML()
+        self.key = ipywidgets.Text(description="Key", continuous_update=True)
+        self.key.observe(lambda change: self._typed(change["new"]), names="value")
+        self.buttons = ipywidgets.HBox(layout=ipywidgets.Layout(flex_flow="row wrap"))
+        self._show()
+        super().__init__([self.picture, self.status, self.key, self.buttons])
+
+    def __repr__(self) -> str:
+        """Return a text that does not change with the answers: notebooks store it."""
+        return "Labelling widget: one image at a time, answers by key or button"
+
+    def _in_file(self) -> pd.DataFrame:
+        """Return what the file holds now, of all passes."""
+        there = self.path.exists()
+        return labels.read(self.path, self.questions) if there else self.table.iloc[:0]
+
+    def _resume(self) -> None:
+        """Fill in what the file holds of this pass."""
+        number, stored = self.number, self._in_file()
+        earlier = stored[stored["pass"] == number]
+        merged = earlier.merge(self.table[labels.IMAGE], on=labels.IMAGE)
+        if len(merged) < len(earlier):
+            count = len(earlier) - len(merged)
+            raise ValueError(
+                f"{self.path} holds {count} answers of pass {number} to images outside this "
+                "sample: give the same sample, or another file."
+            )
+        for question in self.questions:
+            answers = labels.answers_of(earlier, self.table, question, number)
+            self.table[question] = pd.Series(answers, dtype=object)
+
+    def answer(self, answer: str) -> None:
+        """Take an answer to the question shown, write the file and show the next one."""
+        if self.at == len(self.steps):
+            return
+        row, question = self.steps[self.at]
+        if answer not in self.questions[question]:
+            raise ValueError(
+                f"{answer!r} is no answer to {question}: {', '.join(self.questions[question])}."
+            )
+        self._put(row, question, answer)
+        self.at += 1
+        self._show(f"{question}: {answer}.")
+
+    def undo(self) -> None:
+        """Take the last answer back, also one of an earlier session."""
+        if self.at == 0:
+            return self._show("There is nothing to take back.")
+        row, question = self.steps[self.at - 1]
+        self._put(row, question, None)
+        self.at -= 1
+        self._show("Took the last answer back.")
+
+    def _put(self, row: int, question: str, answer: str | None) -> None:
+        before = self.table.at[row, question]
+        self.table.at[row, question] = answer
+        given = self.table[self.table[list(self.questions)].notna().any(axis=1)]
+        try:
+            stored = self._in_file()  # another widget may have written to it
+            others = stored[stored["pass"] != self.number]
+            labels.write(self.path, pd.concat([others, given]), self.questions)
+        except (OSError, ValueError):
+            self.table.at[row, question] = before  # the file and the widget say the same
+            raise
+
+    def _typed(self, text: str) -> None:
+        """Take the newest key: the browser may send others again that were answered already."""
+        if not text:
+            return
+        key = text[-1].lower()
+        self.key.value = ""
+        if key == UNDO_KEY:
+            return self._safely(self.undo)
+        known = {} if self.at == len(self.steps) else answer_keys(self.questions[self._question()])
+        if key in known:
+            self._safely(lambda: self.answer(known[key]))
+        else:
+            self._show(f"The key {key} means nothing here.")
+
+    def _safely(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except (OSError, ValueError) as error:
+            self._show(f"Not taken: {error}.")
+
+    def _question(self) -> str:
+        return self.steps[self.at][1]
+
+    def _show(self, message: str = "") -> None:
+        if self.at == len(self.steps):
+            self.picture.value = ""
+            self._offer({})
+            return self._say(f"{message} All {len(self.sample)} images are labelled.")
+        row, question = self.steps[self.at]
+        image = self.sample.image(self.order[row]).convert("RGB")
+        name = f"Image {row + 1} of {len(self.sample)}, to be judged by looking"
+        self.picture.value = picture(image, name)
+        self._offer(answer_keys(self.questions[question]))
+        known = ", ".join(b.description for b in self.buttons.children)
+        self._say(f"{message} Image {row + 1} of {len(self.sample)}, {question}? Keys: {known}.")
+
+    def _offer(self, known: dict[str, str]) -> None:
+        """Show a button for each key; one that is there already stays, and keeps the focus."""
+        actions: dict[str, tuple[str, Callable[[], None]]]
+        actions = {key: (name, partial(self.answer, name)) for key, name in known.items()}
+        actions[UNDO_KEY] = ("undo", self.undo)
+        before = {button.description: button for button in self.buttons.children}
+        self.buttons.children = [
+            before.get(f"{key} {name}") or self._button(key, name, action)
+            for key, (name, action) in actions.items()
+        ]
+
+    def _button(self, key: str, name: str, action: Callable[[], None]) -> ipywidgets.Button:
+        button = ipywidgets.Button(description=f"{key} {name}")
+        button.on_click(lambda _: self._safely(action))
+        return button
+
+    def _say(self, text: str) -> None:
+        self.status.value = _spoken(text.strip())
 
 
 def _known(system: catalog.System) -> bool:

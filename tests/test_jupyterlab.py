@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 from PIL import Image
-from koala_nb import labelling
+from koala_nb import widgets
 from koala_nb.generation.run_folder import Run
 from koala_nb.probes import labels
 
@@ -27,7 +27,7 @@ grey = [Image.new("RGB", (8, 8), (40 * k,) * 3) for k in range(4)]
 rows = [{"file": f"{k}.png", "prompt_index": k, "prompt": "a judge", "seed": k, "guidance": 1.0}
         for k in range(4)]
 sample = labels.sample([Run(grey, pd.DataFrame(rows))], 4, seed=0)
-labelling.Labeller(sample, Path("labels.csv"), {"presentation": labels.PRESENTATIONS})
+widgets.Labeller(sample, Path("labels.csv"), {"presentation": labels.PRESENTATIONS})
 """
 UNNAMED = """
 import ipywidgets

@@ -9,8 +9,8 @@ from label_runs import PROMPT, run_of
 from PIL import Image
 
 from koala_nb.core import files
-from koala_nb.labelling import Labeller, keys
 from koala_nb.probes import labels
+from koala_nb.widgets import Labeller, answer_keys
 
 MONK = (*map(str, range(1, 11)), "unsure")
 
@@ -36,10 +36,10 @@ def level(widget):
 
 
 def test_keys():
-    assert keys(labels.PRESENTATIONS) == {"1": "woman", "2": "man", "u": "unsure"}
-    assert list(keys(MONK)) == [*"1234567890", "u"] and keys(MONK)["0"] == "10"
+    assert answer_keys(labels.PRESENTATIONS) == {"1": "woman", "2": "man", "u": "unsure"}
+    assert list(answer_keys(MONK)) == [*"1234567890", "u"] and answer_keys(MONK)["0"] == "10"
     with pytest.raises(ValueError, match="11 answers"):
-        keys([str(k) for k in range(11)])
+        answer_keys([str(k) for k in range(11)])
 
 
 def test_keys_and_buttons_answer_and_every_answer_is_written(sample, path):
