@@ -10,11 +10,12 @@ import time
 from html.parser import HTMLParser
 
 import nbformat
+import psutil
 import pytest
 
 from koala_nb.report import run
 from koala_nb.report.page import NOT_IN_REPORT, render_page
-from koala_nb.report.run import ReportFailed
+from koala_nb.report.run import ReportFailed, heartbeat, process_identity, status
 
 PARAMETERS = (
     'name: str = "a"  # a text\n'
@@ -296,3 +297,53 @@ def test_a_value_that_json_lacks_leaves_no_file(tmp_path):
     with pytest.raises((TypeError, ValueError)):
         run.write_results({"value": float("nan"), "other": object()}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def write_status(folder, **state):
+    folder.mkdir(exist_ok=True)
+    (folder / "status.json").write_text(json.dumps({"state": "running", **state}))
+    return status(folder)["state"]
+
+
+def test_a_run_of_this_very_process_is_under_way(tmp_path):
+    assert write_status(tmp_path, **process_identity()) == "running"
+
+
+def test_a_later_process_of_the_same_number_is_not_the_run(tmp_path):
+    init = {**process_identity(), "pid": 1, "process_start": psutil.Process(1).create_time()}
+    assert write_status(tmp_path, **init) == "running"
+    assert (
+        write_status(tmp_path, **init | {"process_start": init["process_start"] - 60}) == "failed"
+    )
+    assert write_status(tmp_path, **init | {"pid": 2**22 + 1}) == "failed"
+
+
+def test_a_run_elsewhere_is_dead_once_it_has_been_silent(tmp_path):
+    elsewhere = {**process_identity(), "host": "elsewhere"}
+    assert write_status(tmp_path, **elsewhere) == "running"
+    long_ago = time.time() - run.SILENT - 1
+    os.utime(tmp_path / "status.json", (long_ago, long_ago))
+    assert status(tmp_path)["state"] == "failed"
+
+
+def test_a_run_gives_a_sign_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "HEARTBEAT", 0.01)
+    (file := tmp_path / "status.json").write_text("{}")
+    os.utime(file, (0, 0))
+    with heartbeat(file):
+        limit = time.monotonic() + 30
+        while file.stat().st_mtime == 0 and time.monotonic() < limit:
+            time.sleep(0.01)
+    assert file.stat().st_mtime > 0
+
+
+@pytest.mark.parametrize("text", ["{}", '{"state": "running"}', '{"state": 7}'])
+def test_a_status_that_says_too_little_is_a_failed_run(tmp_path, text):
+    (tmp_path / "status.json").write_text(text)
+    assert status(tmp_path)["state"] == "failed"
+
+
+def test_a_damaged_status_is_named(tmp_path):
+    (tmp_path / "status.json").write_text("{")
+    with pytest.raises(OSError, match="status.json is not readable JSON"):
+        status(tmp_path)
