@@ -1,7 +1,5 @@
 """The composition probe: rules of atoms, detectors, estimates, calibration, resumption."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +7,8 @@ from composition_rows import box, row
 from PIL import Image
 
 from koala_nb.models import load
-from koala_nb.probes import atoms, base, composition
-from koala_nb.probes import composition_estimates as ce
+from koala_nb.probes import atoms, base, composition, get
+from koala_nb.probes.composition import OUTSIDE, CompositionScorer, _by_atoms
 from koala_nb.scorers.detection import Detection, items_of
 
 
@@ -54,29 +52,31 @@ def test_a_right_and_a_swapped_pair():
     asked = row("color_attr", "1 circle [red]; 1 square [blue]", relation="left of")
     right = [Detection("circle", 0.9, box(0.1, 0.3), "red"),
              Detection("square", 0.8, box(0.6, 0.3), "blue")]  # fmt: skip
-    read = atoms.judge(asked, right)
+    read = atoms.score_atoms(asked, right)
     assert read["all_right"] and read["correct"] and read["leak"] is False
     assert read["right"] == 5 and read["missing"] == read["extra"] == 0
     swapped = [Detection("circle", 0.9, box(0.1, 0.3), "blue"),
                Detection("square", 0.8, box(0.6, 0.3), "red")]  # fmt: skip
-    read = atoms.judge(asked, swapped)
+    read = atoms.score_atoms(asked, swapped)
     assert read["item_1"] and not read["color_1"] and not read["correct"] and read["leak"]
     assert read["relation_right"] and read["right"] == 3
 
 
 def test_counts_missing_extra_and_absent():
     three = [Detection("koala", 1, box(0.1, y)) for y in (0, 0.3, 0.6)]
-    read = atoms.judge(row("counting", "2 koala"), three)
+    read = atoms.score_atoms(row("counting", "2 koala"), three)
     assert read["item_1"] and read["count_right"] is False and read["correct"] is False
     assert (read["missing"], read["extra"]) == (0, 1)
-    read = atoms.judge(row("negation", "1 koala", absent="sun"), [Detection("sun", 1, box(0, 0))])
+    read = atoms.score_atoms(
+        row("negation", "1 koala", absent="sun"), [Detection("sun", 1, box(0, 0))]
+    )
     assert read["absent_right"] is False and (read["missing"], read["extra"]) == (1, 1)
     assert read["correct"] is None, "negation is no task of GenEval"
 
 
 def test_nothing_found_is_wrong_not_left_out():
     asked = row("position", "1 koala; 1 sun", relation="above", size="small", style="noto")
-    read = atoms.judge(asked, [])
+    read = atoms.score_atoms(asked, [])
     assert read["correct"] is False and read["right"] == 0 and read["missing"] == 2
     assert all(read[f"{name}_right"] is False for name in ("relation", "size", "style"))
     assert read["background_right"] is None
@@ -84,10 +84,10 @@ def test_nothing_found_is_wrong_not_left_out():
 
 @pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
 def test_prompt_sets_say_how_many_atoms_they_have(domain):
-    prompts = composition.read_prompts(domain)
+    prompts = composition.prompts(domain)
     assert set(atoms.TASKS) < set(prompts.task)
     for asked in prompts.to_dict("records"):
-        read = atoms.judge(asked, [])
+        read = atoms.score_atoms(asked, [])
         assert sum(read[a] is not None for a in atoms.ATOMS) == asked["atoms"], asked["id"]
 
 
@@ -97,11 +97,11 @@ def test_seen_and_held_out_are_as_planted():
     held = load_json("planted.json")["held_out"]
     pairs = {frozenset(p) for p in held["pairs"]}
     shapes = {tuple(s) for s in held["colored_shapes"]}
-    for asked in composition.read_prompts("emoji-world").to_dict("records"):
+    for asked in composition.prompts("emoji-world").to_dict("records"):
         items = items_of(asked["asks"])
         new = any((i.color, i.label) in shapes for i in items)
         new |= len(items) == 2 and frozenset(i.label for i in items) in pairs
-        assert (asked["seen"] == "no") == new or asked["seen"] == ce.OUTSIDE, asked["id"]
+        assert (asked["seen"] == "no") == new or asked["seen"] == OUTSIDE, asked["id"]
 
 
 # --- estimates ----------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_the_interval_covers_the_injected_failures(share, instruments):
 
     scenes, asked, truth = injected(share, n=100, seed=int(100 * share))
     images = [Image.fromarray(p) for p in to_pixels(instruments[0].matcher.render(scenes))]
-    table = pd.DataFrame(composition.Composition(instruments[0]).score(images, asked))
+    table = pd.DataFrame(CompositionScorer(instruments[0]).score(images, asked))
     table["id"] = [a["id"] for a in asked]
     (found,) = base.shares(table.assign(failed=~table.correct.astype(bool)), "failed").to_dict(
         "records"
@@ -162,80 +162,92 @@ def simulated(n=40, images=4, shared=0.0, seed=0):
     return pd.DataFrame(rows)
 
 
+def values(table):
+    """The probe's estimates by id."""
+    return composition.estimates(table).set_index("id")
+
+
 def test_independent_and_joined_failures_are_told_apart():
-    (free,) = ce.independence(simulated(200)).to_dict("records")
-    assert free["low"] <= 0 <= free["high"] and free["joint"] < 0.6
-    (joined,) = ce.independence(simulated(200, shared=1.0)).to_dict("records")
-    assert joined["low"] > 0
+    free = values(simulated(200))
+    dependence = free.loc["composition.task.two_object.dependence"]
+    assert dependence.low <= 0 <= dependence.high
+    assert free.value["composition.task.two_object.joint"] < 0.6
+    joined = values(simulated(200, shared=1.0))
+    assert joined.low["composition.task.two_object.dependence"] > 0
 
 
 def test_the_gap_and_the_comparison_find_what_is_there():
     one, other = simulated(60, seed=1), simulated(60, seed=1)
     worse = (other.seen == "no") & (other.index % 4 < 3)
     other.loc[worse, ["item_1", "correct", "all_right"]] = False
-    (gap,) = ce.gap(other).to_dict("records")
-    assert gap["low"] > 0 and gap["seen"] > gap["held out"]
-    found = ce.compared(one, other).set_index("measure")
-    assert found.loc["all_right", "low"] > 0 and found.loc["all_right", "p"] < 0.01
-    assert found.loc["extra", "difference"] == 0
-    same = ce.compared(one, one).set_index("measure")
-    assert (same.difference == 0).all() and (same.p == 1).all()
+    gap = values(other)
+    assert gap.low["composition.gap.pairs.difference"] > 0
+    seen, held_out = (gap.value[f"composition.gap.pairs.{k}"] for k in ("seen", "held_out"))
+    assert seen > held_out
+    found = composition.compare(one, other).set_index("id")
+    assert found.low["composition.compare.all_right.difference"] > 0
+    assert found.value["composition.compare.all_right.p"] < 0.01
+    assert found.value["composition.compare.extra.difference"] == 0
+    same = composition.compare(one, one)
+    assert (base.select(same, "composition.compare.*.difference").value == 0).all()
+    assert (base.select(same, "composition.compare.*.p").value == 1).all()
 
 
 def test_estimates_of_a_model_that_draws_nothing():
     table = simulated(12)
     table[["item_1", "item_2", "correct", "all_right"]] = False
-    found = base.to_jsonable(ce.estimates(table))
-    assert found["geneval"]["score"]["value"] == 0 and found["trend"] is None
-    assert found["generalisation gap"][0]["low"] is None
+    found = values(table)
+    assert found.value["composition.geneval"] == 0
+    assert "composition.trend.slope" not in found.index
+    assert np.isnan(found.low["composition.gap.pairs.difference"])
+
+
+def test_a_difference_counts_its_smaller_side_and_has_an_expectation():
+    right = [True, True, True, False] + [False] * 10
+    prompts = pd.DataFrame({"id": [f"p{i}" for i in range(14)], "atoms": [1] * 4 + [3] * 10})
+    rows = _by_atoms(pd.concat([prompts.assign(all_right=right, seen="yes")] * 2))
+    found = {row["id"]: row for row in rows}
+    difference = found["composition.complex.difference"]
+    assert (difference["n"], difference["clusters"]) == (8, 4)
+    assert "smaller side" in difference["method"]
+    expected = found["composition.complex.expected_difference"]
+    assert expected["value"] == pytest.approx(0.75**3 - 0.75) and np.isnan(expected["low"])
 
 
 # --- runs ---------------------------------------------------------------------------------------
 
 
 def test_same_table_after_a_kill_and_resume(pipe, instruments, tmp_path, monkeypatch):
-    prompts = composition.read_prompts("emoji-world").iloc[[0, 20, 120]].reset_index(drop=True)
-    read = composition.Composition(*instruments)
+    prompts = composition.prompts("emoji-world").iloc[[0, 20, 120]].reset_index(drop=True)
+    read = CompositionScorer(*instruments)
     settings = {"images": 2, "steps": 2, "progress": False}
     whole = base.measure(pipe, prompts, read, out=tmp_path / "whole", **settings)
-    scored = composition.Composition.score
+    scored = CompositionScorer.score
 
     def killed(self, images, asked):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(composition.Composition, "score", killed)
+    monkeypatch.setattr(CompositionScorer, "score", killed)
     with pytest.raises(KeyboardInterrupt):
         base.measure(pipe, prompts, read, out=tmp_path / "killed", **settings)
-    monkeypatch.setattr(composition.Composition, "score", scored)
+    monkeypatch.setattr(CompositionScorer, "score", scored)
     images = sorted((tmp_path / "killed" / "images").glob("*.png"))
     images[-1].unlink()
     again = base.measure(pipe, prompts, read, out=tmp_path / "killed", **settings)
     paths = [base.save_table(t, tmp_path / f"{i}.csv") for i, t in enumerate((whole, again))]
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    paired = composition.like(pipe, whole, prompts, read, steps=2, progress=False)
+    paired = base.measure_paired(pipe, whole, prompts, read, steps=2, progress=False)
     pd.testing.assert_frame_equal(paired, whole)
 
 
-def test_saved_results_follow_from_their_table():
-    for model in ("nano-koala", "nano-sdxl"):
-        table = base.load_table("composition", model)
-        assert table is not None and len(table) >= 1000
-        path = base.data_folder() / "results" / f"probe-composition-{model}.json"
-        result = json.loads(path.read_text("utf-8"))
-        card = result["estimates"]["instrument card"]
-        again = dict(leaves(base.to_jsonable(ce.estimates(table, card))))
-        stored = dict(leaves(result["estimates"]))
-        assert again.keys() == stored.keys() and len(stored) > 100
-        for name, value in stored.items():
-            close = pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
-            assert again[name] == close, name
-
-
-def leaves(value, name=""):
-    """Every number and word of nested results, with where it stands."""
-    if isinstance(value, (dict, list)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, part in items:
-            yield from leaves(part, f"{name}/{key}")
-    else:
-        yield name, value
+@pytest.mark.parametrize("name", ["text", "composition", "frequency"])
+def test_stored_estimates_follow_from_their_table(name):
+    """Of all probes with a stored run; what a reader of the notebooks sees is from these."""
+    probe = get(name)
+    for model in ("nano-koala", "nano-sdxl")[: 1 if name == "text" else 2]:
+        stored = probe.load_results(model)
+        assert stored is not None and len(stored.table) >= 400
+        assert probe.load_results(model, "other weights") is None
+        again = probe.estimates(stored.table, stored.instrument, stored.info["scorer"])
+        pd.testing.assert_frame_equal(again, stored.estimates, atol=1e-4, check_dtype=False)
+        assert set(probe.headline) <= set(again.id) and len(again) > 40

@@ -9,9 +9,19 @@ import pytest
 from PIL import Image, ImageDraw
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.probes import base as core
-from koala_nb.probes import defaults
-from koala_nb.probes import frequency as probe
+from koala_nb.probes import base, frequency
+from koala_nb.probes.frequency import (
+    BINS,
+    NEVER,
+    agreement,
+    corrected,
+    null_variation,
+    read_frequencies,
+    tie_test,
+    ties,
+    trend,
+    variation,
+)
 from koala_nb.scorers import clip, pixels
 from koala_nb.stats import estimates
 
@@ -24,7 +34,7 @@ in_the_world = pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded famil
 
 @pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
 def test_prompts_name_their_concept_once_each(domain):
-    table = core.read_prompts(core.prompt_file("frequency", domain))
+    table = base.read_prompts(base.prompt_file("frequency", domain))
     plain = table[table.part == "concept"]
     assert len(plain) >= 60 and plain.concept.is_unique
     assert all(c in p for c, p in zip(plain.concept, plain.prompt))
@@ -61,21 +71,21 @@ def table_file(tmp_path, text):
 )
 def test_a_wrong_frequency_table_is_named(tmp_path, text, says):
     with pytest.raises(ValueError, match=says):
-        probe.read_frequencies(table_file(tmp_path, text))
+        read_frequencies(table_file(tmp_path, text))
 
 
 def test_a_missing_frequency_table_is_named():
-    with pytest.raises(ValueError, match="no frequency table none.csv"):
-        probe.read_frequencies("none.csv")
+    with pytest.raises(ValueError, match="no file none.csv"):
+        read_frequencies("none.csv")
 
 
 def test_ones_own_frequencies_choose_the_concepts(tmp_path):
     path = table_file(tmp_path, "concept,count\nquokka,12\ndog,90000\nflying carpet,0\n")
-    table = probe.prompts("photographic", str(path))
+    table = frequency.prompts("photographic", frequencies=str(path))
     assert table.concept.tolist() == ["dog", "quokka", "flying carpet"]
-    assert table.part.tolist() == ["concept", "concept", probe.NEVER]
+    assert table.part.tolist() == ["concept", "concept", NEVER]
     assert table.prompt.iloc[2] == "a picture of flying carpet"
-    assert probe.binned(table).bin.tolist() == ["ranks 1 to 1", "ranks 2 to 2", probe.NEVER]
+    assert frequency.binned(table).bin.tolist() == ["ranks 1 to 1", "ranks 2 to 2", NEVER]
 
 
 # --- estimates ------------------------------------------------------------------------------------
@@ -95,69 +105,78 @@ def drawn(concepts=60, images=8, slope=1.5, seed=0):
 
 
 def test_the_trend_holds_the_true_slope_and_middle():
-    found = [probe.trend(drawn(seed=seed)) for seed in range(60)]
+    found = [trend(drawn(seed=seed)) for seed in range(60)]
     assert np.mean([t.slope.low <= 1.5 <= t.slope.high for t in found]) >= 0.88
     assert np.mean([t.half.low <= 2 <= t.half.high for t in found]) >= 0.88
-    flat = [probe.trend(drawn(slope=0.0, seed=seed)) for seed in range(60)]
+    flat = [trend(drawn(slope=0.0, seed=seed)) for seed in range(60)]
     assert np.mean([t.slope.low <= 0 <= t.slope.high for t in flat]) >= 0.88
 
 
 def test_there_is_no_trend_without_misses_or_frequencies():
-    assert probe.trend(drawn().assign(hit=True)) is None
-    assert probe.trend(drawn().assign(frequency=None)) is None
-    assert "trend over log10 frequency" not in probe.estimates(drawn().assign(frequency=None))
-    unread = probe.estimates(drawn().assign(hit=None))  # no scorer: nothing is claimed of success
-    assert unread["success by part"].empty and "success by bin" not in unread
+    assert trend(drawn().assign(hit=True)) is None
+    assert trend(drawn().assign(frequency=None)) is None
+    ids = set(frequency.estimates(drawn().assign(frequency=None)).id)
+    assert "frequency.part.concept.hit" in ids and "frequency.trend.slope" not in ids
+    unread = frequency.estimates(drawn().assign(hit=None))  # no scorer: nothing is claimed
+    assert unread.empty
 
 
 def test_bins_are_even_and_a_perfect_scorer_changes_no_share():
     table = drawn()
-    bins = probe.by_bin(table)
-    assert len(bins) == probe.BINS and bins.prompts.tolist() == [12] * 5
-    assert bins.frequency.is_monotonic_decreasing and bins.value.iloc[0] > bins.value.iloc[-1]
-    perfect = {"sensitivity": dict.fromkeys(bins.bin, [900, 900]), "specificity": [900, 900]}
-    same = probe.by_bin(table, perfect)
-    assert np.allclose(same["corrected value"], same.value)
-    blunt = {"sensitivity": dict.fromkeys(bins.bin, [450, 900]), "specificity": [900, 900]}
-    twice = probe.by_bin(table, blunt).set_index("bin")["corrected value"]
-    assert twice.iloc[-1] == pytest.approx(2 * bins.value.iloc[-1], abs=1e-3)
+
+    def bins(measure, instrument=None):
+        return base.select(frequency.estimates(table, instrument), f"frequency.bin.*.{measure}")
+
+    hits, names = bins("hit"), list(dict.fromkeys(frequency.binned(table).bin))
+    assert len(hits) == BINS and hits.clusters.tolist() == [12] * 5
+    assert bins("frequency").value.is_monotonic_decreasing
+    assert hits.value.iloc[0] > hits.value.iloc[-1]
+    perfect = {"sensitivity": dict.fromkeys(names, [900, 900]), "specificity": [900, 900]}
+    assert np.allclose(bins("corrected", perfect).value, hits.value)
+    blunt = {"sensitivity": dict.fromkeys(names, [450, 900]), "specificity": [900, 900]}
+    twice = bins("corrected", blunt).value
+    assert twice.iloc[-1] == pytest.approx(2 * hits.value.iloc[-1], abs=1e-3)
+    difference = frequency.estimates(table).set_index("id").loc["frequency.rarest.difference"]
+    assert difference.high < 0 and difference.value == pytest.approx(
+        hits.value.iloc[-1] - hits.value.iloc[0], abs=1e-5
+    )
 
 
 def test_total_variation_and_its_null():
-    assert defaults.variation([1, 0], [0.5, 0.5]) == 0.5
-    assert defaults.variation([0.25, 0.25], [0.5, 0.5]) == 0.5  # half was read as neither
+    assert variation([1, 0], [0.5, 0.5]) == 0.5
+    assert variation([0.25, 0.25], [0.5, 0.5]) == 0.5  # half was read as neither
     even = np.full(4, 0.25)
-    limit = defaults.null(even, 50)
+    limit = null_variation(even, 50)
     counts = np.random.default_rng(1).multinomial(50, even, 2000) / 50
-    below = np.mean([defaults.variation(share, even) <= limit for share in counts])
+    below = np.mean([variation(share, even) <= limit for share in counts])
     assert 0.93 <= below <= 0.975
-    assert defaults.null(even, 5000) < limit / 5
+    assert null_variation(even, 5000) < limit / 5
 
 
 def test_ties_are_told_from_chance():
     rows = []
     for i in range(40):
         tied = i % 2 == 0
-        base = {"id": f"p{i}", "concept": f"thing {i}", "tie": "background" if tied else "none",
+        row = {"id": f"p{i}", "concept": f"thing {i}", "tie": "background" if tied else "none",
                 "tied_to": "red" if tied else None}  # fmt: skip
-        rows += [{**base, "part": "concept", "painted": "red" if tied or k == 0 else "blue"}
+        rows += [{**row, "part": "concept", "painted": "red" if tied or k == 0 else "blue"}
                  for k in range(4)]  # fmt: skip
-        rows += [{**base, "id": f"q{i}", "part": "background named", "background": "blue",
+        rows += [{**row, "id": f"q{i}", "part": "background named", "background": "blue",
                   "painted": "blue" if k else "red"} for k in range(4)]  # fmt: skip
-    found = defaults.ties(pd.DataFrame(rows), "background", "painted").set_index("case").value
-    assert found.tolist() == [1.0, 0.25, 0.75, 0.25, 0.75]
-    assert defaults.tie_test(pd.DataFrame(rows), "background", "painted") < 0.001
+    found = estimates.estimates_frame(ties(pd.DataFrame(rows), "background", "painted"))
+    assert found.value.tolist() == [1.0, 0.25, 0.75, 0.25, 0.75]
+    assert tie_test(pd.DataFrame(rows), "background", "painted") < 0.001
     none = pd.DataFrame(rows).assign(painted=["red", "blue"] * 160)
-    assert defaults.tie_test(none, "background", "painted") > 0.5
-    assert np.isnan(defaults.tie_test(pd.DataFrame(rows), "style", "painted"))
+    assert tie_test(none, "background", "painted") > 0.5
+    assert np.isnan(tie_test(pd.DataFrame(rows), "style", "painted"))
 
 
 def test_agreement_of_seeds():
     table = pd.DataFrame({"id": list("aaaabbbb"), "look": list("xxxxxxyy")})
-    found = defaults.agreement(table, ["look"])
+    found = agreement(table, ["look"])
     assert found.value == pytest.approx((1 + 1 / 3) / 2) and found.n == 2
     with pytest.raises(ValueError, match="two or more prompts"):
-        defaults.agreement(table[:4], ["look"])
+        agreement(table[:4], ["look"])
 
 
 # --- pixels ---------------------------------------------------------------------------------------
@@ -203,13 +222,13 @@ def test_a_missing_clip_is_one_sentence(tmp_path):
 
 
 def test_a_real_layout_with_random_weights_draws_nothing_right(loaded, clip_folder):
-    asked = core.subsample_prompts(probe.prompts("photographic"), 8)
-    scorer = probe.make_scorer(loaded, asked, str(clip_folder), ocr=False)
-    table = core.measure(loaded, asked, scorer, images=2, steps=1, height=64, width=64,
+    asked = base.subsample_prompts(frequency.prompts("photographic"), 8)
+    scorer = frequency.scorer(loaded, asked, scorer=str(clip_folder), read_text=False)
+    table = base.measure(loaded, asked, scorer, images=2, steps=1, height=64, width=64,
                          progress=False)  # fmt: skip
-    found = probe.estimates(table)
-    (share,) = found["success by part"].to_dict("records")
-    assert share["n"] == 16 and share["low"] <= 1 / 8
+    found = frequency.estimates(table)
+    share = found.set_index("id").loc["frequency.part.concept.hit"]
+    assert share.n == 16 and share.low <= 1 / 8
     assert table.painted.isin(pixels.PALETTE).all() and not table.bars.any()
 
 
@@ -218,7 +237,7 @@ def test_a_real_layout_with_random_weights_draws_nothing_right(loaded, clip_fold
 
 @pytest.fixture(scope="module")
 def asked():
-    return probe.prompts("emoji-world")
+    return frequency.prompts("emoji-world")
 
 
 @pytest.fixture(scope="module")
@@ -230,12 +249,14 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def reader(pipe, asked):
-    return probe.make_scorer(pipe, asked)
+    return frequency.scorer(pipe, asked)
 
 
 @pytest.fixture(scope="module")
 def card(pipe, reader, asked):
-    return probe.make_card(pipe, reader, asked, 20)
+    few = type(frequency)()
+    few.card_scenes = 20
+    return few.calibrate(pipe, reader, asked)
 
 
 @in_the_world
@@ -248,7 +269,7 @@ def test_the_prompt_set_is_what_was_planted(asked):
     seen = asked[asked.part == "concept"]
     assert seen.concept.tolist() == world.objects
     assert np.allclose(seen.frequency.astype(float), [expected[c] for c in seen.concept], atol=0.06)
-    never = asked[asked.part == probe.NEVER]
+    never = asked[asked.part == NEVER]
     assert len(never) == 20 and not set(never.concept) & set(world.objects)
     planted = world.planted
     for kind in ("background", "style"):
@@ -280,9 +301,9 @@ def test_the_corrected_interval_holds_an_injected_failure_rate(reader, pipe, ask
     pixels = to_pixels(through(pipe.vae.float(), reader.matcher("object", 64).render(shown)))
     prompts = [{"concept": s.placed[0].thing.name} for s in some]
     rows = reader.score([Image.fromarray(p) for p in pixels], prompts)
-    right = np.sum([v for k, v in card["sensitivity"].items() if k != probe.NEVER], axis=0)
-    found = probe.corrected([row["hit"] for row in rows], [p["concept"] for p in prompts], right,
-                            card["specificity"])  # fmt: skip
+    right = np.sum([v for k, v in card["sensitivity"].items() if k != NEVER], axis=0)
+    hits, names = [row["hit"] for row in rows], [p["concept"] for p in prompts]
+    found = corrected(hits, names, (right, card["specificity"]))
     assert found.low <= 1 - wrong <= found.high and found.high - found.low < 0.3
 
 
@@ -327,7 +348,7 @@ def test_killed_and_resumed_the_table_is_the_same_to_the_byte(
 ):
     some = pd.concat([asked[:3], asked[-1:]]).reset_index(drop=True)
     how = {"images": 2, "steps": 2, "progress": False}
-    monkeypatch.setattr(core, "CHUNK", 2)
+    monkeypatch.setattr(base, "CHUNK", 2)
 
     class Killed:
         name, version, calls = reader.name, reader.version, 0
@@ -339,11 +360,11 @@ def test_killed_and_resumed_the_table_is_the_same_to_the_byte(
             return reader.score(images, prompts)
 
     with pytest.raises(KeyboardInterrupt):
-        core.measure(pipe, some, Killed(), out=tmp_path / "run", **how)
+        base.measure(pipe, some, Killed(), out=tmp_path / "run", **how)
     last = sorted((tmp_path / "run" / "images").glob("*.png"))[-1]
     last.unlink()  # and an image lost
-    resumed = core.measure(pipe, some, reader, out=tmp_path / "run", **how)
-    fresh = core.measure(pipe, some, reader, **how)
+    resumed = base.measure(pipe, some, reader, out=tmp_path / "run", **how)
+    fresh = base.measure(pipe, some, reader, **how)
     assert resumed.to_csv(index=False) == fresh.to_csv(index=False)
     assert fresh.hit.notna().all() and estimates.share_interval(int(fresh.hit.sum()), 8).n == 8
 
@@ -351,16 +372,16 @@ def test_killed_and_resumed_the_table_is_the_same_to_the_byte(
 @in_the_world
 def test_the_command_writes_a_table_and_estimates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(probe, "CARD", 4)
-    assert probe.main(["--prompts", "10", "--images", "1", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(type(frequency), "card_scenes", 4)
+    assert frequency.main(["--prompts", "10", "--images", "1", "--out", str(tmp_path)]) == 0
     table = pd.read_csv(tmp_path / "probe-frequency-nano-koala.csv")
-    said = core_json(tmp_path / "probe-frequency-nano-koala.json")
-    assert len(table) == 10 == said["estimates"]["images"]
+    said = read_json(tmp_path / "probe-frequency-nano-koala.json")
+    assert len(table) == 10 == len(set(table.id))
     assert said["banner"] and said["scorer"] == "sprite matching 1"
-    assert "specificity" in said["estimates"]["instrument"]
+    assert "specificity" in said["instrument"] and said["estimates"][0]["id"]
 
 
-def core_json(path):
+def read_json(path):
     import json
 
     return json.loads(path.read_text("utf-8"))

@@ -14,7 +14,7 @@ from PIL import Image
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base, text
 from koala_nb.probes import text_reader as reading
-from koala_nb.probes.text import confusion_alt, confusion_figure, legible, length_figure, trend
+from koala_nb.probes.text import confusion_figure, length_figure, trend
 from koala_nb.scorers import ocr
 
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
@@ -226,7 +226,7 @@ def test_a_curve_finds_its_half():
     halves = [trend(table).half for table in tables]
     assert sum(half.low < 9 < half.high for half in halves) >= 17
     assert all(half.high - half.low < 3 for half in halves)
-    said = legible(tables[0])
+    said = text.legible(tables[0])
     assert said.startswith(f"legible up to {halves[0].value:.1f} characters")
 
 
@@ -238,7 +238,7 @@ def test_a_curve_finds_its_half():
      (lambda n: 0.98 - 0.01 * n, "half or more")],
 )  # fmt: skip
 def test_where_there_is_no_half_a_sentence_says_so(share, says):
-    assert re.search(says, legible(table_of(share)))
+    assert re.search(says, text.legible(table_of(share)))
 
 
 def values(table, instrument=None):
@@ -296,14 +296,18 @@ def test_a_reader_that_fails_on_the_font_says_nothing_about_the_model():
     assert found.high[0] < 0.5 and found.value[1:].isna().all()
 
 
-def test_figures_draw_and_refuse_nothing():
+def test_figures_draw_and_refuse_nothing(monkeypatch):
     table = table_of(lambda n: 0.5)
     shares = base.select(text.estimates(table), "text.length.*.exact_folded")
     assert length_figure({"a": shares}).axes
     pairs = [{"asked": "a", "read": reading.MISSING, "count": 3}]
     pairs.append({"asked": "$", "read": chr(0x4E00), "count": 1})
     assert confusion_figure(pairs, "t").axes
-    assert "a read as nothing 3 times" in confusion_alt(pairs)
+    shown = []
+    monkeypatch.setattr("koala_nb.display.figures.show", lambda figure, alt: shown.append(alt))
+    text.show_confusions(pairs, "t")
+    text.show_lengths({"a": shares}, "t")
+    assert "a read as nothing 3 times" in shown[0] and "text of 1-2 characters" in shown[1]
     with pytest.raises(ValueError, match="no confused pair"):
         confusion_figure([], "t")
 

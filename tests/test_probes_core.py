@@ -142,6 +142,14 @@ def test_shares_by_factor_are_clustered_and_leave_out_what_was_not_asked():
     assert base.shares(table, "right").n.tolist() == [15]
 
 
+def test_a_bounded_mean_stays_in_its_bounds_and_has_no_ends_without_spread():
+    table = pd.DataFrame({"id": list("abc"), "value": [0.0, 0.0, 0.1]})
+    (found,) = base.mean_rows(table, "value", "m", "m", cut=True)
+    assert found["low"] == 0 and found["high"] < 0.2
+    (alike,) = base.mean_rows(table.assign(value=0.0), "value", "m", "m", cut=True)
+    assert alike["value"] == 0 and np.isnan([alike["low"], alike["high"]]).all()
+
+
 def test_pairs_are_prompts():
     first = pd.DataFrame({"id": list("aabbc"), "right": [1, 1, 1, 0, 1]})
     second = pd.DataFrame({"id": list("aabbd"), "right": [0, 0, 1, 0, 1]})

@@ -410,7 +410,7 @@ def _wrap(text: str, width: int = 30) -> str:
 
 def _plain(text: str) -> str:
     # matplotlib would read "$...$" in a prompt as a formula, and fail on a wrong one.
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def printable(text: str) -> str:

@@ -61,6 +61,8 @@ def _probe(name: str) -> property:
 
 class _Package(ModuleType):
     text = _probe("text")
+    composition = _probe("composition")
+    frequency = _probe("frequency")
     bias = _probe("bias")
     published = _probe("published")
     safety = _probe("safety")

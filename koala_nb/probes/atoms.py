@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from koala_nb.scorers.detection import MOST_ITEMS, Box, Detection, Item, items_of
+from koala_nb.scorers.registry import Record
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 MARGIN = 0.1  # of both boxes' sides: centres nearer than this are in no relation (GenEval)
@@ -34,7 +35,7 @@ def queries_of(prompt: Mapping[str, Any]) -> list[str]:
 
 
 def relations(one: Box, other: Box) -> set[str]:
-    """Return where the first box is, seen from the second, by GenEval's rule.
+    """Return where the first box is, relative to the second, by GenEval's rule.
 
     The offset of the centres, less a tenth of both boxes' sides, must be more than half of the
     offset's length along an axis; so none, one or two relations hold.
@@ -46,8 +47,8 @@ def relations(one: Box, other: Box) -> set[str]:
     if np.all(np.abs(rest) < 1e-3):
         return set()
     x, y = rest / np.linalg.norm(offset)
-    told = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
-    return {name for name, holds in told.items() if holds}
+    holds = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
+    return {name for name, true in holds.items() if true}
 
 
 def size_of(box: Box) -> str:
@@ -56,9 +57,9 @@ def size_of(box: Box) -> str:
     return "small" if side < SMALL else "large" if side >= LARGE else "medium"
 
 
-def judge(
-    prompt: Mapping[str, Any], found: Sequence[Detection], background: str | None = None
-) -> dict[str, Any]:
+def score_atoms(
+    prompt: Mapping[str, Any], detections: Sequence[Detection], background: str | None = None
+) -> Record:
     """Return an image's row: atoms right or not (None: not asked), and what is over or missing.
 
     `prompt` is a row of a prompt set: task, asks, relation, size, background, style, absent.
@@ -66,58 +67,55 @@ def judge(
     the colour of another.
     """
     items = items_of(prompt["asks"])
-    best = sorted(found, key=lambda d: -d.score)
-    own = [[d for d in best if d.label == item.label] for item in items]
-    row: dict[str, Any] = dict.fromkeys(ATOMS)
+    best = sorted(detections, key=lambda d: -d.score)
+    matches = [[d for d in best if d.label == item.label] for item in items]
+    row: Record = dict.fromkeys(ATOMS)
     for i, item in enumerate(items):
         earlier = sum(other.label == item.label for other in items[:i])
-        row[f"item_{i + 1}"] = len(own[i]) > earlier
+        row[f"item_{i + 1}"] = len(matches[i]) > earlier
         if item.color:
-            row[f"color_{i + 1}"] = _colored(own[i], item)
+            row[f"color_{i + 1}"] = sum(d.color == item.color for d in matches[i]) >= item.number
     if any(item.number > 1 for item in items):
-        row["count_right"] = all(len(o) == i.number for o, i in zip(own, items) if i.number > 1)
-    row |= _single(prompt, items, own, best, background)
-    asked = [value for value in row.values() if value is not None]
-    wanted, seen = Counter[str](), Counter(d.label for d in found)
+        pairs = zip(matches, items)
+        row["count_right"] = all(len(m) == i.number for m, i in pairs if i.number > 1)
+    row |= _single(prompt, items, matches, best, background)
+    answers = [value for value in row.values() if value is not None]
+    wanted, shown = Counter[str](), Counter(d.label for d in detections)
     for item in items:
         wanted[item.label] += item.number
     return row | {
         "correct": _correct(prompt["task"], row),
-        "all_right": all(asked),
-        "right": sum(asked),
-        "missing": (wanted - seen).total(),
-        "extra": (seen - wanted).total(),
-        "leak": _leak(items, own),
+        "all_right": all(answers),
+        "right": sum(answers),
+        "missing": (wanted - shown).total(),
+        "extra": (shown - wanted).total(),
+        "leak": _leak(items, matches),
         "found": "; ".join(f"{d.color} {d.label}" if d.color else d.label for d in best),
     }
-
-
-def _colored(own: Sequence[Detection], item: Item) -> bool:
-    return sum(d.color == item.color for d in own) >= item.number
 
 
 def _single(
     prompt: Mapping[str, Any],
     items: Sequence[Item],
-    own: Sequence[Sequence[Detection]],
+    matches: Sequence[Sequence[Detection]],
     best: Sequence[Detection],
     background: str | None,
 ) -> dict[str, bool | None]:
-    asked = {name: prompt.get(name) for name in SINGLE}
-    shown = [d for o in own for d in o]
+    wanted = {name: prompt.get(name) for name in SINGLE}
+    shown = [d for group in matches for d in group]
     places = [
-        next((d.box for d in o if d.color == i.color), o[0].box if o else None)
-        for o, i in zip(own, items)
+        next((d.box for d in group if d.color == item.color), group[0].box if group else None)
+        for group, item in zip(matches, items)
     ]
     related = len(places) > 1 and places[0] and places[1] and relations(places[0], places[1])
     answers = {
-        "relation": asked["relation"] in (related or ()),
-        "size": places[0] is not None and size_of(places[0]) == asked["size"],
-        "background": background == asked["background"],
-        "style": bool(shown) and all(d.style == asked["style"] for d in shown),
-        "absent": all(d.label != asked["absent"] for d in best),
+        "relation": wanted["relation"] in (related or ()),
+        "size": places[0] is not None and size_of(places[0]) == wanted["size"],
+        "background": background == wanted["background"],
+        "style": bool(shown) and all(d.style == wanted["style"] for d in shown),
+        "absent": all(d.label != wanted["absent"] for d in best),
     }
-    return {f"{n}_right": bool(answers[n]) if asked[n] else None for n in SINGLE}
+    return {f"{n}_right": bool(answers[n]) if wanted[n] else None for n in SINGLE}
 
 
 def _correct(task: str, row: Mapping[str, Any]) -> bool | None:
@@ -125,13 +123,14 @@ def _correct(task: str, row: Mapping[str, Any]) -> bool | None:
         return None
     # GenEval asks of two objects that both are there, whatever the sentence says of their places.
     rest = {"counting": ("count_right",), "position": ("relation_right",)}.get(task, ())
-    asked = [row[a] for a in ATOMS if a.startswith(("item", "color")) or a in rest]
-    return all(value for value in asked if value is not None)
+    answers = [row[a] for a in ATOMS if a.startswith(("item", "color")) or a in rest]
+    return all(value for value in answers if value is not None)
 
 
-def _leak(items: Sequence[Item], own: Sequence[Sequence[Detection]]) -> bool | None:
+def _leak(items: Sequence[Item], matches: Sequence[Sequence[Detection]]) -> bool | None:
     if sum(item.color is not None for item in items) < 2:
         return None
     pairs = {(item.label, item.color) for item in items}
     colors = {item.color for item in items}
-    return any(d.color in colors and (d.label, d.color) not in pairs for o in own for d in o)
+    detections = [d for group in matches for d in group]
+    return any(d.color in colors and (d.label, d.color) not in pairs for d in detections)

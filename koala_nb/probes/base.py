@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from koala_nb.models.load import ModelInfo, Pipeline
 
 CHUNK = 64  # images scored between two writes
+CORRELATION = 0.05  # of the images of one prompt, as plans assume
 ROUND = 6  # decimals in tables, so that a table is the same to the byte
 SHARE = "Wilson, clustered by prompt"
 MEAN = "Student's t, clustered by prompt"
@@ -294,7 +295,7 @@ def prompt_seeds(prompts: int, images: int, first: int = 0) -> list[list[int]]:
     return [list(range(first + i * images, first + (i + 1) * images)) for i in range(prompts)]
 
 
-def plan(prompts: int, images: int, correlation: float = 0.05) -> str:
+def plan(prompts: int, images: int, correlation: float = CORRELATION) -> str:
     """Return, in a sentence, what prompts x images a prompt can find, before anything is drawn."""
     n = trends.effective_sample_size(prompts, images, correlation)
     gap = trends.detectable_difference(prompts, images, correlation=correlation)
@@ -451,6 +452,34 @@ def mean_rows(
         )
 
 
+def difference_row(
+    first: pd.DataFrame, second: pd.DataFrame, column: str, id: str, label: str
+) -> Record:
+    """Return the share in the first table less that in the second, independent, as an estimate.
+
+    A difference is known no better than its smaller side, whose n and clusters it has.
+    """
+    sides, worth = [], []
+    for table in (first, second):
+        sides.append(stats.clustered_share(table[column].astype(float), table.id))
+        clusters = table.id.nunique()
+        worth.append(
+            (trends.effective_sample_size(clusters, len(table) / clusters, CORRELATION), clusters)
+        )
+    small = min((0, 1), key=lambda i: worth[i][0])
+    estimate = stats.difference_interval(*sides)._replace(n=sides[small].n)
+    method = "square-and-add (Newcombe 1998); n counts the smaller side"
+    return stats.estimate_row(id, label, estimate, clusters=worth[small][1], method=method)
+
+
+def point_row(table: pd.DataFrame, id: str, label: str, value: float, method: str = "") -> Record:
+    """Return a value of a table's images that has no interval as an estimate."""
+    estimate = stats.Estimate(value, np.nan, np.nan, len(table))
+    return stats.estimate_row(
+        id, label, estimate, clusters=table.id.nunique(), method=method or "no interval"
+    )
+
+
 def trend_rows(trend: trends.Trend | None, id: str, label: str) -> Rows:
     """Yield a curve's slope (log odds for one more) and the place of one half; nothing for None."""
     if trend:
@@ -555,47 +584,3 @@ def image_size(pipe: Pipeline) -> int:
     """Return the side in pixels of the images that a pipeline draws at its recipe."""
     default = pipe.default_sample_size * pipe.vae_scale_factor
     return int(model_info(pipe).recipe.height or default)
-
-
-@dataclass(frozen=True)
-class LegacyProbe:
-    """Of the probes that are not yet a `Probe`."""
-
-    name: str
-    prompts: Callable[[str], pd.DataFrame]
-    scorer: Callable[[Any], Scorer]
-    estimates: Callable[[pd.DataFrame], Record]
-    images: int = 4
-
-
-def legacy_main(
-    probe: LegacyProbe, argv: Sequence[str] | None = None, own: Sequence[str] = ()
-) -> int:
-    """Run a probe that is not yet a `Probe`."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    options = probe_parser(probe.name, probe.images).parse_args(given)
-    pipe = load(options.model)
-    about = model_info(pipe)
-    prompts = subsample_prompts(probe.prompts(about.domain), options.prompts)
-    print(plan(len(prompts), options.images))
-    stem = f"probe-{probe.name}-{about.name.replace('/', '--')}"
-    folder = Path("runs") / f"{stem}-{str(about.revision)[-8:]}"
-    scorer = probe.scorer(pipe)
-    table = measure(
-        pipe, prompts, scorer, images=options.images, first_seed=options.seed, out=folder
-    )
-    result = {
-        "command": " ".join([f"koala-nb probe {probe.name}", *given, *own]),
-        "model": about.name,
-        "revision": about.revision,
-        "banner": banner(about.domain),
-        "scorer": f"{scorer.name} {scorer.version}",
-        "environment": environment(),
-        "estimates": to_jsonable(probe.estimates(table)),
-        "cautions": coverage_warnings(table),
-    }
-    place = options.out or data_folder() / "results"
-    place.mkdir(parents=True, exist_ok=True)
-    save_table(table, place / f"{stem}.csv")
-    print(write_json(place / f"{stem}.json", result))
-    return 0

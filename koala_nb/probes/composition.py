@@ -1,136 +1,383 @@
-"""Probe: how much of a prompt of several objects and attributes an image holds.
+"""The probe of complex prompts: how much of several objects and attributes an image holds.
 
-`koala-nb probe composition` draws `data/prompts/composition_<domain>.csv`. The rules are in
-`atoms`, the detectors in `detectors`, the estimates in `composition_estimates`.
+`koala-nb probe composition` runs it at full size; notebook 07 shows it. The rules of what is right
+are in `atoms`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from koala_nb.core import catalog
 from koala_nb.models.load import model_info
 from koala_nb.probes import base
-from koala_nb.probes.atoms import judge, queries_of
-from koala_nb.probes.composition_estimates import estimates
-from koala_nb.scorers.clip import CLIPScore, Quality
-from koala_nb.scorers.detection import Detector, NullDetector, OpenVocabulary
+from koala_nb.probes.atoms import ATOMS, TASKS, queries_of, score_atoms
+from koala_nb.scorers import registry
+from koala_nb.scorers.clip import Quality
+from koala_nb.scorers.detection import MOST_ITEMS, Detector, NullDetector
+from koala_nb.stats import estimates as stats
+from koala_nb.stats import misclassification, trends
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from koala_nb.models.load import Pipeline
 
-IMAGES = 4  # a prompt
+SEVERAL = 3  # atoms: from here on a prompt is complex
+OUTSIDE = "never in a caption"  # value of `seen` for forms that no training caption has
+KINDS = {  # kind of atom -> its columns
+    "object": ATOMS[:MOST_ITEMS],
+    "colour": ATOMS[MOST_ITEMS : 2 * MOST_ITEMS],
+    **{atom.removesuffix("_right"): (atom,) for atom in ATOMS[2 * MOST_ITEMS :]},
+}
+GAPS = {  # id -> label, tasks whose held-out compositions are compared with seen ones
+    "pairs": ("pairs of objects", ("two_object", "position")),
+    "coloured_shape": ("a coloured shape", ("colors",)),
+    "coloured_shapes": ("two coloured shapes", ("color_attr",)),
+}
+COMPARED = {  # column -> label, of two models on the same prompts and seeds
+    "all_right": "everything right",
+    "correct": "right by GenEval's rule",
+    "missing": "missing an image",
+    "extra": "extra an image",
+    "quality": "fit of image and prompt",
+}
 
 
-class Composition:
+class CompositionScorer:
     """Reads the atoms of a prompt with a detector, and the image's fit with `quality`."""
 
     def __init__(self, detector: Detector, quality: Quality | None = None) -> None:
         self.detector, self.quality = detector, quality
         self.name = detector.name
-        also = f", {quality.name} {quality.version}" if quality else ""
-        self.version = detector.version + also
+        self.version = detector.version
+        self.version += f", {quality.name} {quality.version}" if quality else ""
 
     def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Return one row an image: see `atoms.judge`; `quality` is None without such a scorer.
+        self, images: Sequence[Image.Image], prompts: Sequence[base.Record]
+    ) -> list[base.Record]:
+        """Return one row an image: see `score_atoms`; `quality` is None without such a scorer.
 
         ValueError where a prompt asks for a background and the detector does not read it.
         """
         found = self.detector.detect(images, [queries_of(p) for p in prompts])
         behind = self.detector.background(images)
         for prompt, color in zip(prompts, behind):
-            if (
-                prompt.get("background")
-                and color is None
-                and self.detector.name != NullDetector.name
-            ):
+            if prompt.get("background") and color is None and self.name != NullDetector.name:
                 raise ValueError(
                     f"{prompt['id']} asks for a background, which {self.name} does not read."
                 )
         values = self.quality.score(images, prompts) if self.quality else [None] * len(images)
         return [
-            judge(p, f, b) | {"quality": None if v is None else round(v, base.ROUND)}
+            score_atoms(p, f, b) | {"quality": None if v is None else round(v, base.ROUND)}
             for p, f, b, v in zip(prompts, found, behind, values)
         ]
 
 
-def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
-    """Return the probe's prompts for a domain, or those of a file of the same columns."""
-    return base.read_prompts(file or base.prompt_file("composition", domain))
+class CompositionProbe(base.Probe):
+    """Prompts of one to many atoms, read by an object detector."""
+
+    name = "composition"
+    stratify = "task"
+    options = {"detector": ("", "a detector of transformers, hub id or folder")}
+    headline = (
+        "composition.all_right",
+        "composition.atoms.1.all_right",
+        "composition.complex.all_right",
+        "composition.complex.difference",
+        "composition.complex.expected_difference",
+    )
+    image_values = {"composition.all_right": "all_right"}
+
+    def scorer(
+        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
+    ) -> CompositionScorer:
+        """Return the scorer of a model's domain.
+
+        `detector`: the name or folder of another detector of transformers; `quality=False`: without
+        the fit of image and prompt. ValueError where weights are not on this machine.
+        """
+        info, name = model_info(pipe), options.get("detector", "")
+        domain = registry.GENERAL if name else info.domain
+        detector = registry.scorer("objects", domain, name=name, system=info.name)
+        fit = registry.scorer("prompt fit", domain) if options.get("quality", True) else None
+        return CompositionScorer(detector, fit)
+
+    def calibrate(
+        self, pipe: Pipeline, scorer: CompositionScorer, prompts: pd.DataFrame | None = None
+    ) -> base.Record:
+        """Return the detector's errors on rendered scenes; {} where a domain renders none."""
+        card = registry.calibration(scorer.detector)
+        return tidy_card(card(scorer.detector, scorer.quality, pipe.vae.float())) if card else {}
+
+    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+        """Yield shares by task, kind and number of atoms, independence, gaps, missing and extra."""
+        yield from base.share_rows(table, "all_right", "composition.all_right", "everything right")
+        id = "composition.task.{}"
+        labels = {"all_right": "{}: everything right", "correct": "{}: right by GenEval's rule"}
+        for column, label in labels.items():
+            yield from base.share_rows(table, column, f"{id}.{column}", label, "task")
+        yield from _geneval(table)
+        yield from _by_atoms(table[table.seen != OUTSIDE])
+        for kind, columns in KINDS.items():
+            atoms = table.melt("id", [c for c in columns if c in table], value_name="holds")
+            yield from base.share_rows(
+                atoms, "holds", f"composition.kind.{kind}", f"{kind} right; n counts atoms"
+            )
+        yield from _independence(table)
+        yield from _relation_given_both(table)
+        yield from _gaps(table)
+        for column in ("missing", "extra"):
+            label = f"{{}}: {column} an image"
+            yield from base.mean_rows(table, column, f"{id}.{column}", label, "task")
+        yield from base.share_rows(table, "leak", "composition.leak", "colours leak")
+        right = table.assign(verdict=np.where(table.all_right.astype(bool), "right", "wrong"))
+        label = "fit of image and prompt, image {}"
+        yield from base.mean_rows(right, "quality", "composition.quality.{}", label, "verdict")
+        if instrument:
+            yield _single_corrected(table, instrument["errors"])
+
+    def scorer_or_null(
+        self, pipe: Pipeline, detector: str = ""
+    ) -> tuple[CompositionScorer, str | None]:
+        """Return the scorer, or one that finds nothing and a sentence on what is missing."""
+        try:
+            return self.scorer(pipe, detector=detector), None
+        except (FileNotFoundError, ValueError) as error:
+            return CompositionScorer(NullDetector()), str(error)
+
+    def comparable(self, name: str, domain: str) -> bool:
+        """Return whether a second model is named, and is not catalogued in another domain."""
+        try:
+            return bool(name) and catalog.find(name).domain == domain
+        except ValueError:  # a folder or a hub id: its info is known once it is loaded
+            return True
+
+    def compare(self, first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+        """Return first less second for images of the same prompt and seed, as tidy estimates.
+
+        By measure: both means, their difference and its p, adjusted by Holm over the measures. Only
+        prompts and seeds that both tables hold are compared; the prompt is the pair.
+        """
+        keys = ["id", "seed"]
+        both = first[keys].merge(second[keys])
+        one, other = (
+            t.merge(both).sort_values(keys).reset_index(drop=True) for t in (first, second)
+        )
+        rows, ps = [], {}
+        for column, label in COMPARED.items():
+            values = {"id": one.id, "first": one[column], "second": other[column]}
+            pairs = pd.DataFrame(values).dropna().astype({"first": float, "second": float})
+            means = pairs.groupby("id").mean()
+            if len(means) < 2:
+                continue
+            gap = (means["first"] - means["second"]).to_numpy()
+            ps[column] = stats.paired_test(gap)
+            for side in ("first", "second"):
+                id = f"composition.compare.{column}.{side}"
+                rows.append(base.point_row(both, id, label, float(means[side].mean())))
+            rows.append(
+                stats.estimate_row(
+                    f"composition.compare.{column}.difference",
+                    f"{label}: first less second",
+                    stats.mean_interval(gap)._replace(n=len(both)),
+                    clusters=len(means),
+                    method="Student's t over prompts",
+                )
+            )
+        for column, p in zip(ps, stats.adjust_pvalues(list(ps.values()))):
+            id, label = (
+                f"composition.compare.{column}.p",
+                f"{COMPARED[column]}: p of the difference",
+            )
+            rows.append(base.point_row(both, id, label, float(p), "sign flips over prompts, Holm"))
+        return stats.estimates_frame(rows).round(base.ROUND)
 
 
-def scorer(pipe: Pipeline, detector: str = "", quality: bool = True) -> Composition:
-    """Return the scorer of a model's domain; `detector` names another one of transformers.
+PROBE = CompositionProbe()
 
-    ValueError or FileNotFoundError where its weights are not on this machine.
+
+def _geneval(table: pd.DataFrame) -> base.Rows:
+    """Yield GenEval's score: the mean of the tasks' shares.
+
+    Its interval resamples prompts within their tasks (500 draws); its n is images.
     """
-    about = model_info(pipe)
-    if about.domain == "emoji-world" and not detector:
-        from koala_nb.nano.detector_card import instruments
+    rated = table[table.correct.notna()]
+    tasks = [t for t in TASKS if t in set(rated.task)]
+    means = [rated[rated.task == t].groupby("id").correct.mean().astype(float) for t in tasks]
+    if not means:
+        return
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice(m.to_numpy(), (500, len(m))).mean(1) for m in means]
+    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+    value = float(np.mean([m.mean() for m in means]))
+    estimate = stats.Estimate(value, float(low), float(high), len(rated))
+    clusters, method = rated.id.nunique(), "bootstrap of prompts within tasks"
+    label = "GenEval's score, the mean of tasks"
+    yield stats.estimate_row(
+        "composition.geneval", label, estimate, clusters=clusters, method=method
+    )
 
-        found, fit = instruments(about.name)
-        return Composition(found, fit if quality else None)
-    return Composition(OpenVocabulary(detector), CLIPScore() if quality else None)
 
+def _by_atoms(known: pd.DataFrame) -> base.Rows:
+    """Yield the share of images with every atom right by number of atoms, and its trend.
 
-def scorer_or_unread(pipe: Pipeline, detector: str = "") -> tuple[Composition, str | None]:
-    """Return the scorer, or one that finds nothing and the sentence that says what is missing."""
-    try:
-        return scorer(pipe, detector), None
-    except (ValueError, FileNotFoundError) as error:
-        return Composition(NullDetector()), str(error)
-
-
-def like(
-    pipe: Pipeline, table: pd.DataFrame, prompts: pd.DataFrame, by: Composition, **more: Any
-) -> pd.DataFrame:
-    """Draw and score the prompts and seeds of another model's table: the comparison is paired.
-
-    `more` goes to `generate`. ValueError where the table's prompts are not in the set.
+    Only forms of sentences that captions have: others would mix novelty with length.
     """
-    from koala_nb.generation.generate import generate
-
-    wanted = table.groupby("id", sort=False).seed.apply(list)
-    if missing := set(wanted.index) - set(prompts.id):
-        raise ValueError(f"The prompt set has no {sorted(missing)[0]!r}, which the table holds.")
-    chosen = prompts.set_index("id", drop=False).loc[wanted.index]
-    rows = chosen.to_dict("records")
-    run = generate(pipe, chosen.prompt.tolist(), wanted.tolist(), **more)
-    asked = [rows[i] for i in run.records.prompt_index]
-    read = by.score(list(run.images), asked)
-    parts = [pd.DataFrame(asked), run.records[["seed"]], pd.DataFrame(read)]
-    return pd.concat(parts, axis=1).round(base.ROUND)
-
-
-def comparable(name: str, domain: str) -> bool:
-    """Return whether a second model is named, and is not catalogued in another domain."""
-    try:
-        return bool(name) and catalog.find(name).domain == domain
-    except ValueError:  # a folder or a hub id: loading it tells
-        return True
-
-
-PROBE = base.LegacyProbe("composition", read_prompts, scorer, estimates, IMAGES)
+    name = known.assign(number=[f"{n} atom{'s' * (n > 1)}" for n in known.atoms.astype(int)])
+    for number, group in name.groupby("atoms"):
+        id = f"composition.atoms.{number}.all_right"
+        label = f"everything right, {group.number.iloc[0]}"
+        yield from base.share_rows(group, "all_right", id, label)
+    curve = trends.logistic_trend(known.atoms, known.all_right, known.id)
+    yield from base.trend_rows(curve, "composition.trend", "everything right, by atoms")
+    one, many = known[known.atoms == 1], known[known.atoms >= SEVERAL]
+    label = f"everything right, {SEVERAL} or more atoms"
+    yield from base.share_rows(many, "all_right", "composition.complex.all_right", label)
+    if one.empty or many.empty:
+        return
+    label = "complex prompts less simple ones"
+    yield base.difference_row(many, one, "all_right", "composition.complex.difference", label)
+    alone = float(one.all_right.mean())
+    value = float((alone**many.atoms).mean()) - alone
+    method = "none: a single atom's share to the power of each prompt's atoms"
+    id = "composition.complex.expected_difference"
+    yield base.point_row(many, id, f"{label}, expected of independent atoms", value, method)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the probe at its full size; an embedded model's results hold the instruments' card."""
-    card: dict[str, Any] = {}
+def items_right(table: pd.DataFrame) -> pd.DataFrame:
+    """Return whether each item of a prompt is there in its own colour, a column an item."""
+    columns = {}
+    for i in range(1, MOST_ITEMS + 1):
+        item, color = table[f"item_{i}"], table[f"color_{i}"]
+        right = item.astype(float) * color.astype(float).fillna(1.0)
+        columns[f"item_{i}"] = right.where(item.notna())
+    return pd.DataFrame(columns).astype(float)
 
-    def with_card(pipe: Pipeline) -> Composition:
-        if model_info(pipe).domain == "emoji-world":
-            from koala_nb.nano.detector_card import instruments, measure_card
 
-            card.update(measure_card(*instruments(model_info(pipe).name), pipe.vae.float()))
-        return scorer(pipe)
+def _independence(table: pd.DataFrame) -> base.Rows:
+    """Yield, by task, the joint success of a prompt's items beside the product of single ones.
 
-    probe = replace(PROBE, scorer=with_card, estimates=lambda t: estimates(t, card or None))
-    return base.legacy_main(probe, argv)
+    `expected` multiplies success rates of the *same prompt* on *different* images (all orders of
+    its images), so that neither easy prompts nor a shared image can make it look dependent.
+    `pooled` multiplies the task's overall rates. `dependence` is joint less expected, with a t
+    interval over prompts: below 0, items crowd each other out; above, they succeed together. It has
+    no ends where all prompts differ alike.
+    """
+    for task, group in table.groupby("task", sort=False):
+        single = items_right(group)
+        k = int((single.notna().sum()).gt(0).sum())
+        columns = list(single)[:k]
+        group = group[single[columns].notna().all(axis=1)]  # prompts that ask for all k
+        single = single.loc[group.index]
+        by_prompt = [single.loc[g.index, columns] for _, g in group.groupby("id", sort=False)]
+        pairs = [_joint_and_product(g.to_numpy()) for g in by_prompt if len(g) >= k]
+        if k < 2 or len(pairs) < 2:
+            continue
+        joint, product = np.array(pairs).T
+        estimate = stats.mean_interval(joint - product)
+        if np.ptp(joint - product) == 0:  # such as all wrong: it says nothing of dependence
+            estimate = estimate._replace(low=np.nan, high=np.nan)
+        values = {
+            "joint": (float(joint.mean()), f"{k} items right together"),
+            "expected": (float(product.mean()), f"{k} items right together if independent"),
+            "pooled": (float(single[columns].mean().prod()), f"product of {k} items' shares"),
+        }
+        id = f"composition.task.{base.identifier(task)}"
+        for name, (value, label) in values.items():
+            yield base.point_row(group, f"{id}.{name}", f"{task}: {label}", value)
+        yield stats.estimate_row(
+            f"{id}.dependence",
+            f"{task}: joint less expected",
+            estimate._replace(n=len(group)),
+            clusters=len(pairs),
+            method="Student's t over prompts",
+        )
+
+
+def _joint_and_product(right: np.ndarray) -> tuple[float, float]:
+    """Return the mean product within images, and over all choices of different images."""
+    n, k = right.shape
+    orders = np.array(list(permutations(range(n), k)))
+    return float(right.prod(1).mean()), float(right[orders, np.arange(k)].prod(1).mean())
+
+
+def _relation_given_both(table: pd.DataFrame) -> base.Rows:
+    """Yield the share of images in the right relation among those that show both items.
+
+    Of two things put side by side without regard to who is where, half would be right by chance.
+    """
+    both = (items_right(table)[["item_1", "item_2"]] == 1).all(axis=1)
+    id, label = "composition.relation_given_both", "right relation, where both are there"
+    yield from base.share_rows(table[both], "relation_right", id, label)
+
+
+def _gaps(table: pd.DataFrame) -> base.Rows:
+    """Yield success on seen and held-out compositions and their difference, by group of tasks.
+
+    Pairs of objects: both there; coloured shapes: object and colour. The interval is Welch's over
+    prompts' means; its ends are missing where no image of either kind differs from another.
+    """
+    for key, (label, tasks) in GAPS.items():
+        group = table[table.task.isin(tasks)]
+        right = items_right(group).min(axis=1)
+        sides = [right[group.seen == s].groupby(group.id).mean().to_numpy() for s in ("yes", "no")]
+        if min(map(len, sides)) < 2:
+            continue
+        for name, side in zip(("seen", "held_out"), sides):
+            text = f"{label}: {name.replace('_', ' ')} compositions right"
+            part = group[group.seen == ("yes" if name == "seen" else "no")]
+            id = f"composition.gap.{key}.{name}"
+            yield base.point_row(part, id, text, float(side.mean()))
+        yield stats.estimate_row(
+            f"composition.gap.{key}.difference",
+            f"{label}: seen less held out",
+            stats.welch_interval(*sides)._replace(n=len(group)),
+            clusters=sum(map(len, sides)),
+            method="Welch's t over prompts",
+        )
+
+
+def _single_corrected(table: pd.DataFrame, errors: Mapping[str, Any]) -> base.Record:
+    """Return the single-object share corrected for the detector's error (Rogan and Gladen)."""
+    group = table[table.task == "single_object"]
+    hits, sizes = stats.cluster_totals(group.correct.astype(float), group.id)
+    n = sizes.sum() / stats.design_effect(hits, sizes)
+    share = misclassification.corrected_share(
+        hits.sum() / sizes.sum(), n, tuple(errors["sensitivity"]), tuple(errors["specificity"])
+    )
+    return stats.estimate_row(
+        "composition.task.single_object.corrected",
+        "single_object: right, corrected for the detector's errors; n is effective",
+        share,
+        clusters=group.id.nunique(),
+        method="Rogan and Gladen, clustered by prompt",
+    )
+
+
+def tidy_card(card: Mapping[str, Any]) -> base.Record:
+    """Return a detector's measured card with its shares as tidy estimates, beside error counts."""
+    rows = [
+        stats.estimate_row(
+            stats.estimate_id("composition", "detector", r["scenes"], r["images"], r["measure"]),
+            f"{r['measure']}, {r['scenes']} scenes, {r['images']}",
+            stats.Estimate(r["value"], r["low"], r["high"], r["n"]),
+        )
+        for r in card["ceiling"]
+    ]
+    others = {"detector.floor": ("object found in broken images", card["floor"])}
+    for name, estimate in card.get("quality", {}).items():
+        others[f"fit.{base.identifier(name)}"] = (f"fit: {name}", estimate)
+    for id, (label, estimate) in others.items():
+        values = estimate if isinstance(estimate, dict) else estimate._asdict()
+        rows.append(stats.estimate_row(f"composition.{id}", label, stats.Estimate(**values)))
+    return {
+        "detector": card["detector"],
+        "estimates": stats.estimates_frame(rows),
+        "errors": dict(card["single object"]),
+    }

@@ -1,44 +1,175 @@
-"""`koala-nb probe frequency`: does a model fail on what its training showed it rarely?
+"""The probe of training frequency: does a model fail on what its training showed it rarely?
 
-One caption a concept that names nothing else, so the same images show success against frequency
-and what the model paints unasked.
+`koala-nb probe frequency` runs it at full size; notebook 08 shows it. One caption a concept that
+names nothing else, so the same images show success against frequency and what the model paints
+where the prompt does not say.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from koala_nb.display import figures
 from koala_nb.models.load import model_info
-from koala_nb.probes import base, defaults
+from koala_nb.probes import base
+from koala_nb.scorers import registry
+from koala_nb.scorers.clip import MEDIA, UnpromptedAttributes
+from koala_nb.scorers.pixels import PALETTE
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import misclassification, trends
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from koala_nb.models.load import Pipeline
 
-NAME = "frequency"
-IMAGES = 6  # a prompt
 BINS = 5  # groups of equally many concepts
 NEVER = "never seen"
-LOOKS = {
-    "background": ["painted"],
-    "style": ["style_read"],
-    "both": ["painted", "style_read"],
-}
-CARD = 240  # rendered scenes a bin, for the instrument card
+UNNAMED = ("concept", "tied, reworded")  # parts of a prompt set that name no ground and no style
+KINDS = {"background": "painted", "style": "style_read"}  # what may be tied -> where it is read
+LABELS = {"concept": "concept drawn", NEVER: "concept drawn, never seen in training"}
+CONCEPTS = "Wilson, clustered by concept"
+PLANTED = {"painted": tuple(PALETTE)[:10], "style_read": ("noto", "fluent", "twemoji")}
 
 
-def prompts(domain: str, frequencies: str = "") -> pd.DataFrame:
-    """Return the prompt set of a domain, with the frequencies of a table of one's own if given."""
-    found = base.read_prompts(base.prompt_file(NAME, domain))
-    return with_frequencies(found, read_frequencies(frequencies)) if frequencies else found
+class FrequencyProbe(base.Probe):
+    """One concept a prompt, read by a forced choice among all concepts."""
+
+    name = "frequency"
+    images = 6
+    options = {
+        "frequencies": ("", "a CSV with concept,count"),
+        "scorer": ("", "a CLIP by name or folder"),
+    }
+    headline = (
+        "frequency.part.concept.hit",
+        "frequency.most_frequent.hit",
+        "frequency.rarest.hit",
+        "frequency.rarest.difference",
+        "frequency.part.never_seen.hit",
+    )
+    image_values = {"frequency.part.concept.hit": "hit"}
+    card_scenes = 240  # rendered a bin, for the instrument card
+
+    def prompts(self, domain: str, file: str = "", frequencies: str = "") -> pd.DataFrame:
+        """Return a domain's prompts, by `frequencies` with the counts of one's own table."""
+        table = super().prompts(domain, file)
+        return with_frequencies(table, read_frequencies(frequencies)) if frequencies else table
+
+    def report_prompts(self, domain: str) -> pd.DataFrame:
+        """Return the prompts that name a concept and nothing else."""
+        prompts = self.prompts(domain)
+        return prompts[prompts.part.isin(LABELS)].reset_index(drop=True)
+
+    def counted(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the images of concepts that training showed."""
+        return table[table.part == "concept"]
+
+    def prepare(self, pipe: Pipeline, **options: Any) -> tuple[pd.DataFrame, base.Scorer]:
+        """Return prompts and scorer; `frequencies` and `scorer` as of the command."""
+        prompts = self.prompts(model_info(pipe).domain, frequencies=options.get("frequencies", ""))
+        return prompts, self.scorer(pipe, prompts, scorer=options.get("scorer", ""))
+
+    def scorer(
+        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
+    ) -> base.Scorer:
+        """Return the domain's scorer, a choice among the prompts' concepts.
+
+        `scorer` names another CLIP; `read_text=False`: without the text that nobody asked for.
+        """
+        domain = model_info(pipe).domain
+        prompts = self.prompts(domain) if prompts is None else prompts
+        return registry.scorer(
+            "concepts",
+            domain,
+            concepts=[c for c in prompts.concept if c],
+            source=options.get("scorer", ""),
+            read_text=options.get("read_text", True),
+        )
+
+    def calibrate(self, pipe: Pipeline, scorer: Any, prompts: pd.DataFrame) -> base.Record:
+        """Return the scorer's errors on rendered scenes; {} where it cannot render its truth."""
+        measure = registry.calibration(scorer)
+        if measure is None:
+            return {}
+        side = pipe.default_sample_size * pipe.vae_scale_factor
+        rows = PROBE.binned(prompts)
+        card = measure(scorer, pipe.vae.float(), rows, self.card_scenes, side)
+        read = pd.DataFrame(card.pop("read"))
+        read["frequency"] = read.concept.map(rows.set_index("concept").frequency).astype(float)
+        read = read[read.frequency > 0]
+        curve = trends.logistic_trend(np.log10(read.frequency), read.hit, read.concept)
+        card["bins"] = dict(zip(rows.concept, rows.bin))
+        return {**card, "estimates": reader_estimates(card, curve)}
+
+    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+        """Yield success by part, bin and concept, the curve, ties, what is unnamed, copies."""
+        for part, group in table.groupby("part", sort=False):
+            label = LABELS.get(str(part), f"{part}: drawn right")
+            id = f"frequency.part.{base.identifier(part)}.hit"
+            yield from base.share_rows(group, "hit", id, label)
+        ranked = PROBE.binned(table[table.hit.notna()], instrument)
+        if len(ranked):
+            yield from _by_frequency(table, ranked, instrument)
+        unnamed = table[table.part.isin(UNNAMED)]
+        if "tie" in table:
+            yield from _all_ties(table)
+            unnamed = unnamed[unnamed.tie == "none"]
+        looks = PLANTED if "tie" in table else {"painted": tuple(PALETTE), "style_read": MEDIA}
+        for column, values in looks.items():
+            if column in table and len(unnamed):
+                yield from _unnamed(unnamed, column, values)
+        if "copy" in instrument:
+            yield from _copies(table, instrument)
+
+    def binned(
+        self, table: pd.DataFrame, instrument: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Return the rows whose frequency is known, with their `bin`, most frequent first.
+
+        Bins hold equally many concepts of the table, or are those of an instrument card; what
+        training never showed has one of its own.
+        """
+        known = table[table.part.isin(LABELS) & table.frequency.notna()].copy()
+        known["frequency"] = known.frequency.astype(float)
+        labels = (instrument or {}).get("bins")
+        if not labels:
+            seen = known[known.frequency > 0].groupby("concept").frequency.first()
+            order = seen.sort_values(ascending=False, kind="stable").index
+            groups = np.array_split(np.arange(len(order)), min(BINS, max(1, len(order))))
+            labels = {order[i]: f"ranks {g[0] + 1} to {g[-1] + 1}" for g in groups for i in g}
+        known["bin"] = known.concept.map(labels).fillna(NEVER)
+        ranked = known.sort_values("frequency", ascending=False, kind="stable")
+        return ranked.reset_index(drop=True)
+
+    def scorer_or_pixels(
+        self, pipe: Pipeline, prompts: pd.DataFrame, scorer: str = ""
+    ) -> tuple[base.Scorer, str | None]:
+        """Return the scorer, or what needs no weights and a sentence on what is missing."""
+        try:
+            return self.scorer(pipe, prompts, scorer=scorer), None
+        except ValueError as error:
+            return UnpromptedAttributes(), str(error)
+
+    def show_trend(self, table: pd.DataFrame, estimates: pd.DataFrame, title: str) -> None:
+        """Display `trend_figure` with an alternative text; a sentence where there is no curve."""
+        curve = trend(table) if table.hit.notna().any() else None
+        if curve is None:
+            print("No curve: frequencies are not known, or every image is alike right or wrong.")
+            return
+        shares = base.select(estimates, "frequency.bin.*.hit").itertuples()
+        points = "; ".join(f"{r.label} {r.value:.2f} ({r.low:.2f} to {r.high:.2f})" for r in shares)
+        half = f"The fitted curve crosses one half at {10**curve.half.value:,.0f}."
+        alt = f"Share drawn right by frequency, 95 % intervals: {points}. {half}"
+        figures.show(trend_figure(estimates, curve, title), alt)
+
+
+PROBE = FrequencyProbe()
 
 
 def read_frequencies(path: str | Path) -> pd.Series:
@@ -47,13 +178,7 @@ def read_frequencies(path: str | Path) -> pd.Series:
     ValueError that names the line for a missing file or column, an empty or repeated concept, or a
     count that is no number of 0 or more.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no frequency table {path}: give a CSV with concept,count.")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a CSV with the header concept,count: {error}.") from None
+    table = base.read_csv(path, dtype=str)
     for column in ("concept", "count"):
         if column not in table:
             raise ValueError(f"{path} has no column {column!r}: its first line is concept,count.")
@@ -78,39 +203,18 @@ def with_frequencies(table: pd.DataFrame, counts: pd.Series) -> pd.DataFrame:
 
     Concepts of the set without a count are left out of it: their frequency is not known.
     """
-    plain = table[table.part.isin(("concept", NEVER))]
+    plain = table[table.part.isin(LABELS)]
     known = plain[plain.concept.isin(counts.index)]
     new = [c for c in counts.index if c not in set(known.concept)]
-    own = [
+    rows = [
         dict.fromkeys(table.columns)
         | {"id": f"own-{i:04d}", "prompt": f"a picture of {c}", "part": "concept", "concept": c}
         for i, c in enumerate(new)
     ]
-    both = pd.concat([known, pd.DataFrame(own, columns=table.columns, dtype=object)])
+    both = pd.concat([known, pd.DataFrame(rows, columns=table.columns, dtype=object)])
     frequency = counts[both.concept].to_numpy()
     part = np.where(frequency > 0, "concept", NEVER)
     return both.assign(frequency=frequency.astype(object), part=part).reset_index(drop=True)
-
-
-def binned(table: pd.DataFrame, card: dict[str, Any] | None = None) -> pd.DataFrame:
-    """Return the rows whose frequency is known, with their frequency `bin`, most frequent first.
-
-    Bins hold equally many concepts of the table, or are those of a card; what training never
-    showed has one of its own.
-    """
-    asked = table[table.part.isin(("concept", NEVER)) & table.frequency.notna()].copy()
-    asked["frequency"] = asked.frequency.astype(float)
-    label = (card or {}).get("bins") or _labels(asked)
-    asked["bin"] = asked.concept.map(label).fillna(NEVER)
-    ranked = asked.sort_values("frequency", ascending=False, kind="stable")
-    return ranked.reset_index(drop=True)
-
-
-def _labels(asked: pd.DataFrame) -> dict[str, str]:
-    seen = asked[asked.frequency > 0].groupby("concept").frequency.first()
-    order = seen.sort_values(ascending=False, kind="stable").index
-    groups = np.array_split(np.arange(len(order)), min(BINS, max(1, len(order))))
-    return {order[i]: f"ranks {g[0] + 1} to {g[-1] + 1}" for g in groups for i in g}
 
 
 def trend(table: pd.DataFrame) -> trends.Trend | None:
@@ -118,7 +222,7 @@ def trend(table: pd.DataFrame) -> trends.Trend | None:
 
     Over what training showed: 0 has no logarithm. None where there is no curve.
     """
-    rows = binned(table)
+    rows = PROBE.binned(table)
     rows = rows[rows.frequency > 0]
     if rows.empty:
         return None
@@ -127,107 +231,239 @@ def trend(table: pd.DataFrame) -> trends.Trend | None:
     )
 
 
-def by_bin(table: pd.DataFrame, card: dict[str, Any] | None = None) -> pd.DataFrame:
-    """Return success by frequency bin; with a card also corrected for the scorer's error there."""
-    rows = binned(table, card)
-    found = base.shares(rows, "hit", "bin")
-    middle = rows.groupby("bin", sort=False).frequency.median()
-    found.insert(1, "frequency", found.bin.map(middle))
-    if not card:
-        return found
-    for i, row in found.iterrows():
-        own = rows[rows.bin == row.bin]
-        fixed = corrected(own.hit, own.id, card["sensitivity"][row.bin], card["specificity"])
-        for column in ("value", "low", "high"):
-            found.loc[i, f"corrected {column}"] = round(getattr(fixed, column), base.ROUND)
-    return found
-
-
 def corrected(
-    hits: Sequence[Any], clusters: Sequence[Any], sensitivity: Sequence[int],
-    specificity: Sequence[int],
-) -> stats.Estimate:  # fmt: skip
+    hits: Sequence[Any], clusters: Sequence[Any], errors: Sequence[Sequence[int]]
+) -> stats.Estimate:
     """Return a share corrected for a scorer's error (Rogan and Gladen), its images clustered.
 
-    `sensitivity` and `specificity` as (right, of); n is the effective number of images.
+    `errors`: sensitivity and specificity as (right, of); n is the effective number of images.
     """
     sums, sizes = stats.cluster_totals([bool(hit) for hit in hits], clusters)
     n = sizes.sum() / stats.design_effect(sums, sizes)
-    (a, b), (c, d) = sensitivity, specificity
-    return misclassification.corrected_share(sums.sum() / sizes.sum(), float(n), (a, b), (c, d))
+    (a, b), (c, d) = errors
+    return misclassification.corrected_share(
+        sums.sum() / sizes.sum(), float(n), (int(a), int(b)), (int(c), int(d))
+    )
 
 
-def by_concept(table: pd.DataFrame) -> pd.DataFrame:
-    """Return success of every concept, the rarest last; one prompt's images are independent."""
-    found = base.shares(binned(table), "hit", ["concept", "frequency", "bin"])
-    return found.drop(columns="prompts")
+def _by_frequency(
+    table: pd.DataFrame, ranked: pd.DataFrame, instrument: Mapping[str, Any]
+) -> base.Rows:
+    yield from base.trend_rows(trend(table), "frequency.trend", "drawn right, by log10 frequency")
+    bins = {str(label): group for label, group in ranked.groupby("bin", sort=False)}
+    for label, group in bins.items():
+        id = f"frequency.bin.{base.identifier(label)}"
+        yield from base.share_rows(group, "hit", f"{id}.hit", f"drawn right, {label}")
+        middle = float(group.frequency.median())
+        yield base.point_row(group, f"{id}.frequency", f"median frequency, {label}", middle)
+        if instrument:
+            errors = instrument["sensitivity"][label], instrument["specificity"]
+            share = corrected(group.hit, group.id, errors)
+            text = f"drawn right, {label}, corrected; n is effective"
+            yield _corrected_row(f"{id}.corrected", text, share, group)
+    seen = [group for group in bins.values() if group.frequency.gt(0).any()]
+    if len(seen) > 1:
+        names = {"most_frequent": "most frequent fifth", "rarest": "rarest fifth"}
+        for (name, label), group in zip(names.items(), (seen[0], seen[-1])):
+            id = f"frequency.{name}.hit"
+            yield from base.share_rows(group, "hit", id, f"concept drawn, {label}")
+        label = "rarest fifth less most frequent fifth"
+        yield base.difference_row(seen[-1], seen[0], "hit", "frequency.rarest.difference", label)
+    id = "frequency.concept.{}.hit"
+    yield from base.share_rows(ranked, "hit", id, "{} drawn right", "concept")
 
 
-def estimates(table: pd.DataFrame, card: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return all that the probe says of a table: JSON's `estimates`."""
-    plain = table[table.part.isin(defaults.NOT_NAMED)]
-    said: dict[str, Any] = {"images": len(table), "prompts": table.id.nunique()}
-    said["success by part"] = base.shares(table[table.hit.notna()], "hit", "part")
-    if len(binned(table[table.hit.notna()])):
-        said["trend over log10 frequency"] = trend(table)
-        said["success by bin"] = by_bin(table, card)
-        said["success by concept"] = by_concept(table)
-    if "tie" in table:
-        said["ties to a background"] = defaults.ties(table, "background", "painted")
-        said["ties to a style"] = defaults.ties(table, "style", "style_read")
-        columns = {"background": "painted", "style": "style_read"}
-        found = {kind: defaults.tie_test(table, kind, c) for kind, c in columns.items()}
-        told = {kind: p for kind, p in found.items() if p == p}  # two claims, so Holm's
-        said["ties, p by Holm"] = dict(
-            zip(told, map(float, stats.adjust_pvalues(list(told.values()))))
+def _corrected_row(id: str, label: str, share: stats.Estimate, images: pd.DataFrame) -> base.Record:
+    method, clusters = "Rogan and Gladen, clustered by prompt", images.id.nunique()
+    return stats.estimate_row(id, label, share, clusters=clusters, method=method)
+
+
+def _all_ties(table: pd.DataFrame) -> base.Rows:
+    ps = {}
+    for kind, column in KINDS.items():
+        yield from ties(table, kind, column)
+        if (p := tie_test(table, kind, column)) == p:
+            ps[kind] = p
+    for kind, p in zip(ps, stats.adjust_pvalues(list(ps.values()))):
+        label = f"tied to a {kind}, nothing named, against untied: p"
+        tied = table[table.tie == kind]
+        yield base.point_row(tied, f"frequency.tie.{kind}.p", label, float(p), "sign flips, Holm")
+
+
+def ties(table: pd.DataFrame, kind: str, column: str) -> base.Rows:
+    """Yield how strongly a planted tie holds: shares with intervals clustered by concept.
+
+    `kind`: "background" or "style", `column` where it is read. Untied objects are read on the same
+    values, each weighing alike.
+    """
+    unnamed = table[table.part.isin(UNNAMED)]
+    tied, free = unnamed[unnamed.tie == kind], unnamed[unnamed.tie == "none"]
+    named = table[table.part == f"{kind} named"]
+    against, other = named[named.tie == kind], named[named.tie == "none"]
+    values = tied.groupby("concept", sort=False).tied_to.first().tolist()
+    even = [float(np.mean([value == read for value in values])) for read in free[column]]
+    cases = {
+        "unnamed": (f"tied, no {kind} named: the tied one", tied[column] == tied.tied_to, tied),
+        "untied_unnamed": (f"untied, no {kind} named: the same ones", even, free),
+        "named": (
+            f"tied, another {kind} named: the named one",
+            against[column] == against[kind],
+            against,
+        ),
+        "named_ignored": (
+            f"tied, another {kind} named: the tied one",
+            against[column] == against.tied_to,
+            against,
+        ),
+        "untied_named": (
+            f"untied, a {kind} named: the named one",
+            other[column] == other[kind],
+            other,
+        ),
+    }
+    for name, (label, hits, images) in cases.items():
+        if images.empty or not values:
+            continue
+        mean = name == "untied_unnamed"
+        estimate = (stats.clustered_mean if mean else stats.clustered_share)(hits, images.concept)
+        yield stats.estimate_row(
+            f"frequency.tie.{kind}.{name}",
+            label,
+            estimate,
+            clusters=images.concept.nunique(),
+            method="Student's t, clustered by concept" if mean else CONCEPTS,
         )
-        plain = plain[plain.tie == "none"]
-    for column, values in defaults.looks(table).items():
-        if column in table and len(plain):
-            said[f"unasked: {column}"] = defaults.distribution(plain, column, values)
-    if card and "copy" in card:
-        said["instrument"] = {k: v for k, v in card.items() if k not in ("read", "bins")}
-        if "read" in card:  # a card from JSON holds no single scenes
-            said["instrument's own trend"] = instrument_trend(card)
-        said |= copies(table, card)
-    return said
 
 
-def instrument_trend(card: dict[str, Any]) -> trends.Trend | None:
-    """Return the trend of the scorer's own success on rendered scenes; None where it never errs."""
-    read = pd.DataFrame(card["read"])
-    read = read[read.frequency > 0]
-    return trends.logistic_trend(np.log10(read.frequency), read.hit, read.concept)
+def reader_estimates(card: Mapping[str, Any], curve: trends.Trend | None) -> pd.DataFrame:
+    """Return an instrument card's counts as shares, and the trend of the scorer's own success."""
+    counts = {
+        f"{name}, {part}": pair
+        for name, pairs in card.items()
+        if name in ("sensitivity", "copy")
+        for part, pair in pairs.items()
+        if part != "distance"
+    }
+    counts |= {name: pair for name, pair in card.items() if isinstance(pair, (list, tuple))}
+    rows = [
+        stats.estimate_row(
+            stats.estimate_id("frequency", "reader", name),
+            f"{name}: read right",
+            stats.share_interval(*pair),
+            method="Wilson",
+        )
+        for name, pair in counts.items()
+    ]
+    label = "rendered scenes read right, by log10 frequency"
+    rows += base.trend_rows(curve, "frequency.reader.trend", label)
+    return stats.estimates_frame(rows).round(base.ROUND)
 
 
-def copies(table: pd.DataFrame, card: dict[str, Any]) -> dict[str, Any]:
-    """Return the share of images that are copies of a training drawing, and how alike seeds are.
+def tie_test(table: pd.DataFrame, kind: str, column: str) -> float:
+    """Return the p of "tied objects get their look no more often than untied ones get the same".
+
+    Two-sided, by flipping the signs of the tied concepts' differences (`estimates.paired_test`);
+    with six concepts it cannot fall below 2 / 2**6. NaN where nothing is tied.
+    """
+    unnamed = table[table.part.isin(UNNAMED)]
+    tied, free = unnamed[unnamed.tie == kind], unnamed[unnamed.tie == "none"]
+    differences = [
+        float((g[column] == g.tied_to).mean() - (free[column] == g.tied_to.iloc[0]).mean())
+        for _, g in tied.groupby("concept", sort=False)
+    ]
+    return stats.paired_test(differences) if differences and len(free) else float("nan")
+
+
+def _unnamed(images: pd.DataFrame, column: str, values: Sequence[str]) -> base.Rows:
+    """Yield the share of each of fixed values, and their total variation from an even spread.
+
+    `null`: the total variation that 95 % of samples of this effective size stay below when the
+    truth is even. A distance below it is no finding.
+    """
+    shares, effects = [], []
+    for value in values:
+        hits = images[column] == value
+        estimate = stats.clustered_share(hits, images.id)
+        shares.append(estimate.value)
+        if hits.any():
+            effects.append(stats.design_effect(*stats.cluster_totals(hits, images.id)))
+        id = f"frequency.unnamed.{column}.{base.identifier(value)}"
+        clusters = images.id.nunique()
+        yield stats.estimate_row(id, value, estimate, clusters=clusters, method=base.SHARE)
+    n = max(1, round(len(images) / float(np.mean(effects)))) if effects else len(images)
+    even = [1 / len(values)] * len(values)
+    distances = {
+        "total_variation": ("total variation from an even spread", variation(shares, even)),
+        "null": ("total variation of an even truth, 95 % quantile", null_variation(even, n)),
+    }
+    for name, (label, distance) in distances.items():
+        id = f"frequency.unnamed.{column}.{name}"
+        point = stats.Estimate(distance, np.nan, np.nan, n)
+        yield stats.estimate_row(id, f"{label}; n is effective", point)
+
+
+def variation(shares: Sequence[float], reference: Sequence[float]) -> float:
+    """Return half the sum of absolute differences, 0 to 1; what has no value counts as another."""
+    first, second = np.asarray(shares, dtype=float), np.asarray(reference, dtype=float)
+    rest = abs((1 - first.sum()) - (1 - second.sum()))
+    return float((np.abs(first - second).sum() + rest) / 2)
+
+
+def null_variation(reference: Sequence[float], n: int, draws: int = 4000, seed: int = 0) -> float:
+    """Return the 95 % quantile of the total variation of n independent draws from a reference."""
+    shares = np.asarray(reference, dtype=float)
+    drawn = np.random.default_rng(seed).multinomial(n, shares, draws) / n
+    return float(np.quantile(np.abs(drawn - shares).sum(1) / 2, 0.95))
+
+
+def _copies(table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+    """Yield the share of images that are copies of a training drawing, and how alike seeds are.
 
     A copy is nearer to its best sprite than the card's distance. Pairs are those of one prompt's
     images, over untied concepts.
     """
-    asked = table[table.part.isin(("concept", NEVER))]
-    rows = binned(asked.assign(copied=asked.distance <= card["copy"]["distance"]), card)
-    seen = rows[rows.frequency > 0]
-    right = card["copy"]["sensitivity"], card["copy"]["specificity"]
-    said: dict[str, Any] = {
-        "copies by bin": base.shares(rows, "copied", "bin"),
-        "copies, all that training showed": base.shares(seen, "copied"),
-        "copies, corrected": corrected(seen.copied, seen.id, *right),
-    }
+    copy = instrument["copy"]
+    images = table[table.part.isin(LABELS)]
+    images = PROBE.binned(images.assign(copied=images.distance <= copy["distance"]), instrument)
+    yield from base.share_rows(images, "copied", "frequency.copy.bin.{}", "copies, {}", "bin")
+    seen = images[images.frequency > 0]
+    yield from base.share_rows(seen, "copied", "frequency.copy.seen", "copies, all in training")
+    share = corrected(seen.copied, seen.id, (copy["sensitivity"], copy["specificity"]))
+    label = "copies, all in training, corrected; n is effective"
+    yield _corrected_row("frequency.copy.corrected", label, share, seen)
     free = seen[seen.tie == "none"]
     if free.groupby("id").size().gt(1).sum() > 1:
-        said["pairs of seeds alike"] = {
-            name: defaults.agreement(free, columns) for name, columns in LOOKS.items()
-        }
-    return said
+        looks = {kind: [column] for kind, column in KINDS.items()}
+        for name, columns in (looks | {"both": list(KINDS.values())}).items():
+            yield stats.estimate_row(
+                f"frequency.alike.{name}",
+                f"pairs of seeds with the same {name}; n counts prompts",
+                agreement(free, columns),
+                method="Student's t over prompts",
+            )
 
 
-def trend_figure(bins: pd.DataFrame, curve: trends.Trend, title: str) -> Figure:
+def agreement(table: pd.DataFrame, columns: Sequence[str]) -> stats.Estimate:
+    """Return the share of pairs of a prompt's images that agree in all columns, over prompts.
+
+    1 where every seed gives the same. The prompt is the unit. ValueError for fewer than two
+    prompts of two images.
+    """
+    shares = []
+    for _, group in table.groupby("id", sort=False):
+        n = len(group)
+        if n > 1:
+            same = group.groupby(list(columns), dropna=False).size()
+            shares.append((same * (same - 1)).sum() / (n * (n - 1)))
+    if len(shares) < 2:
+        raise ValueError("agreement: give two or more prompts with two or more images each.")
+    return stats.mean_interval(shares)
+
+
+def trend_figure(estimates: pd.DataFrame, curve: trends.Trend, title: str) -> Figure:
     """Draw success by bin with its intervals, the fitted curve, and what was never seen apart."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
+    bins = base.select(estimates, "frequency.bin.*.hit")
+    bins["frequency"] = base.select(estimates, "frequency.bin.*.frequency").value
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axis = figure.subplots()
@@ -237,68 +473,12 @@ def trend_figure(bins: pd.DataFrame, curve: trends.Trend, title: str) -> Figure:
         axis.plot(x, curve.share(np.log10(x)), color=figures.COLORS[1], label="logistic curve")
         never = bins[bins.frequency == 0].assign(frequency=low / 3)
         for rows, marker, label in ((seen, "o", "bins of concepts"), (never, "s", NEVER)):
-            apart = np.abs(rows[["low", "high"]].T.to_numpy() - rows.value.to_numpy())
+            bars = np.abs(rows[["low", "high"]].T.to_numpy() - rows.value.to_numpy())
             axis.errorbar(
-                rows.frequency, rows.value, apart, fmt=marker, label=label, color=figures.COLORS[0]
+                rows.frequency, rows.value, bars, fmt=marker, label=label, color=figures.COLORS[0]
             )
-        axis.set(xscale="log", ylim=(-0.03, 1.03), title=title, ylabel="share drawn right",
-                 xlabel="training frequency (logarithmic; never seen at the left)")  # fmt: skip
+        axis.set(xscale="log", ylim=(-0.03, 1.03), title=title, ylabel="share drawn right")
+        axis.set_xlabel("training frequency (logarithmic; never seen at the left)")
         axis.grid(alpha=0.3)
         figure.legend(loc="outside right upper", frameon=False)
     return figure
-
-
-def make_scorer(pipe: Any, asked: pd.DataFrame, scorer: str = "", ocr: bool = True) -> base.Scorer:
-    """Return the domain's default scorer for a prompt set; `scorer` names another CLIP.
-
-    Emoji world: sprite matching. Photographic: zero-shot CLIP and, with `ocr`, a text reader.
-    """
-    if model_info(pipe).domain == "emoji-world" and not scorer:
-        from koala_nb.nano.memorisation import SpriteReader
-
-        return SpriteReader([c for c in asked.concept if c])
-    from koala_nb.scorers.clip import ZeroShotReader
-
-    return ZeroShotReader([c for c in asked.concept if c], scorer, read_text=ocr)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the probe at its full size, with `--frequencies` a table and `--scorer` a CLIP."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--frequencies", default="", help="CSV with concept,count")
-    parser.add_argument("--scorer", default="", help="a CLIP by name or folder")
-    own, rest = parser.parse_known_args(argv)
-    kept: dict[str, Any] = {}
-
-    def asked(domain: str) -> pd.DataFrame:
-        kept["prompts"] = prompts(domain, own.frequencies)
-        return kept["prompts"]
-
-    def scorer(pipe: Any) -> base.Scorer:
-        kept["pipe"], kept["scorer"] = pipe, make_scorer(pipe, kept["prompts"], own.scorer)
-        return kept["scorer"]
-
-    def found(table: pd.DataFrame) -> dict[str, Any]:
-        return estimates(table, make_card(kept["pipe"], kept["scorer"], kept["prompts"]))
-
-    told = [f"--{name}={value}" for name, value in vars(own).items() if value]
-    return base.legacy_main(base.LegacyProbe(NAME, asked, scorer, found, IMAGES), rest, told)
-
-
-def make_card(
-    pipe: Any, scorer: base.Scorer, asked: pd.DataFrame, per_bin: int = 0
-) -> dict[str, Any] | None:
-    """Return the instrument card of a scorer that can render its truth, or None of another.
-
-    `per_bin` rendered scenes a frequency bin; 0: as many as the large run's.
-    """
-    if not hasattr(scorer, "matcher"):
-        return None
-    from koala_nb.nano.memorisation import card
-
-    side = pipe.default_sample_size * pipe.vae_scale_factor
-    rows = binned(asked)
-    made = card(scorer, pipe.vae.float(), rows, per_bin or CARD, side)  # type: ignore[arg-type]
-    frequency = rows.set_index("concept").frequency
-    made["read"]["frequency"] = [float(frequency[c]) for c in made["read"]["concept"]]
-    return made | {"bins": dict(zip(rows.concept, rows.bin))}

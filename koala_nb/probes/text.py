@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from koala_nb.display import figures
 from koala_nb.display.figures import COLORS, MARKERS, STYLE, printable
 from koala_nb.models.load import model_info
 from koala_nb.probes import base
@@ -126,12 +127,60 @@ class TextProbe(base.Probe):
             "size": size,
             "estimates": reading.reader_accuracy(boards),
             "legible": {
-                kind: legible(boards[boards.kind == kind]) for kind in (reading.FONT, reading.VAE)
+                kind: self.legible(boards[boards.kind == kind])
+                for kind in (reading.FONT, reading.VAE)
             },
             "vae_confusions": reading.top_confusions(boards[boards.kind == reading.VAE]),
             "errors_by_length": reading.errors_by_length(boards),
             "calibration": reading.calibration(scorer.reader, short, size, render),
         }
+
+    def legible(self, table: pd.DataFrame) -> str:
+        """Return, in a sentence, up to how many characters at least half the images are right."""
+        curve, hits = trend(table), table.exact_folded.astype(bool)
+        low, high = int(table.length.min()), int(table.length.max())
+        measured = f"the measured lengths of {low} to {high} characters"
+        if curve is None and 0 < hits.sum() < len(table):
+            right, wrong = table.length[hits], table.length[~hits]
+            if right.max() <= wrong.min():
+                return (
+                    f"all right below {wrong.min()} characters, none above {right.max()}: "
+                    "too sharp an edge for a curve with an interval."
+                )
+        if curve is None:
+            share = f"{hits.sum()} of {len(table)}"
+            return f"no curve can be fitted: {share} images are right over {measured}."
+        if curve.slope.high >= 0:
+            return (
+                f"no length at which half are right can be named: the share does not fall reliably "
+                f"over {measured} ({hits.mean():.3f} of all {len(table)} images are right)."
+            )
+        half = curve.half
+        if half.value < low:
+            return f"fewer than half are right at each of {measured}; the curve is below .5 there."
+        if half.value > high:
+            return f"half or more are right over all {measured}; the curve passes .5 beyond them."
+        ends = f"{half.low:.1f} to {half.high:.1f}"
+        return f"legible up to {half.value:.1f} characters at 50 % (95 % interval {ends})."
+
+    def show_lengths(self, series: Mapping[str, pd.DataFrame], title: str) -> None:
+        """Display `length_figure` with an alternative text that says its values."""
+        values = "; ".join(
+            f"{name}: " + ", ".join(f"{row.label} {row.value:.2f}" for row in points.itertuples())
+            for name, points in series.items()
+        )
+        alt = f"Share read as asked, ignoring case, against length. {values}."
+        figures.show(length_figure(series, title), alt)
+
+    def show_confusions(self, pairs: Sequence[Mapping[str, Any]], title: str) -> None:
+        """Display `confusion_figure` with an alternative text; a sentence where there are none."""
+        if not pairs:
+            print("No pairs: nothing was read, or everything as asked.")
+            return
+        worst = "; ".join(
+            f"{_name(p['asked'])} read as {_name(p['read'])} {p['count']} times" for p in pairs[:8]
+        )
+        figures.show(confusion_figure(pairs, title), f"{title}: {worst}.")
 
     def imageless_rows(
         self, pipe: Pipeline, prompts: pd.DataFrame, scorer: TextScorer
@@ -212,35 +261,6 @@ def trend(table: pd.DataFrame) -> trends.Trend | None:
     return trends.logistic_trend(table.length, table.exact_folded.astype(float), table.id)
 
 
-def legible(table: pd.DataFrame) -> str:
-    """Return, in a sentence, up to how many characters at least half of the images are right."""
-    curve, hits = trend(table), table.exact_folded.astype(bool)
-    low, high = int(table.length.min()), int(table.length.max())
-    measured = f"the measured lengths of {low} to {high} characters"
-    if curve is None and 0 < hits.sum() < len(table):
-        right, wrong = table.length[hits], table.length[~hits]
-        if right.max() <= wrong.min():
-            return (
-                f"all right below {wrong.min()} characters, none above {right.max()}: "
-                "too sharp an edge for a curve with an interval."
-            )
-    if curve is None:
-        share = f"{hits.sum()} of {len(table)}"
-        return f"no curve can be fitted: {share} images are right over {measured}."
-    if curve.slope.high >= 0:
-        return (
-            f"no length at which half are right can be named: the share does not fall reliably "
-            f"over {measured} ({hits.mean():.3f} of all {len(table)} images are right)."
-        )
-    half = curve.half
-    if half.value < low:
-        return f"fewer than half are right at every one of {measured}; the curve is below .5 there."
-    if half.value > high:
-        return f"half or more are right over all {measured}; the curve passes .5 beyond them."
-    ends = f"{half.low:.1f} to {half.high:.1f}"
-    return f"legible up to {half.value:.1f} characters at 50 % (95 % interval {ends})."
-
-
 def _seen_against_new(table: pd.DataFrame) -> base.Rows:
     """Yield seen and never-seen words of lengths that both have, and their difference with its p.
 
@@ -276,12 +296,9 @@ def _seen_against_new(table: pd.DataFrame) -> base.Rows:
             method="square-and-add (Newcombe 1998)",
         )
     for score, p in zip(scores, estimates.adjust_pvalues(ps)):
-        yield estimates.estimate_row(
-            f"text.seen.{score}.p",
-            f"{SCORES[score]}, seen less never-seen words: p",
-            estimates.Estimate(float(p), np.nan, np.nan, sum(map(len, groups.values()))),
-            method="permutation of prompts, Holm",
-        )
+        id, label = f"text.seen.{score}.p", f"{SCORES[score]}, seen less never-seen words: p"
+        both = pd.concat(groups.values())
+        yield base.point_row(both, id, label, float(p), "permutation of prompts, Holm")
 
 
 def length_figure(series: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
@@ -354,13 +371,6 @@ def confusion_figure(pairs: Sequence[Mapping[str, Any]], title: str, most: int =
         axis.spines[:].set_visible(False)
         axis.set(xlabel="read", ylabel="asked for", title=title)
     return figure
-
-
-def confusion_alt(pairs: Sequence[Mapping[str, Any]], most: int = 8) -> str:
-    """Return the most frequent pairs in words, for an alternative text."""
-    return "; ".join(
-        f"{_name(p['asked'])} read as {_name(p['read'])} {p['count']} times" for p in pairs[:most]
-    )
 
 
 def _name(character: str) -> str:

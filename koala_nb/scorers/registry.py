@@ -94,6 +94,7 @@ SCORERS: dict[tuple[str, str], Entry] = {
         CARD.format("safety"),
     ),
 }  # fmt: skip
+COMPARED = {"emoji-world": "nano-sdxl"}  # the model that a domain's own is compared with
 TRUTHS = {  # what a domain knows of itself, by purpose
     ("rendered text", "emoji-world"): "nano.signs:signs",
     ("rendered scenes", "emoji-world"): "nano.lesson:scenes",
