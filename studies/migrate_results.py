@@ -55,7 +55,7 @@ def text_instrument(old: dict[str, Any]) -> dict[str, Any]:
              for kind in (text_reader.FONT, text_reader.VAE, *text_reader.BROKEN)}  # fmt: skip
     assert set(names) <= {row["id"] for row in rows}
     kept = ("size", "legible", "vae_confusions", "errors_by_length", "calibration")
-    return {"size": old["size"], "estimates": base.records(estimates_frame(rows))} | {
+    return {"size": old["size"], "estimates": base.to_jsonable(estimates_frame(rows))} | {
         key: old[key] for key in kept
     }
 

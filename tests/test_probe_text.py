@@ -14,7 +14,7 @@ from PIL import Image
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base, text
 from koala_nb.probes import text_reader as reading
-from koala_nb.probes.text import confusion_figure, length_figure, trend
+from koala_nb.probes.text import length_figure, trend
 from koala_nb.scorers import ocr
 
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
@@ -296,20 +296,19 @@ def test_a_reader_that_fails_on_the_font_says_nothing_about_the_model():
     assert found.high[0] < 0.5 and found.value[1:].isna().all()
 
 
-def test_figures_draw_and_refuse_nothing(monkeypatch):
-    table = table_of(lambda n: 0.5)
-    shares = base.select(text.estimates(table), "text.length.*.exact_folded")
-    assert length_figure({"a": shares}).axes
+def test_figures_say_what_they_show_and_refuse_nothing(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("koala_nb.display.figures.show", lambda _, alt, **more: shown.append(alt))
+    shares = base.select(text.estimates(table_of(lambda n: 0.5)), "text.length.*.exact_folded")
+    text.show_lengths({"a": shares}, "t")
     pairs = [{"asked": "a", "read": reading.MISSING, "count": 3}]
     pairs.append({"asked": "$", "read": chr(0x4E00), "count": 1})
-    assert confusion_figure(pairs, "t").axes
-    shown = []
-    monkeypatch.setattr("koala_nb.display.figures.show", lambda figure, alt: shown.append(alt))
     text.show_confusions(pairs, "t")
-    text.show_lengths({"a": shares}, "t")
-    assert "a read as nothing 3 times" in shown[0] and "text of 1-2 characters" in shown[1]
-    with pytest.raises(ValueError, match="no confused pair"):
-        confusion_figure([], "t")
+    assert "text of 1-2 characters" in shown[0] and "a: 3" in shown[1]
+    text.show_confusions([], "t")
+    assert "No pairs" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="at least one series"):
+        length_figure({})
 
 
 # --- the run --------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_shares_by_factor_are_clustered_and_leave_out_what_was_not_asked():
         "id": np.repeat(list("abcd"), 5), "kind": np.repeat(["x", "y"], 10),
         "right": [True] * 5 + [False] * 5 + [None] * 5 + [True, False] * 2 + [True],
     })  # fmt: skip
-    found = base.shares(table, "right", "kind")
+    found = base.shares(table, "right", ["kind"])
     assert found[["kind", "value", "n", "prompts"]].values.tolist() == [
         ["x", 0.5, 10, 2],
         ["y", 0.6, 5, 1],

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,7 +41,6 @@ CORRELATION = 0.05  # of the images of one prompt, as plans assume
 ROUND = 6  # decimals in tables, so that a table is the same to the byte
 SHARE = "Wilson, clustered by prompt"
 MEAN = "Student's t, clustered by prompt"
-MEAN_0_1 = "Student's t, clustered by prompt, cut to 0 to 1"
 
 Rows = Iterator[Record]  # of `stats.estimates.estimate_row`
 
@@ -137,8 +135,7 @@ class Probe:
     ) -> pd.DataFrame:
         """Return all estimates of a measured table as one tidy frame.
 
-        `instrument`: the scorer's card as of `calibrate`, by which shares are corrected; `scorer`:
-        name and version for the column of that name.
+        `instrument`: the scorer's card as of `calibrate`; `scorer`: its name and version.
         """
         return self._frame(self.rows(table, instrument or {}), scorer)
 
@@ -161,9 +158,8 @@ class Probe:
 
     def load_results(self, model: str, revision: str | None = None) -> Results | None:
         """Return a model's stored large run; None for none, or where it is of another revision."""
-        path = self.results_file(model)
-        table = load_table(self.name, model, self.text_columns)
-        info = read_json(path) if path.is_file() and table is not None else {}
+        path, table = self.results_file(model), load_table(self.name, model, self.text_columns)
+        info = read_json(path) if path.is_file() else {}
         if table is None or not info or revision not in (None, info["revision"]):
             return None
         frame = stats.estimates_frame(info.pop("estimates"))
@@ -182,14 +178,13 @@ class Probe:
     ) -> Path:
         """Run the probe at full size, resumable in `runs/`; returns the path of its results.
 
-        Writes `probe-<name>-<model>.csv` (one row an image) and `.json` (estimates, instrument
-        card, provenance) to `out`, by default `data/results`. 0 images, or prompts: the probe's.
+        Writes a table of images and `Results` to `out`, by default `data/results`. 0 images, or
+        prompts: the probe's own.
         """
-        pipe = load(model)
+        pipe, images = load(model), images or self.images
         info = model_info(pipe)
         whole, scorer = self.prepare(pipe, **options)
         chosen = subsample_prompts(whole, prompts, self.stratify)
-        images = images or self.images
         print(plan(len(chosen), images))
         folder = self.run_folder(info)
         table = self.measure(pipe, chosen, scorer, images=images, first_seed=seed, out=folder)
@@ -227,19 +222,14 @@ class Probe:
         save_table(table, path.with_suffix(".csv"))
         return write_json(path, result)
 
-    def parser(self) -> ArgumentParser:
-        """Return the parser of the probe's command."""
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run `koala-nb probe <name>` with these arguments."""
         parser = probe_parser(self.name, self.images)
         for name, (default, text) in self.options.items():
             parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
-        return parser
-
-    def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run `koala-nb probe <name>` with these arguments."""
         given = list(sys.argv[1:] if argv is None else argv)
-        options = vars(self.parser().parse_args(given))
         command = " ".join([f"koala-nb probe {self.name}", *given])
-        print(self.run(command=command, **options))
+        print(self.run(command=command, **vars(parser.parse_args(given))))
         return 0
 
 
@@ -315,56 +305,38 @@ def measure(
     images: int = 4,
     first_seed: int = 0,
     same_seeds: bool = False,
-    out: str | Path | None = None,
-    progress: bool = True,
-    **recipe: Any,
+    seeds: list[list[int]] | None = None,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Draw and score a prompt set; returns one row an image: factors, seed, what was read.
 
-    Each prompt has seeds of its own; `same_seeds` gives all the same, for paired contrasts only.
-    With `out`, a folder, the same call goes on after an interruption. `recipe` goes to `generate`.
+    Each prompt has seeds of its own; `same_seeds` gives all the same, for paired contrasts only,
+    `seeds` a list for each. `settings` go to `generate`: with `out`, a folder, the same call goes
+    on after an interruption.
     """
-    seeds = prompt_seeds(1 if same_seeds else len(prompts), images, first_seed)
-    seeds *= len(prompts) if same_seeds else 1
-    return _measure(pipe, prompts, seeds, scorer, out, progress, recipe)
+    if seeds is None:
+        seeds = prompt_seeds(1 if same_seeds else len(prompts), images, first_seed)
+        seeds *= len(prompts) if same_seeds else 1
+    run = generate(pipe, prompts.prompt.tolist(), seeds, **settings)
+    by_prompt = prompts.to_dict("records")
+    rows = [by_prompt[i] for i in run.records.prompt_index]
+    readings = _read_all(run, rows, scorer, settings.get("progress", True))
+    parts = [pd.DataFrame(rows), run.records[["seed"]], pd.DataFrame(readings)]
+    return pd.concat(parts, axis=1).round(ROUND)
 
 
 def measure_paired(
-    pipe: Pipeline,
-    table: pd.DataFrame,
-    prompts: pd.DataFrame,
-    scorer: Scorer,
-    *,
-    out: str | Path | None = None,
-    progress: bool = True,
-    **recipe: Any,
+    pipe: Pipeline, table: pd.DataFrame, prompts: pd.DataFrame, scorer: Scorer, **settings: Any
 ) -> pd.DataFrame:
     """Draw and score the prompts and seeds of another model's table: the comparison is paired.
 
-    ValueError where the table's prompts are not in the set.
+    `settings` as of `measure`. ValueError where the table's prompts are not in the set.
     """
     seeds = table.groupby("id", sort=False).seed.apply(list)
     if missing := set(seeds.index) - set(prompts.id):
         raise ValueError(f"The prompt set has no {sorted(missing)[0]!r}, which the table holds.")
     chosen = prompts.set_index("id", drop=False).loc[seeds.index].reset_index(drop=True)
-    return _measure(pipe, chosen, seeds.tolist(), scorer, out, progress, recipe)
-
-
-def _measure(
-    pipe: Pipeline,
-    prompts: pd.DataFrame,
-    seeds: list[list[int]],
-    scorer: Scorer,
-    out: str | Path | None,
-    progress: bool,
-    recipe: Mapping[str, Any],
-) -> pd.DataFrame:
-    run = generate(pipe, prompts.prompt.tolist(), seeds, out=out, progress=progress, **recipe)
-    by_prompt = prompts.to_dict("records")
-    rows = [by_prompt[i] for i in run.records.prompt_index]
-    readings = _read_all(run, rows, scorer, progress)
-    parts = [pd.DataFrame(rows), run.records[["seed"]], pd.DataFrame(readings)]
-    return pd.concat(parts, axis=1).round(ROUND)
+    return measure(pipe, chosen, scorer, seeds=seeds.tolist(), **settings)
 
 
 def _read_all(
@@ -392,31 +364,19 @@ def _read_all(
     return readings
 
 
-def shares(table: pd.DataFrame, column: str, by: str | Sequence[str] = ()) -> pd.DataFrame:
+def shares(table: pd.DataFrame, column: str, by: Sequence[str] = ()) -> pd.DataFrame:
     """Return the share of images where a column is true, by factors, with clustered intervals.
 
     Columns: the factors, value, low, high, n (images) and prompts. Rows in which the column is
     empty (not asked) are left out; an image in which nothing was read must hold False.
     """
-    return _by(table, column, by, stats.clustered_share)
-
-
-def means(table: pd.DataFrame, column: str, by: str | Sequence[str] = ()) -> pd.DataFrame:
-    """Return the mean of a column, by factors, with t intervals clustered by prompt."""
-    return _by(table, column, by, stats.clustered_mean)
-
-
-def _by(
-    table: pd.DataFrame, column: str, by: str | Sequence[str], estimate: Callable
-) -> pd.DataFrame:
-    names = [by] if isinstance(by, str) else list(by)
     filled = table[table[column].notna()]
-    groups: Iterable = filled.groupby(names, sort=False) if names else [((), filled)]
+    groups: Iterable = filled.groupby(list(by), sort=False) if by else [((), filled)]
     rows = []
     for values, group in groups:
-        row = dict(zip(names, values if isinstance(values, tuple) else (values,)))
-        row |= estimate(group[column].astype(float), group.id)._asdict()
-        rows.append(row | {"prompts": group.id.nunique()})
+        estimate = stats.clustered_share(group[column].astype(float), group.id)
+        prompts = {"prompts": group.id.nunique()}
+        rows.append(dict(zip(by, values)) | estimate._asdict() | prompts)
     return pd.DataFrame(rows).round(ROUND)
 
 
@@ -427,10 +387,7 @@ def share_rows(table: pd.DataFrame, column: str, id: str, label: str, by: str = 
     """
     for key, value, group in _groups(table, column, by):
         estimate = stats.clustered_share(group[column].astype(float), group.id)
-        clusters = group.id.nunique()
-        yield stats.estimate_row(
-            id.format(key), label.format(value), estimate, clusters=clusters, method=SHARE
-        )
+        yield _row(id.format(key), label.format(value), estimate, group, SHARE)
 
 
 def mean_rows(
@@ -446,10 +403,20 @@ def mean_rows(
             estimate = estimate._replace(low=np.nan, high=np.nan)
         elif cut:
             estimate = estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high))
-        method, clusters = MEAN_0_1 if cut else MEAN, group.id.nunique()
-        yield stats.estimate_row(
-            id.format(key), label.format(value), estimate, clusters=clusters, method=method
-        )
+        method = f"{MEAN}, cut to 0 to 1" if cut else MEAN
+        yield _row(id.format(key), label.format(value), estimate, group, method)
+
+
+def point_row(table: pd.DataFrame, id: str, label: str, value: float, method: str = "") -> Record:
+    """Return a value of a table's images that has no interval as an estimate."""
+    estimate = stats.Estimate(value, np.nan, np.nan, len(table))
+    return _row(id, label, estimate, table, method or "no interval")
+
+
+def _row(
+    id: str, label: str, estimate: stats.Estimate, images: pd.DataFrame, method: str
+) -> Record:
+    return stats.estimate_row(id, label, estimate, clusters=images.id.nunique(), method=method)
 
 
 def difference_row(
@@ -459,25 +426,12 @@ def difference_row(
 
     A difference is known no better than its smaller side, whose n and clusters it has.
     """
-    sides, worth = [], []
-    for table in (first, second):
-        sides.append(stats.clustered_share(table[column].astype(float), table.id))
-        clusters = table.id.nunique()
-        worth.append(
-            (trends.effective_sample_size(clusters, len(table) / clusters, CORRELATION), clusters)
-        )
-    small = min((0, 1), key=lambda i: worth[i][0])
+    sides = [stats.clustered_share(t[column].astype(float), t.id) for t in (first, second)]
+    sizes = [(t.id.nunique(), len(t) / t.id.nunique()) for t in (first, second)]
+    small = int(np.argmin([trends.effective_sample_size(*s, CORRELATION) for s in sizes]))
     estimate = stats.difference_interval(*sides)._replace(n=sides[small].n)
     method = "square-and-add (Newcombe 1998); n counts the smaller side"
-    return stats.estimate_row(id, label, estimate, clusters=worth[small][1], method=method)
-
-
-def point_row(table: pd.DataFrame, id: str, label: str, value: float, method: str = "") -> Record:
-    """Return a value of a table's images that has no interval as an estimate."""
-    estimate = stats.Estimate(value, np.nan, np.nan, len(table))
-    return stats.estimate_row(
-        id, label, estimate, clusters=table.id.nunique(), method=method or "no interval"
-    )
+    return _row(id, label, estimate, (first, second)[small], method)
 
 
 def trend_rows(trend: trends.Trend | None, id: str, label: str) -> Rows:
@@ -506,10 +460,11 @@ def identifier(value: Any) -> str:
     return stats.estimate_id(str(value)) or "other"
 
 
-def select(estimates: pd.DataFrame, pattern: str) -> pd.DataFrame:
-    """Return the estimates of an id, or of a pattern in which `*` stands for one part of ids."""
-    expression = re.escape(pattern).replace(r"\*", "[^.]+")
-    return estimates[estimates.id.str.fullmatch(expression)].reset_index(drop=True)
+def select(estimates: pd.DataFrame, *patterns: str) -> pd.DataFrame:
+    """Return the estimates of ids, or patterns in which `*` stands for one part, in this order."""
+    regexes = [re.escape(pattern).replace(r"\*", "[^.]+") for pattern in patterns]
+    parts = [estimates[estimates.id.str.fullmatch(regex)] for regex in regexes]
+    return pd.concat(parts, ignore_index=True)
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimate:
@@ -544,16 +499,12 @@ def coverage_warnings(table: pd.DataFrame) -> dict[str, str]:
     return warnings
 
 
-def records(table: pd.DataFrame) -> list[Record]:
-    """Return a table's rows for JSON: None for what is missing or not finite."""
-    finite = table.astype(object).replace([np.inf, -np.inf], np.nan)
-    return finite.where(finite.notna(), None).to_dict("records")
-
-
 def to_jsonable(value: Any) -> Any:
     """Return an estimate, a trend or a container of them as JSON's plain values."""
     if isinstance(value, pd.DataFrame):
-        return records(value)
+        return [to_jsonable(row) for row in value.to_dict("records")]
+    if value is pd.NA:
+        return None
     if hasattr(value, "_asdict"):
         return {k: to_jsonable(v) for k, v in value._asdict().items()}
     if isinstance(value, dict):
@@ -573,9 +524,9 @@ def save_table(table: pd.DataFrame, path: str | Path) -> Path:
 def load_table(probe: str, model: str, texts: Sequence[str] = ()) -> pd.DataFrame | None:
     """Return the table of a probe's large run, or None; `texts` are columns kept as written."""
     path = data_folder() / "results" / f"probe-{probe}-{model}.csv"
-    kinds = dict.fromkeys(("id", *texts), str)
     if not path.is_file():
         return None
+    kinds = dict.fromkeys(("id", *texts), str)
     table = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
     return table.fillna(dict.fromkeys(texts, ""))
 

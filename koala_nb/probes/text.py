@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from koala_nb.display import figures
-from koala_nb.display.figures import COLORS, MARKERS, STYLE, printable
+from koala_nb.display.figures import COLORS, MARKERS, STYLE
 from koala_nb.models.load import model_info
 from koala_nb.probes import base
 from koala_nb.probes import text_reader as reading
@@ -173,14 +173,17 @@ class TextProbe(base.Probe):
         figures.show(length_figure(series, title), alt)
 
     def show_confusions(self, pairs: Sequence[Mapping[str, Any]], title: str) -> None:
-        """Display `confusion_figure` with an alternative text; a sentence where there are none."""
+        """Display how often the characters that go wrong most were read as which others.
+
+        `pairs` as of `text_reader.top_confusions`; a sentence where there are none.
+        """
         if not pairs:
             print("No pairs: nothing was read, or everything as asked.")
             return
-        worst = "; ".join(
-            f"{_name(p['asked'])} read as {_name(p['read'])} {p['count']} times" for p in pairs[:8]
-        )
-        figures.show(confusion_figure(pairs, title), f"{title}: {worst}.")
+        frame = pd.DataFrame(pairs).replace({" ": "space"})
+        counts = frame.pivot_table("count", "asked", "read", aggfunc="sum", fill_value=0)
+        most = [counts.sum(axis=axis).sort_values(ascending=False).index[:10] for axis in (1, 0)]
+        figures.show_heatmap(counts.loc[*most], f"{title}; asked down, read across", ".0f")
 
     def imageless_rows(
         self, pipe: Pipeline, prompts: pd.DataFrame, scorer: TextScorer
@@ -340,38 +343,3 @@ def length_figure(series: Mapping[str, pd.DataFrame], title: str = "") -> Figure
         axis.set_title(title)
         figure.legend(loc="outside right upper", frameon=False)
     return figure
-
-
-def confusion_figure(pairs: Sequence[Mapping[str, Any]], title: str, most: int = 14) -> Figure:
-    """Draw how often the characters that go wrong most were read as which others, with counts.
-
-    `pairs` as of `text_reader.top_confusions`. ValueError where there are none.
-    """
-    if not pairs:
-        raise ValueError("confusion_figure: there is no confused pair to draw.")
-    table = pd.DataFrame(pairs).pivot_table(
-        index="asked", columns="read", values="count", aggfunc="sum", fill_value=0
-    )
-    targets = table.sum(axis=1).sort_values(ascending=False, kind="stable").index[:most]
-    read = table.sum(axis=0).sort_values(ascending=False, kind="stable").index[:most]
-    counts = table.loc[targets, read].to_numpy(int)
-    with matplotlib.rc_context(STYLE):
-        size = (2.2 + 0.42 * len(read), 1.5 + 0.3 * len(targets))
-        figure = Figure(figsize=size, layout="constrained")
-        axis = figure.subplots()
-        axis.imshow(counts, cmap="cividis", aspect="auto")
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                dark = count < counts.max() / 2
-                axis.text(column, row, str(count), ha="center", va="center", color="kw"[int(dark)])
-        axis.set_yticks(range(len(targets)), [_name(c) for c in targets])
-        long = any(len(_name(c)) > 2 for c in read)
-        axis.set_xticks(range(len(read)), [_name(c) for c in read], rotation=90 if long else 0)
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
-        axis.set(xlabel="read", ylabel="asked for", title=title)
-    return figure
-
-
-def _name(character: str) -> str:
-    return "space" if character == " " else printable(character).replace("$", r"\$")
