@@ -1,7 +1,9 @@
 """The frequency probe: its tables, estimates, scorers and their errors, and that it can go on."""
 
+import json
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -10,21 +12,10 @@ from PIL import Image, ImageDraw
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base, frequency
-from koala_nb.probes.frequency import (
-    BINS,
-    NEVER,
-    agreement,
-    corrected,
-    null_variation,
-    read_frequencies,
-    tie_test,
-    ties,
-    trend,
-    variation,
-)
 from koala_nb.scorers import clip, pixels
 from koala_nb.stats import estimates
 
+module = import_module("koala_nb.probes.frequency")
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
 in_the_world = pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
 
@@ -71,21 +62,21 @@ def table_file(tmp_path, text):
 )
 def test_a_wrong_frequency_table_is_named(tmp_path, text, says):
     with pytest.raises(ValueError, match=says):
-        read_frequencies(table_file(tmp_path, text))
+        module.read_frequencies(table_file(tmp_path, text))
 
 
 def test_a_missing_frequency_table_is_named():
     with pytest.raises(ValueError, match="no file none.csv"):
-        read_frequencies("none.csv")
+        module.read_frequencies("none.csv")
 
 
 def test_ones_own_frequencies_choose_the_concepts(tmp_path):
     path = table_file(tmp_path, "concept,count\nquokka,12\ndog,90000\nflying carpet,0\n")
     table = frequency.prompts("photographic", frequencies=str(path))
     assert table.concept.tolist() == ["dog", "quokka", "flying carpet"]
-    assert table.part.tolist() == ["concept", "concept", NEVER]
+    assert table.part.tolist() == ["concept", "concept", module.NEVER]
     assert table.prompt.iloc[2] == "a picture of flying carpet"
-    assert frequency.binned(table).bin.tolist() == ["ranks 1 to 1", "ranks 2 to 2", NEVER]
+    assert frequency.binned(table).bin.tolist() == ["ranks 1 to 1", "ranks 2 to 2", module.NEVER]
 
 
 # --- estimates ------------------------------------------------------------------------------------
@@ -105,16 +96,16 @@ def drawn(concepts=60, images=8, slope=1.5, seed=0):
 
 
 def test_the_trend_holds_the_true_slope_and_middle():
-    found = [trend(drawn(seed=seed)) for seed in range(60)]
+    found = [module.trend(drawn(seed=seed)) for seed in range(60)]
     assert np.mean([t.slope.low <= 1.5 <= t.slope.high for t in found]) >= 0.88
     assert np.mean([t.half.low <= 2 <= t.half.high for t in found]) >= 0.88
-    flat = [trend(drawn(slope=0.0, seed=seed)) for seed in range(60)]
+    flat = [module.trend(drawn(slope=0.0, seed=seed)) for seed in range(60)]
     assert np.mean([t.slope.low <= 0 <= t.slope.high for t in flat]) >= 0.88
 
 
 def test_there_is_no_trend_without_misses_or_frequencies():
-    assert trend(drawn().assign(hit=True)) is None
-    assert trend(drawn().assign(frequency=None)) is None
+    assert module.trend(drawn().assign(hit=True)) is None
+    assert module.trend(drawn().assign(frequency=None)) is None
     ids = set(frequency.estimates(drawn().assign(frequency=None)).id)
     assert "frequency.part.concept.hit" in ids and "frequency.trend.slope" not in ids
     unread = frequency.estimates(drawn().assign(hit=None))  # no scorer: nothing is claimed
@@ -128,7 +119,7 @@ def test_bins_are_even_and_a_perfect_scorer_changes_no_share():
         return base.select(frequency.estimates(table, instrument), f"frequency.bin.*.{measure}")
 
     hits, names = bins("hit"), list(dict.fromkeys(frequency.binned(table).bin))
-    assert len(hits) == BINS and hits.clusters.tolist() == [12] * 5
+    assert len(hits) == module.BINS and hits.clusters.tolist() == [12] * 5
     assert bins("frequency").value.is_monotonic_decreasing
     assert hits.value.iloc[0] > hits.value.iloc[-1]
     perfect = {"sensitivity": dict.fromkeys(names, [900, 900]), "specificity": [900, 900]}
@@ -143,14 +134,14 @@ def test_bins_are_even_and_a_perfect_scorer_changes_no_share():
 
 
 def test_total_variation_and_its_null():
-    assert variation([1, 0], [0.5, 0.5]) == 0.5
-    assert variation([0.25, 0.25], [0.5, 0.5]) == 0.5  # half was read as neither
+    assert module.variation([1, 0], [0.5, 0.5]) == 0.5
+    assert module.variation([0.25, 0.25], [0.5, 0.5]) == 0.5  # half was read as neither
     even = np.full(4, 0.25)
-    limit = null_variation(even, 50)
+    limit = module.null_variation(even, 50)
     counts = np.random.default_rng(1).multinomial(50, even, 2000) / 50
-    below = np.mean([variation(share, even) <= limit for share in counts])
+    below = np.mean([module.variation(share, even) <= limit for share in counts])
     assert 0.93 <= below <= 0.975
-    assert null_variation(even, 5000) < limit / 5
+    assert module.null_variation(even, 5000) < limit / 5
 
 
 def test_ties_are_told_from_chance():
@@ -163,20 +154,20 @@ def test_ties_are_told_from_chance():
                  for k in range(4)]  # fmt: skip
         rows += [{**row, "id": f"q{i}", "part": "background named", "background": "blue",
                   "painted": "blue" if k else "red"} for k in range(4)]  # fmt: skip
-    found = estimates.estimates_frame(ties(pd.DataFrame(rows), "background", "painted"))
+    found = estimates.estimates_frame(module.ties(pd.DataFrame(rows), "background", "painted"))
     assert found.value.tolist() == [1.0, 0.25, 0.75, 0.25, 0.75]
-    assert tie_test(pd.DataFrame(rows), "background", "painted") < 0.001
+    assert module.tie_test(pd.DataFrame(rows), "background", "painted") < 0.001
     none = pd.DataFrame(rows).assign(painted=["red", "blue"] * 160)
-    assert tie_test(none, "background", "painted") > 0.5
-    assert np.isnan(tie_test(pd.DataFrame(rows), "style", "painted"))
+    assert module.tie_test(none, "background", "painted") > 0.5
+    assert np.isnan(module.tie_test(pd.DataFrame(rows), "style", "painted"))
 
 
 def test_agreement_of_seeds():
     table = pd.DataFrame({"id": list("aaaabbbb"), "look": list("xxxxxxyy")})
-    found = agreement(table, ["look"])
+    found = module.agreement(table, ["look"])
     assert found.value == pytest.approx((1 + 1 / 3) / 2) and found.n == 2
     with pytest.raises(ValueError, match="two or more prompts"):
-        agreement(table[:4], ["look"])
+        module.agreement(table[:4], ["look"])
 
 
 # --- pixels ---------------------------------------------------------------------------------------
@@ -269,7 +260,7 @@ def test_the_prompt_set_is_what_was_planted(asked):
     seen = asked[asked.part == "concept"]
     assert seen.concept.tolist() == world.objects
     assert np.allclose(seen.frequency.astype(float), [expected[c] for c in seen.concept], atol=0.06)
-    never = asked[asked.part == NEVER]
+    never = asked[asked.part == module.NEVER]
     assert len(never) == 20 and not set(never.concept) & set(world.objects)
     planted = world.planted
     for kind in ("background", "style"):
@@ -301,9 +292,9 @@ def test_the_corrected_interval_holds_an_injected_failure_rate(reader, pipe, ask
     pixels = to_pixels(through(pipe.vae.float(), reader.matcher("object", 64).render(shown)))
     prompts = [{"concept": s.placed[0].thing.name} for s in some]
     rows = reader.score([Image.fromarray(p) for p in pixels], prompts)
-    right = np.sum([v for k, v in card["sensitivity"].items() if k != NEVER], axis=0)
+    right = np.sum([v for k, v in card["sensitivity"].items() if k != module.NEVER], axis=0)
     hits, names = [row["hit"] for row in rows], [p["concept"] for p in prompts]
-    found = corrected(hits, names, (right, card["specificity"]))
+    found = module.corrected(hits, names, (right, card["specificity"]))
     assert found.low <= 1 - wrong <= found.high and found.high - found.low < 0.3
 
 
@@ -375,16 +366,10 @@ def test_the_command_writes_a_table_and_estimates(tmp_path, monkeypatch):
     monkeypatch.setattr(type(frequency), "card_scenes", 4)
     assert frequency.main(["--prompts", "10", "--images", "1", "--out", str(tmp_path)]) == 0
     table = pd.read_csv(tmp_path / "probe-frequency-nano-koala.csv")
-    said = read_json(tmp_path / "probe-frequency-nano-koala.json")
+    said = json.loads((tmp_path / "probe-frequency-nano-koala.json").read_text("utf-8"))
     assert len(table) == 10 == len(set(table.id))
     assert said["banner"] and said["scorer"] == "sprite matching 1"
     assert "specificity" in said["instrument"] and said["estimates"][0]["id"]
-
-
-def read_json(path):
-    import json
-
-    return json.loads(path.read_text("utf-8"))
 
 
 def test_the_notebook_on_a_real_layout_finds_nothing_drawn(

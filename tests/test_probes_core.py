@@ -158,10 +158,8 @@ def test_pairs_are_prompts():
 
 
 def test_results_are_plain_json():
-    value = {
-        "x": estimates.Estimate(0.5, -np.inf, np.inf, 3),
-        "t": pd.DataFrame({"v": [1.0, np.nan]}),
-    }
+    table = pd.DataFrame({"v": [1.0, np.nan]})
+    value = {"x": estimates.Estimate(0.5, -np.inf, np.inf, 3), "t": table}
     assert base.to_jsonable(value) == {
         "x": {"value": 0.5, "low": None, "high": None, "n": 3},
         "t": [{"v": 1.0}, {"v": None}],
@@ -175,8 +173,6 @@ def test_cautions_name_the_column():
 
 
 class BrightProbe(base.Probe):
-    """How bright images are."""
-
     name, images = "brightness", 1
 
     def prompts(self, domain, file=""):

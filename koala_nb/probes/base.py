@@ -374,9 +374,8 @@ def shares(table: pd.DataFrame, column: str, by: Sequence[str] = ()) -> pd.DataF
     groups: Iterable = filled.groupby(list(by), sort=False) if by else [((), filled)]
     rows = []
     for values, group in groups:
-        estimate = stats.clustered_share(group[column].astype(float), group.id)
-        prompts = {"prompts": group.id.nunique()}
-        rows.append(dict(zip(by, values)) | estimate._asdict() | prompts)
+        estimate = stats.clustered_share(group[column].astype(float), group.id)._asdict()
+        rows.append(dict(zip(by, values)) | estimate | {"prompts": group.id.nunique()})
     return pd.DataFrame(rows).round(ROUND)
 
 
@@ -529,9 +528,3 @@ def load_table(probe: str, model: str, texts: Sequence[str] = ()) -> pd.DataFram
     kinds = dict.fromkeys(("id", *texts), str)
     table = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
     return table.fillna(dict.fromkeys(texts, ""))
-
-
-def image_size(pipe: Pipeline) -> int:
-    """Return the side in pixels of the images that a pipeline draws at its recipe."""
-    default = pipe.default_sample_size * pipe.vae_scale_factor
-    return int(model_info(pipe).recipe.height or default)

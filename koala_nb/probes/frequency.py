@@ -367,11 +367,13 @@ def tie_test(table: pd.DataFrame, kind: str, column: str) -> float:
     """
     unnamed = table[table.part.isin(UNNAMED)]
     tied, free = unnamed[unnamed.tie == kind], unnamed[unnamed.tie == "none"]
+    if free.empty:
+        return float("nan")
     differences = [
         float((g[column] == g.tied_to).mean() - (free[column] == g.tied_to.iloc[0]).mean())
         for _, g in tied.groupby("concept", sort=False)
     ]
-    return stats.paired_test(differences) if differences and len(free) else float("nan")
+    return stats.paired_test(differences) if differences else float("nan")
 
 
 def _unnamed(images: pd.DataFrame, column: str, values: Sequence[str]) -> base.Rows:

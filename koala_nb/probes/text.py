@@ -119,7 +119,7 @@ class TextProbe(base.Probe):
 
     def calibrate(self, pipe: Pipeline, scorer: TextScorer, prompts: pd.DataFrame) -> base.Record:
         """Return the reader's errors on these texts, drawn by a font at the model's size."""
-        texts, size = list(dict.fromkeys(prompts.text)), base.image_size(pipe)
+        texts, size = list(dict.fromkeys(prompts.text)), reading.image_size(pipe)
         render = reading.text_renderer(model_info(pipe).domain)
         boards = reading.read_boards(scorer.reader, texts, size, render, pipe)
         short = [text for text in texts if 3 <= len(text) <= 9]
@@ -191,7 +191,7 @@ class TextProbe(base.Probe):
         """Yield how often the reader reads the long texts where a font has drawn them."""
         texts = prompts.text[prompts.length >= LONG].drop_duplicates().tolist()
         render = reading.text_renderer(model_info(pipe).domain)
-        read = [found.text for found in scorer.reader.read(render(texts, base.image_size(pipe)))]
+        read = [found.text for found in scorer.reader.read(render(texts, reading.image_size(pipe)))]
         hits = [float(reading.text_scores(t, r)["exact_folded"]) for t, r in zip(texts, read)]
         yield estimates.estimate_row(
             "text.reader.long.exact_folded",

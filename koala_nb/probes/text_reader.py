@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
+from koala_nb.models.load import model_info
 from koala_nb.probes import base
 from koala_nb.scorers import registry
 from koala_nb.scorers.ocr import Reader
@@ -31,6 +32,12 @@ FONT, VAE = "font", "font, then the VAE"
 BROKEN = ("one letter wrong", "shuffled letters", "blank board")
 # Lengths in characters that are reported together.
 CLASSES = ((1, 2), (3, 4), (5, 6), (7, 9), (10, 15), (16, 25), (26, 40))
+
+
+def image_size(pipe: Pipeline) -> int:
+    """Return the side in pixels of the images that a pipeline draws at its recipe."""
+    default = pipe.default_sample_size * pipe.vae_scale_factor
+    return int(model_info(pipe).recipe.height or default)
 
 
 def normalized(text: str) -> str:
