@@ -337,7 +337,7 @@ def test_an_unknown_concept_is_named():
 def test_killed_and_resumed_the_table_is_the_same_to_the_byte(
     reader, pipe, asked, tmp_path, monkeypatch
 ):
-    some = pd.concat([asked[:3], asked[-1:]]).reset_index(drop=True)
+    some = pd.concat([asked[:3], asked[-1:]], ignore_index=True)
     how = {"images": 2, "steps": 2, "progress": False}
     monkeypatch.setattr(base, "CHUNK", 2)
 
@@ -352,8 +352,7 @@ def test_killed_and_resumed_the_table_is_the_same_to_the_byte(
 
     with pytest.raises(KeyboardInterrupt):
         base.measure(pipe, some, Killed(), out=tmp_path / "run", **how)
-    last = sorted((tmp_path / "run" / "images").glob("*.png"))[-1]
-    last.unlink()  # and an image lost
+    sorted((tmp_path / "run" / "images").glob("*.png"))[-1].unlink()  # and an image lost
     resumed = base.measure(pipe, some, reader, out=tmp_path / "run", **how)
     fresh = base.measure(pipe, some, reader, **how)
     assert resumed.to_csv(index=False) == fresh.to_csv(index=False)
@@ -390,5 +389,4 @@ def test_the_notebook_on_a_real_layout_finds_nothing_drawn(
     assert run.status(page.parent)["state"] == "done"
     assert "+0.00" in text and "never seen" in text and "No ties are planted" in text
     # One of four concepts at most is "found" by a scorer that gives one answer to everything.
-    low = float(text.split("right: ")[1].split("interval ")[1].split(" to ")[0])
-    assert low <= 1 / 3
+    assert float(text.split("right: ")[1].split("interval ")[1].split(" to ")[0]) <= 1 / 3
