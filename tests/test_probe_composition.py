@@ -210,7 +210,7 @@ def test_a_difference_counts_its_smaller_side_and_has_an_expectation():
     difference = found["composition.complex.difference"]
     assert (difference["n"], difference["clusters"]) == (8, 4)
     assert "smaller side" in difference["method"]
-    expected = found["composition.complex.expected_difference"]
+    expected = found["composition.complex.expected"]
     assert expected["value"] == pytest.approx(0.75**3 - 0.75) and np.isnan(expected["low"])
 
 

@@ -90,7 +90,7 @@ class CompositionProbe(base.Probe):
         "composition.atoms.1.all_right",
         "composition.complex.all_right",
         "composition.complex.difference",
-        "composition.complex.expected_difference",
+        "composition.complex.expected",
     )
     image_values = {"composition.all_right": "all_right"}
 
@@ -246,7 +246,7 @@ def _by_atoms(known: pd.DataFrame) -> base.Rows:
     alone = float(one.all_right.mean())
     value = float((alone**many.atoms).mean()) - alone
     method = "none: a single atom's share to the power of each prompt's atoms"
-    id = "composition.complex.expected_difference"
+    id = "composition.complex.expected"
     yield base.point_row(many, id, f"{label}, expected of independent atoms", value, method)
 
 

@@ -164,7 +164,7 @@ class Audit:
         figures = {
             e["id"]: {key: e[key] for key in keys}
             for section in compared
-            for e in base.records(section.estimates)
+            for e in base.to_jsonable(section.estimates)
         }
         model = {name: getattr(info, name) for name in names}
         return records.check(

@@ -74,7 +74,7 @@ class Section:
         rows = [
             {**row, "is_stored": frame is self.stored}
             for frame in (self.stored, self.estimates)
-            for row in base.records(frame[frame.id == id])
+            for row in base.to_jsonable(frame[frame.id == id])
         ]
         return max(rows, key=lambda row: row["n"], default=None)
 
@@ -89,8 +89,8 @@ class Section:
             "state": self.state,
             "n": self.n,
             "why": self.why,
-            "estimates": base.records(self.estimates),
-            "stored": base.records(self.stored),
+            "estimates": base.to_jsonable(self.estimates),
+            "stored": base.to_jsonable(self.stored),
             "file": self.file,
         }
 
