@@ -92,6 +92,7 @@ class CompositionProbe(base.Probe):
         "composition.complex.difference",
         "composition.complex.expected",
     )
+    report_options = {"quality": False}
     image_values = {"composition.all_right": "all_right"}
 
     def scorer(

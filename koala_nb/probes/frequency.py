@@ -53,6 +53,7 @@ class FrequencyProbe(base.Probe):
         "frequency.rarest.difference",
         "frequency.part.never_seen.hit",
     )
+    report_options = {"read_text": False}
     image_values = {"frequency.part.concept.hit": "hit"}
     card_scenes = 240  # rendered a bin, for the instrument card
 

@@ -117,7 +117,7 @@ def measured_section(probe: Probe, session: Session, n: int, folder: Path) -> Se
     section = Section(probe.name) if session.settings else stored_section(probe, info)
     try:  # only what a machine may lack: errors of the measurement itself are not hidden
         prompts = probe.report_prompts(info.domain)
-        scorer = probe.scorer(pipe, prompts)
+        scorer = probe.scorer(pipe, prompts, **probe.report_options)
     except (ValueError, OSError, ImportError) as error:
         section.why = str(error).strip().splitlines()[0]
         return section
