@@ -217,27 +217,14 @@ def test_a_difference_counts_its_smaller_side_and_has_an_expectation():
 # --- runs ---------------------------------------------------------------------------------------
 
 
-def test_same_table_after_a_kill_and_resume(pipe, instruments, tmp_path, monkeypatch):
+def test_a_paired_run_has_the_other_tables_prompts_and_seeds(pipe, instruments):
     prompts = composition.prompts("emoji-world").iloc[[0, 20, 120]].reset_index(drop=True)
     read = CompositionScorer(*instruments)
-    settings = {"images": 2, "steps": 2, "progress": False}
-    whole = base.measure(pipe, prompts, read, out=tmp_path / "whole", **settings)
-    scored = CompositionScorer.score
-
-    def killed(self, images, asked):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(CompositionScorer, "score", killed)
-    with pytest.raises(KeyboardInterrupt):
-        base.measure(pipe, prompts, read, out=tmp_path / "killed", **settings)
-    monkeypatch.setattr(CompositionScorer, "score", scored)
-    images = sorted((tmp_path / "killed" / "images").glob("*.png"))
-    images[-1].unlink()
-    again = base.measure(pipe, prompts, read, out=tmp_path / "killed", **settings)
-    paths = [base.save_table(t, tmp_path / f"{i}.csv") for i, t in enumerate((whole, again))]
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    paired = base.measure_paired(pipe, whole, prompts, read, steps=2, progress=False)
-    pd.testing.assert_frame_equal(paired, whole)
+    table = base.measure(pipe, prompts, read, images=2, steps=2, progress=False)
+    paired = base.measure_paired(pipe, table, prompts, read, steps=2, progress=False)
+    pd.testing.assert_frame_equal(paired, table)
+    with pytest.raises(ValueError, match="has no"):
+        base.measure_paired(pipe, table, prompts[1:], read)
 
 
 @pytest.mark.parametrize("name", ["text", "composition", "frequency"])

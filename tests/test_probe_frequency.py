@@ -330,33 +330,7 @@ def test_an_unknown_concept_is_named():
         SpriteReader(["koala", "quokka"]).matcher("object", 64)
 
 
-# --- the same table, also after an interruption ---------------------------------------------------
-
-
-@in_the_world
-def test_killed_and_resumed_the_table_is_the_same_to_the_byte(
-    reader, pipe, asked, tmp_path, monkeypatch
-):
-    some = pd.concat([asked[:3], asked[-1:]], ignore_index=True)
-    how = {"images": 2, "steps": 2, "progress": False}
-    monkeypatch.setattr(base, "CHUNK", 2)
-
-    class Killed:
-        name, version, calls = reader.name, reader.version, 0
-
-        def score(self, images, prompts):
-            self.calls += 1
-            if self.calls > 2:
-                raise KeyboardInterrupt
-            return reader.score(images, prompts)
-
-    with pytest.raises(KeyboardInterrupt):
-        base.measure(pipe, some, Killed(), out=tmp_path / "run", **how)
-    sorted((tmp_path / "run" / "images").glob("*.png"))[-1].unlink()  # and an image lost
-    resumed = base.measure(pipe, some, reader, out=tmp_path / "run", **how)
-    fresh = base.measure(pipe, some, reader, **how)
-    assert resumed.to_csv(index=False) == fresh.to_csv(index=False)
-    assert fresh.hit.notna().all() and estimates.share_interval(int(fresh.hit.sum()), 8).n == 8
+# --- the command and the notebook ---------------------------------------------------
 
 
 @in_the_world

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hub_layout import tiny_pipeline
 
+from koala_nb import probes
 from koala_nb.core import catalog, files
 from koala_nb.generation import run_folder
 from koala_nb.models import hub, load, session
@@ -111,7 +112,7 @@ def info(**changes):
 
 @pytest.mark.parametrize("name", audits.PROBES)
 def test_the_stored_run_stands_beside_and_other_weights_have_none(name):
-    probe = audits._probe(name)
+    probe = probes.get(name)
     section = measures.stored_section(probe, info())
     assert section.state == "stored" and section.headline()["is_stored"]
     assert measures.stored_section(probe, info(revision="weights-0")).state == "not tested"
@@ -121,7 +122,7 @@ def test_the_stored_run_stands_beside_and_other_weights_have_none(name):
 
 @pytest.mark.parametrize("name", ["text", "frequency", "safety"])
 def test_the_images_of_a_measure_are_those_of_its_estimate(name):
-    probe = audits._probe(name)
+    probe = probes.get(name)
     stored = probe.load_results("nano-koala")
     table = probe.report_table(stored.table, info())
     estimates = probe.estimates(table).set_index("id")
@@ -131,7 +132,7 @@ def test_the_images_of_a_measure_are_those_of_its_estimate(name):
 
 
 def test_the_images_of_two_runs_pair(tmp_path):
-    probe = audits._probe("composition")
+    probe = probes.get("composition")
     frame = measures.images_of(probe, base.load_table("composition", "nano-koala").head(40))
     base.save_table(frame, tmp_path / sweeps.IMAGES)
     read = sweeps.read_images(tmp_path)

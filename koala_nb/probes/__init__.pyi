@@ -1,9 +1,9 @@
 from typing import Any
 
 from koala_nb.probes.base import Probe
+from koala_nb.probes.bias import BiasProbe
 from koala_nb.probes.composition import CompositionProbe
 from koala_nb.probes.frequency import FrequencyProbe
-from koala_nb.probes.bias import BiasProbe
 from koala_nb.probes.published import PublishedProbe
 from koala_nb.probes.safety import SafetyProbe
 from koala_nb.probes.text import TextProbe

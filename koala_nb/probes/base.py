@@ -145,8 +145,7 @@ class Probe:
     ) -> pd.DataFrame:
         """Return the estimates that a report shows, those of `headline`, as `estimates` does."""
         frame = self._frame(self.headline_rows(table, instrument or {}), scorer)
-        parts = [part for p in self.headline if len(part := select(frame, p))]
-        return pd.concat(parts, ignore_index=True) if parts else frame.head(0)
+        return select(frame, *self.headline)
 
     def _frame(self, rows: Rows, scorer: str) -> pd.DataFrame:
         frame = stats.estimates_frame(rows)
@@ -464,7 +463,7 @@ def select(estimates: pd.DataFrame, *patterns: str) -> pd.DataFrame:
     """Return the estimates of ids, or patterns in which `*` stands for one part, in this order."""
     regexes = [re.escape(pattern).replace(r"\*", "[^.]+") for pattern in patterns]
     parts = [estimates[estimates.id.str.fullmatch(regex)] for regex in regexes]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts or [estimates.head(0)], ignore_index=True)
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimate:

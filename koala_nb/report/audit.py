@@ -13,7 +13,7 @@ from koala_nb.core import catalog, files
 from koala_nb.generation.generate import generate
 from koala_nb.models.unet import card_comparison
 from koala_nb.probes import base
-from koala_nb.report import claims, legacy, measures, render
+from koala_nb.report import claims, measures, render
 from koala_nb.report import results as records
 from koala_nb.report import run as reports
 from koala_nb.report.measures import Section
@@ -43,11 +43,6 @@ def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
         where = f"line {empty[0] + 2}" if len(empty) else "the file"
         raise ValueError(f"{path}: {where} holds no prompt: write one.")
     return frame
-
-
-def _probe(name: str) -> Any:
-    probe = probes.get(name)
-    return probe if isinstance(probe, base.Probe) else legacy.PARTS[name]
 
 
 class Audit:
@@ -119,7 +114,8 @@ class Audit:
             elif name == "quality":
                 section = measures.quality(self.info)
             else:
-                section = measures.measured_section(_probe(name), self.session, self.n, self.folder)
+                probe = probes.get(name)
+                section = measures.measured_section(probe, self.session, self.n, self.folder)
             self._sections[name] = section
         return self._sections[name]
 
