@@ -16,7 +16,6 @@ from studies import auditors as study
 from studies import house
 
 SWATCHES = faces.MONK_RGB
-OURS = [imbalance.total_variation, imbalance.intensity]
 GENDERS = ["woman", "man"]
 
 
@@ -29,8 +28,7 @@ def test_amplification_is_blind_to_total_collapse(n, k):
     assert metrics.amplification({"g0": n}) == 0
     assert metrics.amplification({g: n if g == "g0" else 0 for g in groups}) == 0
     even = imbalance.uniform_reference(groups)
-    largest = [1 - 1 / k, 1]
-    assert [metric({"g0": n}, even) for metric in OURS] == pytest.approx(largest)
+    assert imbalance.total_variation({"g0": n}, even) == pytest.approx(1 - 1 / k)
 
 
 def test_amplification_takes_unknown_for_a_group():
@@ -91,8 +89,6 @@ def test_the_rule_of_skin_rejects_both_ends_of_the_scale():
 def test_the_largest_mad_falls_with_the_number_of_groups():
     found = [metrics.dalleval_mad({"g0": 9}, [f"g{i}" for i in range(k)]) for k in (2, 10)]
     assert found == pytest.approx([0.5, 0.18])
-    even = [imbalance.uniform_reference([f"g{i}" for i in range(k)]) for k in (2, 10)]
-    assert [imbalance.intensity({"g0": 9}, reference) for reference in even] == [1, 1]
     assert np.isnan(metrics.dalleval_mad({"unsure": 3}, GENDERS))
 
 

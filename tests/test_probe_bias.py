@@ -169,16 +169,6 @@ def test_slope_is_found(true):
     assert found.value == pytest.approx(true, rel=0.08) and found.low <= found.value <= found.high
 
 
-def test_a_noisy_reference_flattens_the_slope_unless_it_is_taken_off():
-    rng = np.random.default_rng(1)
-    x = rng.normal(0, 1, 400)
-    years = x[:, None] + rng.normal(0, 0.7, (400, 2))
-    women = 1e5 / (1 + np.exp(-x))
-    counts = np.stack([women, np.full(400, 1e5)], axis=1)
-    plain = estimates._slope(np.repeat(years.mean(1, keepdims=True), 2, axis=1), counts)
-    assert plain < 0.9 and estimates._slope(years, counts) == pytest.approx(1, abs=0.08)
-
-
 def test_guidance_amplification_has_the_references_side():
     sharp, flat = table({"a": 0.02, "c": 0.98}), table({"a": 0.2, "c": 0.8}, guidance=1.0)
     found = estimates.amplification(sharp, flat, "presentation_one", SHARES)

@@ -7,8 +7,8 @@ occupation that of contrasts over occupations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -338,72 +338,34 @@ def slope(
     first: Reference,
     second: Reference | None = None,
     draws: int = 2000,
-    seed: int = 0,
 ) -> Estimate:
-    """Return the slope of logit share on logit reference: 1 mirrors, above 1 exaggerates.
+    """Return the slope of logit share on logit reference over occupations (`trends.logit_slope`).
 
-    Over images that are read as a woman or a man. A reference of two years has an error of its own:
-    its variance, from the two, is taken off that of the reference (errors in variables, Fuller
-    1987, section 1.2), or the slope would be too flat. Bootstrap over occupations and prompts
-    within.
+    Over images that are read as a woman or a man; `second` is the reference of another year.
     """
-    years = [first, second or first]
     groups = [images for _, images in table.groupby("occupation", sort=False)]
-    x = np.array([[year[_key(images)] for year in years] for images in groups], dtype=float)
-    x = np.log(x / (1 - x))
-    counts = [_counts_by_prompt(images, column) for images in groups]
-    rng = np.random.default_rng(seed)
-    best = _slope(x, np.array([c.sum(0) for c in counts]))
-    resampled = []
-    for _ in range(draws):
-        chosen = rng.integers(len(groups), size=len(groups))
-        sums = [counts[i][rng.integers(len(counts[i]), size=len(counts[i]))].sum(0) for i in chosen]
-        resampled.append(_slope(x[chosen], np.array(sums)))
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
-    return Estimate(best, float(min(low, best)), float(max(high, best)), len(groups))
-
-
-def _counts_by_prompt(images: pd.DataFrame, column: str) -> np.ndarray:
-    """Return the women and the women and men of each prompt, (prompts, 2)."""
-    women, sure = images[column] == "woman", images[column] != "unsure"
-    return np.stack([estimates.cluster_totals(v, images.id)[0] for v in (women, sure)], axis=1)
-
-
-def _slope(x: np.ndarray, counts: np.ndarray) -> float:
-    y = np.log((counts[:, 0] + 0.5) / (counts[:, 1] - counts[:, 0] + 0.5))
-    mean = x.mean(1)
-    error = ((x[:, 0] - x[:, 1]) ** 2 / 2).mean() / 2  # of the mean of two years
-    spread = mean.var() - error
-    return float(np.cov(mean, y, bias=True)[0, 1] / spread) if spread > 1e-9 else float("nan")
+    years = [[year[_key(images)] for year in (first, second or first)] for images in groups]
+    counts = []
+    for images in groups:
+        women, sure = images[column] == "woman", images[column] != "unsure"
+        sums = [estimates.cluster_totals(hits, images.id)[0] for hits in (women, sure)]
+        counts.append(np.stack(sums, axis=1))
+    return trends.logit_slope(np.array(years, dtype=float), counts, draws)
 
 
 def variance_components(table: pd.DataFrame) -> dict[str, Estimate]:
     """Return how much of the variance of "woman" within an occupation is due to what.
 
-    Method of moments: `prompt` (template sensitivity), `seed` (images of a prompt), `scorer` (two
-    instruments on one image), as parts of the whole; a component may come out below 0. Intervals by
-    resampling occupations. Needs two instruments and several images a prompt.
+    `prompt` (template sensitivity), `seed` (images of a prompt), `scorer` (two instruments on one
+    image): `trends.variance_components`.
     """
-    one, two = ((table[c] == "woman").astype(float) for c in readings(table)[:2])
-    parts = []
-    data = pd.DataFrame({"o": table.occupation, "id": table.id, "m": (one + two) / 2})
-    data["r"] = (one - two) ** 2 / 2
-    for _, images in data.groupby("o", sort=False):
-        groups = images.groupby("id", sort=False).m
-        within, scorer = groups.var(ddof=1).mean(), images.r.mean()
-        between = groups.mean().var(ddof=1) - within / groups.size().mean()
-        parts.append((between, within - scorer / 2, scorer))
-    moments = np.array(parts)
-
-    def part(rows: np.ndarray, k: int) -> float:
-        whole = moments[rows].mean(0)
-        return float(whole[k] / whole.sum())
-
-    statistics: list[Callable[[np.ndarray], float]] = [partial(part, k=k) for k in range(3)]
-    return {
-        name: estimates.cluster_bootstrap(statistic, np.arange(len(moments)))
-        for name, statistic in zip(("prompt", "seed", "scorer"), statistics)
-    }
+    one, two = (table[name] == "woman" for name in readings(table)[:2])
+    return dict(
+        zip(
+            ("prompt", "seed", "scorer"),
+            trends.variance_components(one, two, table.occupation, table.id),
+        )
+    )
 
 
 def intervention(table: pd.DataFrame, column: str) -> Estimate | None:

@@ -46,26 +46,6 @@ def total_variation(counts: Counts, reference: Shares) -> float:
     return float(np.abs(p - q).sum() / 2)
 
 
-def kullback_leibler(counts: Counts, reference: Shares, smoothing: float = 0.5) -> float:
-    """Return sum p ln(p / q) in nats, `smoothing` images added to every declared group.
-
-    ValueError where the reference gives a group nothing: the divergence would be infinite.
-    """
-    _, q = _shares(counts, reference)
-    if not q.all():
-        raise ValueError("kullback_leibler: the reference gives a group no share.")
-    padded = np.array([counts.get(group, 0) + smoothing for group in reference])
-    p = padded / padded.sum()
-    return float((p * np.log(p / q)).sum())
-
-
-def intensity(counts: Counts, reference: Shares) -> float:
-    """Return 1 - H / ln k, 0 to 1, k the number of declared groups (OpenBias, arXiv 2404.07990)."""
-    p, q = _shares(counts, reference)
-    present = p[p > 0]
-    return float(1 + (present * np.log(present)).sum() / np.log(len(q)))
-
-
 def null_quantile(
     metric: Callable[[Counts, Shares], float], n: int, reference: Shares, draws: int = 2000
 ) -> float:

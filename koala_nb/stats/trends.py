@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from koala_nb.stats.estimates import Estimate, Values, cluster_codes, cluster_totals
+from koala_nb.stats.estimates import (
+    Estimate,
+    Values,
+    cluster_bootstrap,
+    cluster_codes,
+    cluster_totals,
+)
 
 
 class Trend(NamedTuple):
@@ -144,3 +152,66 @@ def intraclass_correlation(hits: Values, clusters: Values) -> float:
     typical = (n - (sizes**2).sum() / n) / (m - 1)
     whole = between + (typical - 1) * inside
     return float(np.clip((between - inside) / whole, 0, 1)) if whole else 0.0
+
+
+def logit_slope(
+    references: np.ndarray, counts: Sequence[np.ndarray], draws: int = 2000, seed: int = 0
+) -> Estimate:
+    """Return the slope of groups' logit shares on the logit of reference shares: 1 mirrors.
+
+    references: (groups, 2), two readings of each reference, such as of two years; counts: a group's
+    hits and images by prompt, (prompts, 2). The variance of the readings is taken off that of the
+    references (errors in variables, Fuller 1987, section 1.2), or the slope would be too flat.
+    Bootstrap over groups, and prompts within.
+    """
+    x = np.log(references / (1 - references))
+    rng = np.random.default_rng(seed)
+    best = _errors_in_variables_slope(x, np.array([c.sum(0) for c in counts]))
+    resampled = []
+    for _ in range(draws):
+        chosen = rng.integers(len(counts), size=len(counts))
+        sums = [counts[i][rng.integers(len(counts[i]), size=len(counts[i]))].sum(0) for i in chosen]
+        resampled.append(_errors_in_variables_slope(x[chosen], np.array(sums)))
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return Estimate(best, float(min(low, best)), float(max(high, best)), len(counts))
+
+
+def _errors_in_variables_slope(x: np.ndarray, counts: np.ndarray) -> float:
+    y = np.log((counts[:, 0] + 0.5) / (counts[:, 1] - counts[:, 0] + 0.5))
+    mean = x.mean(1)
+    error = ((x[:, 0] - x[:, 1]) ** 2 / 2).mean() / 2  # of the mean of two readings
+    spread = mean.var() - error
+    return float(np.cov(mean, y, bias=True)[0, 1] / spread) if spread > 1e-9 else float("nan")
+
+
+def variance_components(
+    one: Values, two: Values, groups: Values, clusters: Values
+) -> list[Estimate]:
+    """Return the parts of the variance within groups that are due to cluster, image and reader.
+
+    Method of moments; one, two: hits of two readers of the same images, of several images a
+    cluster. A part may come out below 0. Intervals by resampling groups.
+    """
+    import pandas as pd
+
+    a, b = np.asarray(one, dtype=float), np.asarray(two, dtype=float)
+    columns = {
+        "group": groups,
+        "cluster": clusters,
+        "mean": (a + b) / 2,
+        "reader": (a - b) ** 2 / 2,
+    }
+    parts = []
+    for _, images in pd.DataFrame(columns).groupby("group", sort=False):
+        of_cluster = images.groupby("cluster", sort=False)["mean"]
+        within, reader = of_cluster.var(ddof=1).mean(), images.reader.mean()
+        between = of_cluster.mean().var(ddof=1) - within / of_cluster.size().mean()
+        parts.append((between, within - reader / 2, reader))
+    moments = np.array(parts)
+
+    def part(rows: np.ndarray, k: int) -> float:
+        whole = moments[rows].mean(0)
+        return float(whole[k] / whole.sum())
+
+    every = np.arange(len(moments))
+    return [cluster_bootstrap(partial(part, k=k), every) for k in range(3)]
