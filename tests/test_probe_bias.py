@@ -65,17 +65,6 @@ def test_prompt_sets_are_balanced(domain, occupations):
     assert set(asked.reference) == set(estimates.reference(domain).reference)
 
 
-def test_reference_years_are_shares():
-    found = estimates.reference("photographic").set_index("reference")
-    assert found.loc["flight attendants"].tolist() == pytest.approx([0.699, 0.813])
-
-
-def test_planted_shares_depend_on_what_captions_name():
-    found = estimates.reference("emoji-world").set_index("reference")
-    assert found.loc["artist", "women"] == 0.03
-    assert found.loc["artist", "women_other"] == pytest.approx(0.6 * 0.5 + 0.4 * 0.03)
-
-
 def test_raw_shares_and_verdicts():
     found = estimates.by_occupation(table(), "presentation_one", SHARES).set_index("occupation")
     assert found.loc["a", "raw"] == pytest.approx(0.2, abs=0.1)
@@ -224,8 +213,8 @@ def test_headlines_are_of_the_highest_guidance():
 def test_a_table_has_the_reference_of_its_occupations():
     first, second = estimates.references_of(pd.DataFrame({"reference": ["artist", "singer"]}))
     assert (first["artist"], second["artist"]) == (0.03, pytest.approx(0.312))
-    first, _ = estimates.references_of(pd.DataFrame({"reference": ["flight attendants"]}))
-    assert first["flight attendants"] == pytest.approx(0.699)
+    years = estimates.references_of(pd.DataFrame({"reference": ["flight attendants"]}))
+    assert [year["flight attendants"] for year in years] == pytest.approx([0.699, 0.813])
     with pytest.raises(ValueError, match="No reference holds the occupations wizard"):
         estimates.references_of(pd.DataFrame({"reference": ["wizard"]}))
 

