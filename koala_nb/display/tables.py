@@ -141,14 +141,14 @@ def _is_counts(column: pd.Series) -> bool:
 
 def _triples(columns: Iterable[Any]) -> dict[str, tuple[str | None, str, str]]:
     """Return where an interval is shown -> its columns (value, low, high); value may be None."""
-    known, found = list(columns), {}
+    known, triples = list(columns), {}
     for low in (str(c) for c in known if str(c).endswith("low")):
         high, stem = low[:-3] + "high", low[:-3]
         if high in known:
             names = (stem + "value", stem.rstrip("_ "))
             value = next((name for name in names if name in known), None)
-            found[value or low] = (value, low, high)
-    return found
+            triples[value or low] = (value, low, high)
+    return triples
 
 
 def _heading(name: Any, unit: str, note: str = "") -> str:

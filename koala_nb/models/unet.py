@@ -323,9 +323,9 @@ def weight_map(student: nn.Module, teacher: nn.Module) -> pd.DataFrame:
 
 
 def card_comparison() -> pd.DataFrame:
-    """Recompute the card's table of U-Nets: columns quantity, system, published, computed, verdict.
+    """Return the card's table of U-Nets beside the one computed from configurations.
 
-    The published side is `card.CARD_TABLE`. Latencies are quoted, not computed.
+    Columns quantity, system, published, computed, verdict (holds, does not hold, quoted), note.
     """
     import pandas as pd
 
@@ -335,20 +335,21 @@ def card_comparison() -> pd.DataFrame:
         (system,) = [s for s in catalog.SYSTEMS if s.title == name]
         unet = build_unet(system.name)
         count = sizes[name] = int(stages(unet).loc["total", "parameters"])
-        for quantity, computed, verdict in (
-            ("parameters", f"{count:,}", _verdict_count(str(line["parameters"]), count)),
-            ("checkpoint", _gigabytes(count), _verdict_size(str(line["checkpoint"]), count)),
-            ("transformer blocks", *_depths(unet, str(line["transformer blocks"]))),
-            ("mid block", mid := unet.mid_block is not None, _agrees(mid == line["mid block"])),
-            ("latency (s)", "not computed", f"quoted: {CARD_TABLE_CONDITIONS}"),
+        has_mid = unet.mid_block is not None
+        for quantity, computed, *verdict in (
+            ("parameters", f"{count:,}", *_verdict_count(str(line["parameters"]), count)),
+            ("checkpoint", _gigabytes(count), *_verdict_size(str(line["checkpoint"]), count)),
+            ("transformer blocks", *_depths(unet, str(line["transformer blocks"])), ""),
+            ("mid block", has_mid, _agrees(has_mid == line["mid block"]), ""),
+            ("latency (s)", "not computed", "quoted", CARD_TABLE_CONDITIONS),
         ):
-            rows.append((quantity, name, line[quantity], computed, verdict))
+            rows.append((quantity, name, line[quantity], computed, *verdict))
     for name, published in (("KOALA-1B", 54), ("KOALA-700M", 69)):
         exact = 100 * (1 - sizes[name] / sizes["SDXL-Base-1.0"])
-        verdict = f"holds for parameters, cut to whole percent ({exact:.0f} % when rounded)"
+        note = f"of parameters, cut to whole percent ({exact:.0f} % when rounded)"
         row = ("reduction", name, f"up to {published} %", f"{exact:.2f} % of 2,567M")
-        rows.append((*row, verdict if int(exact) == published else "does not hold"))
-    frame = pd.DataFrame(rows, columns=["quantity", "system", "published", "computed", "verdict"])
+        rows.append((*row, _agrees(int(exact) == published), note))
+    frame = pd.DataFrame(rows, columns="quantity system published computed verdict note".split())
     return frame.sort_values(
         "quantity", key=lambda s: s.map(CARD_ROWS.index), kind="stable", ignore_index=True
     )
@@ -358,11 +359,10 @@ def _agrees(holds: bool) -> str:
     return "holds" if holds else "does not hold"
 
 
-def _verdict_count(published: str, count: int) -> str:
+def _verdict_count(published: str, count: int) -> tuple[str, str]:
     whole = int(published.rstrip("M").replace(",", ""))
-    if round(count / 1e6) == whole:
-        return "holds"
-    return "holds, cut instead of rounded" if count // 10**6 == whole else "does not hold"
+    is_cut = count // 10**6 == whole != round(count / 1e6)
+    return _agrees(is_cut or round(count / 1e6) == whole), "cut instead of rounded" * is_cut
 
 
 def _gigabytes(count: int) -> str:
@@ -372,14 +372,14 @@ def _gigabytes(count: int) -> str:
     )
 
 
-def _verdict_size(published: str, count: int) -> str:
+def _verdict_size(published: str, count: int) -> tuple[str, str]:
     figure = published.removesuffix("GB")
     digits = len(figure.partition(".")[2])
     for size in (4, 2):
         for unit, bytes_ in (("GB", 1e9), ("GiB", 2**30)):
             if f"{count * size / bytes_:.{digits}f}" == figure:
-                return f"holds: float{8 * size} in {unit}"
-    return "does not hold in float32 or float16, in GB or GiB"
+                return "holds", f"float{8 * size} in {unit}"
+    return "does not hold", "neither in float32 nor in float16, in GB or GiB"
 
 
 def _depths(unet: nn.Module, published: str) -> tuple[str, str]:

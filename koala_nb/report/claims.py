@@ -123,9 +123,9 @@ def _difference(section: str, id: str, missing: str, beside: str = "") -> Decide
     """Decide that a difference lies below 0; `beside`: an estimate that is told beside it."""
 
     def decided(evidence: Evidence) -> Decision:
-        own = evidence.sections[section]
-        decision = decide_less_than(own.best(id), 0, own.why or missing, -DIFFERENCE)
-        if other := own.best(beside):
+        part = evidence.sections[section]
+        decision = decide_less_than(part.best(id), 0, part.why or missing, -DIFFERENCE)
+        if other := part.best(beside):
             decision["why"] += f"; {other['label']}: {other['value']:.3f}"
         return decision
 
@@ -137,7 +137,7 @@ def _counted(quantity: str) -> Decide:
         table = evidence.comparison
         rows = table[(table.quantity == quantity) & table.system.isin(UNETS)]
         why = "; ".join(f"{r.system}: {_text(r.computed)}" for r in rows.itertuples())
-        verdict = HOLDS if rows.verdict.str.startswith(HOLDS).all() else NOT
+        verdict = HOLDS if (rows.verdict == HOLDS).all() else NOT
         return {"verdict": verdict, **FIGURES, "n": len(rows), "why": why}
 
     return decided

@@ -50,7 +50,7 @@ def render_page(notebook: Path) -> str:
     )
     page: str = _targets(exporter.from_notebook_node(nb)[0])
     page = page.replace("<pre>", '<pre tabindex="0">')  # else no keyboard scrolls it
-    return re.sub(r"<table.*?</table>", lambda found: _wide(found[0]), page, flags=re.DOTALL)
+    return re.sub(r"<table.*?</table>", lambda table: _wide(table[0]), page, flags=re.DOTALL)
 
 
 def _targets(page: str) -> str:
@@ -96,11 +96,11 @@ def mathml(tex: str, display: str = "inline") -> str:
     from latex2mathml.converter import convert
 
     try:
-        found = convert(tex.strip(), display=display)
+        formula = convert(tex.strip(), display=display)
     except Exception:  # latex2mathml raises errors of many kinds, plain IndexError among them
-        found = "\\"
+        formula = "\\"
     # It passes commands that it does not know through as text.
-    return f"<code>{escape(tex.strip())}</code>" if "\\" in found else found
+    return f"<code>{escape(tex.strip())}</code>" if "\\" in formula else formula
 
 
 def _exporter() -> Any:

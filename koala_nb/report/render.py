@@ -272,8 +272,7 @@ def _show_images(audit: Audit) -> None:
 
 
 def _show_comparison(audit: Audit) -> None:
-    caption = "The card's table against configurations; latencies are quoted"
-    show_table(audit.comparison, f"{caption}: {card.CARD_TABLE_CONDITIONS}")
+    show_table(audit.comparison, "The card's table against configurations; latencies are quoted")
 
 
 def _show_attention(audit: Audit) -> None:
