@@ -1,6 +1,12 @@
+from . import attention as attention
+from . import distillation as distillation
+from . import models as models
 from . import probes as probes
+from . import speed as speed
+from . import widgets as widgets
 from .attention.capture import capture_attention as capture_attention
 from .core.catalog import find as find
+from .core.catalog import stored_results as stored_results
 from .core.catalog import systems as systems
 from .core.files import banner as banner
 from .core.files import environment as environment

@@ -1,1 +1,13 @@
 """Attention captured while a pipeline draws: maps, words, a page."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "buffers": ["layer_grid"],
+        "capture": ["CannotCapture", "capture_attention"],
+        "maps": ["AXES", "Attention", "words_of"],
+        "page": ["overlay", "place", "write_page"],
+    },
+)

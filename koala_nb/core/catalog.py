@@ -95,6 +95,16 @@ def data_folder() -> Path:
     return Path(os.environ.get("KOALA_NB_DATA") or Path(__file__).resolve().parents[2] / "data")
 
 
+def stored_results(pattern: str) -> dict[str, Any]:
+    """Return what lies in `data/results/<pattern>.json`, by name without its ending.
+
+    >>> list(stored_results("benchmark-latency-*"))
+    ['benchmark-latency-embedded']
+    """
+    paths = sorted((data_folder() / "results").glob(f"{pattern}.json"))
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
+
+
 def find(name: str) -> System:
     """The record of a system. Raises ValueError naming the nearest name and listing all."""
     for system in SYSTEMS:

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from koala_nb.display.figures import COLORS, STYLE
+from koala_nb.display.figures import COLORS, STYLE, show
 from koala_nb.models import unet as architecture
 
 if TYPE_CHECKING:
@@ -229,3 +229,10 @@ def layer_map(table: pd.DataFrame, row_label: str, column_label: str, title: str
         axis.set(xlabel=column_label, ylabel=row_label, title=title)
         figure.colorbar(shown, ax=axis, label="CKA", fraction=0.04)
     return figure
+
+
+def show_layer_map(table: pd.DataFrame, row_label: str, column_label: str, title: str) -> None:
+    """Display a `layer_map`; its alternative text gives the mean of the rows' largest values."""
+    alt = f"{title}, {row_label} by {column_label}. Mean over the rows' layers of the largest "
+    alt += f"value: {table.max(axis=1).mean():.1f}."
+    show(layer_map(table, row_label, column_label, title), alt)
