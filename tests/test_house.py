@@ -10,7 +10,7 @@ from studies import house
 # Until the family of 128 px takes the place of the shipped one, nano/ and its tests hold both.
 MEASURES = {
     "files over 500 lines": (2, 0),
-    "koala_nb without nano, lines": (17_525, 11_500),
+    "koala_nb without nano, lines": (17_537, 11_500),
     "koala_nb without nano, files": (86, 70),
     "nano, lines": (5_421, 3_300),
     "core, models and generation, lines": (3_414, 2_200),

@@ -1,5 +1,3 @@
-"""Comparing what U-Nets compute on the same pictures."""
-
 import numpy as np
 import pytest
 import torch
@@ -7,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import koala_nb as kn
+from koala_nb.distillation import similarity
 from koala_nb.distillation.similarity import (
     cka,
     cka_table,
@@ -101,14 +100,14 @@ def test_bad_inputs_are_one_sentence(loaded, images, prompts, timestep, message)
         noisy_inputs(loaded, images, prompts, timestep)
 
 
-def test_the_map_of_layers_shows_every_pair():
-    from koala_nb.models.figures import layer_map
-
+def test_the_map_of_layers_shows_every_pair(monkeypatch):
+    shown = []
+    monkeypatch.setattr(similarity, "show", lambda figure, alt: shown.append(figure))
     names = [f"down_blocks.1.attentions.0.transformer_blocks.{i}.attn1" for i in range(2)]
     names += ["up_blocks.0.attentions.0.transformer_blocks.0.attn1"]
     table = cka_table({n: features(i) for i, n in enumerate(names)}, {names[0]: features(0)})
-    figure = layer_map(table, "student", "teacher", "CKA")
-    axis = figure.axes[0]
+    similarity.show_layer_map(table, "student", "teacher", "CKA")
+    axis = shown[0].axes[0]
     np.testing.assert_allclose(axis.images[0].get_array(), table.to_numpy())
     assert [label.get_text() for label in axis.get_yticklabels()] == ["down 1", "up 0"]
     assert axis.get_ylabel() == "student" and axis.get_xlabel() == "teacher"

@@ -158,7 +158,11 @@ class Capture:
         self.blocks = len(unet.config.down_block_types)
         self.batches: list[Batch] = []
         self.attention = Attention(pipe.tokenizer, self.batches)
-        self.probe = _embed_probe(pipe, probe)
+        self.probe: torch.Tensor | None = None
+        if probe is not None:
+            words_of(pipe.tokenizer, probe)  # refuses one that is too long
+            with torch.no_grad():
+                self.probe = embed(pipe, probe)[0].to(pipe.unet.dtype)
         # The width of CLIP-L's part of the text embeddings, which come first.
         self.width_l = pipe.text_encoder.config.hidden_size if options.by_encoder else None
         self.expected: int | None = None
@@ -245,14 +249,6 @@ class Capture:
                 )
 
 
-def _embed_probe(pipe: Pipeline, probe: str | None) -> torch.Tensor | None:
-    if probe is None:
-        return None
-    words_of(pipe.tokenizer, probe)  # refuses one that is too long
-    with torch.no_grad():
-        return embed(pipe, probe)[0].to(pipe.unet.dtype)
-
-
 # --- hooks --------------------------------------------------------------------------------------
 
 _OPEN: dict[int, Capture] = {}  # by handle: what a compiled graph cannot hold
@@ -270,19 +266,6 @@ def unregister(capture: Capture) -> None:
     """Take back a capture's handles."""
     for handle in [h for h, other in _OPEN.items() if other is capture]:
         del _OPEN[handle]
-
-
-class Recorder:
-    """A projection of a layer that keeps what it returned last."""
-
-    def __init__(self, projection: nn.Module) -> None:
-        self.projection = projection
-        self.last: torch.Tensor | None = None
-
-    def __call__(self, states: torch.Tensor, *args: Any) -> torch.Tensor:
-        """Return what the projection returns."""
-        self.last = self.projection(states, *args)
-        return self.last
 
 
 class CapturingProcessor:
@@ -324,17 +307,25 @@ class CapturingProcessor:
                 key = attn.to_k(self._text_of(channel, text))
                 torch.ops.koala_nb.attend(query, key, handle, self.order)
             return result
-        to_q, to_k = Recorder(attn.to_q), Recorder(attn.to_k)
+        last: dict[str, torch.Tensor] = {}  # what each projection returned last
+
+        def recorded(name: str, project: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+            def call(*states: torch.Tensor) -> torch.Tensor:
+                last[name] = project(*states)
+                return last[name]
+
+            return call
+
         # What an instance holds comes before what its class finds: no module is exchanged.
-        attn.__dict__.update(to_q=to_q, to_k=to_k)
+        attn.__dict__.update(to_q=recorded("to_q", attn.to_q), to_k=recorded("to_k", attn.to_k))
         try:
             result = self.original(*given, **kwargs)
         finally:
             attn.__dict__.pop("to_q", None)
             attn.__dict__.pop("to_k", None)
-        query = attn.to_q(hidden_states) if to_q.last is None else to_q.last
+        query = last["to_q"] if "to_q" in last else attn.to_q(hidden_states)
         for channel, number in self.numbers.items():
-            key = to_k.last if channel in KEYS_OF_LAYER else None
+            key = last.get("to_k") if channel in KEYS_OF_LAYER else None
             key = attn.to_k(self._text_of(channel, text)) if key is None else key
             self.capture.add(number, query, key)
         return result

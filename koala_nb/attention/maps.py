@@ -158,16 +158,9 @@ class Attention:
         for word in words_of(self.tokenizer, prompt):
             logit, part = (v[:, list(word.tokens)].mean(1).astype(float) for v in (both, first))
             centred = logit - logit.mean()
-            rows.append(
-                {
-                    "word": word.text,
-                    "logit": logit.mean(),
-                    "clip_l": part.mean(),
-                    "clip_g": (logit - part).mean(),
-                    "spread_clip_l": (part * centred).sum() / (centred**2).sum(),
-                }
-            )
-        return pd.DataFrame(rows)
+            spread = (part * centred).sum() / (centred**2).sum()
+            rows.append((word.text, logit.mean(), part.mean(), (logit - part).mean(), spread))
+        return pd.DataFrame(rows, columns=["word", "logit", "clip_l", "clip_g", "spread_clip_l"])
 
     @property
     def _tokens(self) -> int:

@@ -96,11 +96,7 @@ def data_folder() -> Path:
 
 
 def stored_results(pattern: str) -> dict[str, Any]:
-    """Return what lies in `data/results/<pattern>.json`, by name without its ending.
-
-    >>> list(stored_results("benchmark-latency-*"))
-    ['benchmark-latency-embedded']
-    """
+    """Return what lies in `data/results/<pattern>.json`, by name without its ending."""
     paths = sorted((data_folder() / "results").glob(f"{pattern}.json"))
     return {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
 

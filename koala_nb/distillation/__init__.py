@@ -6,6 +6,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "losses": ["FEATURES", "Distiller", "FeatureHooks", "feature_pairs", "training_cost"],
-        "similarity": ["cka_table", "noisy_inputs", "outputs", "principal_colours"],
+        "similarity": [
+            "cka_table",
+            "noisy_inputs",
+            "outputs",
+            "principal_colours",
+            "show_layer_map",
+        ],
     },
 )

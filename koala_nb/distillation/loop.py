@@ -164,13 +164,10 @@ class Loop:
         self.ema.step(p for p in self.module.parameters() if p.requires_grad)
 
     def _diverged(self, step: int, loss: float) -> str:
-        kept = "there is no checkpoint yet"
-        if self.saved_step:
-            kept = f"the last checkpoint, {self.checkpoint}, is of step {self.saved_step}"
-        return (
-            f"The loss is {loss} at step {step} of {self.steps}, and training stopped; {kept}: "
-            "try a lower rate or another precision."
-        )
+        kept = f"the last checkpoint, {self.checkpoint}, is of step {self.saved_step}"
+        message = f"The loss is {loss} at step {step} of {self.steps}, and training stopped; "
+        message += kept if self.saved_step else "there is no checkpoint yet"
+        return f"{message}: try a lower rate or another precision."
 
     def _agree(self, wish: bool) -> bool:
         """Return the first process's wish, so that all stop and save at the same step."""

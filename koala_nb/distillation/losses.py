@@ -60,10 +60,12 @@ def feature_pairs(
     on the meta device. ValueError for an unknown kind or stage, for stages without such modules,
     and for a student that was not cut from this teacher.
     """
-    _known(kind, list(FEATURES), "feature")
-    there = list(dict.fromkeys(stage_of(name) for name, _ in student.named_modules() if name))
-    for stage in stages:
-        _known(stage, [name for name in there if name != "rest"], "stage of the student")
+    if kind not in FEATURES:
+        raise unknown_name("feature", kind, FEATURES)
+    there = dict.fromkeys(stage_of(name) for name, _ in student.named_modules() if name)
+    known = [name for name in there if name != "rest"]
+    for stage in set(stages) - set(known):
+        raise unknown_name("stage of the student", stage, known)
     weight_map(student, teacher)
     if (pattern := FEATURES[kind]) is None:
         return {}
@@ -73,11 +75,6 @@ def feature_pairs(
     if not names:
         raise ValueError(f"No {kind} modules in {', '.join(stages)}: choose other stages.")
     return {name: teacher_name(name + ".", *layers)[:-1] for name in names}
-
-
-def _known(name: str, names: list[str], what: str) -> None:
-    if name not in names:
-        raise unknown_name(what, name, names)
 
 
 class FeatureHooks:

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
+from koala_nb.display.figures import STYLE, show
 from koala_nb.distillation.losses import FeatureHooks
+from koala_nb.models.unet import stage_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,3 +127,29 @@ def principal_colours(features: torch.Tensor, height: int, width: int) -> list[I
     pixels = np.clip((shown - low) / np.maximum(high - low, 1e-12), 0, 1)
     pixels = (255 * pixels).round().astype(np.uint8).reshape(len(features), height, width, -1)
     return [Image.fromarray(picture) for picture in pixels]
+
+
+def show_layer_map(table: pd.DataFrame, row_label: str, column_label: str, title: str) -> None:
+    """Display how alike layers are, 0 to 1, a row and a column a layer; lines part the stages.
+
+    `table`: layers' names as index and columns; NaN stays white.
+    """
+    with matplotlib.rc_context(STYLE):
+        height = 1.7 + 5.0 * len(table) / len(table.columns)
+        figure = Figure(figsize=(7.2, height), layout="constrained")
+        axis = figure.subplots()
+        image = axis.imshow(table.to_numpy(float), cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        for side, names in (("x", table.columns), ("y", table.index)):
+            stages = [stage_of(name) for name in names]
+            first = [i for i, stage in enumerate(stages) if i == 0 or stages[i - 1] != stage]
+            middles = [(i + end - 1) / 2 for i, end in zip(first, [*first[1:], len(stages)])]
+            for begin in first[1:]:
+                getattr(axis, "axvline" if side == "x" else "axhline")(begin - 0.5, color="w")
+            labels = [stages[i].replace("_blocks.", " ") for i in first]
+            getattr(axis, f"set_{side}ticks")(middles, labels)
+        axis.tick_params(length=0)
+        axis.set(xlabel=column_label, ylabel=row_label, title=title)
+        figure.colorbar(image, ax=axis, label="CKA", fraction=0.04)
+    best = table.max(axis=1).mean()
+    alt = f"Mean over the rows' layers of the largest value: {best:.1f}."
+    show(figure, f"{title}, {row_label} by {column_label}. {alt}")

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from koala_nb.display.figures import COLORS, STYLE, show
+from koala_nb.display.figures import COLORS, STYLE
 from koala_nb.models import unet as architecture
 
 if TYPE_CHECKING:
@@ -203,36 +203,3 @@ def cost_bars(tables: Mapping[str, pd.DataFrame], title: str) -> tuple[Figure, s
         figure.suptitle(title, fontsize=11)
         _kind_legend(figure)
     return figure, f"{title}. {unit} per stage. {'. '.join(totals)}."
-
-
-def layer_map(table: pd.DataFrame, row_label: str, column_label: str, title: str) -> Figure:
-    """Draw how alike layers are, 0 to 1, a row and a column a layer; lines part the stages.
-
-    `table`: layers' names as index and columns; NaN stays white.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 0.7 + 5.0 * len(table) / len(table.columns) + 1.0))
-        figure.set_layout_engine("constrained")
-        axis = figure.subplots()
-        shown = axis.imshow(table.to_numpy(float), cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        for names, which in ((list(table.columns), "x"), (list(table.index), "y")):
-            stages = [architecture.stage_of(name) for name in names]
-            first = [i for i, stage in enumerate(stages) if i == 0 or stages[i - 1] != stage]
-            ends = [*first[1:], len(stages)]
-            middles = [(begin + end - 1) / 2 for begin, end in zip(first, ends)]
-            draw = axis.axvline if which == "x" else axis.axhline
-            for begin in first[1:]:
-                draw(begin - 0.5, color="w", linewidth=1.5)
-            labels = [stages[i].replace("_blocks.", " ") for i in first]
-            getattr(axis, f"set_{which}ticks")(middles, labels)
-        axis.tick_params(length=0)
-        axis.set(xlabel=column_label, ylabel=row_label, title=title)
-        figure.colorbar(shown, ax=axis, label="CKA", fraction=0.04)
-    return figure
-
-
-def show_layer_map(table: pd.DataFrame, row_label: str, column_label: str, title: str) -> None:
-    """Display a `layer_map`; its alternative text gives the mean of the rows' largest values."""
-    alt = f"{title}, {row_label} by {column_label}. Mean over the rows' layers of the largest "
-    alt += f"value: {table.max(axis=1).mean():.1f}."
-    show(layer_map(table, row_label, column_label, title), alt)

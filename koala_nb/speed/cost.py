@@ -83,14 +83,6 @@ def rate_in(file: Path) -> float:
     return max(float(row["images_a_second"]) for row in rows)
 
 
-def bytes_an_image(run: Path) -> tuple[float, int]:
-    """Mean bytes of the images in a run's folder, and how many. ValueError where there are none."""
-    sizes = [file.stat().st_size for file in (run / "images").rglob("*.png")]
-    if not sizes:
-        raise ValueError(f"{run} holds no images: give a folder that `generate` wrote.")
-    return sum(sizes) / len(sizes), len(sizes)
-
-
 def _rows(file: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(file.read_text("utf-8"))["rows"]
@@ -147,7 +139,10 @@ def _measured(file: Path) -> list[dict[str, Any]]:
 
 def _disk(images: int, run: Path | None, side: int) -> str:
     if run:
-        size, number = bytes_an_image(run)
+        sizes = [file.stat().st_size for file in (run / "images").rglob("*.png")]
+        if not sizes:
+            raise ValueError(f"{run} holds no images: give a folder that `generate` wrote.")
+        size, number = sum(sizes) / len(sizes), len(sizes)
         total = size * images / 1e9
         return f"{total:,.1f} GB of images at {size:,.0f} bytes, the mean of {number} in {run}"
     total = 3 * side**2 * images / 1e9

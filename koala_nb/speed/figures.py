@@ -29,7 +29,8 @@ def show_scaling(rows: Rows) -> None:
         figure = Figure(figsize=(7.2, 2.9), layout="constrained")
         panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
         for axis, size in zip(panels, sizes):
-            for index, (name, cases) in enumerate(_by_system(rows, size).items()):
+            for index, name in enumerate(dict.fromkeys(row["system"] for row in rows)):
+                cases = [r for r in rows if (r["size"], r["system"]) == (size, name)]
                 x = [row["batch"] for row in cases]
                 middle, low, high = (
                     np.array([1e3 * row[key] / row["batch"] for row in cases])
@@ -46,14 +47,6 @@ def show_scaling(rows: Rows) -> None:
         panels[0].set_ylabel("ms an image and step, guided")
         panels[-1].legend(frameon=False)
     show(figure, f"Stored run, ms an image and step: {'; '.join(texts)}.")
-
-
-def _by_system(rows: Rows, size: int) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["size"] == size:
-            groups.setdefault(row["system"], []).append(row)
-    return groups
 
 
 def _batches(axis: Axes, batches: Sequence[int]) -> None:

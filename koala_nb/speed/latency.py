@@ -117,20 +117,15 @@ def whole_images(rows: Sequence[Row]) -> list[Row]:
         guided = guidance is None or guidance > 1
         of_system = [row for row in rows if row["system"] == vae["system"]]
         text = sum(row["seconds"] for row in of_system if row["part"] == ENCODERS)
-        key = (UNET, guided, vae["size"], vae["batch"])
-        step = next((row["seconds"] for row in of_system if _key(row) == key), None)
+        key = {"part": UNET, "guided": guided, "size": vae["size"], "batch": vae["batch"]}
+        step = next((row["seconds"] for row in of_system if key.items() <= row.items()), None)
         if step is None:
             continue
         # The negative prompt is encoded, too.
         total = (1 + guided) * text + steps * step + vae["seconds"]
-        common = {name: vae[name] for name in ("system", "size", "batch")}
-        common |= {"steps": steps, "guided": guided}
-        images.append(common | {"seconds_an_image": total / vae["batch"]})
+        common = {k: vae[k] for k in ("system", "size", "batch")} | {"steps": steps}
+        images.append(common | {"guided": guided, "seconds_an_image": total / vae["batch"]})
     return images
-
-
-def _key(row: Row) -> tuple:
-    return tuple(row[name] for name in ("part", "guided", "size", "batch"))
 
 
 def rooflines(
