@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 from typer import Argument, Context, Option
+from typer.models import OptionInfo
 
-from koala_nb.core.options import at_least, number, positive, writable
+from koala_nb.core.options import at_least, positive, writable
 from koala_nb.probes import MODULES
 
 REPORT = "11_write_the_audit_report"
@@ -24,11 +25,8 @@ MEMORY = (
 LISTS = ("--systems", "--sizes", "--batches", "--gpus", "--threads")  # as in `--gpus 1 2 4`
 UsageError: Any = typer.BadParameter.__base__  # of every refusal of what was typed
 _typed: list[str] = []  # the arguments of the command that runs
-REST: dict[str, Any] = {
-    "allow_extra_args": True,
-    "ignore_unknown_options": True,
-    "help_option_names": [],
-}
+REST: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+REST["help_option_names"] = []
 
 
 def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -43,23 +41,28 @@ def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
-def one_of(*choices: str) -> Callable[[str], str]:
-    """Read a text that is one of the choices."""
+def whole(low: int, about: str | None = None) -> OptionInfo:
+    """An option that is a whole number of at least `low`."""
+    return Option(parser=checked(at_least(low)), help=about)
+
+
+def choice(*choices: str) -> OptionInfo:
+    """An option that is one of the choices."""
 
     def read(text: str) -> str:
         if text not in choices:
             raise ValueError(f"{text!r}: choose one of {', '.join(choices)}")
         return text
 
-    return read
+    return Option(parser=checked(read), metavar="|".join(choices))
 
 
-def whole(low: int, about: str | None = None) -> Any:
-    """An option that is a whole number of at least `low`."""
-    return Option(parser=checked(at_least(low)), help=about)
+def flag(name: str, about: str) -> OptionInfo:
+    """An option without a value."""
+    return Option(name, help=about)
 
 
-def real(about: str, read: Callable[[str], float] = number) -> Any:
+def real(about: str, read: Callable[[str], float] = float) -> OptionInfo:
     """An option that is a number."""
     return Option(parser=checked(read), help=about)
 
@@ -136,10 +139,6 @@ def _spread(arguments: Sequence[str]) -> list[str]:
     return spread
 
 
-def _delegate(module: str, arguments: Sequence[str]) -> int:
-    return import_module(f"koala_nb.{module}").main(arguments)
-
-
 @app.command()
 def systems() -> None:
     """Print what is known of each catalogued model."""
@@ -181,12 +180,8 @@ def report(
     notebook: Annotated[str, Argument(help="a notebook's path, name or number")] = REPORT,
     parameters: Annotated[list[str], Option("-p", metavar="NAME=VALUE")] = [],  # noqa: B006
     out: Folder = Path("reports"),
-    sweep: Annotated[
-        str | None, Option(metavar="FILE", help="a YAML file: one run a combination")
-    ] = None,
-    keep_done: Annotated[
-        bool, Option("--keep-done", help="leave a finished run as it is (default: afresh)")
-    ] = False,
+    sweep: Annotated[str | None, Option(help="a YAML file: one run a combination")] = None,
+    keep_done: Annotated[bool, flag("--keep-done", "leave a finished run as it is")] = False,
 ) -> int:
     """Run a notebook and write its HTML page."""
     from koala_nb.report import run
@@ -227,11 +222,56 @@ def refresh(
 )
 def train(context: Context) -> int:
     """Hand the arguments on to the training that is named first."""
-    trainings = {"student": "distillation.train", "study": "nano.study"}
     first, *rest = context.args or [""]
-    if first in trainings:
-        return _delegate(trainings[first], rest)
-    return _delegate("nano.training", context.args)
+    if first == "student":
+        return students(rest, prog_name="koala-nb train student", standalone_mode=False)
+    if first == "study":
+        return import_module("koala_nb.nano.study").main(rest)
+    return import_module("koala_nb.nano.training").main(context.args)
+
+
+students = group("Distil a KOALA-shaped U-Net from a full-size teacher, on your data.")
+
+
+@students.command()
+def train_student(
+    teacher: Annotated[str, Option(help="a catalogued name or a folder")],
+    student: Annotated[str, Option(help="the catalogued system whose U-Net is trained")],
+    data: Annotated[str, Option(help="a folder of pictures with captions, or a dataset's hub id")],
+    out: Folder = Path("runs/student"),
+    size: Annotated[int | None, whole(1, "pixels a side (default: the student's)")] = None,
+    samples: Annotated[int, whole(1, "pictures seen")] = 100_000,
+    batch: Annotated[int, whole(1, "pictures a step in all")] = 8,
+    accumulation: Annotated[int, whole(1, "parts of a batch")] = 1,
+    rate: Annotated[float, real("learning rate (default: BK-SDM's)", positive)] = 5e-5,
+    limit: Annotated[int | None, whole(1, "read so many pictures only")] = None,
+    feature: Annotated[str, Option(help="what is imitated")] = "self-attention",
+    stage: Annotated[list[str], Option(help="imitate in these stages only")] = [],  # noqa: B006
+    weight_task: Annotated[float, real("weight of L_task")] = 1.0,
+    weight_out: Annotated[float, real("weight of L_out")] = 1.0,
+    weight_feat: Annotated[float, real("weight of L_feat")] = 1.0,
+    random_start: Annotated[bool, flag("--random-start", "not from the teacher's weights")] = False,
+    checkpointing: Annotated[bool, flag("--checkpointing", "less memory, more time")] = False,
+    precision: Annotated[str | None, choice("no", "bf16", "fp16")] = None,
+    device: Annotated[str | None, choice("cpu", "cuda")] = None,
+    minutes: Annotated[float | None, real("stop then; call again to go on", positive)] = None,
+    cost: Annotated[bool, flag("--cost", "print what a step needs, and stop")] = False,
+    tflops: Annotated[float | None, real("your GPU's TFLOP/s, for --cost", positive)] = None,
+    prompt: Annotated[list[str], Option(help="drawn at each checkpoint")] = [],  # noqa: B006
+) -> int:
+    """Distil a KOALA-shaped U-Net from a full-size teacher, on your data; resumable.
+
+    Pictures and captions are encoded once. Several GPUs: the same arguments to
+    `accelerate launch -m koala_nb train student`.
+    """
+    from koala_nb.distillation import train as training
+
+    options = training.StudentTraining(
+        *(teacher, student, data, out, size, samples, batch, accumulation, rate, limit),
+        *(feature, stage, weight_task, weight_out, weight_feat, random_start, checkpointing),
+        *(precision, device, minutes, cost, tflops, prompt),
+    )
+    return training.train_student(options)
 
 
 @app.command(
@@ -240,8 +280,8 @@ def train(context: Context) -> int:
 def evaluate(context: Context) -> int:
     """Hand the arguments on to the measurement that is named first."""
     if context.args[:1] == ["attention"]:
-        return _delegate("nano.attention_truth", context.args[1:])
-    return _delegate("nano.evaluation", context.args)
+        return import_module("koala_nb.nano.attention_truth").main(context.args[1:])
+    return import_module("koala_nb.nano.evaluation").main(context.args)
 
 
 @app.command(context_settings=REST, help=f"Run one probe at full size: {' | '.join(MODULES)}.")
@@ -295,16 +335,12 @@ def benchmark_latency(
 def plan(
     images: Annotated[int, Option()] = 1_000_000,
     rate: Annotated[float | None, real("images a second that one GPU of yours draws")] = None,
-    benchmark: Annotated[
-        Path | None, Option(help="a benchmark-generation-*.json with the rate")
-    ] = None,
+    benchmark: Annotated[Path | None, Option(help="benchmark-generation-*.json: rate")] = None,
     gpus: Annotated[list[int], Option()] = [1, 2, 4, 8, 64],  # noqa: B006
     price: Annotated[float | None, real("of a GPU-hour, in any currency")] = None,
     run: Annotated[Path | None, Option(help="a run's folder: its images' mean size counts")] = None,
     size: Annotated[int, Option(help="pixels a side, without --run")] = 1024,
-    records: Annotated[
-        Path | None, Option(help="default: data/results/benchmark-records.json")
-    ] = None,
+    records: Annotated[Path | None, Option(help="default: benchmark-records.json")] = None,
 ) -> None:
     """Say what hours, money and disk an audit of many images takes."""
     from koala_nb.speed import cost
@@ -316,12 +352,14 @@ def plan(
 
 @app.command()
 def receipt(
-    what: Annotated[str, Argument(parser=checked(one_of("check", "add")), metavar="check|add")],
+    what: Annotated[str, Argument(metavar="check|add")],
     file: Annotated[str, Argument(help="a results.json of `koala-nb report`")],
 ) -> int:
     """Check results measured elsewhere, or keep them."""
     from koala_nb.report import results
 
+    if what not in ("check", "add"):
+        raise ValueError(f"receipt: choose one of check, add, not {what!r}.")
     if what == "add":
         print(results.add_receipt(file))
         return 0

@@ -44,7 +44,7 @@ TYPED = [
     # Types.
     (f"{MORE} --seeds two", "'--seeds': 'two': give a whole number of 1 or more"),
     (f"{MORE} --steps 2.5", "'--steps': '2.5': give a whole number"),
-    (f"{MORE} --guidance much", "'--guidance': 'much': give a number"),
+    (f"{MORE} --guidance much", "'--guidance': could not convert string to float: 'much'"),
     ("report 11 -p n", "-p 'n': write NAME=VALUE"),
     ("report 11 -p n=many", "parameter 'n' is 'many': give a value of type int"),
     ("report 11 -p n=1.5", "parameter 'n' is '1.5': give a value of type int"),

@@ -16,6 +16,7 @@ from hub_layout import tiny_pipeline
 from PIL import Image
 
 import koala_nb as kn
+from koala_nb import cli
 from koala_nb.core import catalog
 from koala_nb.core.catalog import SDXL_UNET
 from koala_nb.distillation import train
@@ -91,7 +92,8 @@ def elsewhere(home, monkeypatch):
 def command(home, out, *more):
     given = ["--teacher", "nano-sdxl", "--student", "nano-koala", "--data", home / "pictures"]
     given += ["--out", out, "--size", SIDE, "--samples", 48, "--batch", 8, "--device", "cpu"]
-    return [str(word) for word in (*given, "--rate", 1e-3, *more)]
+    words = ["train", "student", *given, "--rate", 1e-3, *more]
+    return [str(word) for word in words]
 
 
 def weights(out):
@@ -183,7 +185,7 @@ def trained(home, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KOALA_NB_DATA", str(home))
-        assert train.main(command(home, out, "--prompt", "picture 3")) == 0
+        assert cli.main(command(home, out, "--prompt", "picture 3")) == 0
     return out
 
 
@@ -215,10 +217,9 @@ def test_three_kills_change_nothing(home, trained, tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "SAVE_SECONDS", 0 if rng.random() < 0.7 else 300)
         monkeypatch.setattr(train.Batches, "loss", loss)
         if kill is None:
-            assert train.main(command(home, tmp_path)) == 0
+            assert cli.main(command(home, tmp_path)) == 0
         else:
-            with pytest.raises(KeyboardInterrupt):
-                train.main(command(home, tmp_path))
+            assert cli.main(command(home, tmp_path)) == 130
     found, expected = weights(tmp_path), weights(trained)
     assert all(torch.equal(found[name], expected[name]) for name in expected), kills
 
@@ -245,7 +246,7 @@ def test_two_processes_equal_one_with_twice_the_batch(home, trained, tmp_path):
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*launch, "-m", "koala_nb.distillation.train", *command(home, tmp_path)],
+        [*launch, "-m", "koala_nb", *command(home, tmp_path)],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -254,24 +255,22 @@ def test_two_processes_equal_one_with_twice_the_batch(home, trained, tmp_path):
 
 
 def test_accumulation_gives_the_same_weights(home, trained, tmp_path):
-    assert train.main(command(home, tmp_path, "--accumulation", 2)) == 0
+    assert cli.main(command(home, tmp_path, "--accumulation", 2)) == 0
     share = apart(weights(tmp_path), weights(trained))
     assert share < 0.005, share
 
 
 def test_random_start_and_checkpointing(home, trained, tmp_path):
     more = ("--random-start", "--checkpointing", "--feature", "none", "--samples", 8)
-    assert train.main(command(home, tmp_path, *more)) == 0
+    assert cli.main(command(home, tmp_path, *more)) == 0
     found = json.loads((tmp_path / "validation.jsonl").read_text().splitlines()[-1])
     inherited = json.loads((trained / "validation.jsonl").read_text().splitlines()[-1])
     assert found["feat"] == 0 and found["out"] != inherited["out"]
 
 
 def test_the_cost_is_printed_without_any_weights(capsys):
-    code = train.main(
-        ["--teacher", "sdxl-lightning", "--student", "koala-700m", "--data", "x", "--cost"]
-        + ["--tflops", "100"]
-    )
+    words = "train student --teacher sdxl-lightning --student koala-700m --data x --cost"
+    code = cli.main([*words.split(), "--tflops", "100"])
     lines = capsys.readouterr().out.splitlines()
     assert code == 0
     assert lines[0] == f"student, gradients, AdamW, EMA (GB): {782_822_724 * 20 / 1e9:.2f}"
@@ -297,7 +296,7 @@ def test_the_cost_is_printed_without_any_weights(capsys):
     ],
 )
 def test_a_wrong_argument_is_one_sentence_before_any_work(home, tmp_path, capsys, change, message):
-    assert train.main(command(home, tmp_path / "out", *change)) == 2
+    assert cli.main(command(home, tmp_path / "out", *change)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("koala-nb: ") and message in line
     assert not (tmp_path / "out").exists()
@@ -309,7 +308,7 @@ def test_a_bad_data_folder_is_one_sentence_before_any_work(home, tmp_path, capsy
     picture(0).save(bare / "a.png")
     for folder, message in ((empty, "cannot be read as a dataset"), (bare, "is needed")):
         more = ("--data", folder)
-        assert train.main(command(home, tmp_path / "out", *more)) == 2
+        assert cli.main(command(home, tmp_path / "out", *more)) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert message in line and str(folder) in line
         assert not (tmp_path / "out").exists()
@@ -324,6 +323,6 @@ def test_a_broken_picture_is_named(home, tmp_path):
 
 def test_a_folder_of_another_run_is_refused(home, trained, capsys):
     before = weights(trained)
-    assert train.main(command(home, trained, "--feature", "block")) == 2
+    assert cli.main(command(home, trained, "--feature", "block")) == 2
     assert "holds a run with another --feature ('self-attention')" in capsys.readouterr().err
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(trained).items())

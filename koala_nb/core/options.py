@@ -23,14 +23,6 @@ def at_least(low: int) -> Callable[[str], int]:
     return read
 
 
-def number(text: str) -> float:
-    """A type for argparse: any number; what takes it refuses what it cannot use."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r}: give a number") from None
-
-
 def positive(text: str) -> float:
     """A type for argparse: a finite number above 0."""
     try:

@@ -1,25 +1,21 @@
 """`koala-nb train student`: distil a KOALA-shaped U-Net from a full-size teacher, on your data.
 
 Pictures and captions are encoded once. Several GPUs: with the same arguments,
-`accelerate launch -m koala_nb.distillation.train`. Call it again after an
+`accelerate launch -m koala_nb train student`. Call it again after an
 interruption: it goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import sys
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from koala_nb.core import catalog
 from koala_nb.core.files import write_json
-from koala_nb.core.options import at_least, positive, writable
 from koala_nb.distillation.losses import (
-    FEATURES,
     Distiller,
     Weights,
     feature_pairs,
@@ -29,50 +25,48 @@ from koala_nb.distillation.losses import (
 from koala_nb.models import unet as architecture
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command."""
-    parser = argparse.ArgumentParser(prog="koala-nb train student", description=__doc__)
-    add = parser.add_argument
-    add("--teacher", required=True, help="a catalogued name or a folder")
-    add("--student", required=True, help="the catalogued system whose U-Net is trained")
-    add("--data", required=True, help="a folder of pictures with captions, or a dataset's hub id")
-    add("--out", type=writable, default=Path("runs/student"), help="folder (default runs/student)")
-    add("--size", type=at_least(1), default=None, help="pixels a side (default: the student's)")
-    add("--samples", type=at_least(1), default=100_000, help="pictures seen (default 100000)")
-    add("--batch", type=at_least(1), default=8, help="pictures a step in all (default 8)")
-    add("--accumulation", type=at_least(1), default=1, help="parts of a batch (default 1)")
-    add("--rate", type=positive, default=5e-5, help="learning rate (default 5e-5, BK-SDM's)")
-    add("--limit", type=at_least(1), default=None, help="read so many pictures only")
-    add("--feature", default="self-attention", help=f"{', '.join(FEATURES)} (default: the first)")
-    add("--stage", action="append", default=[], help="imitate in these stages only")
-    for name in ("task", "out", "feat"):
-        add(f"--weight-{name}", type=float, default=1.0, help=f"weight of L_{name} (default 1)")
-    add("--random-start", action="store_true", help="do not inherit the teacher's weights")
-    add("--checkpointing", action="store_true", help="less memory, one more forward pass a step")
-    add("--precision", choices=("no", "bf16", "fp16"), default=None, help="default: bf16 on a GPU")
-    add("--device", choices=("cpu", "cuda"), default=None)
-    add("--minutes", type=positive, help="stop after so long; call again to go on")
-    add("--cost", action="store_true", help="print what a step needs, and stop")
-    add("--tflops", type=positive, help="with --cost: your GPU's TFLOP/s, to get seconds a step")
-    add("--prompt", action="append", default=[], help="drawn at each checkpoint")
-    return parser
+@dataclass(frozen=True)
+class StudentTraining:
+    """What `koala-nb train student` is told; each is one of its options."""
+
+    teacher: str  # a catalogued name or a folder
+    student: str
+    data: str  # a folder of pictures with captions, or a dataset's hub id
+    out: Path = Path("runs/student")
+    size: int | None = None  # pixels a side; default: the student's
+    samples: int = 100_000  # pictures seen
+    batch: int = 8  # pictures a step in all
+    accumulation: int = 1  # parts of a batch
+    rate: float = 5e-5  # BK-SDM's
+    limit: int | None = None  # read so many pictures only
+    feature: str = "self-attention"
+    stage: list[str] = field(default_factory=list)  # imitate in these only
+    weight_task: float = 1.0
+    weight_out: float = 1.0
+    weight_feat: float = 1.0
+    random_start: bool = False
+    checkpointing: bool = False
+    precision: str | None = None  # no, bf16 or fp16; default: bf16 on a GPU
+    device: str | None = None
+    minutes: float | None = None
+    cost: bool = False
+    tflops: float | None = None
+    prompt: list[str] = field(default_factory=list)  # drawn at each checkpoint
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train as `argv` says; return 0 when finished, 3 when time ran out, 2 for a user's error."""
-    options = parser().parse_args(argv)
-    try:
-        pairs = check(options)
-        if options.cost:
-            print_cost(options)
-            return 0
-        return 0 if train(options, pairs) else 3
-    except (ValueError, OSError) as error:
-        print(f"koala-nb: {error}", file=sys.stderr)
-        return 2
+def train_student(options: StudentTraining) -> int:
+    """Train, or print what a step costs; 0 when finished, 3 when time ran out.
+
+    ValueError and OSError, in a sentence, for what cannot be trained.
+    """
+    pairs = check(options)
+    if options.cost:
+        print_cost(options)
+        return 0
+    return 0 if train(options, pairs) else 3
 
 
-def check(options: argparse.Namespace) -> dict[str, str]:
+def check(options: StudentTraining) -> dict[str, str]:
     """Check all that can be checked without weights, and return the paired modules."""
     if options.batch % options.accumulation:
         raise ValueError(f"--batch {options.batch}: give a multiple of the accumulation.")
@@ -83,7 +77,7 @@ def check(options: argparse.Namespace) -> dict[str, str]:
     return feature_pairs(student, teacher, options.feature, options.stage)
 
 
-def print_cost(options: argparse.Namespace) -> None:
+def print_cost(options: StudentTraining) -> None:
     """Print the computed memory and operations of a step."""
     student, teacher = (architecture.build_unet(n) for n in (options.student, options.teacher))
     factor = 4 if catalog.find(options.student).embedded else 8
@@ -97,7 +91,7 @@ def print_cost(options: argparse.Namespace) -> None:
     print("Activations come on top: measure them.")
 
 
-def train(options: argparse.Namespace, pairs: dict[str, str]) -> bool:
+def train(options: StudentTraining, pairs: dict[str, str]) -> bool:
     """Encode the data, train and save; True when finished."""
     from accelerate import PartialState
 
@@ -147,7 +141,7 @@ def _side(pipe: Any) -> int:
     return pipe.default_sample_size * pipe.vae_scale_factor
 
 
-def remember(options: argparse.Namespace, size: int) -> None:
+def remember(options: StudentTraining, size: int) -> None:
     """Write the run's settings into its folder; ValueError where another run has that folder."""
     free = ("out", "minutes", "cost", "tflops", "prompt", "device")  # may change from call to call
     settings = {k: v for k, v in vars(options).items() if k not in free} | {"size": size}
@@ -164,7 +158,7 @@ def remember(options: argparse.Namespace, size: int) -> None:
         )
 
 
-def build_student(options: argparse.Namespace, pipe: Any) -> Any:
+def build_student(options: StudentTraining, pipe: Any) -> Any:
     """Return the student's U-Net in float32: its teacher's weights, or random ones."""
     import torch
     from diffusers import UNet2DConditionModel
@@ -230,7 +224,7 @@ def draw(pipe: Any, student: Any, prompts: list[str]) -> bytes:
         pipe.unet = teacher
 
 
-def save(pipe: Any, student: Any, options: argparse.Namespace) -> None:
+def save(pipe: Any, student: Any, options: StudentTraining) -> None:
     """Write an ordinary pipeline folder: the student's U-Net, all else its teacher's."""
     teacher, folder = pipe.unet, options.out / "student"
     pipe.unet = copy.deepcopy(student).to(teacher.dtype)
@@ -241,7 +235,3 @@ def save(pipe: Any, student: Any, options: argparse.Namespace) -> None:
     identity = {"name": options.student, "domain": pipe.model_info.domain}
     write_json(folder / "koala_nb.json", identity)
     write_json(folder / "training.json", json.loads((options.out / "settings.json").read_text()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

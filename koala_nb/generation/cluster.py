@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import catalog, files
 from koala_nb.core.devices import empty_cache
@@ -31,17 +31,7 @@ if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
 
 _DRAWING = threading.Lock()  # a pipeline cannot draw in two threads
-
-
-class Source(NamedTuple):
-    """What each worker loads, once."""
-
-    model: str
-    device: str | None
-    dtype: str | None
-    revision: str | None
-
-
+Source = tuple[str, str | None, str | None, str | None]  # model, device, dtype, revision
 _LOADED: dict[Source, Pipeline] = {}  # in each worker's process: its one pipeline
 
 
@@ -76,7 +66,7 @@ def generate(
     if unknown := settings.keys() - known:
         raise ValueError(f"generate has no argument {min(unknown)}: use {', '.join(known)}.")
     folder = run_folder.folder_at(out).resolve()
-    source = Source(_name(model), device, dtype, revision)
+    source = (_name(model), device, dtype, revision)
     with _sentences(distributed):
         arguments = (source, prompts, seeds, Settings(**settings))
         plan, base, common, messages = client.submit(_prepare, *arguments, pure=False).result()

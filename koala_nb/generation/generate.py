@@ -427,6 +427,7 @@ def _onednn(layer: "nn.Module") -> "Callable[[torch.Tensor], torch.Tensor]":
 
 
 class SmallerBatches(Generic[Item, Drawn]):
+    # Accelerate's find_executable_batch_size lowers by a tenth and draws again what fitted.
     """Draws batches whole, or in halves (of halves ...) from where memory ran out."""
 
     def __init__(self, draw: Callable[[Sequence[Item]], list[Drawn]]) -> None:

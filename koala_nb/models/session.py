@@ -106,14 +106,8 @@ def start(
     >>> session = start("nano-koala", steps=4)  # doctest: +SKIP
     >>> generate(session.pipe, ["a koala"], session.seeds, **session.settings)  # doctest: +SKIP
     """
-    given = generation_settings(
-        seeds=seeds,
-        seed=seed,
-        steps=steps,
-        guidance=guidance,
-        size=size,
-        negative_prompt=negative_prompt,
-    )
+    numbers = {"seeds": seeds, "seed": seed, "steps": steps, "size": size}
+    given = generation_settings(**numbers, guidance=guidance, negative_prompt=negative_prompt)
     silence_logging()
     if weights:
         pipe = load(model, **loading)
@@ -167,13 +161,8 @@ def generation_settings(
     for name, value in {"steps": steps, "guidance": guidance, "size": size, "seed": seed}.items():
         if value < 0:
             raise ValueError(f"{name} is {value}: give 0 or more.")
-    chosen = {
-        "steps": steps,
-        "guidance": guidance,
-        "height": size,
-        "width": size,
-        "negative_prompt": negative_prompt,
-    }
+    chosen: dict[str, Any] = {"steps": steps, "guidance": guidance, "height": size, "width": size}
+    chosen["negative_prompt"] = negative_prompt
     return {"seeds": range(seed, seed + seeds), **{k: v for k, v in chosen.items() if v}}
 
 
