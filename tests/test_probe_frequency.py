@@ -1,8 +1,6 @@
 """The frequency probe: its tables, estimates, scorers and their errors, and that it can go on."""
 
 import json
-import subprocess
-import sys
 from importlib import import_module
 
 import numpy as np
@@ -31,14 +29,6 @@ def test_prompts_name_their_concept_once_each(domain):
     assert all(c in p for c, p in zip(plain.concept, plain.prompt))
     assert all(len(p.split()) == len(c.split()) + 1 for c, p in zip(plain.concept, plain.prompt)
                if p != c)  # fmt: skip
-
-
-def test_reading_needs_no_embedded_family():
-    code = (
-        "import sys; from koala_nb.probes import frequency as f; f.prompts('photographic');"
-        "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
 def table_file(tmp_path, text):

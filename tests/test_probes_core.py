@@ -1,12 +1,18 @@
 """What every probe shares: prompt sets, plans, resumable measuring, clustered estimates."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import koala_nb as kn
+from koala_nb import cli, probes
 from koala_nb.display.figures import brightness
 from koala_nb.probes import base
+from koala_nb.report.audit import Audit
 from koala_nb.scorers import registry
 from koala_nb.stats import estimates
 
@@ -172,29 +178,86 @@ def test_cautions_name_the_column():
     assert list(base.coverage_warnings(images.assign(level=0.5))) == ["rare"]
 
 
+KINDS = [f"brightness.kind.{kind}.bright" for kind in ("animal", "food")]
+NEW_PROBE = '''
+"""Does a model draw bright images? All that a new probe is, in one file."""
+
+import pandas as pd
+
+from koala_nb.display.figures import brightness
+from koala_nb.probes import base
+
+
+class BrightScorer:
+    """Reads how bright an image is."""
+
+    name, version = "brightness", "1"
+
+    def score(self, images, prompts):
+        return [{"level": brightness(i) / 3, "bright": brightness(i) > 128} for i in images]
+
+
 class BrightProbe(base.Probe):
-    name, images = "brightness", 1
+    """How bright images are, by what is asked for."""
+
+    name, images, stratify = "brightness", 1, "kind"
+    headline = ("brightness.bright", "brightness.kind.*.bright")
+    image_values = {"brightness.bright": "bright"}
 
     def prompts(self, domain, file=""):
-        return PROMPTS
+        names = {"koala": "animal", "red apple": "food", "dog face": "animal"}
+        prompts = [f"a {name}" for name in names]
+        return pd.DataFrame({"id": list("abc"), "prompt": prompts, "kind": names.values()})
 
-    def scorer(self, pipe, prompts):
-        return Bright()
+    def scorer(self, pipe, prompts=None, **options):
+        return BrightScorer()
 
     def rows(self, table, instrument):
         yield from base.share_rows(table, "bright", "brightness.bright", "bright images")
-        yield from base.share_rows(table, "bright", "brightness.{}.bright", "bright, {}", "kind")
+        label = "bright images of {}"
+        yield from base.share_rows(table, "bright", "brightness.kind.{}.bright", label, "kind")
 
 
-def test_a_probe_runs_from_the_command_line_and_again(pipe, tmp_path, monkeypatch, capsys):
+PROBE = BrightProbe()
+'''
+
+
+def test_a_new_probe_is_one_file(pipe, tmp_path, monkeypatch, capsys):
+    """Forty lines run by a notebook's call, the command line (twice alike) and the report."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probes, "REGISTERED", {})
+    Path("bright.py").write_text(NEW_PROBE)
+    probe = probes.get("bright.py")
+    estimates = probe.estimates(probe.measure(pipe, steps=1, progress=False))
+    assert estimates.id.tolist() == ["brightness.bright", *KINDS] and probe.images == 1
+    kn.show_table(estimates)
+    assert "bright images of food" in capsys.readouterr().out
     results = []
     for _ in range(2):
-        assert BrightProbe().main(["--out", "out", "--prompts", "2"]) == 0
-        results.append([p.read_bytes() for p in sorted((tmp_path / "out").iterdir())])
-    assert results[0] == results[1]
-    assert "2 prompts x 1 images" in capsys.readouterr().out
+        assert cli.main(["probe", "bright.py", "--out", "out", "--prompts", "2"]) == 0
+        results.append([p.read_bytes() for p in sorted(Path("out").iterdir())])
+    assert results[0] == results[1] and "2 prompts x 1 images" in capsys.readouterr().out
     assert b"Embedded teaching model" in results[0][1]
+    monkeypatch.setattr("koala_nb.report.audit.PROBES", ())
+    audit = Audit(kn.start("nano-koala", steps=1), n=3, folder=tmp_path / "report")
+    section = audit.sections["brightness"]
+    assert section.estimates.id.tolist() == estimates.id.tolist() and len(section.images) == 3
+    assert (tmp_path / "report" / "brightness.csv").is_file()
+    Path("none.py").write_text("x = 1")
+    with pytest.raises(ValueError, match="holds no PROBE"):
+        probes.get("none.py")
+    with pytest.raises(ValueError, match="choose one of text.*brightness"):
+        probes.get("brigt")
+
+
+def test_photographic_prompts_and_boards_need_no_embedded_family():
+    code = (
+        "import sys; from koala_nb.probes import get, text_reader, MODULES;"
+        "[get(name).prompts('photographic') for name in MODULES];"
+        "text_reader.text_renderer('photographic')(['a'], 64);"
+        "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
 def test_every_registered_scorer_is_there():
@@ -217,6 +280,6 @@ def test_a_scorer_of_the_domain_or_of_weights_of_ones_own():
 
 
 def test_without_the_embedded_family_a_sentence_says_so(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "koala_nb.nano.stand_in", None)
+    monkeypatch.setitem(sys.modules, "koala_nb.nano.stand_in", None)
     with pytest.raises(ValueError, match="embedded family's part 'nano.stand_in'"):
         registry.scorer("stand-in", "emoji-world", system="nano-koala")

@@ -65,7 +65,7 @@ class CompositionScorer:
 
         ValueError where a prompt asks for a background and the detector does not read it.
         """
-        found = self.detector.detect(images, [queries_of(p) for p in prompts])
+        detections = self.detector.detect(images, [queries_of(p) for p in prompts])
         behind = self.detector.background(images)
         for prompt, color in zip(prompts, behind):
             if prompt.get("background") and color is None and self.name != NullDetector.name:
@@ -75,7 +75,7 @@ class CompositionScorer:
         values = self.quality.score(images, prompts) if self.quality else [None] * len(images)
         return [
             score_atoms(p, f, b) | {"quality": None if v is None else round(v, base.ROUND)}
-            for p, f, b, v in zip(prompts, found, behind, values)
+            for p, f, b, v in zip(prompts, detections, behind, values)
         ]
 
 

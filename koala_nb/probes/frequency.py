@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from koala_nb.display import figures
 from koala_nb.models.load import model_info
 from koala_nb.probes import base
+from koala_nb.probes.prompts import read_csv
 from koala_nb.scorers import registry
 from koala_nb.scorers.clip import MEDIA, UnpromptedAttributes
 from koala_nb.scorers.pixels import PALETTE
@@ -140,8 +141,8 @@ class FrequencyProbe(base.Probe):
         known["frequency"] = known.frequency.astype(float)
         labels = (instrument or {}).get("bins")
         if not labels:
-            seen = known[known.frequency > 0].groupby("concept").frequency.first()
-            order = seen.sort_values(ascending=False, kind="stable").index
+            trained = known[known.frequency > 0].groupby("concept").frequency.first()
+            order = trained.sort_values(ascending=False, kind="stable").index
             groups = np.array_split(np.arange(len(order)), min(BINS, max(1, len(order))))
             labels = {order[i]: f"ranks {g[0] + 1} to {g[-1] + 1}" for g in groups for i in g}
         known["bin"] = known.concept.map(labels).fillna(NEVER)
@@ -179,7 +180,7 @@ def read_frequencies(path: str | Path) -> pd.Series:
     ValueError that names the line for a missing file or column, an empty or repeated concept, or a
     count that is no number of 0 or more.
     """
-    table = base.read_csv(path, dtype=str)
+    table = read_csv(path, dtype=str)
     for column in ("concept", "count"):
         if column not in table:
             raise ValueError(f"{path} has no column {column!r}: its first line is concept,count.")
@@ -262,14 +263,15 @@ def _by_frequency(
             share = corrected(group.hit, group.id, errors)
             text = f"drawn right, {label}, corrected; n is effective"
             yield _corrected_row(f"{id}.corrected", text, share, group)
-    seen = [group for group in bins.values() if group.frequency.gt(0).any()]
-    if len(seen) > 1:
+    trained = [group for group in bins.values() if group.frequency.gt(0).any()]
+    if len(trained) > 1:
         names = {"most_frequent": "most frequent fifth", "rarest": "rarest fifth"}
-        for (name, label), group in zip(names.items(), (seen[0], seen[-1])):
+        for (name, label), group in zip(names.items(), (trained[0], trained[-1])):
             id = f"frequency.{name}.hit"
             yield from base.share_rows(group, "hit", id, f"concept drawn, {label}")
         label = "rarest fifth less most frequent fifth"
-        yield base.difference_row(seen[-1], seen[0], "hit", "frequency.rarest.difference", label)
+        id, label = "frequency.rarest.difference", "rarest fifth less most frequent fifth"
+        yield base.difference_row(trained[-1], trained[0], "hit", id, label)
     id = "frequency.concept.{}.hit"
     yield from base.share_rows(ranked, "hit", id, "{} drawn right", "concept")
 
@@ -429,12 +431,12 @@ def _copies(table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
     images = table[table.part.isin(LABELS)]
     images = PROBE.binned(images.assign(copied=images.distance <= copy["distance"]), instrument)
     yield from base.share_rows(images, "copied", "frequency.copy.bin.{}", "copies, {}", "bin")
-    seen = images[images.frequency > 0]
-    yield from base.share_rows(seen, "copied", "frequency.copy.seen", "copies, all in training")
-    share = corrected(seen.copied, seen.id, (copy["sensitivity"], copy["specificity"]))
+    trained = images[images.frequency > 0]
+    yield from base.share_rows(trained, "copied", "frequency.copy.seen", "copies, all in training")
+    share = corrected(trained.copied, trained.id, (copy["sensitivity"], copy["specificity"]))
     label = "copies, all in training, corrected; n is effective"
-    yield _corrected_row("frequency.copy.corrected", label, share, seen)
-    free = seen[seen.tie == "none"]
+    yield _corrected_row("frequency.copy.corrected", label, share, trained)
+    free = trained[trained.tie == "none"]
     if free.groupby("id").size().gt(1).sum() > 1:
         looks = {kind: [column] for kind, column in KINDS.items()}
         for name, columns in (looks | {"both": list(KINDS.values())}).items():
@@ -470,12 +472,12 @@ def trend_figure(estimates: pd.DataFrame, curve: trends.Trend, title: str) -> Fi
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axis = figure.subplots()
-        seen = bins[bins.frequency > 0]
-        low, high = seen.frequency.min() / 2, seen.frequency.max() * 2
+        trained = bins[bins.frequency > 0]
+        low, high = trained.frequency.min() / 2, trained.frequency.max() * 2
         x = np.geomspace(low, high, 60)
         axis.plot(x, curve.share(np.log10(x)), color=figures.COLORS[1], label="logistic curve")
         never = bins[bins.frequency == 0].assign(frequency=low / 3)
-        for rows, marker, label in ((seen, "o", "bins of concepts"), (never, "s", NEVER)):
+        for rows, marker, label in ((trained, "o", "bins of concepts"), (never, "s", NEVER)):
             bars = np.abs(rows[["low", "high"]].T.to_numpy() - rows.value.to_numpy())
             axis.errorbar(
                 rows.frequency, rows.value, bars, fmt=marker, label=label, color=figures.COLORS[0]

@@ -19,6 +19,7 @@ from koala_nb.core.files import read_record
 from koala_nb.models.load import load, model_info
 from koala_nb.probes import base
 from koala_nb.probes import safety_estimates as estimate
+from koala_nb.probes.prompts import read_csv
 from koala_nb.scorers import disclosure, registry
 from koala_nb.scorers.nsfw import Checker, classifier, pipeline_checker
 from koala_nb.scorers.prompt_filter import PromptFilter, read_terms
@@ -67,7 +68,7 @@ def read_i2p(path: str | Path) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path}: download I2P's CSV and give its path.")
-    table = base.read_csv(path, dtype=str)
+    table = read_csv(path, dtype=str)
     for column in ("prompt", "categories"):
         if column not in table:
             raise ValueError(f"{path} has no column {column!r}: it is not I2P's CSV.")

@@ -191,7 +191,8 @@ class TextProbe(base.Probe):
         """Yield how often the reader reads the long texts where a font has drawn them."""
         texts = prompts.text[prompts.length >= LONG].drop_duplicates().tolist()
         render = reading.text_renderer(model_info(pipe).domain)
-        read = [found.text for found in scorer.reader.read(render(texts, reading.image_size(pipe)))]
+        images = render(texts, reading.image_size(pipe))
+        read = [result.text for result in scorer.reader.read(images)]
         hits = [float(reading.text_scores(t, r)["exact_folded"]) for t, r in zip(texts, read)]
         yield estimates.estimate_row(
             "text.reader.long.exact_folded",

@@ -13,6 +13,7 @@ from koala_nb.core import catalog, files
 from koala_nb.generation.generate import generate
 from koala_nb.models.unet import card_comparison
 from koala_nb.probes import base
+from koala_nb.probes.prompts import read_csv
 from koala_nb.report import claims, measures, render
 from koala_nb.report import results as records
 from koala_nb.report import run as reports
@@ -35,7 +36,7 @@ def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
     path = Path(file) if file else catalog.data_folder() / f"prompts/first_look_{domain}.csv"
     if not path.is_file():
         raise ValueError(f"No prompts file {path}: give the path of a CSV with a column `prompt`.")
-    frame = base.read_csv(path, dtype=str)
+    frame = read_csv(path, dtype=str)
     if "prompt" not in frame:
         raise ValueError(f"{path} has no column `prompt` in its first line: name it.")
     empty = frame.index[frame["prompt"].str.strip() == ""]
@@ -97,7 +98,7 @@ class Audit:
     @property
     def sections(self) -> dict[str, Section]:
         """All sections by name, measured where they are not yet."""
-        names = ("architecture", *PROBES, "latency", "quality")
+        names = ("architecture", *PROBES, *probes.REGISTERED, "latency", "quality")
         return {name: self.section(name) for name in dict.fromkeys((*names, *self._sections))}
 
     def section(self, name: str) -> Section:

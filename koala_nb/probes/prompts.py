@@ -1,0 +1,63 @@
+"""Prompt sets: CSV files with an id, a prompt and factors; subsamples and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from koala_nb.core.catalog import data_folder
+
+
+def prompt_file(probe: str, domain: str) -> Path:
+    """Return the prompt set that a probe uses for a domain."""
+    return data_folder() / "prompts" / f"{probe}_{domain}.csv"
+
+
+def read_csv(path: str | Path, **settings: Any) -> pd.DataFrame:
+    """Read a CSV with a header by pandas; ValueError, naming it, where it is absent or none."""
+    try:
+        return pd.read_csv(path, keep_default_na=False, **settings)
+    except FileNotFoundError:
+        raise ValueError(f"There is no file {path}.") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is not a CSV with a header: {reason}.") from None
+
+
+def read_prompts(path: str | Path) -> pd.DataFrame:
+    """Read a prompt set: a CSV with `id`, `prompt` and any number of columns of factors.
+
+    Empty factors are None. ValueError for a missing column, file or prompt, or two equal ids.
+    """
+    table = read_csv(path, dtype={"id": str, "prompt": str}, na_values=[""])
+    if table.empty:
+        raise ValueError(f"{path} holds no prompts: write one a line.")
+    for column in ("id", "prompt"):
+        if column not in table:
+            raise ValueError(f"{path} has no column {column!r}: it needs id, prompt and factors.")
+        if table[column].isna().any():
+            row = int(table[column].isna().to_numpy().argmax()) + 2
+            raise ValueError(f"{path}, line {row}: {column} is empty.")
+    if twice := table.id[table.id.duplicated()].tolist():
+        raise ValueError(f"{path}: the id {twice[0]!r} stands twice.")
+    return table.astype(object).where(table.notna(), None)
+
+
+def subsample_prompts(prompts: pd.DataFrame, n: int, by: str | None = None) -> pd.DataFrame:
+    """Return about n prompts spread evenly over the set, or over each value of a factor; 0: all."""
+    if not 0 < n < len(prompts):
+        return prompts
+    groups = [g for _, g in prompts.groupby(by, sort=False)] if by else [prompts]
+    each = max(1, round(n / len(groups)))
+    picked = [
+        g.iloc[np.unique(np.linspace(0, len(g) - 1, each).round().astype(int))] for g in groups
+    ]
+    return pd.concat(picked).sort_index().reset_index(drop=True)
+
+
+def prompt_seeds(prompts: int, images: int, first: int = 0) -> list[list[int]]:
+    """Return seeds for each prompt alone: common noise would correlate the images of prompts."""
+    return [list(range(first + i * images, first + (i + 1) * images)) for i in range(prompts)]
