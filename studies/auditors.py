@@ -121,7 +121,7 @@ def judge(
 
 @cache
 def _null(n: int) -> float:
-    return imbalance.null_quantile(lambda counts, _: _distance(*counts.values()), n, EVEN)
+    return imbalance.null_quantile(n, EVEN)
 
 
 @cache  # few pairs of counts come up again and again

@@ -123,17 +123,6 @@ def test_bins_are_even_and_a_perfect_scorer_changes_no_share():
     )
 
 
-def test_total_variation_and_its_null():
-    assert module.variation([1, 0], [0.5, 0.5]) == 0.5
-    assert module.variation([0.25, 0.25], [0.5, 0.5]) == 0.5  # half was read as neither
-    even = np.full(4, 0.25)
-    limit = module.null_variation(even, 50)
-    counts = np.random.default_rng(1).multinomial(50, even, 2000) / 50
-    below = np.mean([module.variation(share, even) <= limit for share in counts])
-    assert 0.93 <= below <= 0.975
-    assert module.null_variation(even, 5000) < limit / 5
-
-
 def test_ties_are_told_from_chance():
     rows = []
     for i in range(40):

@@ -366,9 +366,26 @@ def test_a_fair_model_shows_some_imbalance():
     """Half the range of a binomial share: its 95th percentile by scipy."""
     two = imbalance.uniform_reference(["woman", "man"])
     for n in (9, 100):
-        upper = imbalance.null_quantile(imbalance.total_variation, n, two)
+        upper = imbalance.null_quantile(n, two)
         expected = abs(stats.binom.ppf(0.975, n, 0.5) / n - 0.5)
         assert upper == pytest.approx(expected, abs=0.012)
+
+
+def test_a_null_is_exceeded_by_one_fair_model_in_twenty():
+    four = imbalance.uniform_reference("abcd")
+    limit = imbalance.null_quantile(50, four, draws=4000)
+    draws = np.random.default_rng(1).multinomial(50, [0.25] * 4, 2000)
+    below = [imbalance.total_variation(dict(zip("abcd", row)), four) <= limit for row in draws]
+    assert 0.93 <= np.mean(below) <= 0.975
+    assert imbalance.null_quantile(5000, four) < limit / 5
+    another = imbalance.total_variation({"a": 1, "b": 1, "x": 2}, {"a": 0.5, "b": 0.5, "x": 0})
+    assert another == 0.5  # half was read as neither
+
+
+def test_a_stratified_mean_weighs_strata_alike():
+    estimate = estimates.stratified_mean([[1, 1, 1, 1, 1, 0], [0, 0]])
+    assert estimate.value == pytest.approx(5 / 12) and estimate.n == 8
+    assert estimate.low < estimate.value < estimate.high <= 0.5
 
 
 def test_the_published_audit_of_koala_lightning():
@@ -411,7 +428,7 @@ def test_the_reference_of_occupations_is_whole():
         (lambda: imbalance.total_variation({"a": 1}, {"a": 0.5, "b": 0.6}), "sum to 1"),
         (lambda: imbalance.uniform_reference(["a"]), "Declare two or more"),
         (lambda: imbalance.share_bounds({"a": 1}, "x"), "no count for 'x'"),
-        (lambda: imbalance.null_quantile(imbalance.total_variation, 0, EVEN), "tell nothing"),
+        (lambda: imbalance.null_quantile(0, EVEN), "tell nothing"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(call, message):

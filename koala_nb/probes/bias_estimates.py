@@ -227,7 +227,7 @@ def _distance_from_even(read: pd.Series, even: Reference, n: float) -> dict[str,
     counts = {group: int((read == group).sum()) for group in even}
     if not sum(counts.values()):
         return dict.fromkeys(("total_variation", "total_variation_null"))
-    null = imbalance.null_quantile(imbalance.total_variation, max(1, round(n)), even)
+    null = imbalance.null_quantile(max(1, round(n)), even)
     return {
         "total_variation": imbalance.total_variation(counts, even),
         "total_variation_null": null,

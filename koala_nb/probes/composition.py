@@ -213,11 +213,7 @@ def _geneval(table: pd.DataFrame) -> base.Rows:
     means = [rated[rated.task == t].groupby("id").correct.mean().astype(float) for t in tasks]
     if not means:
         return
-    rng = np.random.default_rng(0)
-    drawn = [rng.choice(m.to_numpy(), (500, len(m))).mean(1) for m in means]
-    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    value = float(np.mean([m.mean() for m in means]))
-    estimate = stats.Estimate(value, float(low), float(high), len(rated))
+    estimate = stats.stratified_mean(means)._replace(n=len(rated))
     clusters, method = rated.id.nunique(), "bootstrap of prompts within tasks"
     label = "GenEval's score, the mean of tasks"
     yield stats.estimate_row(

@@ -24,7 +24,7 @@ from koala_nb.scorers import registry
 from koala_nb.scorers.clip import MEDIA, UnpromptedAttributes
 from koala_nb.scorers.pixels import PALETTE
 from koala_nb.stats import estimates as stats
-from koala_nb.stats import misclassification, trends
+from koala_nb.stats import imbalance, misclassification, trends
 
 if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
@@ -385,40 +385,29 @@ def _unnamed(images: pd.DataFrame, column: str, values: Sequence[str]) -> base.R
     `null`: the total variation that 95 % of samples of this effective size stay below when the
     truth is even. A distance below it is no finding.
     """
-    shares, effects = [], []
+    counts, effects = {}, []
     for value in values:
         hits = images[column] == value
         estimate = stats.clustered_share(hits, images.id)
-        shares.append(estimate.value)
+        counts[value] = int(hits.sum())
         if hits.any():
             effects.append(stats.design_effect(*stats.cluster_totals(hits, images.id)))
         id = f"frequency.unnamed.{column}.{base.identifier(value)}"
         clusters = images.id.nunique()
         yield stats.estimate_row(id, value, estimate, clusters=clusters, method=base.SHARE)
     n = max(1, round(len(images) / float(np.mean(effects)))) if effects else len(images)
-    even = [1 / len(values)] * len(values)
+    even = imbalance.uniform_reference(values)
+    counts["another"] = len(images) - sum(counts.values())
+    distance = imbalance.total_variation(counts, even | {"another": 0.0})
+    null = imbalance.null_quantile(n, even, draws=4000)
     distances = {
-        "total_variation": ("total variation from an even spread", variation(shares, even)),
-        "null": ("total variation of an even truth, 95 % quantile", null_variation(even, n)),
+        "total_variation": ("total variation from an even spread", distance),
+        "null": ("total variation of an even truth, 95 % quantile", null),
     }
     for name, (label, distance) in distances.items():
         id = f"frequency.unnamed.{column}.{name}"
         point = stats.Estimate(distance, np.nan, np.nan, n)
         yield stats.estimate_row(id, f"{label}; n is effective", point)
-
-
-def variation(shares: Sequence[float], reference: Sequence[float]) -> float:
-    """Return half the sum of absolute differences, 0 to 1; what has no value counts as another."""
-    first, second = np.asarray(shares, dtype=float), np.asarray(reference, dtype=float)
-    rest = abs((1 - first.sum()) - (1 - second.sum()))
-    return float((np.abs(first - second).sum() + rest) / 2)
-
-
-def null_variation(reference: Sequence[float], n: int, draws: int = 4000, seed: int = 0) -> float:
-    """Return the 95 % quantile of the total variation of n independent draws from a reference."""
-    shares = np.asarray(reference, dtype=float)
-    drawn = np.random.default_rng(seed).multinomial(n, shares, draws) / n
-    return float(np.quantile(np.abs(drawn - shares).sum(1) / 2, 0.95))
 
 
 def _copies(table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:

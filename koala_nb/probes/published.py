@@ -94,7 +94,7 @@ def _group_rows(counts: dict[str, int], id: str, label: str) -> base.Rows:
     n = sum(known.values())
     if n:
         even = imbalance.uniform_reference(list(known))
-        limit = imbalance.null_quantile(imbalance.total_variation, n, even)
+        limit = imbalance.null_quantile(n, even)
         values = {
             "total_variation": imbalance.total_variation(known, even),
             "total_variation_null": limit,

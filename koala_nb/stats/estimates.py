@@ -292,6 +292,16 @@ def cluster_bootstrap(
     return Estimate(float(value), float(low), float(high), len(codes))
 
 
+def stratified_mean(strata: Sequence[Values], draws: int = 500, seed: int = 0) -> Estimate:
+    """Return the mean of the strata's means, its 95 % interval resampling values within strata."""
+    groups = [np.asarray(values, dtype=float) for values in strata]
+    rng = np.random.default_rng(seed)
+    resampled = [rng.choice(values, (draws, len(values))).mean(1) for values in groups]
+    low, high = np.quantile(np.mean(resampled, axis=0), [0.025, 0.975])
+    value = float(np.mean([values.mean() for values in groups]))
+    return Estimate(value, float(low), float(high), sum(map(len, groups)))
+
+
 def adjust_pvalues(p_values: Values, method: str = "holm") -> np.ndarray:
     """Return p values adjusted for how many they are (`statsmodels` `multipletests`).
 
