@@ -15,7 +15,7 @@ MEASURES = {
     "nano, lines": (5_421, 3_300),
     "core, models and generation, lines": (3_370, 2_200),
     "studies, lines": (1_500, 1_500),
-    "tests, lines": (14_573, 10_500),
+    "tests, lines": (14_639, 10_500),
     "fmt: skip": (66, 10),
     "pipe: Any": (11, 0),
     "mentions of Any": (597, 150),
