@@ -258,6 +258,7 @@ def test_photographic_prompts_and_boards_need_no_embedded_family():
         "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    assert {"text", "bias", "safety"} < set(dir(kn.probes)) and kn.probes.text is probes.get("text")
 
 
 def test_every_registered_scorer_is_there():

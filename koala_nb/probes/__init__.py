@@ -67,5 +67,8 @@ class _Package(ModuleType):
     published = _probe("published")
     safety = _probe("safety")
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *MODULES.values()})
+
 
 sys.modules[__name__].__class__ = _Package
