@@ -75,6 +75,18 @@ def test_an_interrupted_section_goes_on_where_it_stopped(tiny, tmp_path):
     assert again.estimates.equals(first.estimates)
 
 
+def test_a_probe_of_ones_own_is_a_section_of_every_report(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(probes, "REGISTERED", {"light": Light()})
+    assert "light" in audits.reported_probes() and "published" not in audits.reported_probes()
+    audit = audits.Audit(tiny, 4, folder=tmp_path)
+    assert audit.section("light").state == "measured"
+    monkeypatch.setattr(audits, "reported_probes", lambda: ("light",))
+    audit._sections |= {name: Section(name) for name in ("architecture", "latency", "quality")}
+    vars(audit)["verdicts"] = []
+    assert any(line.startswith("Light: bright") for line in audit.sentences)
+    assert "light.bright" in audit.results.key_figures
+
+
 def test_what_the_machine_lacks_becomes_a_sentence_and_a_mistake_does_not(tiny, tmp_path):
     class Lacking(Light):
         def scorer(self, pipe, prompts, **options):
@@ -110,7 +122,7 @@ def info(**changes):
     return ModelInfo(**{**given, **changes})
 
 
-@pytest.mark.parametrize("name", audits.PROBES)
+@pytest.mark.parametrize("name", audits.reported_probes())
 def test_the_stored_run_stands_beside_and_other_weights_have_none(name):
     probe = probes.get(name)
     section = measures.stored_section(probe, info())
@@ -211,7 +223,7 @@ def audit(tmp_path, **sections):
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    monkeypatch.setattr(audits, "PROBES", ("text", "safety"))
+    monkeypatch.setattr(audits, "reported_probes", lambda: ("text", "safety"))
     frame = pd.DataFrame([["text", "m", "p", i, float(i)] for i in (0, 1)])
     frame.columns = measures.IMAGE_COLUMNS
     text = Section("text", shares(), n=400, file="text.csv", images=frame)
@@ -360,7 +372,7 @@ def test_the_page_is_accessible_and_shows_hostile_prompts_as_text(page):
 
 def test_a_section_that_lacks_its_prompts_says_so_and_the_rest_goes_on(page):
     results = json.loads((page.parent / "results.json").read_text())
-    for name in audits.PROBES:
+    for name in audits.reported_probes():
         section = results["sections"][name]
         assert section["state"] == "not tested" and "There is no file" in section["why"]
         assert any(section["why"][:20] in line for line in results["summary"])

@@ -108,13 +108,10 @@ def test_a_parameter_that_is_no_plain_value_is_refused(notebook, line):
         run.parameters_of(path)
 
 
-def test_an_unknown_notebook_names_the_nearest():
+def test_an_unknown_notebook_or_model_stops_before_a_kernel_starts(tmp_path):
     with pytest.raises(ValueError, match="11_write_the_audit_report"):
         run.find("11_write_the_audit_raport")
     assert run.find("11").stem == "11_write_the_audit_report"
-
-
-def test_an_unknown_model_stops_before_a_kernel_starts(tmp_path):
     with pytest.raises(ValueError, match="nano-koala"):
         run.run_report("11", model="nano-koalla", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -135,8 +132,9 @@ def test_a_run_that_passes(notebook, tmp_path):
     assert (page.parent / "tiny.ipynb").is_file()
     text = page.read_text("utf-8")
     assert "count is 7" in text and "import" not in text, "outputs are shown, code is not"
-    assert "<title>Try a notebook</title>" in text
-    assert re.search(r"<img[^>]*alt=.One black image &amp; a &lt;label&gt;", text)
+    assert "<title>Try a notebook</title>" in text and re.search(
+        r"<img[^>]*alt=.One black image &amp; a &lt;label&gt;", text
+    )
     assert_stands_alone(text)
 
 
@@ -310,11 +308,10 @@ def test_a_run_of_this_very_process_is_under_way(tmp_path):
 
 
 def test_a_later_process_of_the_same_number_is_not_the_run(tmp_path):
-    init = {**process_identity(), "pid": 1, "process_start": psutil.Process(1).create_time()}
+    begin = psutil.Process(1).create_time()
+    init = {**process_identity(), "pid": 1, "process_start": begin}
     assert write_status(tmp_path, **init) == "running"
-    assert (
-        write_status(tmp_path, **init | {"process_start": init["process_start"] - 60}) == "failed"
-    )
+    assert write_status(tmp_path, **init | {"process_start": begin - 60}) == "failed"
     assert write_status(tmp_path, **init | {"pid": 2**22 + 1}) == "failed"
 
 

@@ -243,12 +243,9 @@ def test_results_of_other_notebooks_stop_no_sweep(tmp_path, text):
     assert sweeps._results(tmp_path)["key_figures"] == {}
 
 
-def test_an_empty_text_is_left_out_of_what_is_said_of_a_run():
+def test_numbers_that_are_none_are_unknown_and_empty_texts_are_left_out(tmp_path):
     values = {"model": "nano-koala", "prompts_file": "", "steps": 4}
     assert sweeps._setting(values, [*values]) == "model nano-koala, steps 4"
-
-
-def test_numbers_that_are_none_are_unknown(tmp_path):
     (tmp_path / "results.json").write_text('{"key_figures": {"a": {"value": NaN, "n": 3}}}')
     assert sweeps._results(tmp_path)["key_figures"] == {"a": {"value": None, "n": 3}}
     (tmp_path / "key_images.csv").write_text("section,measure,prompt,seed,value\ns,m,a,0,inf\n")

@@ -22,8 +22,8 @@ from koala_nb.report.measures import Section
 if TYPE_CHECKING:
     from koala_nb.generation.run_folder import Run
     from koala_nb.models.session import Session
+    from koala_nb.probes.base import Probe
 
-PROBES = ("text", "composition", "frequency", "demographics", "safety")
 IMAGES = "key_images.csv"  # what a sweep pairs two runs by
 
 
@@ -44,6 +44,12 @@ def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
         where = f"line {empty[0] + 2}" if len(empty) else "the file"
         raise ValueError(f"{path}: {where} holds no prompt: write one.")
     return frame
+
+
+def reported_probes() -> dict[str, Probe]:
+    """Return the probes, also those of one's own, that name headline estimates for a report."""
+    every = map(probes.get, (*probes.MODULES, *probes.REGISTERED))
+    return {probe.name: probe for probe in every if probe.headline}
 
 
 class Audit:
@@ -98,7 +104,7 @@ class Audit:
     @property
     def sections(self) -> dict[str, Section]:
         """All sections by name, measured where they are not yet."""
-        names = ("architecture", *PROBES, *probes.REGISTERED, "latency", "quality")
+        names = ("architecture", *reported_probes(), "latency", "quality")
         return {name: self.section(name) for name in dict.fromkeys((*names, *self._sections))}
 
     def section(self, name: str) -> Section:
@@ -124,8 +130,8 @@ class Audit:
         """Measure all sections, and print a line on each."""
         print(f"images at first sight: {len(self.run.images)}")
         for name, section in self.sections.items():
-            stored = f"{len(section.stored)} stored estimates"
-            print(f"{name}: {section.state}, {section.n} images now, {stored}")
+            counts = f"{section.n} images now, {len(section.stored)} stored estimates"
+            print(f"{name}: {section.state}, {counts}")
 
     @cached_property
     def comparison(self) -> pd.DataFrame:

@@ -144,7 +144,6 @@ def _from_text(value: str, declared: type) -> Any:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
     close = difflib.get_close_matches(name, known, 1, 0.4)
     return (f"did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
 
