@@ -111,7 +111,7 @@ from koala_nb.report import run
 
 for k in range(40):
     files.write_json(run.run_folder() / f"part-{k}.json", {"value": number * k})
-run.write_results({"number": number}, run.run_folder())
+files.write_json(run.run_folder() / "results.json", {"number": number})
 """
 
 

@@ -13,6 +13,7 @@ import nbformat
 import psutil
 import pytest
 
+from koala_nb.core import files
 from koala_nb.report import run
 from koala_nb.report.page import NOT_IN_REPORT, render_page
 from koala_nb.report.run import ReportFailed, heartbeat, process_identity, status
@@ -119,9 +120,9 @@ def test_an_unknown_notebook_or_model_stops_before_a_kernel_starts(tmp_path):
 
 def test_a_run_that_passes(notebook, tmp_path):
     path = notebook(
+        "from koala_nb.core import files\n"
         "from koala_nb.report import run\n"
-        "folder = run.run_folder()\n"
-        "run.write_results({'count': count}, folder);",
+        "files.write_json(run.run_folder() / 'results.json', {'count': count});",
         "print('count is', count)",
         FIGURE,
     )
@@ -293,7 +294,7 @@ def test_a_killed_run_is_told_from_a_running_one(notebook, tmp_path):
 
 def test_a_value_that_json_lacks_leaves_no_file(tmp_path):
     with pytest.raises((TypeError, ValueError)):
-        run.write_results({"value": float("nan"), "other": object()}, tmp_path)
+        files.write_json(tmp_path / "results.json", {"value": float("nan"), "other": object()})
     assert not list(tmp_path.iterdir())
 
 

@@ -21,6 +21,7 @@ PARAMETERS = 'model: str = "nano-koala"\nsteps: int = 4\nscale: float = 1.0'
 # Each run counts its starts, then fails or writes key figures of two prompts x three seeds.
 CODE = """
 import pathlib, time, zlib
+from koala_nb.core import files
 from koala_nb.report import run as reports
 
 folder = reports.run_folder()
@@ -36,9 +37,9 @@ for prompt in "ab":
         value = zlib.crc32(f"{model} {steps} {prompt} {seed}".encode()) % 97
         rows.append(f"sense,bright,{prompt},{seed},{value}")
 (folder / "key_images.csv").write_text("\\n".join(rows))
-reports.write_results(
+files.write_json(folder / "results.json",
     {"banner": "Embedded" if model.startswith("nano") else None,
-     "key_figures": {"bright <b>": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 6}}}, folder)
+     "key_figures": {"bright <b>": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 6}}})
 """
 SWEEP = {"grid": {"model": ["nano-koala", "nano-sdxl", "sdxl-turbo"], "steps": [4, 8]}}
 

@@ -374,14 +374,6 @@ def run_folder() -> Path:
     return Path(os.environ.get(RUN_FOLDER) or tempfile.mkdtemp(prefix="koala-nb-"))
 
 
-def write_results(results: Mapping[str, Any], folder: Path) -> Path:
-    """Write `results.json` of a run, whole or not at all; returns its path.
-
-    TypeError for a value that JSON does not hold.
-    """
-    return files.write_json(folder / "results.json", results)
-
-
 def refresh(notebooks: Iterable[str] = ()) -> None:
     """Execute notebooks (default: all) and write them back with their outputs.
 
