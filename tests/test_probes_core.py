@@ -12,7 +12,7 @@ import koala_nb as kn
 from koala_nb import cli, probes
 from koala_nb.display.figures import brightness
 from koala_nb.probes import base
-from koala_nb.report.audit import Audit
+from koala_nb.report.audit import Audit, reported_probes
 from koala_nb.scorers import registry
 from koala_nb.stats import estimates
 
@@ -238,7 +238,8 @@ def test_a_new_probe_is_one_file(pipe, tmp_path, monkeypatch, capsys):
         results.append([p.read_bytes() for p in sorted(Path("out").iterdir())])
     assert results[0] == results[1] and "2 prompts x 1 images" in capsys.readouterr().out
     assert b"Embedded teaching model" in results[0][1]
-    monkeypatch.setattr("koala_nb.report.audit.PROBES", ())
+    assert {"text", "brightness"} < set(reported_probes())
+    monkeypatch.setattr("koala_nb.report.audit.reported_probes", lambda: ["brightness"])
     audit = Audit(kn.start("nano-koala", steps=1), n=3, folder=tmp_path / "report")
     section = audit.sections["brightness"]
     assert section.estimates.id.tolist() == estimates.id.tolist() and len(section.images) == 3

@@ -75,18 +75,6 @@ def test_an_interrupted_section_goes_on_where_it_stopped(tiny, tmp_path):
     assert again.estimates.equals(first.estimates)
 
 
-def test_a_probe_of_ones_own_is_a_section_of_every_report(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(probes, "REGISTERED", {"light": Light()})
-    assert "light" in audits.reported_probes() and "published" not in audits.reported_probes()
-    audit = audits.Audit(tiny, 4, folder=tmp_path)
-    assert audit.section("light").state == "measured"
-    monkeypatch.setattr(audits, "reported_probes", lambda: ("light",))
-    audit._sections |= {name: Section(name) for name in ("architecture", "latency", "quality")}
-    vars(audit)["verdicts"] = []
-    assert any(line.startswith("Light: bright") for line in audit.sentences)
-    assert "light.bright" in audit.results.key_figures
-
-
 def test_what_the_machine_lacks_becomes_a_sentence_and_a_mistake_does_not(tiny, tmp_path):
     class Lacking(Light):
         def scorer(self, pipe, prompts, **options):
