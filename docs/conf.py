@@ -53,6 +53,7 @@ html_theme_options = {
 # What the site shows lies outside docs/: copied to the same relative places, so that links hold.
 COPIED = ("notebooks/*.ipynb", "notebooks/*.md", "data/README.md", "data/*/README.md")
 COPIED += ("data/*/*/README.md", "data/results/first-look-*.png", "CITATION.cff")
+COPIED += ("studies/README.md", "data/world/LICENSE-unicode.txt")
 
 
 def collect(app: object) -> None:

@@ -147,6 +147,7 @@ def test_flipping_signs():
     assert estimates.paired_test([1.0] * 10) == pytest.approx(2 / 2**10)  # exact
     assert estimates.paired_test([1.0, -1.0, 2.0, -2.0]) == 1
     assert estimates.paired_test([0.0, 0.0]) == 1
+    assert estimates.paired_test([0.5]) == 1  # one pair tells nothing
 
 
 def test_estimates_have_one_tidy_form():

@@ -320,7 +320,7 @@ def paired_test(differences: Sequence[float], resamples: int = 9999, seed: int =
     Give one difference a cluster, such as a prompt's. No p is below 2 / (`resamples` + 1).
     """
     x = np.asarray(differences, dtype=float)
-    if not x.any():
+    if len(x) < 2 or not x.any():  # one pair: its two signs are equally extreme
         return 1.0
     test = stats.permutation_test(
         (x,), lambda x, axis: x.mean(axis=axis), permutation_type="samples",
