@@ -304,6 +304,8 @@ def ties(table: pd.DataFrame, kind: str, column: str) -> base.Rows:
     named = table[table.part == f"{kind} named"]
     against, other = named[named.tie == kind], named[named.tie == "none"]
     values = tied.groupby("concept", sort=False).tied_to.first().tolist()
+    if not values:  # a small run drew no tied object, so nothing is "the same ones"
+        free = free.iloc[:0]
     even = [float(np.mean([value == read for value in values])) for read in free[column]]
     cases = {
         "unnamed": (f"tied, no {kind} named: the tied one", tied[column] == tied.tied_to, tied),
