@@ -19,6 +19,7 @@ PHRASES = load_json("phrases.json")
 FRAMES: tuple[str, ...] = tuple(PHRASES["frames"])
 HELD_OUT_FRAMES: tuple[str, ...] = tuple(PHRASES["held_out_frames"])
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+FILLED = 0.25  # share of the captions with words that tell nothing
 TYPOS = 0.2  # share of the captions with slips
 
 
@@ -81,6 +82,8 @@ class Phrasing:
         if not self.plain:
             if rng.random() < 0.12:
                 text = f"{text.rstrip('.')}, {pick(PHRASES['tails'], rng)}"
+            if rng.random() < FILLED and scene.kind != "sign":
+                text = fill_in(text, rng)
             if rng.random() < TYPOS:
                 text = slip(text, rng, keep={p.thing.name for p in scene.placed})
         return text, relation
@@ -164,6 +167,13 @@ def _fill(frame: str, subject: str, scene: Scene, named: frozenset[str]) -> str:
     text = re.sub(r"\[([^\]]*)\]", part, frame)
     color = scene.background
     return text.format(s=subject, b=color, ab=article(color), t=scene.style)
+
+
+def fill_in(text: str, rng: np.random.Generator) -> str:
+    """Return a text with one to three words before or after it that tell nothing."""
+    words = " ".join(pick(PHRASES["fillers"], rng) for _ in range(int(rng.integers(1, 4))))
+    forms = (f"{words} {text}", f"{words}: {text}", f"{text} {words}", f"{text}, {words}")
+    return pick(forms, rng)
 
 
 def slip(text: str, rng: np.random.Generator, keep: Collection[str] = ()) -> str:

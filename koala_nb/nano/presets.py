@@ -77,7 +77,7 @@ FAMILY = Preset(
         "vae": Stage(samples=150_000, batch=64, rate=1e-3, warmup=100),
         "decoder": Stage(samples=200_000, batch=64, rate=5e-4, warmup=50),
         "clip": Stage(samples=700_000, batch=128, rate=1e-3, warmup=200),
-        "text": Stage(samples=128_000, batch=64, rate=1e-3, warmup=300),
+        "text": Stage(samples=192_000, batch=64, rate=1e-3, warmup=300),
         "teacher": Stage(samples=900_000, batch=128, rate=1e-3, ema=0.9995, beta2=0.99),
         "student": Stage(samples=400_000, batch=128, rate=8e-4, ema=0.9995, beta2=0.99),
         "control": Stage(samples=400_000, batch=128, rate=1e-3, ema=0.9995, beta2=0.99),
