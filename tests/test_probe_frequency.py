@@ -340,6 +340,6 @@ def test_the_notebook_on_a_real_layout_finds_nothing_drawn(
     page = run.run_report(book, given, out=tmp_path)
     text = page.read_text("utf-8")
     assert run.status(page.parent)["state"] == "done"
-    assert "+0.00" in text and "never seen" in text and "No ties are planted" in text
+    assert "0.00 (0.00 to 0.00)" in text and "never seen" in text and "No ties are planted" in text
     # One of four concepts at most is "found" by a scorer that gives one answer to everything.
     assert float(text.split("right: ")[1].split("interval ")[1].split(" to ")[0]) <= 1 / 3
