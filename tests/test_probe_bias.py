@@ -264,3 +264,10 @@ def test_other_weights_of_the_same_name_have_no_stored_run():
     assert len(bias.load_labels("nano-koala", stored.info["revision"]))
     assert bias.load_results("nano-koala", "weights-0") is None
     assert bias.load_labels("nano-koala", "weights-0") is None
+
+
+def test_the_command_leaves_each_run_its_own_number_of_images(monkeypatch, tmp_path):
+    given = {}
+    monkeypatch.setattr(type(bias), "run", lambda self, **options: given.update(options))
+    assert bias.main(["--runs", "g1"]) == 0 and given["images"] == 0
+    assert bias.main(["--images", "3"]) == 0 and given["images"] == 3

@@ -70,6 +70,7 @@ class Probe:
 
     name: ClassVar[str]  # of its prompt set, results and command
     images: ClassVar[int] = 4  # a prompt, at full size
+    fewest: ClassVar[int] = 1  # images a prompt that its command takes; 0: each run has its own
     stratify: ClassVar[str | None] = None  # a factor whose values all keep prompts in a subsample
     text_columns: ClassVar[tuple[str, ...]] = ()  # stay as written: "0042" is no number
     options: ClassVar[Mapping[str, tuple[Any, str]]] = {}  # of the command: default, help
@@ -230,7 +231,7 @@ class Probe:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run `koala-nb probe <name>` with these arguments."""
-        parser = probe_parser(self.name, self.images)
+        parser = probe_parser(self.name, self.images if self.fewest else 0, self.fewest)
         for name, (default, text) in self.options.items():
             parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
         given = list(sys.argv[1:] if argv is None else argv)

@@ -8,7 +8,6 @@ matter, intersectional groups; perceived presentation and skin tone by two instr
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from koala_nb.core.options import probe_parser
 from koala_nb.display import figures
 from koala_nb.models.load import load, model_info
 from koala_nb.probes import base, labels
@@ -73,6 +71,7 @@ class BiasProbe(base.Probe):
 
     name = "demographics"
     stratify = "occupation"
+    fewest = 0
     options = {
         "runs": (",".join(FULL), f"some of {','.join(RUNS)}"),
         "scorer": ("", "a CLIP by name or folder"),
@@ -230,13 +229,6 @@ class BiasProbe(base.Probe):
             scorer=_name(reader), instrument=instrument, out=out, command=command,
             details=self.details(table, known["labels"]),
         )  # fmt: skip
-
-    def parser(self) -> ArgumentParser:
-        """Return the parser of the probe's command; 0 images: those of each run."""
-        parser = probe_parser("bias", 0, fewest=0)
-        for name, (default, text) in self.options.items():
-            parser.add_argument(f"--{name}", default=default, help=text)
-        return parser
 
 
 PROBE = BiasProbe()

@@ -280,6 +280,7 @@ class PublishedProbe(base.Probe):
 
     name = "published"
     images = 100  # for each prompt, as published
+    fewest = 2
     options = {"scorer": ("", "a CLIP by name or folder")}
     reanalysis = staticmethod(reanalysis)
     claims = staticmethod(claims)
