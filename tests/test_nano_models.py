@@ -159,7 +159,7 @@ def test_blocks_are_those_of_the_real_systems(unets, system):
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        large = UNet2DConditionModel(**kn.catalog.find(real[system]).unet_config)
+        large = UNet2DConditionModel(**kn.find(real[system]).unet_config)
     assert list(unets[system].state_dict()) == list(large.state_dict())
 
 

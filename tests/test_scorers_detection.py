@@ -8,7 +8,7 @@ from composition_rows import box, row
 from PIL import Image
 
 from koala_nb.models import load
-from koala_nb.probes import composition
+from koala_nb.probes.composition import CompositionScorer
 from koala_nb.scorers import detection
 from koala_nb.scorers.clip import CLIPScore
 from koala_nb.scorers.detection import Detection, intersection_over_union, non_maximum, overlap
@@ -156,7 +156,7 @@ def test_clipscore_is_the_scaled_cosine(clip_folder):
 def test_the_probe_with_a_detector_of_transformers(owl, clip_folder):
     prompts = pd.DataFrame([row("single_object", "1 cat"), row("colors", "1 dog [red]")])
     detector = detection.OpenVocabulary(str(owl), 0.0, str(clip_folder))
-    read = composition.Composition(detector, CLIPScore(str(clip_folder)))
+    read = CompositionScorer(detector, CLIPScore(str(clip_folder)))
     rows = read.score(noise(2), prompts.to_dict("records"))
     assert rows[0]["correct"] is True and isinstance(rows[0]["quality"], float)
     with pytest.raises(ValueError, match="asks for a background"):

@@ -127,7 +127,7 @@ def unet_config(preset: Preset, system: str) -> dict[str, Any]:
         "addition_time_embed_dim": 32,
         "projection_class_embeddings_input_dim": preset.text_widths[1] + 6 * 32,
         "norm_num_groups": 8,
-        "attention_head_dim": [w // 32 for w in preset.widths],  # SDXL's naming: heads
+        "attention_head_dim": [max(1, w // 32) for w in preset.widths],  # SDXL's naming: heads
         **SYSTEMS[system],
     }
 

@@ -226,7 +226,7 @@ def measure(
 def train_text(preset: Preset, folder: Path, device: str | None, minutes: float | None) -> bool:
     """Train both encoders and write them, with their tokenizer, into `folder`; True when done."""
     where = pick_device(device)
-    tokenizer = build_tokenizer(preset)
+    tokenizer = _tokenizer(preset, folder / "tokenizer")
     captions = Captions(preset, tokenizer)
     module = TextLessons(preset, tokenizer, captions.targets.sizes)
 
@@ -257,5 +257,12 @@ def train_text(preset: Preset, folder: Path, device: str | None, minutes: float 
         with loop.averaged() as averaged:
             for name in ("text_encoder", "text_encoder_2"):
                 getattr(averaged, name).save_pretrained(folder / name)
-        save_tokenizer(tokenizer, folder / "tokenizer")
     return finished
+
+
+def _tokenizer(preset: Preset, folder: Path) -> CLIPTokenizer:
+    """Return the tokenizer that a run began with; a new run makes and keeps its own."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        save_tokenizer(build_tokenizer(preset), folder)
+    return CLIPTokenizer.from_pretrained(folder)
