@@ -243,7 +243,7 @@ def heatmap(
             text = "n/a" if np.isnan(value) else format(value, form)
             axis.text(column, row, text, ha="center", va="center", color="kw"[int(dark)])
         axis.set_yticks(range(len(labels)), [_plain(_wrap(label)) for label in labels])
-        axis.set_xticks(range(len(across)), [_plain(label) for label in across])
+        axis.set_xticks(range(len(across)), [_plain(_wrap(label, 11)) for label in across])
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         if title:
