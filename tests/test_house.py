@@ -12,7 +12,7 @@ MEASURES = {
     "files over 500 lines": (1, 0),
     "koala_nb without nano, lines": (17_547, 11_500),
     "koala_nb without nano, files": (86, 70),
-    "nano, lines": (5_438, 3_300),
+    "nano, lines": (5441, 3_300),
     "core, models and generation, lines": (3_370, 2_200),
     "studies, lines": (1_500, 1_500),
     "tests, lines": (14_585, 10_500),

@@ -39,8 +39,9 @@ class Curriculum:
         kind = kind or str(rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
         scene = self.world.scene(seed, kind)
         if kind == "sign" and rng.random() < SPELLED:
-            letters = rng.choice(list(LETTERS), int(rng.integers(1, 5)))
-            scene = with_thing(scene, Thing("sign", "".join(letters)))
+            word = "".join(rng.choice(list(LETTERS), int(rng.integers(1, 5))))
+            if word not in self.world.planted["held_out"]["words"]:  # else the sign keeps its word
+                scene = with_thing(scene, Thing("sign", word))
         text, _ = self.phrasing.caption(scene, rng)
         return replace(scene, caption=text)
 

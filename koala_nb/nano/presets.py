@@ -1,4 +1,4 @@
-"""The two configurations of the embedded family; nothing outside this file knows a size."""
+"""The configurations of the embedded family; nothing outside this file knows a size."""
 
 import json
 from dataclasses import dataclass, field, replace

@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train the stages named in `argv`; return 0 when all are finished, 3 when time ran out."""
     options = parser().parse_args(argv)
     stages = options.stage or ["vae", "decoder", "clip", "teacher", "student"]
+    if PRESETS[options.config].scenes and not options.stage:
+        stages = ["vae", "text", "latents", "clip", "teacher", "student", "control"]
     if "LOCAL_RANK" not in os.environ:
         processes = options.processes or _default_processes(options.device)
         if processes > 1:
