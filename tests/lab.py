@@ -227,16 +227,21 @@ class Lab:
     def changes(self, *typed, told="", held=(), waiting="Drawing ..."):
         """Press keys; return the widget's text once it, or its picture, is another and rests.
 
-        A picture and its text are two messages: the text must hold `told`, the kernel be idle, and
-        two looks see the same.
+        A picture and its text are two messages: the text must hold `told`, the kernel be idle to
+        the server and to the page, which may lag behind it, and three looks see the same.
         """
         seen = [self.run(SHOWN)]
 
         def rests():
+            idle = self._is_idle()  # before the look: what the kernel sent until then may be seen
             seen.append(self.run(SHOWN))
             text = json.loads(seen[-1])[0]
-            still = seen[-1] == seen[-2] != seen[0] and self.run(STATUS) == "idle"
-            return text if still and told in text and waiting not in text else None
+            still = seen[-3:] == seen[-1:] * 3 and seen[-1] != seen[0]
+            return text if idle and still and told in text and waiting not in text else None
 
         self.press(*typed, held=held)
         return until(rests, f"{typed} at {self.focus()!r} lead to {told!r}")
+
+    def _is_idle(self):
+        states = [kernel["execution_state"] for kernel in call(self.address, "/api/kernels")]
+        return states == ["idle"] and self.run(STATUS) == "idle"
