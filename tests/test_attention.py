@@ -37,6 +37,12 @@ def draw(pipe, prompt=PROMPT, *, steps=3, guidance=3.5, seed=0, height=64, width
     ).images
 
 
+def capture(pipe, drawing=None, **options):
+    """What was captured of one call, and the call's latents."""
+    with kn.capture_attention(pipe, **options) as attention:
+        return attention, draw(pipe, **drawing or {})
+
+
 class Reference:
     """What the layers were given, by plain hooks, and the maps from it in float64."""
 
@@ -62,17 +68,31 @@ class Reference:
     def logits(self, name, parts=slice(None)):
         """(passes, rows, heads, positions, tokens) in float64."""
         module = self.modules[name]
-        found = []
+        weight_q, weight_k = (p.weight.double() for p in (module.to_q, module.to_k))
+        logits = []
         for hidden, text in self.inputs[name]:
-            weight_q, weight_k = (p.weight.double() for p in (module.to_q, module.to_k))
-            q = hidden.double() @ weight_q.T
-            k = text.double()[..., parts] @ weight_k[:, parts].T
+            q, k = hidden.double() @ weight_q.T, text.double()[..., parts] @ weight_k[:, parts].T
             q, k = (v.unflatten(-1, (module.heads, -1)).transpose(1, 2) for v in (q, k))
-            found.append(q @ k.mT / math.sqrt(q.shape[-1]))
-        return torch.stack(found).detach()
+            logits.append(q @ k.mT / math.sqrt(q.shape[-1]))
+        return torch.stack(logits).detach()
 
     def maps(self, name):
         return self.logits(name).softmax(-1)
+
+    def conditional(self, name, shape):
+        """The mean over passes and heads, of a single guided image's conditional branch."""
+        return self.maps(name)[:, 1].mean((0, 1)).reshape(shape).numpy()
+
+
+def unet_inputs(images):
+    torch.manual_seed(0)
+    pooled, ids = torch.randn(images, 32), torch.ones(images, 6)
+    return {
+        "sample": torch.randn(images, 4, 8, 8),
+        "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.randn(images, 77, 64),
+        "added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids},
+    }
 
 
 @pytest.fixture
@@ -101,56 +121,53 @@ def test_maps_equal_float64_and_the_image_does_not_change(loaded, case):
     settings = CASES[case]
     with Reference(loaded.unet) as truth:
         before = draw(loaded, **settings)
-    with kn.capture_attention(loaded, keep_axes=ALL_AXES, guidance_branch="both") as attention:
-        after = draw(loaded, **settings)
+    attention, after = capture(loaded, settings, keep_axes=ALL_AXES, guidance_branch="both")
     assert torch.equal(before, after)
     assert attention.images == len(before)
     assert attention.layers() == list(truth.modules) and len(truth.modules) == CROSS
     arrays = attention.arrays()
     halves = 1 if settings.get("guidance") == 1.0 else 2
     for name in truth.modules:
-        found = arrays[f"cross/{name}"]  # image, guidance branch, step, head, row, column, token
+        maps = arrays[f"cross/{name}"]  # image, guidance branch, step, head, row, column, token
         expected = truth.maps(name).unflatten(1, (halves, -1)).permute(2, 1, 0, 3, 4, 5).numpy()
-        expected = expected.reshape(found.shape)
-        assert abs(found - expected).max() < 1e-6
-        assert abs(found.sum(-1) - 1).max() < 1e-6
-        assert found.shape[4:6] in {
+        assert abs(maps - expected.reshape(maps.shape)).max() < 1e-6
+        assert abs(maps.sum(-1) - 1).max() < 1e-6
+        assert maps.shape[4:6] in {
             tuple(-(-side // 2**level) for side in before.shape[2:]) for level in (1, 2)
         }
 
 
 def test_means_are_means_of_what_was_kept_apart(loaded):
-    captures = []
-    for keep in (ALL_AXES, (), ("layer",)):
-        with kn.capture_attention(loaded, keep_axes=keep) as attention:
-            draw(loaded, num_images_per_prompt=2)
-        captures.append(attention)
-    apart, together, by_layer = captures
+    apart, together, by_layer = (
+        capture(loaded, {"num_images_per_prompt": 2}, keep_axes=keep)[0]
+        for keep in (ALL_AXES, (), ("layer",))
+    )
     name = apart.layers()[3]
     heads = [apart.maps(1, layers=name, head=h, step=s) for h in (0, 1) for s in range(3)]
     assert np.mean(heads, 0) == pytest.approx(by_layer.maps(1, layers=name), abs=1e-6)
     assert together.maps(1) == pytest.approx(apart.maps(1), abs=1e-6)
     assert by_layer.maps(1) == pytest.approx(apart.maps(1), abs=1e-6)
     assert together.layers() == ["4 x 4", "2 x 2"]
-    inside = apart.maps(1, layers="up_blocks.0")
-    assert inside == pytest.approx(np.mean([
-        apart.maps(1, layers=n) for n in apart.layers() if n.startswith("up_blocks.0.")
-    ], 0), abs=1e-6)  # fmt: skip
+    inside = [n for n in apart.layers() if n.startswith("up_blocks.0.")]
+    mean = np.mean([apart.maps(1, layers=n) for n in inside], 0)
+    assert apart.maps(1, layers="up_blocks.0") == pytest.approx(mean, abs=1e-6)
 
 
 def test_branches_are_the_prompt_and_the_negative_prompt(loaded):
     """Exchanging both prompts exchanges the guidance branches of the first step."""
-    found = []
-    for first, second in (("a cat", "two dogs"), ("two dogs", "a cat")):
-        with kn.capture_attention(loaded, keep_axes=(), guidance_branch="both") as attention:
-            draw(loaded, first, negative_prompt=second, steps=1)
-        found.append([attention.maps(guidance_branch=h) for h in ("conditional", "unconditional")])
-    assert found[0][0] == pytest.approx(found[1][1], abs=1e-6)
-    assert found[0][1] == pytest.approx(found[1][0], abs=1e-6)
-    assert abs(found[0][0] - found[0][1]).max() > 1e-4
-    with kn.capture_attention(loaded, keep_axes=(), guidance_branch="unconditional") as attention:
-        draw(loaded, "a cat", negative_prompt="two dogs", steps=1)
-    assert attention.maps(guidance_branch="unconditional") == pytest.approx(found[0][1], abs=1e-6)
+    drawing = {"prompt": "a cat", "negative_prompt": "two dogs", "steps": 1}
+    other = drawing | {"prompt": "two dogs", "negative_prompt": "a cat"}
+    (cat, no_dogs), (dogs, no_cat) = (
+        [attention.maps(guidance_branch=b) for b in ("conditional", "unconditional")]
+        for attention in (
+            capture(loaded, each, keep_axes=(), guidance_branch="both")[0]
+            for each in (drawing, other)
+        )
+    )
+    assert cat == pytest.approx(no_cat, abs=1e-6) and no_dogs == pytest.approx(dogs, abs=1e-6)
+    assert abs(cat - no_dogs).max() > 1e-4
+    attention, _ = capture(loaded, drawing, keep_axes=(), guidance_branch="unconditional")
+    assert attention.maps(guidance_branch="unconditional") == pytest.approx(no_dogs, abs=1e-6)
     with pytest.raises(ValueError, match="'conditional' was not captured"):
         attention.maps()
 
@@ -163,21 +180,16 @@ def test_every_batch_of_a_run_has_its_images_in_order(loaded):
     with kn.capture_attention(loaded, keep_axes=("step",)) as alone:
         kn.generate(loaded, "two dogs", seeds=[1], **settings)
     for step in range(2):
-        found = attention.maps(4, step=step)
-        assert found == pytest.approx(alone.maps(step=step), abs=1e-5)
-        assert abs(found - attention.maps(1, step=step)).max() > 3e-4
+        maps = attention.maps(4, step=step)
+        assert maps == pytest.approx(alone.maps(step=step), abs=1e-5)
+        assert abs(maps - attention.maps(1, step=step)).max() > 3e-4
     assert {v.shape[0] for v in attention.arrays().values()} == {6}
 
 
 def test_calls_of_the_unet_alone(loaded):
     """Without a pipeline call there is no guidance, whatever the pipeline drew before."""
     draw(loaded)
-    inputs = {
-        "sample": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
-        "timestep": torch.tensor(500),
-        "encoder_hidden_states": torch.randn(2, 77, 64),
-        "added_cond_kwargs": {"text_embeds": torch.randn(2, 32), "time_ids": torch.ones(2, 6)},
-    }
+    inputs = unet_inputs(2)
     with torch.no_grad(), kn.capture_attention(loaded) as attention:
         loaded.unet(**inputs)
     with torch.no_grad(), Reference(loaded.unet) as truth:
@@ -194,36 +206,24 @@ def test_calls_of_the_unet_alone(loaded):
 
 def test_half_precision(fresh):
     fresh.to(torch.bfloat16)
-    before = draw(fresh)
-    with kn.capture_attention(fresh, keep_axes=ALL_AXES) as attention:
-        assert torch.equal(draw(fresh), before)
-    module = fresh.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2
-    seen = {}
-    hook = module.register_forward_pre_hook(
-        lambda m, args, kwargs: seen.update(h=args[0], e=kwargs["encoder_hidden_states"]),
-        with_kwargs=True,
-    )
-    draw(fresh, steps=1)
-    hook.remove()
-    with kn.capture_attention(fresh, keep_axes=("layer", "head")) as attention:
+    assert torch.equal(capture(fresh, keep_axes=ALL_AXES)[1], draw(fresh))
+    with Reference(fresh.unet) as truth:
         draw(fresh, steps=1)
+    attention, _ = capture(fresh, {"steps": 1}, keep_axes=("layer", "head"))
+    name = attention.layers()[0]
+    module, ((hidden, text),) = truth.modules[name], truth.inputs[name]
     with torch.no_grad():  # the maps of the very queries and keys that the model rounds to bf16
-        q, k = (p(v).double() for p, v in ((module.to_q, seen["h"]), (module.to_k, seen["e"])))
+        q, k = module.to_q(hidden).double(), module.to_k(text).double()
     q, k = (v[1].unflatten(-1, (module.heads, -1)).transpose(0, 1) for v in (q, k))
     expected = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1).mean(0).reshape(4, 4, 77)
-    found = attention.maps(layers=attention.layers()[0])
-    assert found == pytest.approx(expected.numpy(), abs=1e-6)
+    assert attention.maps(layers=name) == pytest.approx(expected.numpy(), abs=1e-6)
 
 
 def test_fused_projections(fresh):
-    plain = draw(fresh)
-    with kn.capture_attention(fresh) as expected:
-        draw(fresh)
+    expected, plain = capture(fresh)
     fresh.fuse_qkv_projections()
-    before = draw(fresh)
-    with kn.capture_attention(fresh, self_grid=2) as attention:
-        assert torch.equal(draw(fresh), before)
-    assert torch.allclose(plain, before, atol=1e-4)
+    attention, fused = capture(fresh, self_grid=2)
+    assert torch.equal(fused, draw(fresh)) and torch.allclose(plain, fused, atol=1e-4)
     assert attention.maps() == pytest.approx(expected.maps(), abs=1e-5)
 
 
@@ -252,13 +252,11 @@ def test_compiled(fresh, how):
 def test_weights_that_wait_elsewhere(fresh):
     from accelerate import cpu_offload
 
-    before = draw(fresh)
-    with kn.capture_attention(fresh) as expected:
-        draw(fresh)
+    expected, before = capture(fresh)
     cpu_offload(fresh.unet, torch.device("cpu"))
     assert next(fresh.unet.parameters()).is_meta
-    with kn.capture_attention(fresh) as attention:
-        assert torch.equal(draw(fresh), before)
+    attention, after = capture(fresh)
+    assert torch.equal(after, before)
     assert attention.maps() == pytest.approx(expected.maps(), abs=1e-6)
 
 
@@ -267,17 +265,16 @@ def test_a_unet_with_a_mid_block(fresh):
 
     config = {**fresh.unet.config, "mid_block_type": "UNetMidBlock2DCrossAttn"}
     fresh.unet = UNet2DConditionModel.from_config(config).eval()
-    before = draw(fresh, height=88, width=40)
     with Reference(fresh.unet) as truth:
-        draw(fresh, height=88, width=40)
-    with kn.capture_attention(fresh) as attention:
-        assert torch.equal(draw(fresh, height=88, width=40), before)
+        before = draw(fresh, height=88, width=40)
+    attention, after = capture(fresh, {"height": 88, "width": 40})
+    assert torch.equal(after, before)
     order = [name.split("_")[0] for name in attention.layers()]
     assert order == sorted(order, key=("down", "mid", "up").index)  # as they run
     assert set(attention.layers()) == set(truth.modules)
     name = next(n for n in attention.layers() if n.startswith("mid_block"))
-    expected = truth.maps(name)[:, 1].mean((0, 1)).reshape(3, 2, 77)  # 11 x 5 latents
-    assert attention.maps(layers=name) == pytest.approx(expected.numpy(), abs=1e-6)
+    expected = truth.conditional(name, (3, 2, 77))  # 11 x 5 latents
+    assert attention.maps(layers=name) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_model_of_one_text_encoder(fresh):
@@ -286,25 +283,24 @@ def test_a_model_of_one_text_encoder(fresh):
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(8, 8, 16, 16), layers_per_block=1,
-        cross_attention_dim=32, attention_head_dim=[1, 1, 2, 2], norm_num_groups=4,
+        sample_size=16,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=[1, 1, 2, 2],
+        norm_num_groups=4,
         use_linear_projection=True,
-    ).eval()  # fmt: skip
-    pipe = StableDiffusionPipeline(
-        fresh.vae, fresh.text_encoder, fresh.tokenizer, unet, fresh.scheduler, None, None,
-        requires_safety_checker=False,
-    )  # fmt: skip
+    ).eval()
+    parts = (fresh.vae, fresh.text_encoder, fresh.tokenizer, unet, fresh.scheduler, None, None)
+    pipe = StableDiffusionPipeline(*parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
-    before = draw(pipe, height=128, width=128)
     with Reference(unet) as truth:
-        draw(pipe, height=128, width=128)
-    with kn.capture_attention(pipe) as attention:
-        assert torch.equal(draw(pipe, height=128, width=128), before)
-    assert set(attention.layers()) == set(truth.modules)
+        before = draw(pipe, height=128, width=128)
+    attention, after = capture(pipe, {"height": 128, "width": 128})
+    assert torch.equal(after, before) and set(attention.layers()) == set(truth.modules)
     for name in attention.layers():
-        found = attention.maps(layers=name)
-        expected = truth.maps(name)[:, 1].mean((0, 1)).numpy().reshape(found.shape)
-        assert found == pytest.approx(expected, abs=1e-6)
+        maps = attention.maps(layers=name)
+        assert maps == pytest.approx(truth.conditional(name, maps.shape), abs=1e-6)
     with pytest.raises(CannotCapture, match="two text encoders"):
         with kn.capture_attention(pipe, by_encoder=True):
             pass
@@ -341,13 +337,11 @@ def test_memory_at_1024_pixels(fresh):
 def test_the_encoders_parts_add_up(loaded):
     with Reference(loaded.unet) as truth:
         draw(loaded, steps=2)
-    with kn.capture_attention(loaded, by_encoder=True) as attention:
-        draw(loaded, steps=2)
+    attention, _ = capture(loaded, {"steps": 2}, by_encoder=True)
     name = attention.layers()[0]
     for channel, parts in (("logits", slice(None)), ("logits_clip_l", slice(0, 32))):
-        expected = truth.logits(name, parts)[:, 1].mean((0, 1)).reshape(4, 4, 77)
-        found = attention.maps(layers=name, channel=channel)
-        assert found == pytest.approx(expected.numpy(), abs=2e-6)
+        expected = truth.logits(name, parts)[:, 1].mean((0, 1)).reshape(4, 4, 77).numpy()
+        assert attention.maps(layers=name, channel=channel) == pytest.approx(expected, abs=2e-6)
     table = attention.encoder_split(PROMPT, layers=name)
     expected = truth.logits(name, slice(32, None))[:, 1].mean((0, 1, 2))[0].item()
     start = table.set_index("word").loc["[start]"]
@@ -356,11 +350,9 @@ def test_the_encoders_parts_add_up(loaded):
 
 
 def test_a_probe_of_the_prompt_is_the_prompt(loaded):
-    with kn.capture_attention(loaded, probe=PROMPT) as attention:
-        before = draw(loaded)
+    attention, before = capture(loaded, probe=PROMPT)
     assert attention.maps(channel="probe") == pytest.approx(attention.maps(), abs=1e-6)
-    with kn.capture_attention(loaded, probe="a dog") as attention:
-        after = draw(loaded)
+    attention, after = capture(loaded, probe="a dog")
     assert torch.equal(before, after)
     assert attention.words("a dog", channel="probe").texts[:2] == ["a", "dog"]
     assert abs(attention.maps(channel="probe") - attention.maps()).max() > 1e-4
@@ -371,32 +363,25 @@ def test_self_attention_between_cells(loaded, height, width, cells):
     size = {"height": height, "width": width, "steps": 2}
     with Reference(loaded.unet, "attn1") as truth:
         draw(loaded, **size)
-    layers = "down_blocks.1"
-    with kn.capture_attention(loaded, layers=layers, self_grid=cells) as attention:
-        draw(loaded, **size)
+    attention, _ = capture(loaded, size, layers="down_blocks.1", self_grid=cells)
     name = attention.layers("self")[1]
-    full = truth.maps(name)[:, 1].mean((0, 1)).numpy()
     grid = layer_grid(name, 3, height // 8, width // 8)
+    full = truth.conditional(name, (math.prod(grid), math.prod(grid)))
     rows, columns = cell_grid(grid, cells)
-    cell = np.array(
-        [(y * rows // grid[0]) * columns + x * columns // grid[1]
-         for y in range(grid[0]) for x in range(grid[1])]
-    )  # fmt: skip
-    expected = np.array(
-        [[full[cell == i][:, cell == j].sum(1).mean() for j in range(rows * columns)]
-         for i in range(rows * columns)]
-    )  # fmt: skip
-    found = attention.maps(layers=name, channel="self")
-    assert found.shape == (rows, columns, rows * columns)
-    assert found.reshape(expected.shape) == pytest.approx(expected, abs=1e-6)
+    y, x = np.indices(grid)
+    cell = ((y * rows // grid[0]) * columns + x * columns // grid[1]).ravel()
+    by_key = np.stack([full[:, cell == j].sum(1) for j in range(rows * columns)], 1)
+    expected = np.stack([by_key[cell == i].mean(0) for i in range(rows * columns)])
+    maps = attention.maps(layers=name, channel="self")
+    assert maps.shape == (rows, columns, rows * columns)
+    assert maps.reshape(expected.shape) == pytest.approx(expected, abs=1e-6)
 
 
 def test_clusters_find_what_looks_alike(loaded):
-    with kn.capture_attention(loaded, layers="down_blocks.1", self_grid=4) as attention:
-        draw(loaded)
-    found = attention.clusters(3)
-    assert found.shape == (4, 4) and set(found.flat) <= {0, 1, 2}
-    assert (found == attention.clusters(3)).all()
+    attention, _ = capture(loaded, layers="down_blocks.1", self_grid=4)
+    labels = attention.clusters(3)
+    assert labels.shape == (4, 4) and set(labels.flat) <= {0, 1, 2}
+    assert (labels == attention.clusters(3)).all()
 
 
 # --- words ------------------------------------------------------------------------------------
@@ -423,8 +408,7 @@ def test_words_share_out_the_tokens(loaded, prompt):
 
 def test_word_maps(loaded):
     prompt = "a cat and a Red cat"
-    with kn.capture_attention(loaded) as attention:
-        draw(loaded, prompt)
+    attention, _ = capture(loaded, {"prompt": prompt})
     maps, raw = attention.words(prompt), attention.maps()
     assert maps.array.sum(0) == pytest.approx(1, abs=1e-6)
     assert maps["cat"] == pytest.approx(raw[..., 2:5].sum(-1), abs=1e-7)
@@ -443,29 +427,22 @@ def test_word_maps(loaded):
 def test_memory_is_predicted(loaded, keep):
     options = {"keep_axes": keep, "guidance_branch": "both", "self_grid": 2}
     options |= {"by_encoder": True, "probe": "a dog"}
-    with kn.capture_attention(loaded, **options) as attention:
-        draw(loaded, num_images_per_prompt=2)
+    two = {"num_images_per_prompt": 2}
+    attention, _ = capture(loaded, two, **options)
     stored = sum(b.numel() * 4 for batch in attention.batches for b in batch.buffers.values())
-    with kn.capture_attention(loaded, **options, limit_gb=stored / 1e9):
-        draw(loaded, num_images_per_prompt=2)
+    capture(loaded, two, **options, limit_gb=stored / 1e9)
     with pytest.raises(CannotCapture, match="These maps need .* GB, over the limit"):
-        with kn.capture_attention(loaded, **options, limit_gb=(stored - 1) / 1e9):
-            draw(loaded, num_images_per_prompt=2)
+        capture(loaded, two, **options, limit_gb=(stored - 1) / 1e9)
 
 
 def test_memory_does_not_grow_with_steps(loaded):
-    sizes = []
-    for steps in (1, 4):
-        with kn.capture_attention(loaded) as attention:
-            draw(loaded, steps=steps)
-        sizes.append(sum(value.nbytes for value in attention.arrays().values()))
-    assert sizes[0] == sizes[1]
+    one, four = (capture(loaded, {"steps": steps})[0].arrays().values() for steps in (1, 4))
+    assert sum(value.nbytes for value in one) == sum(value.nbytes for value in four)
 
 
 def test_the_pipeline_is_restored(loaded):
     processors, first = dict(loaded.unet.attn_processors), loaded.unet.conv_in
-    with kn.capture_attention(loaded):
-        draw(loaded, steps=1)
+    capture(loaded, {"steps": 1})
     with pytest.raises(RuntimeError, match="on the way"):
         with kn.capture_attention(loaded):
             draw(loaded, steps=1)
@@ -489,8 +466,7 @@ BAD = [
 def test_bad_options(loaded, options, message):
     before = dict(loaded.unet.attn_processors)
     with pytest.raises(ValueError, match=message):
-        with kn.capture_attention(loaded, **options):
-            draw(loaded, steps=1)
+        capture(loaded, {"steps": 1}, **options)
     assert loaded.unet.attn_processors == before
 
 
@@ -513,17 +489,11 @@ def test_what_cannot_be_exact_is_refused(fresh):
             pass
     with pytest.raises(CannotCapture, match="image prompts"):
         with torch.no_grad(), kn.capture_attention(fresh):
-            mask = torch.ones(1, 1, 77)
-            fresh.unet(
-                torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 77, 64),
-                encoder_attention_mask=mask[:, 0],
-                added_cond_kwargs={"text_embeds": torch.zeros(1, 32), "time_ids": torch.ones(1, 6)},
-            )  # fmt: skip
+            fresh.unet(**unet_inputs(1), encoder_attention_mask=torch.ones(1, 77))
 
 
 def test_reading_what_is_not_there(loaded):
-    with kn.capture_attention(loaded) as attention:
-        draw(loaded)
+    attention, _ = capture(loaded)
     for chosen, message in (
         ({"image": 1}, "image=1: 1 images were captured"),
         ({"layers": "mid_block"}, "layers='mid_block' were not captured; these were: down_blocks"),
@@ -539,15 +509,13 @@ def test_reading_what_is_not_there(loaded):
 def test_arrays_are_saved_with_their_axes(loaded, tmp_path):
     from safetensors import safe_open
 
-    with kn.capture_attention(loaded, keep_axes=("layer", "step")) as attention:
-        draw(loaded)
+    attention, _ = capture(loaded, keep_axes=("layer", "step"))
     attention.save(tmp_path / "maps.safetensors")
     with safe_open(tmp_path / "maps.safetensors", "numpy") as file:
         assert all(axis in file.metadata()["axes"] for axis in AXES)
         for name, value in attention.arrays().items():
             assert (file.get_tensor(name) == value).all() and value.ndim == len(AXES)
-    draw_two_sizes = kn.capture_attention(loaded)
-    with draw_two_sizes as attention:
+    with kn.capture_attention(loaded) as attention:
         draw(loaded)
         draw(loaded, height=48)
     assert attention.images == 2 and attention.maps(1).shape[0] == 3

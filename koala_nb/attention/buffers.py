@@ -36,8 +36,11 @@ def layer_grid(name: str, blocks: int, height: int, width: int) -> tuple[int, in
     Each of the U-Net's `blocks` down blocks but the last halves the size, rounding up.
     """
     part, number, *_ = name.split(".")
-    levels = {"down_blocks": number, "up_blocks": f"-{number}"}.get(part, "-0")
-    level = blocks - 1 + int(levels) if levels.startswith("-") else int(levels)
+    level = blocks - 1
+    if part == "down_blocks":
+        level = int(number)
+    elif part == "up_blocks":
+        level -= int(number)
     for _ in range(level):
         height, width = math.ceil(height / 2), math.ceil(width / 2)
     return height, width
@@ -66,10 +69,11 @@ class Batch:
     added: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     captured: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def __post_init__(self) -> None:
-        """Note the rows of the U-Net's batch whose maps are kept."""
+    @property
+    def rows(self) -> range:
+        """The rows of the U-Net's batch whose maps are kept."""
         images = self.size[0]
-        self.rows = range(self.branches[0] * images, (self.branches[-1] + 1) * images)
+        return range(self.branches[0] * images, (self.branches[-1] + 1) * images)
 
     def shape(self, source: Source) -> tuple[str, tuple[int, int], tuple[int, int, int]]:
         """Return a source's key, its grid, and (heads, positions, tokens) of its buffer."""

@@ -8,10 +8,11 @@ operators that compilers leave alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from koala_nb.models.load import Pipeline
 
-Layers = Mapping[str, "AttentionLayer"]
+Receive = Callable[..., None]  # takes the tensors that a hook passes on
 
 BRANCHES = {"both": (0, 1), "conditional": (1,), "unconditional": (0,)}  # of a guided batch
 KEPT_AXES = ("layer", "head", "step")
@@ -82,12 +83,12 @@ def capture_attention(
     _check_options(pipe, options)
     unet: UNet2DConditionModel = getattr(pipe.unet, "_orig_mod", pipe.unet)  # of a compiled one
     modules = _choose_layers(unet, layers, options)
-    capture = Capture(pipe, unet, modules, options, probe)
-    original, first = {name: module.processor for name, module in modules.items()}, unet.conv_in
+    capture = Capture(pipe, unet, options, probe)
+    original, first = {module: module.processor for module in modules.values()}, unet.conv_in
     call_state = {n: pipe.__dict__.pop(n, None) for n in ("_guidance_scale", "_num_timesteps")}
     try:
-        for name, processor in capture.processors().items():
-            modules[name].set_processor(processor)
+        for name, module in modules.items():
+            module.set_processor(capture.processor_of(name, module))
         unet.conv_in = PassCounter(first, capture)
         ON_RETRY.append(capture.mark)
         yield capture.attention
@@ -96,9 +97,9 @@ def capture_attention(
         if capture.mark in ON_RETRY:
             ON_RETRY.remove(capture.mark)
         unet.conv_in = first
-        for name, processor in original.items():
-            modules[name].set_processor(processor)
-        unregister(capture)
+        for module, processor in original.items():
+            module.set_processor(processor)
+        capture.unregister()
         for name, value in call_state.items():
             if value is not None and name not in pipe.__dict__:
                 setattr(pipe, name, value)
@@ -147,15 +148,9 @@ class Capture:
     """The state of one `with` block: which layers, which images, where in the generation."""
 
     def __init__(
-        self,
-        pipe: Pipeline,
-        unet: UNet2DConditionModel,
-        modules: Layers,
-        options: Options,
-        probe: str | None,
+        self, pipe: Pipeline, unet: UNet2DConditionModel, options: Options, probe: str | None
     ) -> None:
-        self.pipe, self.modules, self.options = pipe, modules, options
-        self.blocks = len(unet.config.down_block_types)
+        self.pipe, self.options, self.blocks = pipe, options, len(unet.config.down_block_types)
         self.batches: list[Batch] = []
         self.attention = Attention(pipe.tokenizer, self.batches)
         self.probe: torch.Tensor | None = None
@@ -165,26 +160,32 @@ class Capture:
                 self.probe = embed(pipe, probe)[0].to(pipe.unet.dtype)
         # The width of CLIP-L's part of the text embeddings, which come first.
         self.width_l = pipe.text_encoder.config.hidden_size if options.by_encoder else None
-        self.expected: int | None = None
-        self.sources: dict[int, Source] = {}
+        self.expected: int | None = None  # passes of the U-Net for each image
+        self.sources: list[Source] = []
+        self.handles: list[int] = []
         self.order = torch.zeros(1, dtype=torch.int64)
-        self.handle = register(self)
 
-    def processors(self) -> dict[str, CapturingProcessor]:
-        """Return a capturing processor around the present one of every chosen layer."""
-        processors = {}
-        for name, module in self.modules.items():
-            channels = ["cross"] if module.is_cross_attention else ["self"]
-            if module.is_cross_attention:
-                channels += ["probe"] if self.probe is not None else []
-                channels += ["logits", "logits_clip_l"] if self.width_l else []
-            handles = {}
-            for channel in channels:
-                handles[channel] = register(self)
-                source = Source(channel, name, module.heads, float(module.scale))
-                self.sources[int(handles[channel])] = source
-            processors[name] = CapturingProcessor(module.processor, self, handles)
-        return processors
+    def processor_of(self, name: str, module: AttentionLayer) -> CapturingProcessor:
+        """Return a capturing processor around the present one of a layer."""
+        channels = ["cross"] if module.is_cross_attention else ["self"]
+        if module.is_cross_attention:
+            channels += ["probe"] if self.probe is not None else []
+            channels += ["logits", "logits_clip_l"] if self.width_l else []
+        sources = [Source(channel, name, module.heads, float(module.scale)) for channel in channels]
+        self.sources += sources
+        receivers: dict[str, Receive] = {s.channel: partial(self.add, s) for s in sources}
+        return CapturingProcessor(module.processor, self, receivers)
+
+    def register(self, receive: Receive) -> torch.Tensor:
+        """Return the handle by which compiled graphs find `receive`, an integer tensor."""
+        self.handles.append(next(_NUMBERS))
+        _RECEIVERS[self.handles[-1]] = receive
+        return torch.tensor(self.handles[-1])
+
+    def unregister(self) -> None:
+        """Take the handles back."""
+        for handle in self.handles:
+            del _RECEIVERS[handle]
 
     def mark(self) -> Callable[[], None]:
         """Return what drops all that is captured from here on: of images that were not drawn."""
@@ -217,14 +218,14 @@ class Capture:
         branches = BRANCHES[options.guidance_branch] if size[1] == 2 else (0,)
         cells = options.self_grid or 0
         batch = Batch(size, branches, options.keep_axes, self.blocks, cells, tokens)
-        for source in self.sources.values():
+        for source in self.sources:
             grid = layer_grid(source.name, self.blocks, *size[2:])
             if source.channel == "self" and max(grid) < cells:
                 raise CannotCapture(
                     f"self_grid={cells} is finer than the {grid[0]} x {grid[1]} "
                     f"positions of {source.name}: use {max(grid)} or less, or choose layers."
                 )
-        need = batch.predict_bytes(self.sources.values(), self.expected or 1)
+        need = batch.predict_bytes(self.sources, self.expected or 1)
         if need > options.limit:
             raise CannotCapture(
                 f"These maps need {need / 1e9:.2f} GB, over the limit of {options.limit / 1e9:.2f} "
@@ -232,16 +233,16 @@ class Capture:
             )
         return batch
 
-    def add(self, handle: int, query: torch.Tensor, key: torch.Tensor) -> None:
+    def add(self, source: Source, query: torch.Tensor, key: torch.Tensor) -> None:
         """Add what one layer computed in this pass, (rows, positions, channels) each."""
-        self.batches[-1].add(self.sources[handle], query, key)
+        self.batches[-1].add(source, query, key)
 
     def check_complete(self) -> None:
         """Raise unless every chosen layer was captured in every pass."""
         if not self.batches:
             raise CannotCapture("Nothing was captured: the U-Net did not run in the with block.")
         passes = sum(batch.passes for batch in self.batches)
-        for source in self.sources.values():
+        for source in self.sources:
             count = sum(batch.captured[source.channel, source.name] for batch in self.batches)
             if count != passes:
                 raise CannotCapture(
@@ -251,21 +252,8 @@ class Capture:
 
 # --- hooks --------------------------------------------------------------------------------------
 
-_OPEN: dict[int, Capture] = {}  # by handle: what a compiled graph cannot hold
+_RECEIVERS: dict[int, Receive] = {}  # by handle: what a compiled graph cannot hold
 _NUMBERS = itertools.count()
-
-
-def register(capture: Capture) -> torch.Tensor:
-    """Return a handle by which compiled graphs find the capture, an integer tensor."""
-    handle = next(_NUMBERS)
-    _OPEN[handle] = capture
-    return torch.tensor(handle)
-
-
-def unregister(capture: Capture) -> None:
-    """Take back a capture's handles."""
-    for handle in [h for h, other in _OPEN.items() if other is capture]:
-        del _OPEN[handle]
 
 
 class CapturingProcessor:
@@ -276,11 +264,11 @@ class CapturingProcessor:
     """
 
     def __init__(
-        self, original: Callable[..., torch.Tensor], capture: Capture, handles: Mapping
+        self, original: Callable[..., torch.Tensor], capture: Capture, receivers: dict[str, Receive]
     ) -> None:
-        self.original, self.capture, self.handles = original, capture, dict(handles)
+        self.original, self.receivers = original, receivers
+        self.handles = {channel: capture.register(r) for channel, r in receivers.items()}
         self.probe, self.width_l, self.order = capture.probe, capture.width_l, capture.order
-        self.numbers = {channel: int(handle) for channel, handle in handles.items()}
 
     def __call__(
         self,
@@ -288,9 +276,7 @@ class CapturingProcessor:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> torch.Tensor:
         """Return what the layer's original processor returns."""
         if attention_mask is not None or isinstance(encoder_hidden_states, tuple):
@@ -298,36 +284,29 @@ class CapturingProcessor:
                 "Attention masks and image prompts (IP-Adapter) change the softmax in ways that "
                 "the maps would leave out: draw without them."
             )
-        given = (attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args)
+        call = partial(self.original, attn, hidden_states, encoder_hidden_states, **kwargs)
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if torch.compiler.is_compiling():
-            result = self.original(*given, **kwargs)
+            result = call()
             query = attn.to_q(hidden_states)
             for channel, handle in self.handles.items():
                 key = attn.to_k(self._text_of(channel, text))
                 torch.ops.koala_nb.attend(query, key, handle, self.order)
             return result
-        last: dict[str, torch.Tensor] = {}  # what each projection returned last
-
-        def recorded(name: str, project: Callable[..., torch.Tensor]) -> Callable[..., Any]:
-            def call(*states: torch.Tensor) -> torch.Tensor:
-                last[name] = project(*states)
-                return last[name]
-
-            return call
-
-        # What an instance holds comes before what its class finds: no module is exchanged.
-        attn.__dict__.update(to_q=recorded("to_q", attn.to_q), to_k=recorded("to_k", attn.to_k))
+        last: dict[nn.Module, torch.Tensor] = {}  # what each projection returned last
+        hooks = [
+            projection.register_forward_hook(lambda module, _, out: last.update({module: out}))
+            for projection in (attn.to_q, attn.to_k)
+        ]
         try:
-            result = self.original(*given, **kwargs)
+            result = call()
         finally:
-            attn.__dict__.pop("to_q", None)
-            attn.__dict__.pop("to_k", None)
-        query = last["to_q"] if "to_q" in last else attn.to_q(hidden_states)
-        for channel, number in self.numbers.items():
-            key = last.get("to_k") if channel in KEYS_OF_LAYER else None
-            key = attn.to_k(self._text_of(channel, text)) if key is None else key
-            self.capture.add(number, query, key)
+            for hook in hooks:
+                hook.remove()
+        query = last[attn.to_q] if attn.to_q in last else attn.to_q(hidden_states)
+        for channel, receive in self.receivers.items():
+            key = last.get(attn.to_k) if channel in KEYS_OF_LAYER else None
+            receive(query, attn.to_k(self._text_of(channel, text)) if key is None else key)
         return result
 
     def _text_of(self, channel: str, text: torch.Tensor) -> torch.Tensor:
@@ -347,22 +326,22 @@ class PassCounter(nn.Module):
 
     def __init__(self, first: nn.Module, capture: Capture) -> None:
         super().__init__()
-        self.first, self.capture = first, capture
-        self.handle, self.order = capture.handle, capture.order
+        self.first, self.receive = first, capture.begin_pass
+        self.handle, self.order = capture.register(capture.begin_pass), capture.order
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         """Return the first layer's output."""
         if torch.compiler.is_compiling():
             torch.ops.koala_nb.begin(sample, self.handle, self.order)
         else:
-            self.capture.begin_pass(sample)
+            self.receive(sample)
         return self.first(sample)
 
 
 # Both change `order`, so that a compiler keeps them, and in their order.
 @torch.library.custom_op("koala_nb::begin", mutates_args=("order",))
 def _begin(sample: torch.Tensor, handle: torch.Tensor, order: torch.Tensor) -> None:
-    _OPEN[int(handle)].begin_pass(sample)
+    _RECEIVERS[int(handle)](sample)
     order += 1
 
 
@@ -370,5 +349,5 @@ def _begin(sample: torch.Tensor, handle: torch.Tensor, order: torch.Tensor) -> N
 def _attend(
     query: torch.Tensor, key: torch.Tensor, handle: torch.Tensor, order: torch.Tensor
 ) -> None:
-    _OPEN[int(handle)].add(int(handle), query, key)
+    _RECEIVERS[int(handle)](query, key)
     order += 1

@@ -152,19 +152,15 @@ class Attention:
         """
         import pandas as pd
 
-        both = self.maps(image, channel="logits", **chosen).reshape(-1, self._tokens)
-        first = self.maps(image, channel="logits_clip_l", **chosen).reshape(-1, self._tokens)
+        channels = ("logits", "logits_clip_l")
+        both = [self.maps(image, channel=channel, **chosen) for channel in channels]
         rows = []
         for word in words_of(self.tokenizer, prompt):
-            logit, part = (v[:, list(word.tokens)].mean(1).astype(float) for v in (both, first))
+            logit, part = (v[..., list(word.tokens)].mean(-1).ravel().astype(float) for v in both)
             centred = logit - logit.mean()
             spread = (part * centred).sum() / (centred**2).sum()
             rows.append((word.text, logit.mean(), part.mean(), (logit - part).mean(), spread))
         return pd.DataFrame(rows, columns=["word", "logit", "clip_l", "clip_g", "spread_clip_l"])
-
-    @property
-    def _tokens(self) -> int:
-        return self.tokenizer.model_max_length
 
     def clusters(self, number: int, image: int = 0, seed: int = 0, **chosen: Any) -> np.ndarray:
         """Return cells grouped by what they look at, (rows, columns) of 0 to number - 1.

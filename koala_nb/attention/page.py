@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from koala_nb.attention.maps import MARKS, WordMaps
+from koala_nb.attention.maps import MARKS
 from koala_nb.core.files import write_atomic
 from koala_nb.display.figures import BANNER_STYLE
 
@@ -60,15 +60,6 @@ def place(values: np.ndarray) -> str:
     return "in the center" if (down, across) == ("middle", "center") else f"{down} {across}"
 
 
-def step_maps(attention: Attention, prompt: str, image: int, **chosen: Any) -> dict[str, WordMaps]:
-    """Return the maps of the mean over steps, and of each step where they were kept apart."""
-    maps = {"mean over steps": attention.words(prompt, image, **chosen)}
-    steps = attention.steps(image)
-    for step in range(steps) if steps > 1 else ():
-        maps[f"step {step + 1}"] = attention.words(prompt, image, step=step, **chosen)
-    return maps
-
-
 def write_page(
     path: str | os.PathLike[str],
     attention: Attention,
@@ -84,7 +75,10 @@ def write_page(
     `Attention.maps`. Steps appear if they were kept; word maps are stored in 256 levels of their
     word's largest value. ValueError for a bad choice or an image that was not captured.
     """
-    maps = step_maps(attention, prompt, image, **chosen)
+    maps = {"mean over steps": attention.words(prompt, image, **chosen)}
+    steps = attention.steps(image)
+    for step in range(steps) if steps > 1 else ():
+        maps[f"step {step + 1}"] = attention.words(prompt, image, step=step, **chosen)
     stack = np.stack([_shrink(m.array) for m in maps.values()])  # steps, words, rows, columns
     largest = np.maximum(stack.max((0, 2, 3)), 1e-12)  # of a word that nothing looks at
     contrast = [m.max() / m.mean() for m in stack[0][: -len(MARKS)]]
@@ -93,7 +87,7 @@ def write_page(
     data = {
         "shape": stack.shape,
         "steps": list(maps),
-        "words": next(iter(maps.values())).texts,
+        "words": maps["mean over steps"].texts,
         "first": int(np.argmax(contrast)) if contrast else 0,
         "largest": largest.tolist(),
         "mean": stack.mean((2, 3)).tolist(),
