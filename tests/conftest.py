@@ -19,6 +19,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--browser", choices=("three", "all"), default="three")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let nbval run the solution of each exercise after it."""
+    from solutions import with_solutions
+
+    items[:] = with_solutions(items)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium that reaches nothing but this machine."""

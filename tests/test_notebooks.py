@@ -2,9 +2,13 @@
 
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
+from solutions import solutions
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.report import run
@@ -12,8 +16,13 @@ from koala_nb.report import run
 PATHS = sorted(run.NOTEBOOKS.glob("*.ipynb"))
 TYPED = re.compile(r"\w+: (str|int|float|bool) = \S.*  # \S.*")
 SKIPS = {"nbval-skip", "nbval-ignore-output", "nbval-check-output"}
-FENCE = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
-DETAILS = re.compile(r"<details>.*?</details>", re.S)
+HERE = Path(__file__).parent
+HOOK = """
+from solutions import with_solutions
+
+def pytest_collection_modifyitems(items):
+    items[:] = with_solutions(items)
+"""
 TINY = {"model": "koala-lightning-700m", "size": 64, "seeds": 1}
 
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -142,44 +151,23 @@ def test_it_runs_on_the_hubs_layout(
 # --- exercises ----------------------------------------------------------------------------------
 
 
-def solve(book):
-    """Replace each cell tagged `exercise` by the first Python fence of the next <details>."""
-    waiting = None
-    solved = 0
-    for cell in book.cells:
-        if "exercise" in tags(cell):
-            assert waiting is None, f"an exercise without a solution: {waiting and waiting.source}"
-            waiting = cell
-        fences = FENCE.findall("".join(DETAILS.findall(cell.source)))
-        if cell.cell_type == "markdown" and fences and waiting is not None:
-            waiting.source, waiting, solved = fences[0], None, solved + 1
-    assert waiting is None, f"an exercise without a solution: {waiting and waiting.source}"
-    return solved
-
-
 @every_notebook
-def test_solutions_solve_the_exercises(path, tmp_path):
-    book = read(path)
-    if not solve(book):
-        assert "<details>" not in path.read_text("utf-8"), "a solution without its exercise"
-        return
-    shutil.copy(path, copy := tmp_path / path.name)
-    nbformat.write(book, copy)
-    run.execute_in_place(copy)  # raises where a cell, such as a check, fails
+def test_every_exercise_has_a_solution(path):  # `with_solutions` has nbval run them
+    assert bool(solutions(read(path))) == ("<details>" in path.read_text("utf-8"))
 
 
 def test_a_wrong_solution_is_noticed(tmp_path):
     new = nbformat.v4
     exercise = new.new_code_cell("answer = None", metadata={"tags": ["exercise"]})
-    details = "<details>\n\n```python\nanswer = 41\n```\n\n</details>"
-    check = new.new_code_cell("assert answer in (None, 42), answer")
-    book = new.new_notebook(cells=[exercise, new.new_markdown_cell(details), check])
-    assert solve(book) == 1
-    nbformat.write(book, path := tmp_path / "wrong.ipynb")
-    before = path.read_bytes()
-    with pytest.raises(Exception, match="AssertionError"):
-        run.execute_in_place(path)
-    assert path.read_bytes() == before, "a failing notebook stays as it was"
+    details = "<details>\n\n```python\nassert None == 42\n```\n\n</details>"
+    book = new.new_notebook(cells=[exercise, new.new_markdown_cell(details)])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(book, tmp_path / "wrong.ipynb")
+    shutil.copy(HERE / "solutions.py", tmp_path)
+    (tmp_path / "conftest.py").write_text(HOOK)
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "1 failed, 1 passed" in done.stdout, done.stdout
 
 
 def test_executing_twice_gives_the_same_bytes(tmp_path):
@@ -190,3 +178,12 @@ def test_executing_twice_gives_the_same_bytes(tmp_path):
     first = path.read_bytes()
     run.execute_in_place(path)
     assert path.read_bytes() == first and b'"execution_count": 3' in first
+
+
+def test_a_failing_notebook_stays_as_it_was(tmp_path):
+    cells = [nbformat.v4.new_code_cell("assert False")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path := tmp_path / "wrong.ipynb")
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="AssertionError"):
+        run.execute_in_place(path)
+    assert path.read_bytes() == before
