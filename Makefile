@@ -1,4 +1,4 @@
-# make report | test | lab | train CONFIG=full|small | refresh | lint | check-browser | site
+# make report | test | test-all | lab | train CONFIG=full|small | refresh | lint | check-browser | site
 # The first target that you call makes .venv; later ones find it. Where there is no make:
 # `pip install -c constraints.txt -e ".[dev]"`, then `python -m koala_nb report`.
 
@@ -13,11 +13,14 @@ VENV   := .venv$(addprefix -,$(CONSTRAINTS))
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PINS   := constraints$(addprefix -,$(CONSTRAINTS)).txt
+# What is long: `make test` leaves it out. BROWSER=three|all: how many pages and notebooks are opened.
+LONG   := -m "not long"
+BROWSER ?= three
 NBVAL  := $(if $(CONSTRAINTS),--nbval-lax,--nbval) --nbval-current-env --nbval-cell-timeout=600 \
           --nbval-sanitize-with tests/nbval_sanitize.cfg
 export PYTHONUTF8 := 1
 
-.PHONY: report test lab train refresh lint check-browser site
+.PHONY: report test test-all lab train refresh lint check-browser site
 .DEFAULT_GOAL := report
 
 $(STAMP): pyproject.toml $(PINS)
@@ -36,8 +39,13 @@ lint: $(STAMP)
 
 # Two workers with one thread each; a notebook or a test file stays on one worker. Types and committed
 # outputs are checked with the pinned versions only: older ones declare other types and round otherwise.
-test: $(if $(CONSTRAINTS),$(STAMP),lint)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(NBVAL) tests notebooks
+test test-all: $(if $(CONSTRAINTS),$(STAMP),lint)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --browser=$(BROWSER) $(LONG) $(NBVAL) tests notebooks
+
+test-all: LONG :=
+test-all: BROWSER := all
+test-all: export KOALA_NB_KILLS := 100
+test-all: export KOALA_NB_FUZZ := 10000
 
 # Every notebook in JupyterLab and every page, in a headless Chromium (Debian: chromium chromium-driver).
 check-browser: $(STAMP)

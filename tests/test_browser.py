@@ -38,7 +38,7 @@ def page(request, tmp_path):
     """The page of a committed notebook; three of them unless `--browser=all`."""
     path = request.param
     if request.config.getoption("--browser") != "all" and path.name[:2] not in THREE:
-        pytest.skip("not one of the three: run `make check-browser`")
+        pytest.skip("not one of the three: run `make test-all`")
     file = tmp_path / "index.html"
     file.write_text(render_page(path), encoding="utf-8")
     return file

@@ -182,7 +182,7 @@ WIDGETS = {"01": drive_prompt, "02": drive_unet, "03": drive_attention, "09": dr
 def test_a_notebook_runs_and_its_widget_moves_by_keyboard(opened, path, request):
     number = path.name[:2]
     if request.config.getoption("--browser") != "all" and number not in THREE:
-        pytest.skip("not one of the three: run `make check-browser`")
+        pytest.skip("not one of the three: run `make test-all`")
     lab = opened(path.name)
     check(lab)
     explorers = lab.run("return document.querySelectorAll('.jp-OutputArea .widget-vbox').length")

@@ -1,6 +1,6 @@
 """Generation and sweeps killed at random moments and started again, over and over.
 
-KOALA_NB_KILLS=100 sets the number of kills; a run of more than twelve takes minutes.
+KOALA_NB_KILLS sets the number of kills: `make test-all` makes 100.
 """
 
 import os

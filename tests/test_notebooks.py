@@ -25,6 +25,8 @@ def pytest_collection_modifyitems(items):
 """
 TINY = {"model": "koala-lightning-700m", "size": 64, "seeds": 1}
 
+LONG = pytest.mark.long
+HUB = [p if p.name[:2] in ("01", "09", "11") else pytest.param(p, marks=LONG) for p in PATHS]
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
@@ -135,7 +137,7 @@ def without_the_embedded_family(tmp_path, monkeypatch):
     monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path / "data"))
 
 
-@every_notebook
+@pytest.mark.parametrize("path", HUB, ids=lambda path: path.stem)
 def test_it_runs_on_the_hubs_layout(
     path, hub_home, tmp_path, monkeypatch, without_the_embedded_family
 ):

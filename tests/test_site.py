@@ -10,7 +10,7 @@ from koala_nb.report import run
 
 pytest.importorskip("myst_nb")
 pytest.importorskip("sphinx_book_theme")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
