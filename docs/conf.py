@@ -54,6 +54,7 @@ html_theme_options = {
 COPIED = ("notebooks/*.ipynb", "notebooks/*.md", "data/README.md", "data/*/README.md")
 COPIED += ("data/*/*/README.md", "data/results/first-look-*.png", "CITATION.cff")
 COPIED += ("studies/README.md", "data/world/LICENSE-unicode.txt")
+COPIED += ("data/reference/t2i_biasbench/nature.jpg", "data/reference/t2i_biasbench/LICENSE")
 
 
 def collect(app: object) -> None:
