@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import MagicMock, call
 
 import numpy as np
 import pytest
@@ -24,13 +25,6 @@ from koala_nb.stats import estimates
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
 
-def raiser(error):
-    def call(*_):
-        raise error
-
-    return call
-
-
 def stored(name):
     return json.loads((data_folder() / "results" / f"benchmark-{name}.json").read_text("utf-8"))
 
@@ -49,23 +43,14 @@ def test_a_median_lies_in_its_interval(values):
 def test_rounds_rotate_and_memory_that_runs_out_is_a_result():
     order = []
     variants = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    seconds = timing.time_interleaved({**variants, "c": raiser(OUT_OF_MEMORY)}, 3)
+    seconds = timing.time_interleaved({**variants, "c": MagicMock(side_effect=OUT_OF_MEMORY)}, 3)
     assert order == list("ab" + "ab" + "ba" + "ab")  # a warm-up, then rounds
     assert [len(values) for values in seconds.values()] == [3, 3, 0]
     with pytest.raises(RuntimeError, match="shapes"):
-        timing.time_interleaved({"a": raiser(RuntimeError("shapes"))}, 2)
-
-
-def test_memory_that_runs_out_in_a_later_round_is_a_result_too():
-    calls = []
-
-    def scarce():
-        calls.append(1)
-        if len(calls) == 3:
-            raise OUT_OF_MEMORY
-
+        timing.time_interleaved({"a": MagicMock(side_effect=RuntimeError("shapes"))}, 2)
+    scarce = MagicMock(side_effect=[None, None, OUT_OF_MEMORY])  # in a later round
     seconds = timing.time_interleaved({"a": lambda: None, "b": scarce}, 4)
-    assert [len(values) for values in seconds.values()] == [4, 0] and len(calls) == 3
+    assert [len(values) for values in seconds.values()] == [4, 0] and scarce.call_count == 3
 
 
 def test_the_peak_counts_what_lives_at_once():
@@ -73,39 +58,18 @@ def test_the_peak_counts_what_lives_at_once():
     assert timing.peak_gb(lambda: torch.ones(250).add(1).add(1)) == pytest.approx(2e-6)
 
 
-@pytest.fixture
-def used(monkeypatch):
-    """The GPU, of two that are stood in for, that each call of torch.cuda was on."""
-    used, current = [], [0]
-
-    class Device:
-        def __init__(self, device):
-            self.index = torch.device(device).index or 0
-
-        def __enter__(self):
-            self.before, current[0] = current[0], self.index
-
-        def __exit__(self, *_):
-            current[0] = self.before
-
-    def note(value=None):
-        return lambda *_: (used.append(current[0]), value)[1]
-
-    event = SimpleNamespace(record=note(), elapsed_time=lambda _: 2000.0)
-    monkeypatch.setattr(torch.cuda, "device", Device)
-    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
-    for name in ("synchronize", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, note())
-    monkeypatch.setattr(torch.cuda, "memory_allocated", note(1e9))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", note(4e9))
-    return used
-
-
-@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
-def test_times_and_peaks_are_of_the_gpu_that_is_given(used, device, index):
-    assert timing.seconds_of(lambda: None, device) == 2
-    assert timing.peak_gb(lambda: None, device) == 3
-    assert len(used) == 8 and set(used) == {index}
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+@pytest.mark.parametrize("measure, value", [(timing.seconds_of, 2), (timing.peak_gb, 3)])
+def test_times_and_peaks_are_of_the_gpu_that_is_given(monkeypatch, device, measure, value):
+    cuda = MagicMock()
+    cuda.Event.return_value.elapsed_time.return_value = 2000.0
+    cuda.memory_allocated.return_value, cuda.max_memory_allocated.return_value = 1e9, 4e9
+    monkeypatch.setattr(torch, "cuda", cuda)
+    assert measure(lambda: None, device) == value
+    names = [name for name, _, _ in cuda.mock_calls]
+    enter, leave = (names.index(f"device().__{end}__") for end in ("enter", "exit"))
+    assert cuda.mock_calls[0] == call.device(torch.device(device)) and enter == 1
+    assert set(names[leave + 1 :]) <= {"Event().elapsed_time"}  # all else is on that GPU
 
 
 def test_apples_gpu_has_ended_its_work_when_the_clock_stops(monkeypatch):
@@ -149,7 +113,7 @@ def test_predicted_decoding_is_that_of_a_real_one(loaded):
     assert predicted == pytest.approx(measured, rel=0.05)
 
 
-def test_the_released_weights_are_counted():
+def test_the_weights_of_a_released_system_are_counted():
     memory = roofline.predicted_gb("koala-lightning-700m", 512)
     assert memory["weights"] == pytest.approx(2 * (782_822_724 + 901_374_183) / 1e9, rel=1e-3)
     assert memory["total"] == memory["weights"] + max(memory["unet"], memory["vae"])
@@ -200,24 +164,22 @@ def test_the_command_latency_writes_all_tables(tmp_path):
 
 
 def test_a_limit_of_memory_is_of_one_system(monkeypatch):
-    limits = []
-    properties = SimpleNamespace(total_memory=8e9)
+    limit, properties = MagicMock(), SimpleNamespace(total_memory=8e9)
     monkeypatch.setattr(latency, "pick_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(latency, "parts_of", raiser(KeyError("stop")))
+    monkeypatch.setattr(latency, "parts_of", MagicMock(side_effect=KeyError("stop")))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    monkeypatch.setattr(
-        torch.cuda, "set_per_process_memory_fraction", lambda *given: limits.append(given)
-    )
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
     with pytest.raises(KeyError, match="stop"):
         latency.write_benchmark(["nano-koala"], [64], [1], limit_gb=2)
-    assert limits == [(0.25, None)]  # of the current device; torch takes no device without index
+    limit.assert_called_once_with(
+        0.25, None
+    )  # of the current device; torch takes no device without index
     with pytest.raises(ValueError, match="give one system"):
         latency.write_benchmark(["nano-koala", "nano-sdxl"], [64], [1], limit_gb=2)
 
 
 def test_small_random_parts_keep_the_blocks():
-    small = random_weights.parts("koala-700m", small=True)["unet"]
-    full = build_unet("koala-700m")
+    small, full = random_weights.parts("koala-700m", small=True)["unet"], build_unet("koala-700m")
     assert [type(m) for m in small.modules()] == [type(m) for m in full.modules()]
     made = random_weights.filled(small, "float32")
     assert all(torch.isfinite(p).all() for p in made.parameters())
@@ -320,9 +282,8 @@ def test_cost_by_the_published_times_of_each_gpu():
 
 def test_records_are_counted_at_the_largest_measured_number():
     rows = {row["way"]: row for row in cost.record_cost(1_800_000, 2.0, ROWS)}
-    assert rows["write JSON lines"]["seconds"] == pytest.approx(3600)  # 2 ms each, not 0.1 s
-    assert rows["write JSON lines"]["low"] == pytest.approx(1800)
-    assert rows["write JSON lines"]["GPUs"] == pytest.approx(250)  # 500 a second, 2 a GPU
+    lines = [rows["write JSON lines"][key] for key in ("seconds", "low", "GPUs")]
+    assert lines == pytest.approx([3600, 1800, 250])  # 2 ms each, not 0.1 s; 500 a second, 2 a GPU
     assert rows["read out of PNGs of noise, 1024 px"]["GPUs"] == pytest.approx(10)
 
 

@@ -10,9 +10,9 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -44,43 +44,35 @@ def read_pairs(source: str | Path, split: str = "train") -> Iterator[tuple[Image
     """
     import datasets
 
-    folder = Path(source)
-    if folder.is_dir():
-        found = {file.suffix for file in folder.rglob("*") if file.suffix in READ_WITH}
-        kind = READ_WITH[sorted(found)[0]] if found else "imagefolder"
-        where: dict[str, Any] = {"path": kind, "data_dir": str(folder)}
-    elif str(source).count("/") == 1 and not str(source).startswith((".", "/")):
-        where = {"path": str(source)}
-    else:
+    path, folder = str(source), None
+    if Path(source).is_dir():
+        suffixes = sorted({f.suffix for f in Path(source).rglob("*")} & READ_WITH.keys())
+        path, folder = (READ_WITH[suffixes[0]] if suffixes else "imagefolder"), path
+    elif path.count("/") != 1 or path.startswith((".", "/")):
         raise ValueError(f"There is no folder {source}, and it is not a dataset id owner/name.")
     try:
-        rows = datasets.load_dataset(**where, split=split, streaming=True)
+        rows = datasets.load_dataset(path, data_dir=folder, split=split, streaming=True)
         first = next(iter(rows), None)
     except Exception as error:  # datasets raises many kinds for what it cannot open
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{source} cannot be read as a dataset: {reason}") from None
     if first is None:
         raise ValueError(f"{source} holds no pictures: give a folder or dataset with some.")
-    return _checked(
-        rows, _column(first, PICTURES, source), _column(first, CAPTIONS, source), source
-    )
+    for names in (PICTURES, CAPTIONS):
+        if not first.keys() & set(names):
+            raise ValueError(
+                f"{source} has the columns {', '.join(first)}: one of {', '.join(names)} is needed."
+            )
+    image, text = (next(n for n in names if n in first) for names in (PICTURES, CAPTIONS))
+    return _checked(iter(rows), image, text, source)
 
 
-def _column(row: dict[str, Any], names: Sequence[str], source: str | Path) -> str:
-    for name in names:
-        if name in row:
-            return name
-    raise ValueError(
-        f"{source} has the columns {', '.join(row)}: one of {', '.join(names)} is needed."
-    )
-
-
-def _checked(rows: Any, image: str, text: str, source: str | Path) -> Iterator[tuple[Image, str]]:
-    reader, number = iter(rows), 0
-    while True:
+def _checked(
+    rows: Iterator[dict], image: str, text: str, source: str | Path
+) -> Iterator[tuple[Image, str]]:
+    for number in count():
         try:
-            row = next(reader, None)
-            if row is None:
+            if (row := next(rows, None)) is None:
                 return
             picture, caption = row[image].convert("RGB"), row[text]
         except Exception as error:
@@ -90,7 +82,6 @@ def _checked(rows: Any, image: str, text: str, source: str | Path) -> Iterator[t
         if not isinstance(caption, str):
             raise ValueError(f"Row {number} of {source}: its {text} is no text: {caption!r}.")
         yield picture, caption
-        number += 1
 
 
 def fit(picture: Image, size: int) -> tuple[torch.Tensor, list[int]]:
@@ -118,14 +109,11 @@ def encode(pipe: Pipeline, pairs: Sequence[tuple[Image, str]], size: int) -> dic
     states, _, pooled, _ = pipe.encode_prompt(
         [caption for _, caption in pairs], device=device, do_classifier_free_guidance=False
     )
-    found = {
-        "mean": scaled(vae, posterior.mean),
-        "std": scaled(vae, posterior.std) - scaled(vae, torch.zeros_like(posterior.std)),
-        "states": states,
-        "pooled": pooled,
-    }
-    kept = {name: value.to("cpu", torch.float16).contiguous() for name, value in found.items()}
-    return {**kept, "ids": torch.tensor([ids for _, ids in fitted], dtype=torch.int32)}
+    spread = scaled(vae, posterior.std) - scaled(vae, torch.zeros_like(posterior.std))
+    values = {"mean": scaled(vae, posterior.mean), "std": spread}
+    values |= {"states": states, "pooled": pooled}
+    halves = {name: value.to("cpu", torch.float16).contiguous() for name, value in values.items()}
+    return {**halves, "ids": torch.tensor([ids for _, ids in fitted], dtype=torch.int32)}
 
 
 def prepare(
@@ -138,9 +126,9 @@ def prepare(
     from safetensors.torch import save
     from tqdm import tqdm
 
-    about = model_info(pipe)
-    settings = {"source": str(source), "size": size, "limit": limit, "revision": about.revision}
-    settings |= {"model": about.source}
+    info = model_info(pipe)
+    settings = {"source": str(source), "size": size, "limit": limit, "revision": info.revision}
+    settings |= {"model": info.source}
     if (folder / "settings.json").is_file():
         there = json.loads((folder / "settings.json").read_text("utf-8"))
         if there != settings:
@@ -150,19 +138,19 @@ def prepare(
     pairs = islice(read_pairs(source), limit)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "settings.json", settings)
-    done, count = len(list(folder.glob("*.safetensors"))), 0
+    done, read = len(list(folder.glob("*.safetensors"))), 0
     precision = pipe.vae.dtype
     pipe.vae.float()  # SDXL's overflows in float16
     with tqdm(unit="picture", desc="encode") as bar:
         while shard := list(islice(pairs, SHARD)):
-            if count // SHARD >= done:
+            if read // SHARD >= done:
                 parts = [encode(pipe, shard[i : i + 4], size) for i in range(0, len(shard), 4)]
                 joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-                write_atomic(folder / f"{count // SHARD:06d}.safetensors", save(joined))
-            count += len(shard)
+                write_atomic(folder / f"{read // SHARD:06d}.safetensors", save(joined))
+            read += len(shard)
             bar.update(len(shard))
     pipe.vae.to(precision)
-    write_json(folder / "finished.json", {"pictures": count})
+    write_json(folder / "finished.json", {"pictures": read})
     return Cache(folder)
 
 
@@ -223,13 +211,9 @@ def _order(epoch: int, count: int) -> np.ndarray:
 
 
 def picture_sheet(images: Sequence[Image], columns: int) -> bytes:
-    """Return pictures of one size as one PNG, `columns` a row."""
-    from PIL import Image as Pillow
+    """Return pictures of one size as one PNG, `columns` a row; every row is full."""
+    from diffusers.utils import make_image_grid
 
-    width, height = images[0].size
-    sheet = Pillow.new("RGB", (columns * width, -(-len(images) // columns) * height))
-    for i, image in enumerate(images):
-        sheet.paste(image, ((i % columns) * width, (i // columns) * height))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
+    sheet = make_image_grid(list(images), len(images) // columns, columns)
+    sheet.save(buffer := io.BytesIO(), "PNG")
     return buffer.getvalue()

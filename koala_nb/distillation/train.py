@@ -1,8 +1,7 @@
 """`koala-nb train student`: distil a KOALA-shaped U-Net from a full-size teacher, on your data.
 
-Pictures and captions are encoded once. Several GPUs: with the same arguments,
-`accelerate launch -m koala_nb train student`. Call it again after an
-interruption: it goes on where it stopped.
+Pictures and captions are encoded once; an interrupted run goes on when called again. Several GPUs:
+`accelerate launch -m koala_nb train student`, with the same arguments.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from koala_nb.core import catalog
 from koala_nb.core.files import write_json
@@ -24,10 +23,18 @@ from koala_nb.distillation.losses import (
 )
 from koala_nb.models import unet as architecture
 
+if TYPE_CHECKING:
+    import torch
+    from diffusers import UNet2DConditionModel
+    from torch import nn
+
+    from koala_nb.distillation.data import Cache
+    from koala_nb.models.load import Pipeline
+
 
 @dataclass(frozen=True)
 class StudentTraining:
-    """What `koala-nb train student` is told; each is one of its options."""
+    """The options of `koala-nb train student`."""
 
     teacher: str  # a catalogued name or a folder
     student: str
@@ -59,27 +66,21 @@ def train_student(options: StudentTraining) -> int:
 
     ValueError and OSError, in a sentence, for what cannot be trained.
     """
-    pairs = check(options)
-    if options.cost:
-        print_cost(options)
-        return 0
-    return 0 if train(options, pairs) else 3
-
-
-def check(options: StudentTraining) -> dict[str, str]:
-    """Check all that can be checked without weights, and return the paired modules."""
     if options.batch % options.accumulation:
         raise ValueError(f"--batch {options.batch}: give a multiple of the accumulation.")
     if options.samples < options.batch:
         raise ValueError(f"--samples {options.samples}: give at least one batch.")
     student = architecture.build_unet(catalog.find(options.student).name)
     teacher = architecture.build_unet(options.teacher)
-    return feature_pairs(student, teacher, options.feature, options.stage)
+    pairs = feature_pairs(student, teacher, options.feature, options.stage)
+    if options.cost:
+        print_cost(options, student, teacher)
+        return 0
+    return 0 if train(options, pairs) else 3
 
 
-def print_cost(options: StudentTraining) -> None:
+def print_cost(options: StudentTraining, student: nn.Module, teacher: nn.Module) -> None:
     """Print the computed memory and operations of a step."""
-    student, teacher = (architecture.build_unet(n) for n in (options.student, options.teacher))
     factor = 4 if catalog.find(options.student).embedded else 8
     latent = (options.size // factor,) * 2 if options.size else None
     cost = training_cost(student, teacher, options.batch, latent, options.checkpointing)
@@ -103,7 +104,8 @@ def train(options: StudentTraining, pairs: dict[str, str]) -> bool:
     processes = PartialState(cpu=options.device == "cpu")
     on_gpu = processes.device.type == "cuda"
     pipe = load.load(options.teacher, device=str(processes.device), offload="none")
-    size = options.size or catalog.find(options.student).recipe.height or _side(pipe)
+    size = options.size or catalog.find(options.student).recipe.height
+    size = size or pipe.default_sample_size * pipe.vae_scale_factor
     with processes.main_process_first():
         remember(options, size)
         cache = prepare(pipe, options.data, options.out / "encoded", size, options.limit)
@@ -112,13 +114,12 @@ def train(options: StudentTraining, pairs: dict[str, str]) -> bool:
     weights = Weights(options.weight_task, options.weight_out, options.weight_feat)
     distiller = Distiller(unet, pipe.unet.requires_grad_(False).eval(), pairs, weights)
 
-    def loss(trained: Any, number: int, count: int) -> tuple[Any, dict]:
+    def loss(trained: nn.Module, number: int, count: int) -> tuple[torch.Tensor, dict]:
         return batches.loss(distiller, trained, batches.cache(number, count))
 
-    def validate(student: Any) -> bytes | None:
-        found = batches.validate(distiller, student)
+    def validate(student: nn.Module) -> bytes | None:
         with open(options.out / "validation.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(found) + "\n")
+            log.write(json.dumps(batches.validate(distiller, student)) + "\n")
         return draw(pipe, student, options.prompt) if options.prompt else None
 
     stage = Stage(
@@ -135,10 +136,6 @@ def train(options: StudentTraining, pairs: dict[str, str]) -> bool:
         with loop.averaged() as averaged:
             save(pipe, averaged, options)
     return finished
-
-
-def _side(pipe: Any) -> int:
-    return pipe.default_sample_size * pipe.vae_scale_factor
 
 
 def remember(options: StudentTraining, size: int) -> None:
@@ -158,7 +155,7 @@ def remember(options: StudentTraining, size: int) -> None:
         )
 
 
-def build_student(options: StudentTraining, pipe: Any) -> Any:
+def build_student(options: StudentTraining, pipe: Pipeline) -> UNet2DConditionModel:
     """Return the student's U-Net in float32: its teacher's weights, or random ones."""
     import torch
     from diffusers import UNet2DConditionModel
@@ -176,55 +173,57 @@ def build_student(options: StudentTraining, pipe: Any) -> Any:
 class Batches:
     """Noisy latents of cached pictures, and the loss on them, on the teacher's device."""
 
-    def __init__(self, cache: Any, pipe: Any) -> None:
+    def __init__(self, cache: Cache, pipe: Pipeline) -> None:
         if pipe.scheduler.config.prediction_type != "epsilon":
             raise ValueError("The teacher predicts no noise (epsilon): choose an SDXL-like one.")
         self.cache, self.teacher = cache, pipe.unet
         self.alphas = pipe.scheduler.alphas_cumprod
 
-    def loss(self, distiller: Distiller, student: Any, batch: dict) -> tuple[Any, dict]:
+    def loss(
+        self, distiller: Distiller, student: nn.Module, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return a student's distillation loss on a batch, and its parts."""
+        from torch.utils._pytree import tree_map
+
         times = (batch["time"] * len(self.alphas)).long()
         alpha = self.alphas[times][:, None, None, None]
         noisy = alpha.sqrt() * batch["latents"] + (1 - alpha).sqrt() * batch["noise"]
-        device, dtype = self.teacher.device, self.teacher.dtype
+        inputs = {"sample": noisy, "timestep": times, "encoder_hidden_states": batch["states"]}
         added = {"text_embeds": batch["pooled"], "time_ids": batch["ids"]}
-        inputs = {"sample": noisy, "encoder_hidden_states": batch["states"]}
-        mine = {name: value.to(device) for name, value in inputs.items()}
-        mine |= {"timestep": times.to(device)}
-        mine |= {"added_cond_kwargs": {k: v.to(device) for k, v in added.items()}}
-        his = mine | {name: mine[name].to(dtype) for name in inputs}
-        his |= {"added_cond_kwargs": {k: v.to(device, dtype) for k, v in added.items()}}
-        noise = batch["noise"].to(device)
-        return distiller.losses(lambda: student(**mine).sample, his, noise)
+        inputs = tree_map(
+            lambda value: value.to(self.teacher.device), inputs | {"added_cond_kwargs": added}
+        )
+        dtype = self.teacher.dtype
+        rounded = tree_map(lambda v: v.to(dtype) if v.is_floating_point() else v, inputs)
+        noise = batch["noise"].to(self.teacher.device)
+        return distiller.losses(lambda: student(**inputs).sample, rounded, noise)
 
-    def validate(self, distiller: Distiller, student: Any) -> dict[str, float]:
+    def validate(self, distiller: Distiller, student: nn.Module) -> dict[str, float]:
         """Return the parts of the loss on the held-out pictures, always with the same noise."""
         import torch
 
-        found: dict[str, list[float]] = {}
         with torch.no_grad():
-            for batch in self.cache.held_out():
-                for name, part in self.loss(distiller, student, batch)[1].items():
-                    found.setdefault(name, []).append(float(part))
-        return {name: round(sum(parts) / len(parts), 6) for name, parts in found.items()}
+            parts = [self.loss(distiller, student, b)[1] for b in self.cache.held_out()]
+        return {
+            name: round(sum(float(part[name]) for part in parts) / len(parts), 6)
+            for name in ("task", "out", "feat")
+        }
 
 
-def draw(pipe: Any, student: Any, prompts: list[str]) -> bytes:
+def draw(pipe: Pipeline, student: nn.Module, prompts: list[str]) -> bytes:
     """Return one image a prompt, seed 0, drawn with the student at the pipeline's recipe."""
     from koala_nb.distillation.data import picture_sheet
     from koala_nb.generation.generate import generate
 
     teacher, pipe.unet = pipe.unet, student
     try:
-        return picture_sheet(
-            list(generate(pipe, prompts, [0], progress=False).images), len(prompts)
-        )
+        images = generate(pipe, prompts, [0], progress=False).images
+        return picture_sheet(list(images), len(prompts))
     finally:
         pipe.unet = teacher
 
 
-def save(pipe: Any, student: Any, options: StudentTraining) -> None:
+def save(pipe: Pipeline, student: nn.Module, options: StudentTraining) -> None:
     """Write an ordinary pipeline folder: the student's U-Net, all else its teacher's."""
     teacher, folder = pipe.unet, options.out / "student"
     pipe.unet = copy.deepcopy(student).to(teacher.dtype)

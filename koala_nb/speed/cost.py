@@ -77,22 +77,23 @@ def record_cost(images: int, rate: float, measured: Sequence[dict[str, Any]]) ->
 
 def rate_in(file: Path) -> float:
     """Images a second of `generate` in a benchmark-generation-*.json. ValueError for another."""
-    rows = [row for row in _rows(file) if row.get("way") == OURS]
+    rows = [row for row in _rows(file, "koala-nb benchmark", {"way"}) if row["way"] == OURS]
     if not rows or not all(isinstance(row.get("images_a_second"), int | float) for row in rows):
         raise ValueError(f"{file} holds no rate: give a file of `koala-nb benchmark generation`.")
     return max(float(row["images_a_second"]) for row in rows)
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def _rows(file: Path, command: str, columns: set[str]) -> list[dict[str, Any]]:
+    """Return the rows of a stored benchmark, each with these columns."""
     try:
         rows = json.loads(file.read_text("utf-8"))["rows"]
+        if all(columns <= row.keys() for row in rows):
+            return rows
     except FileNotFoundError:
-        raise ValueError(f"There is no file {file}: measure with `koala-nb benchmark`.") from None
-    except (ValueError, KeyError, TypeError):
-        rows = None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{file} is not a result of `koala-nb benchmark`: give another file.")
-    return rows
+        raise ValueError(f"There is no file {file}: measure with `{command}`.") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass  # not JSON, or not of this form
+    raise ValueError(f"{file} is not a result of `{command}`: give another file.")
 
 
 def print_plan(
@@ -121,46 +122,41 @@ def print_plan(
         source = benchmark.name if benchmark else "as given"
     a_second = given or 1 / plan["seconds an image"][0]
     disk = _disk(images, run, size)
-    measured = _measured(records or data_folder() / "results" / "benchmark-records.json")
+    records = records or data_folder() / "results" / "benchmark-records.json"
+    measured = _rows(records, "studies.records", NEEDED)
+    if not {"write JSON lines", "write Parquet"} <= {row["way"] for row in measured}:
+        raise ValueError(f"{records} is not a result of `studies.records`: give another file.")
     print(f"{images:,} images at {a_second:.2f} images/s a GPU ({source})\n")
-    shown = plan.drop(columns=["GPU", "seconds an image", "peak memory (GB)"])
-    _print(shown.to_dict("records"))
+    _print(plan.drop(columns=["GPU", "seconds an image", "peak memory (GB)"]))
     print(f"\nDisk: {disk}")
     _print_records(images, a_second, measured)
 
 
-def _measured(file: Path) -> list[dict[str, Any]]:
-    rows = _rows(file)
-    whole = all(NEEDED <= row.keys() for row in rows)
-    if not whole or not {"write JSON lines", "write Parquet"} <= {row["way"] for row in rows}:
-        raise ValueError(f"{file} is not a result of `studies.records`: give that.")
-    return rows
-
-
 def _disk(images: int, run: Path | None, side: int) -> str:
-    if run:
-        sizes = [file.stat().st_size for file in (run / "images").rglob("*.png")]
-        if not sizes:
-            raise ValueError(f"{run} holds no images: give a folder that `generate` wrote.")
-        size, number = sum(sizes) / len(sizes), len(sizes)
-        total = size * images / 1e9
-        return f"{total:,.1f} GB of images at {size:,.0f} bytes, the mean of {number} in {run}"
-    total = 3 * side**2 * images / 1e9
-    return (
-        f"about {total:,.0f} GB of images at most, {side} x {side} pixels of 3 bytes; give --run "
-        "for the size of yours"
-    )
+    if run is None:
+        total = 3 * side**2 * images / 1e9
+        return (
+            f"about {total:,.0f} GB of images at most, {side} x {side} pixels of 3 bytes; give "
+            "--run for the size of yours"
+        )
+    sizes = [file.stat().st_size for file in (run / "images").rglob("*.png")]
+    if not sizes:
+        raise ValueError(f"{run} holds no images: give a folder that `generate` wrote.")
+    mean = sum(sizes) / len(sizes)
+    total = f"{mean * images / 1e9:,.1f} GB of images at {mean:,.0f} bytes"
+    return f"{total}, the mean of {len(sizes)} in {run}"
 
 
 def _print_records(images: int, rate: float, measured: Sequence[dict[str, Any]]) -> None:
+    import pandas as pd
+
     for form in ("JSON lines", "Parquet"):
-        largest = max(
-            (row for row in measured if row["way"] == f"write {form}"), key=lambda r: r["count"]
-        )
+        written = [row for row in measured if row["way"] == f"write {form}"]
+        largest = max(written, key=lambda row: row["count"])
         size = largest["bytes"] / largest["count"]
         print(f"      {size * images / 1e9:,.2f} GB of records as {form}, {size:.0f} bytes each")
     print("\nThe records, by one process (95 % interval); GPUs: how many draw as fast as it\n")
-    _print(record_cost(images, rate, measured))
+    _print(pd.DataFrame(record_cost(images, rate, measured)))
     from_images = [row for row in measured if "size" in row]  # pixels of the PNG that was read
     if from_images:
         slow = sorted(row["GPUs"] for row in record_cost(images, rate, from_images))
@@ -172,16 +168,12 @@ def _print_records(images: int, rate: float, measured: Sequence[dict[str, Any]])
         )
 
 
-def _print(rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows as a table; three digits that count."""
-    cells = [[_text(value) for value in row.values()] for row in rows]
-    table = [[*rows[0]], *cells]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    for line in table:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip())
+def _print(table: pd.DataFrame) -> None:
+    """Print a table; of a fraction three digits that count."""
 
+    def text(value: object) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
-def _text(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    print(table.astype(object).map(text).to_string(index=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,9 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from koala_nb.display.figures import COLORS, MARKERS, STYLE, show
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -36,25 +33,19 @@ def show_scaling(rows: Rows) -> None:
                     np.array([1e3 * row[key] / row["batch"] for row in cases])
                     for key in ("seconds", "low", "high")
                 )
-                axis.errorbar(
-                    x, middle, [middle - low, high - middle], label=name,
-                    marker=MARKERS[index], capsize=3, color=COLORS[index],
-                )  # fmt: skip
+                look = {"marker": MARKERS[index], "color": COLORS[index], "capsize": 3}
+                axis.errorbar(x, middle, [middle - low, high - middle], label=name, **look)
                 texts += [f"{name}, {size} px, batch {b}: {v:.0f}" for b, v in zip(x, middle)]
-            _batches(axis, x)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(x, [str(batch) for batch in x])
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.set_xlabel("batch (images)")
+            axis.grid(axis="y", alpha=0.3)
             axis.set_title(f"{size} px")
         panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel("ms an image and step, guided")
         panels[-1].legend(frameon=False)
     show(figure, f"Stored run, ms an image and step: {'; '.join(texts)}.")
-
-
-def _batches(axis: Axes, batches: Sequence[int]) -> None:
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(batches, [str(b) for b in batches])
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xlabel("batch (images)")
-    axis.grid(axis="y", alpha=0.3)
 
 
 def show_roofline(machine: Mapping[str, float], points: Rows) -> None:
@@ -69,37 +60,27 @@ def show_roofline(machine: Mapping[str, float], points: Rows) -> None:
         corner = machine["flop_rate"] / machine["bandwidth"]
         x = np.array([corner / 8, corner, corner * 8])
         axis.loglog(x, np.minimum(machine["flop_rate"], x * machine["bandwidth"]) / 1e9, color="k")
-        axis.annotate(
-            "the machine's limit", (corner * 8, machine["flop_rate"] / 1e9), (0, 4),
-            textcoords="offset points", ha="right",
-        )  # fmt: skip
+        top, above = (corner * 8, machine["flop_rate"] / 1e9), {"textcoords": "offset points"}
+        axis.annotate("the machine's limit", top, (0, 4), ha="right", **above)
         names = list(dict.fromkeys(point["system"] for point in points))
         for index, name in enumerate(names):
             of_system = [point for point in points if point["system"] == name]
-            axis.loglog(
-                [point["flops"] / point["bytes"] for point in of_system],
-                [point["flops"] / point["seconds"] / 1e9 for point in of_system],
-                MARKERS[index], color=COLORS[index], mfc="none", label=name,
-            )  # fmt: skip
+            x = [point["flops"] / point["bytes"] for point in of_system]
+            y = [point["flops"] / point["seconds"] / 1e9 for point in of_system]
+            axis.loglog(x, y, MARKERS[index], color=COLORS[index], mfc="none", label=name)
         axis.set(xlabel="operations a byte moved", ylabel="billion operations a second")
-        _decimal(axis, machine, points)
+        lowest = min(point["flops"] / point["seconds"] for point in points) / 1e9
+        axis.set_ylim(lowest / 1.6, machine["flop_rate"] / 1e9 * 1.6)
+        for side in (axis.xaxis, axis.yaxis):  # 1, 2 and 5 times powers of ten, written out
+            side.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            side.set_minor_locator(NullLocator())
+            side.set_major_formatter(ScalarFormatter())
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, loc="lower right")
     low, high = (100 * f(point["share_of_limit"] for point in points) for f in (min, max))
-    show(
-        figure, f"Roofline, stored run: {len(points)} passes of {' and '.join(names)} reach "
-        f"{low:.0f} to {high:.0f} % of the machine's limit.",
-    )  # fmt: skip
-
-
-def _decimal(axis: Axes, machine: Mapping[str, float], points: Rows) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten, written out."""
-    lowest = min(point["flops"] / point["seconds"] for point in points) / 1e9
-    axis.set_ylim(lowest / 1.6, machine["flop_rate"] / 1e9 * 1.6)
-    for side in (axis.xaxis, axis.yaxis):
-        side.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-        side.set_minor_locator(NullLocator())
-        side.set_major_formatter(ScalarFormatter())
+    passes = f"{len(points)} passes of {' and '.join(names)}"
+    reached = f"{low:.0f} to {high:.0f} % of the machine's limit"
+    show(figure, f"Roofline, stored run: {passes} reach {reached}.")
 
 
 def show_variants(rows: Rows) -> None:
@@ -112,18 +93,20 @@ def show_variants(rows: Rows) -> None:
         figure = Figure(figsize=(7.2, 0.9 + 0.34 * len(rows)), layout="constrained")
         axis = figure.subplots()
         for at, row in enumerate(rows):
-            axis.barh(
-                at, row["ratio"], height=0.62, capsize=3, ecolor="0.2",
-                xerr=[[row["ratio"] - row["low"]], [row["high"] - row["ratio"]]],
-                color=COLORS[0] if row["same_image"] else "white",
-                edgecolor=COLORS[0], hatch=None if row["same_image"] else "///",
-            )  # fmt: skip
+            filled = (
+                {"color": COLORS[0]} if row["same_image"] else {"color": "white", "hatch": "///"}
+            )
+            ends = [[row["ratio"] - row["low"]], [row["high"] - row["ratio"]]]
+            look = {"height": 0.62, "edgecolor": COLORS[0], "ecolor": "0.2", "capsize": 3}
+            axis.barh(at, row["ratio"], xerr=ends, **look, **filled)
         axis.set_yticks(range(len(rows)), names)
         axis.tick_params(axis="y", length=0)
         axis.invert_yaxis()
         axis.set_xlabel(f"times as fast as the plain loop, {rows[0]['threads']} threads")
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
-    texts = [f"{name}: {r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
-            for name, r in zip(names, rows)]  # fmt: skip
+    texts = [
+        f"{name}: {row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        for name, row in zip(names, rows)
+    ]
     show(figure, f"Stored run, n {rows[0]['n']} rounds. {'; '.join(texts)}.")

@@ -19,12 +19,7 @@ from koala_nb.generation.generate import decode_latent, decoding_dtype
 from koala_nb.models import random_weights
 from koala_nb.models.load import load, silence_logging
 from koala_nb.speed.roofline import inputs_like, limit_seconds, machine_rates, unet_work
-from koala_nb.speed.timing import (
-    peak_gb,
-    print_rows,
-    time_interleaved,
-    write_result,
-)
+from koala_nb.speed.timing import peak_gb, print_rows, time_interleaved, write_result
 from koala_nb.stats.estimates import median_interval, ratio_interval
 
 if TYPE_CHECKING:
@@ -150,7 +145,7 @@ def rooflines(
     return points
 
 
-def benchmark(
+def write_benchmark(
     systems: Sequence[str],
     sizes: Sequence[int],
     batches: Sequence[int],
@@ -158,8 +153,11 @@ def benchmark(
     dtype: str | None = None,
     repeats: int = 9,
     limit_gb: float | None = None,
-) -> tuple[list[Row], dict[str, Any]]:
-    """Measure systems; return the rows and beside them images, machine and roofline.
+    name: str | None = None,
+    out: Path | None = None,
+    command: str = "",
+) -> Path:
+    """Measure, print, and write `benchmark-latency-<name>.json`, by default in `data/results`.
 
     With `limit_gb` a GPU's memory is cut to so much for this process, and `fits` says whether
     weights and activations stay below it. ValueError for a limit with several systems.
@@ -179,33 +177,11 @@ def benchmark(
         row["weights_gb"] = sum(map(gigabytes, modules[row["system"]].values()))
         if limit_gb and "peak_gb" in row:
             row["fits"] = row["weights_gb"] + row["peak_gb"] <= limit_gb
-    rates = machine_rates(str(place), dtype)
-    roofline = rooflines(rows, rates, modules)
-    return rows, {"images": whole_images(rows), "machine": rates, "roofline": roofline}
-
-
-def write_benchmark(
-    systems: Sequence[str],
-    sizes: Sequence[int],
-    batches: Sequence[int],
-    device: str | None = None,
-    dtype: str | None = None,
-    repeats: int = 9,
-    limit_gb: float | None = None,
-    name: str | None = None,
-    out: Path | None = None,
-    command: str = "",
-) -> Path:
-    """Measure, print, and write `benchmark-latency-<name>.json`, by default in `data/results`."""
-    rows, more = benchmark(systems, sizes, batches, device, dtype, repeats, limit_gb)
     print_rows(rows)
-    settings: dict[str, Any] = {
-        "systems": systems,
-        "sizes": sizes,
-        "batches": batches,
-        "device": device,
-    }
-    settings |= {"dtype": more["machine"]["dtype"], "repeats": repeats, "limit_gb": limit_gb}
-    settings |= {"name": name, "out": out}
-    file, place = f"latency-{name or systems[0]}", str(pick_device(device))
-    return write_result(file, command, settings, out, place, rows=rows, **more)
+    rates = machine_rates(str(place), dtype)
+    results = {"rows": rows, "images": whole_images(rows), "machine": rates}
+    results["roofline"] = rooflines(rows, rates, modules)
+    options = {"systems": systems, "sizes": sizes, "batches": batches, "device": device}
+    options |= {"dtype": dtype, "repeats": repeats, "limit_gb": limit_gb, "name": name}
+    file = f"latency-{name or systems[0]}"
+    return write_result(file, command, options, out, str(place), **results)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,7 +27,10 @@ class FusedAttention(TorchFunctionMode):
     On the meta device torch would write the scores out, which no fused kernel does.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        """Return an empty result of attention; of another function its own."""
         if func is torch.nn.functional.scaled_dot_product_attention:
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
@@ -38,21 +43,24 @@ class Traffic(TorchDispatchMode):
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        """Return what the operation returns, and count its bytes."""
         result = func(*args, **(kwargs or {}))
-        read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
-        known = {x.untyped_storage()._cdata for x in read}
-        is_view = not func._schema.is_mutable and all(
-            x.untyped_storage()._cdata in known for x in made
+        read, made = (
+            [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
+            for values in ((args, kwargs), result)
         )
-        if not is_view:
+        storages = {x.untyped_storage()._cdata for x in read}
+        new = any(x.untyped_storage()._cdata not in storages for x in made)
+        if new or func._schema.is_mutable:
             self.bytes += sum(x.numel() * x.element_size() for x in (*read, *made))
         return result
 
 
 def inputs_like(
-    unet: Any, latent: int, images: int, tokens: int, device: str, dtype: torch.dtype
+    unet: nn.Module, latent: int, images: int, tokens: int, device: str, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Return random arguments of one U-Net pass over latents (images, 4, latent, latent)."""
 

@@ -20,15 +20,15 @@ from koala_nb.core.files import environment, write_json
 
 def seconds_of(call: Callable[[], object], device: str = "cpu") -> float:
     """Return the seconds that a call takes; on a GPU all of its work is included."""
-    where = torch.device(device)
-    if where.type != "cuda":
-        wait = torch.mps.synchronize if where.type == "mps" else lambda: None
+    place = torch.device(device)
+    if place.type != "cuda":
+        wait = torch.mps.synchronize if place.type == "mps" else lambda: None
         wait()  # a call only gives Apple's GPU its work
         begin = time.perf_counter()
         call()
         wait()
         return time.perf_counter() - begin
-    with torch.cuda.device(where):
+    with torch.cuda.device(place):
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         first.record()
@@ -82,7 +82,10 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self.known = WeakIdKeyDictionary()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        """Return what the operation returns, and count what it allocates."""
         for storage in _storages((args, kwargs)):
             self.known[storage] = True  # weights, of which an operation may return a view
         result = func(*args, **(kwargs or {}))
@@ -107,9 +110,9 @@ def peak_gb(call: Callable[[], object], device: str = "cpu") -> float:
 
     On a GPU the allocator's own count; elsewhere the live tensors, without scratch in kernels.
     """
-    where = torch.device(device)
-    if where.type == "cuda":
-        with torch.cuda.device(where):
+    place = torch.device(device)
+    if place.type == "cuda":
+        with torch.cuda.device(place):
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
