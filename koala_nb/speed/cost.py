@@ -143,8 +143,8 @@ def _disk(images: int, run: Path | None, side: int) -> str:
     if not sizes:
         raise ValueError(f"{run} holds no images: give a folder that `generate` wrote.")
     mean = sum(sizes) / len(sizes)
-    total = f"{mean * images / 1e9:,.1f} GB of images at {mean:,.0f} bytes"
-    return f"{total}, the mean of {len(sizes)} in {run}"
+    taken = f"{mean * images / 1e9:,.1f} GB of images at {mean:,.0f} bytes"
+    return f"{taken}, the mean of {len(sizes)} in {run}"
 
 
 def _print_records(images: int, rate: float, measured: Sequence[dict[str, Any]]) -> None:

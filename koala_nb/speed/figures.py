@@ -33,7 +33,11 @@ def show_scaling(rows: Rows) -> None:
                     np.array([1e3 * row[key] / row["batch"] for row in cases])
                     for key in ("seconds", "low", "high")
                 )
-                look = {"marker": MARKERS[index], "color": COLORS[index], "capsize": 3}
+                look: dict[str, Any] = {
+                    "marker": MARKERS[index],
+                    "color": COLORS[index],
+                    "capsize": 3,
+                }
                 axis.errorbar(x, middle, [middle - low, high - middle], label=name, **look)
                 texts += [f"{name}, {size} px, batch {b}: {v:.0f}" for b, v in zip(x, middle)]
             axis.set_xscale("log", base=2)
@@ -60,12 +64,12 @@ def show_roofline(machine: Mapping[str, float], points: Rows) -> None:
         corner = machine["flop_rate"] / machine["bandwidth"]
         x = np.array([corner / 8, corner, corner * 8])
         axis.loglog(x, np.minimum(machine["flop_rate"], x * machine["bandwidth"]) / 1e9, color="k")
-        top, above = (corner * 8, machine["flop_rate"] / 1e9), {"textcoords": "offset points"}
-        axis.annotate("the machine's limit", top, (0, 4), ha="right", **above)
+        top, unit = (corner * 8, machine["flop_rate"] / 1e9), "offset points"
+        axis.annotate("the machine's limit", top, (0, 4), textcoords=unit, ha="right")
         names = list(dict.fromkeys(point["system"] for point in points))
         for index, name in enumerate(names):
             of_system = [point for point in points if point["system"] == name]
-            x = [point["flops"] / point["bytes"] for point in of_system]
+            x = np.array([point["flops"] / point["bytes"] for point in of_system])
             y = [point["flops"] / point["seconds"] / 1e9 for point in of_system]
             axis.loglog(x, y, MARKERS[index], color=COLORS[index], mfc="none", label=name)
         axis.set(xlabel="operations a byte moved", ylabel="billion operations a second")
@@ -92,13 +96,16 @@ def show_variants(rows: Rows) -> None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.9 + 0.34 * len(rows)), layout="constrained")
         axis = figure.subplots()
+        look: dict[str, Any] = {
+            "height": 0.62,
+            "capsize": 3,
+            "edgecolor": COLORS[0],
+            "ecolor": "0.2",
+        }
         for at, row in enumerate(rows):
-            filled = (
-                {"color": COLORS[0]} if row["same_image"] else {"color": "white", "hatch": "///"}
-            )
+            color, hatch = (COLORS[0], None) if row["same_image"] else ("white", "///")
             ends = [[row["ratio"] - row["low"]], [row["high"] - row["ratio"]]]
-            look = {"height": 0.62, "edgecolor": COLORS[0], "ecolor": "0.2", "capsize": 3}
-            axis.barh(at, row["ratio"], xerr=ends, **look, **filled)
+            axis.barh(at, row["ratio"], xerr=ends, color=color, hatch=hatch, **look)
         axis.set_yticks(range(len(rows)), names)
         axis.tick_params(axis="y", length=0)
         axis.invert_yaxis()

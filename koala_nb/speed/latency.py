@@ -181,7 +181,8 @@ def write_benchmark(
     rates = machine_rates(str(place), dtype)
     results = {"rows": rows, "images": whole_images(rows), "machine": rates}
     results["roofline"] = rooflines(rows, rates, modules)
-    options = {"systems": systems, "sizes": sizes, "batches": batches, "device": device}
-    options |= {"dtype": dtype, "repeats": repeats, "limit_gb": limit_gb, "name": name}
+    options: dict[str, Any] = {"systems": systems, "sizes": sizes, "batches": batches}
+    options |= {"device": device, "dtype": dtype, "repeats": repeats}
+    options |= {"limit_gb": limit_gb, "name": name}
     file = f"latency-{name or systems[0]}"
     return write_result(file, command, options, out, str(place), **results)
