@@ -2,7 +2,9 @@ from . import attention as attention
 from . import distillation as distillation
 from . import models as models
 from . import probes as probes
+from . import scorers as scorers
 from . import speed as speed
+from . import stats as stats
 from . import widgets as widgets
 from .attention.capture import capture_attention as capture_attention
 from .core.catalog import find as find

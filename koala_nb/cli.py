@@ -151,11 +151,11 @@ def systems() -> None:
 def generate(
     model: Annotated[str, Argument(help="a catalogued name, a folder or a hub id")],
     prompt: Annotated[list[str], Argument(help="one or more prompts, each in quotes")],
-    seeds: Annotated[int, whole(1, "images a prompt")] = 4,
+    seeds: Annotated[int, whole(1, "images per prompt")] = 4,
     seed: Annotated[int, whole(0, "the first seed")] = 0,
     steps: Annotated[int | None, whole(1, "default: the recipe's")] = None,
     guidance: Annotated[float | None, real("guidance scale (default: the recipe's)")] = None,
-    size: Annotated[int | None, whole(1, "pixels a side (default: the recipe's)")] = None,
+    size: Annotated[int | None, whole(1, "pixels per side (default: the recipe's)")] = None,
     out: Folder = Path("runs/generate"),
     workers: Annotated[int, whole(0, "processes (0: this one)")] = 0,
 ) -> None:
@@ -239,7 +239,7 @@ def train_student(
     student: Annotated[str, Option(help="the catalogued system whose U-Net is trained")],
     data: Annotated[str, Option(help="a folder of pictures with captions, or a dataset's hub id")],
     out: Folder = Path("runs/student"),
-    size: Annotated[int | None, whole(1, "pixels a side (default: the student's)")] = None,
+    size: Annotated[int | None, whole(1, "pixels per side (default: the student's)")] = None,
     samples: Annotated[int, whole(1, "pictures seen")] = 100_000,
     batch: Annotated[int, whole(1, "pictures a step in all")] = 8,
     accumulation: Annotated[int, whole(1, "parts of a batch")] = 1,
@@ -299,12 +299,12 @@ def benchmark_generation(
     device: Device = None,
     dtype: Dtype = None,
     images: Annotated[int, whole(1, "images a variant and round")] = 32,
-    size: Annotated[int | None, whole(1, "pixels a side")] = None,
+    size: Annotated[int | None, whole(1, "pixels per side")] = None,
     repeats: Repeats = 7,
     threads: Annotated[list[int], whole(1, "default: torch's own")] = [],  # noqa: B006
     out: Results = None,
 ) -> None:
-    """Compare `kn.generate` with diffusers' plain loop: images a second."""
+    """Compare `kn.generate` with diffusers' plain loop: images per second."""
     from koala_nb.speed import throughput
 
     settings: dict[str, Any] = {"device": device, "dtype": dtype, "images": images, "size": size}
@@ -315,7 +315,7 @@ def benchmark_generation(
 @benchmark.command("latency")
 def benchmark_latency(
     systems: Annotated[list[str], Option()] = ["nano-sdxl", "nano-koala"],  # noqa: B006
-    sizes: Annotated[list[int], whole(1, "pixels a side")] = [64],  # noqa: B006
+    sizes: Annotated[list[int], whole(1, "pixels per side")] = [64],  # noqa: B006
     batches: Annotated[list[int], whole(1)] = [1],  # noqa: B006
     device: Device = None,
     dtype: Dtype = None,
@@ -334,12 +334,12 @@ def benchmark_latency(
 @app.command()
 def plan(
     images: Annotated[int, Option()] = 1_000_000,
-    rate: Annotated[float | None, real("images a second that one GPU of yours draws")] = None,
+    rate: Annotated[float | None, real("images per second that one GPU of yours draws")] = None,
     benchmark: Annotated[Path | None, Option(help="benchmark-generation-*.json: rate")] = None,
     gpus: Annotated[list[int], Option()] = [1, 2, 4, 8, 64],  # noqa: B006
     price: Annotated[float | None, real("of a GPU-hour, in any currency")] = None,
     run: Annotated[Path | None, Option(help="a run's folder: its images' mean size counts")] = None,
-    size: Annotated[int, Option(help="pixels a side, without --run")] = 1024,
+    size: Annotated[int, Option(help="pixels per side, without --run")] = 1024,
     records: Annotated[Path | None, Option(help="default: benchmark-records.json")] = None,
 ) -> None:
     """Say what hours, money and disk an audit of many images takes."""

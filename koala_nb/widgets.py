@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAX_STEPS = 100
 MAX_GUIDANCE = 20.0
 MAX_SEED = 2**31 - 1
-SHOWN = 320  # pixels a side on the page
+SHOWN = 320  # pixels per side on the page
 TENSORS = 12  # of a block, the largest first
 # JupyterLab keeps the arrow keys for its cells.
 KEYS = "By keyboard: Tab to a list, then Home, End, Page Up, Page Down or a first letter."

@@ -126,7 +126,7 @@ def captured(
 
 
 def compare(pipe: Pipeline, size: int | None, steps: int, repeats: int) -> list[dict[str, Any]]:
-    """Return a row a variant: median ratio of its time to that without capture, with interval."""
+    """Return one row per variant: median ratio of its time to that without capture."""
     seconds: dict[str, list[float]] = {name: [] for name in variants()}
     same = dict.fromkeys(seconds, True)
     expected = captured(pipe, variants()["no capture"], size, steps)[1]  # and a warm-up
@@ -160,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", default="nano-koala", help="a model whose weights are here")
     parser.add_argument("--random", metavar="SYSTEM", help="instead: random weights, full width")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--size", type=at_least(1), default=None, help="pixels a side")
+    parser.add_argument("--size", type=at_least(1), default=None, help="pixels per side")
     parser.add_argument("--steps", type=at_least(1), default=10)
     parser.add_argument("--repeats", type=at_least(2), default=11)
     parser.add_argument("--out", type=writable, default=None, help="default: data/results")

@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed, (name, n) in enumerate(tqdm(work)):
         cell = {"set": name, "images": n, "prompts": SIZES[n][0]}
         rows += [cell | row for row in simulate(cases[name], n, options.sets, seed)]
-    result = {"labels a class": LABELS, "rules": RULES, "rendered": about, "cells": rows}
+    result = {"labels per class": LABELS, "rules": RULES, "rendered": about, "cells": rows}
     return simulating.write(options, "auditors.json", result)
 
 

@@ -21,7 +21,7 @@ from koala_nb.stats.misclassification import UNSURE
 from koala_nb.stats.simulation import COVERAGE_BAR, LABELS, SimulatedAudit, simulate_audit
 from studies import simulating
 
-DESIGNS = ((10, 10), (40, 10))  # prompts, images a prompt
+DESIGNS = ((10, 10), (40, 10))  # prompts, images per prompt
 GROUPS = (2, 3, 10)
 CORRELATIONS = (0.0, 0.05, 0.2)
 SHARES = (0.05, 0.1, 0.3, 0.5, 0.9, 0.95)
@@ -64,7 +64,7 @@ def intervals(
 def coverage(
     design: tuple[int, int], k: int, correlation: float, share: float, audits: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row an interval: how often it held the first group's share, and another one's."""
+    """Yield one row per interval: how often it held the first group's share, and another one's."""
     rng = np.random.default_rng(seed)
     names = [f"group {i + 1}" for i in range(k)]
     shares, scorer = truth(share, k), rates(k)
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, (reference, unsure, correlation) in enumerate(tqdm(families, "false alarms")):
         alarms += false_alarms(reference, unsure, correlation, options.audits, 1000 + number)
     low = [c for c in cells if c["coverage"] < COVERAGE_BAR and c["interval"] != "uncorrected"]
-    result = {"nominal": 0.95, "labels a class": LABELS, "scorer right": RIGHT, "below": low}
+    result = {"nominal": 0.95, "labels per class": LABELS, "scorer right": RIGHT, "below": low}
     result |= {"cells": cells, "false alarms": alarms}
     return simulating.write(options, "simulated-audits.json", result)
 

@@ -19,7 +19,7 @@ from koala_nb.stats.estimates import Estimate
 from koala_nb.stats.simulation import COVERAGE_BAR, clustered_hits
 from studies import simulating
 
-DESIGNS = ((20, 5), (20, 10), (50, 4), (50, 10), (100, 10))  # prompts, images a prompt
+DESIGNS = ((20, 5), (20, 10), (50, 4), (50, 10), (100, 10))  # prompts, images per prompt
 CORRELATIONS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 SHARES = (0.02, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98)
 Audit = Callable[[np.random.Generator], tuple[Estimate | None, float]]  # interval and truth
@@ -83,7 +83,7 @@ def _corrected_classes(which: int) -> Audit:
 
 
 def _trend(prompts: int, correlation: float, part: str) -> Audit:
-    """Success falling with length, 50 % at 12 characters; 4 images a prompt of 1 to 40."""
+    """Success falling with length, 50 % at 12 characters; 4 images per prompt of 1 to 40."""
     x = np.linspace(1, 40, prompts).round()
     share = 1 / (1 + np.exp(-(1.8 - 0.15 * x)))
     clusters = np.repeat(np.arange(prompts), 4)

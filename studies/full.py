@@ -132,7 +132,9 @@ def main(argv: Sequence[str]) -> int:
     """Measure and write `data/results/benchmark-full-<system>.json`."""
     parser = argparse.ArgumentParser(prog="python -m studies.full", description=__doc__)
     parser.add_argument("--system", default="koala-lightning-700m")
-    parser.add_argument("--sizes", type=at_least(1), nargs="+", default=[512], help="pixels a side")
+    parser.add_argument(
+        "--sizes", type=at_least(1), nargs="+", default=[512], help="pixels per side"
+    )
     parser.add_argument("--steps", type=at_least(1), default=10)
     parser.add_argument("--device", default=None, help="default: the best available")
     parser.add_argument("--dtype", default=None, help="default: float16 on a GPU, else float32")

@@ -1,8 +1,8 @@
-"""Images a second of `kn.generate` and of shortcuts beside diffusers' loop, and one long run.
+"""Images per second of `kn.generate` and of shortcuts beside diffusers' loop, and one long run.
 
 Writes `data/results/benchmark-generation-<model>.json`: what `koala-nb benchmark generation` does,
 with the shortcuts of `studies.shortcuts`, which trade likeness for time, and a run with records in
-hundreds of images: seconds an image and resident memory.
+hundreds of images: seconds per image and resident memory.
 
     python -m studies.generation --threads 1 2 --images 16 --repeats 5 --run 1000
 
@@ -36,7 +36,7 @@ BLOCK = 100  # images
 
 
 def long_run(pipe: Pipeline, images: int, size: int | None) -> list[dict[str, Any]]:
-    """Return a row a hundred images of one run with records: seconds an image, resident memory."""
+    """Return one row per hundred images of a run: seconds per image, resident memory."""
     prompts, seeds = benchmark_prompts(pipe, images)
     with tempfile.TemporaryDirectory() as folder, watched_memory() as memory:
         begin = time.time()
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", default=None, help="default: the best available")
     parser.add_argument("--dtype", default=None, help="default: float16 on a GPU, else float32")
     parser.add_argument("--images", type=at_least(1), default=32, help="images a variant and round")
-    parser.add_argument("--size", type=at_least(1), default=None, help="pixels a side")
+    parser.add_argument("--size", type=at_least(1), default=None, help="pixels per side")
     parser.add_argument("--repeats", type=at_least(2), default=7)
     parser.add_argument("--threads", type=at_least(1), nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--out", type=writable, default=None, help="default: data/results")

@@ -57,7 +57,7 @@ def records_like(record: dict[str, Any], count: int) -> list[dict[str, Any]]:
 
 
 def compare(record: dict[str, Any], count: int, repeats: int) -> list[dict[str, Any]]:
-    """Return a row a variant: seconds with interval, ratio of the first's to it, bytes on disk."""
+    """Return one row per variant: seconds with interval, ratio of the first's, bytes on disk."""
     records = records_like(record, count)
     with tempfile.TemporaryDirectory() as place:
         lines, parts = Path(place, "lines"), Path(place, "parts")
@@ -97,7 +97,7 @@ def compare(record: dict[str, Any], count: int, repeats: int) -> list[dict[str, 
 
 
 def out_of_images(record: dict[str, Any], size: int, repeats: int) -> list[dict[str, Any]]:
-    """Return a row a kind of picture, (size, size): seconds to read one record, bytes of the PNG.
+    """Return one row per kind of picture, (size, size): seconds per record, bytes of the PNG.
 
     Real pictures lie between the two kinds, one colour and noise.
     """
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
         "--counts", type=at_least(1), nargs="+", default=[10_000, 100_000, 1_000_000]
     )
     parser.add_argument(
-        "--sizes", type=at_least(1), nargs="+", default=[512, 1024], help="pixels a side"
+        "--sizes", type=at_least(1), nargs="+", default=[512, 1024], help="pixels per side"
     )
     parser.add_argument("--repeats", type=at_least(2), default=3)
     parser.add_argument("--out", type=writable, default=None, help="default: data/results")

@@ -109,7 +109,7 @@ CASES = {
     "plain": {},
     "no guidance": {"guidance": 1.0},
     "negative prompt": {"negative_prompt": "a blue dog"},
-    "several images a prompt": {"num_images_per_prompt": 2},
+    "several images per prompt": {"num_images_per_prompt": 2},
     "batch": {"prompt": [PROMPT, "two dogs", "a cat"]},
     "not square": {"height": 40, "width": 88},
     "one step": {"steps": 1},

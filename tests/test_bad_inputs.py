@@ -244,7 +244,7 @@ def test_one_client_for_all_workers(idle, tmp_path):
     ("given", "said"),
     [
         ({"n": -1}, "n is -1: give"),
-        ({"seeds": 0}, "seeds is 0: give 1 or more images a prompt"),
+        ({"seeds": 0}, "seeds is 0: give 1 or more images per prompt"),
         ({"prompts_file": "nowhere.csv"}, "No prompts file nowhere.csv"),
     ],
 )

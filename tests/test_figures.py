@@ -201,5 +201,5 @@ def test_a_runs_images_say_their_prompts_and_seeds(displayed):
     figures.show_images(run.images[:2], ["right", "wrong"], title="Two")
     alts = [data["text/plain"] for data, _ in displayed]
     assert len(alts) == 3  # four prompts a figure
-    assert alts[1] == "1 prompts x 2 seeds, one row a prompt: e (mean brightness 0.0)."
+    assert alts[1] == "1 prompts x 2 seeds, one row per prompt: e (mean brightness 0.0)."
     assert alts[2] == "Two. 2 images: right; wrong."

@@ -114,7 +114,7 @@ def test_answers_find_their_images(path):
 
 
 def two_passes(pairs):
-    """Return a label table of pairs of answers, five images a prompt."""
+    """Return a label table of pairs of answers, five images per prompt."""
     rows = [
         {"guidance": 1.0, "id": str(k // 5), "seed": k, "presentation": a, "pass": number}
         for k, pair in enumerate(pairs)

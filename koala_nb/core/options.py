@@ -54,7 +54,7 @@ def probe_parser(name: str, images: int, fewest: int = 1) -> ArgumentParser:
     add = parser.add_argument
     add("--model", default="nano-koala", help="a catalogued name, folder or hub id")
     own = "" if fewest else "; 0: each run's own"
-    add("--images", type=at_least(fewest), default=images, help=f"images a prompt{own}")
+    add("--images", type=at_least(fewest), default=images, help=f"images per prompt{own}")
     add("--prompts", type=at_least(0), default=0, help="about so many prompts; 0: all")
     add("--seed", type=at_least(0), default=0, help="the first seed")
     add("--out", type=writable, default=None, help="default: data/results")

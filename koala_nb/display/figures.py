@@ -48,7 +48,7 @@ class ImageRun(Protocol):
 
     @property
     def records(self) -> pd.DataFrame:
-        """A row an image, with `prompt` and `seed`."""
+        """One row per image, with `prompt` and `seed`."""
 
 
 def image_grid(
@@ -59,7 +59,7 @@ def image_grid(
     numbers: Sequence[float] = (),
     meaning: str = "",
 ) -> Figure:
-    """Lay images out row by row, a labelled row a prompt and a labelled column a seed.
+    """Lay images out row by row, one labelled row per prompt and one labelled column per seed.
 
     `images` has len(row_labels) * len(column_labels) entries, the first row first; `numbers` as
     many, written below the images, or none; ValueError otherwise. `meaning` says what they are.
@@ -126,10 +126,10 @@ def show_images(
 ) -> None:
     """Display images with captions, and an alternative text that says the same.
 
-    images: a run of `kn.generate`, laid out by its records, a row a prompt and a column a seed,
-    four prompts a figure; or a list of images, either with a caption each (a gallery) or with
-    labels of its `rows` and `columns`. numbers: one an image, written below it; `meaning` says what
-    they are. ValueError where counts differ.
+    images: a run of `kn.generate`, laid out by its records, one row per prompt and one column per
+    seed, four prompts to a figure; or a list of images, either with a caption each (a gallery) or
+    with labels of its `rows` and `columns`. numbers: one per image, written below it; `meaning`
+    says what they are. ValueError where counts differ.
     """
     if not isinstance(images, Sequence):
         return _show_run(images, captions, title)
@@ -158,7 +158,7 @@ def _show_run(run: ImageRun, captions: Sequence[str], title: str) -> None:
         ]
         each = "; ".join(f"{p} (mean brightness {b:.1f})" for p, b in zip(rows, light))
         lead = f"{title}. " if title else ""
-        alt = f"{lead}{len(rows)} prompts x {width} seeds, one row a prompt: {each}."
+        alt = f"{lead}{len(rows)} prompts x {width} seeds, one row per prompt: {each}."
         show(figure, alt, colours=_palette(images))
 
 

@@ -130,7 +130,7 @@ def principal_colours(features: torch.Tensor, height: int, width: int) -> list[I
 
 
 def show_layer_map(table: pd.DataFrame, row_label: str, column_label: str, title: str) -> None:
-    """Display how alike layers are, 0 to 1, a row and a column a layer; lines part the stages.
+    """Display how alike layers are, 0 to 1, one row and column per layer; lines part the stages.
 
     `table`: layers' names as index and columns; NaN stays white.
     """

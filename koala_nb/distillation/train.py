@@ -40,7 +40,7 @@ class StudentTraining:
     student: str
     data: str  # a folder of pictures with captions, or a dataset's hub id
     out: Path = Path("runs/student")
-    size: int | None = None  # pixels a side; default: the student's
+    size: int | None = None  # pixels per side; default: the student's
     samples: int = 100_000  # pictures seen
     batch: int = 8  # pictures a step in all
     accumulation: int = 1  # parts of a batch
@@ -88,7 +88,7 @@ def print_cost(options: StudentTraining, student: nn.Module, teacher: nn.Module)
         print(f"{name}: {value:,.2f}")
     if options.tflops:
         seconds = cost["operations a step (TFLOP)"] / options.tflops
-        print(f"seconds a step at {options.tflops:g} TFLOP/s: {seconds:.2f}")
+        print(f"seconds per step at {options.tflops:g} TFLOP/s: {seconds:.2f}")
     print("Activations come on top: measure them.")
 
 

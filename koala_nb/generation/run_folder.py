@@ -89,7 +89,7 @@ class BatchTimer:
 class Run:
     """Images and records of one `generate`, in the order of the requests.
 
-    `records` has one row an image; `folder` is None for a run in memory; `batches`: what this call
+    `records` has one row per image; `folder` is None for a run in memory; `batches`: what this call
     drew, None for nothing: less than there is where a folder was resumed.
     """
 
@@ -218,7 +218,7 @@ def open_run(folder: str | Path) -> Run:
 
 
 def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
-    """Read the records of a run's folder, one row an image in the order of the requests.
+    """Read the records of a run's folder, one row per image in the order of the requests.
 
     `columns` names those that are wanted; from Parquet nothing else is then read. ValueError for a
     folder that holds no run, or fewer records than the run has images.

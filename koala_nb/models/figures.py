@@ -175,7 +175,7 @@ def _kind_legend(figure: Figure) -> None:
 
 
 def cost_bars(tables: Mapping[str, pd.DataFrame], title: str) -> tuple[Figure, str]:
-    """Draw operations per stage and kind, a panel a system; also returns the alternative text.
+    """Draw operations per stage and kind, one panel per system; also returns the alternative text.
 
     `tables`: name -> `unet.costs`. All panels share one scale.
     """

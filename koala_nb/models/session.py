@@ -98,9 +98,9 @@ def start(
     """Check the settings of a notebook, load its model without noise, and print what it is.
 
     `model` and `loading` (device, dtype, revision, offload, local_files_only) as for `load`;
-    `seeds`: images a prompt, counted from `seed`; `size`: pixels a side. 0, or an empty negative
-    prompt, means the recipe's. With `weights=False`, for a catalogued name, nothing is loaded: the
-    session knows its record alone.
+    `seeds`: images per prompt, counted from `seed`; `size`: pixels per side. 0, or an empty
+    negative prompt, means the recipe's. With `weights=False`, for a catalogued name, nothing is
+    loaded: the session knows its record alone.
     Raises ValueError for a bad name or setting, WeightsMissing where the weights are not there.
 
     >>> session = start("nano-koala", steps=4)  # doctest: +SKIP
@@ -157,7 +157,7 @@ def generation_settings(
     """
     for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
         if images < 1:
-            raise ValueError(f"{name} is {images}: give 1 or more images a {each}.")
+            raise ValueError(f"{name} is {images}: give 1 or more images per {each}.")
     for name, value in {"steps": steps, "guidance": guidance, "size": size, "seed": seed}.items():
         if value < 0:
             raise ValueError(f"{name} is {value}: give 0 or more.")

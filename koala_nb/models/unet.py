@@ -151,7 +151,7 @@ def stages(unet: nn.Module) -> pd.DataFrame:
 
 
 def totals() -> pd.DataFrame:
-    """Return the counts of every catalogued U-Net, one row a system; untrained ones are left out.
+    """Return the counts of every catalogued U-Net, one row per system; untrained ones are left out.
 
     Columns: parameters, transformer_blocks, residual_blocks, mid_block, gb_float16.
     """
@@ -181,7 +181,7 @@ def costs(unet: nn.Module, latent: tuple[int, int] | None = None, tokens: int = 
 
     `latent` is the latents' (height, width) in cells, an eighth of SDXL's pixels; default: the
     configuration's `sample_size`. `tokens` is the prompt's length. Guidance doubles the operations.
-    Returns a row a stage and kind: stage, kind, parameters, flops. A multiplication with its
+    Returns one row per stage and kind: stage, kind, parameters, flops. A multiplication with its
     addition counts as two (torch.utils.flop_counter, which counts products of matrices and
     convolutions only). ValueError for a size that the U-Net cannot halve.
     """
@@ -383,7 +383,7 @@ def _verdict_size(published: str, count: int) -> tuple[str, str]:
 
 
 def _depths(unet: nn.Module, published: str) -> tuple[str, str]:
-    """Return the transformer blocks a pair of each down stage, as the card counts them."""
+    """Return the transformer blocks per pair of each down stage, as the card counts them."""
     depth = blocks(unet).groupby("stage")["transformer_blocks"]
     depths = [
         int(depth.max()[f"down_blocks.{i}"]) for i in range(len(unet.config.down_block_types))

@@ -158,7 +158,7 @@ def layout_and_signs(
 
 
 def abilities(draw: Draw, world: World, instruments: Instruments, n: int) -> pd.DataFrame:
-    """Return the estimates of a model that `draw` draws with, n prompts a kind."""
+    """Return the estimates of a model that `draw` draws with, n prompts per kind."""
 
     def draw_scenes(scenes: list[Scene]) -> torch.Tensor:
         return draw([scene.caption for scene in scenes])

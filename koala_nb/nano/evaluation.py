@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; print the table."""
     parser = argparse.ArgumentParser(prog="koala-nb evaluate", description=__doc__)
     parser.add_argument("--model", default=DEFAULT)
-    parser.add_argument("--n", type=at_least(1), default=500, help="prompts a kind")
+    parser.add_argument("--n", type=at_least(1), default=500, help="prompts per kind")
     parser.add_argument("--per-occupation", type=at_least(1), default=50)
     parser.add_argument("--out", type=writable, default=None, help="default: data/results")
     options = parser.parse_args(argv)

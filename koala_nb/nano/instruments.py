@@ -67,7 +67,7 @@ class Matching:
     name = SpriteMatcher.name
 
     def __init__(self, world: World, image_size: int) -> None:
-        # The same work at every size: templates are matched at 32 pixels a side.
+        # The same work at every size: templates are matched at 32 pixels per side.
         self.world, self.matcher = world, SpriteMatcher(world, image_size, image_size // 32)
         self.detector: SpriteDetector | None = None
         self.people = [thing for thing in world.things() if thing.kind == "person"]

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import lazy_loader
+
 MODULES = {  # name of a probe, in commands and files -> its module here
     "text": "text",
     "composition": "composition",
@@ -20,6 +22,10 @@ MODULES = {  # name of a probe, in commands and files -> its module here
     "published": "published",
     "safety": "safety",
 }
+__getattr__, _, _ = lazy_loader.attach(
+    __name__,
+    submodules=["atoms", "base", "bias_estimates", "labels", "published_metrics", "text_reader"],
+)
 REGISTERED: dict[str, Any] = {}  # probes of one's own, by name
 
 

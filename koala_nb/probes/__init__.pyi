@@ -1,5 +1,11 @@
 from typing import Any
 
+from koala_nb.probes import atoms as atoms
+from koala_nb.probes import base as base
+from koala_nb.probes import bias_estimates as bias_estimates
+from koala_nb.probes import labels as labels
+from koala_nb.probes import published_metrics as published_metrics
+from koala_nb.probes import text_reader as text_reader
 from koala_nb.probes.base import Probe
 from koala_nb.probes.bias import BiasProbe
 from koala_nb.probes.composition import CompositionProbe

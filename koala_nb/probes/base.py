@@ -53,7 +53,7 @@ Rows = Iterator[Record]  # of `stats.estimates.estimate_row`
 
 @dataclass(frozen=True)
 class Results:
-    """A probe's stored large run: what made it, one row an image, estimates, instrument card."""
+    """A probe's stored large run: what made it, one row per image, estimates, instrument card."""
 
     info: Record  # command, model, revision, scorer, environment, details
     table: pd.DataFrame
@@ -70,7 +70,7 @@ class Probe:
 
     name: ClassVar[str]  # of its prompt set, results and command
     images: ClassVar[int] = 4  # a prompt, at full size
-    fewest: ClassVar[int] = 1  # images a prompt that its command takes; 0: each run has its own
+    fewest: ClassVar[int] = 1  # images per prompt that its command takes; 0: each run has its own
     stratify: ClassVar[str | None] = None  # a factor whose values all keep prompts in a subsample
     text_columns: ClassVar[tuple[str, ...]] = ()  # stay as written: "0042" is no number
     options: ClassVar[Mapping[str, tuple[Any, str]]] = {}  # of the command: default, help
@@ -241,7 +241,7 @@ class Probe:
 
 
 def plan(prompts: int, images: int, correlation: float = CORRELATION) -> str:
-    """Return, in a sentence, what prompts x images a prompt can find, before anything is drawn."""
+    """Return, in a sentence, what a design can find, before anything is drawn."""
     n = trends.effective_sample_size(prompts, images, correlation)
     gap = trends.detectable_difference(prompts, images, correlation=correlation)
     finds = f"a share of .50 told from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
@@ -263,7 +263,7 @@ def measure(
     seeds: list[list[int]] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
-    """Draw and score a prompt set; returns one row an image: factors, seed, what was read.
+    """Draw and score a prompt set; returns one row per image: factors, seed, what was read.
 
     Each prompt has seeds of its own; `same_seeds` gives all the same, for paired contrasts only,
     `seeds` a list for each. `settings` go to `generate`: with `out`, a folder, the same call goes

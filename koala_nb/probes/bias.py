@@ -469,7 +469,7 @@ def shares_text(tables: Mapping[str, pd.DataFrame], reference: str = "planted") 
 
 
 def mirror_figure(tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> Figure:
-    """Draw the read share of women against the reference, a series a table: the slope's data."""
+    """Draw the read share of women against the reference, one series per table."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -68,7 +68,7 @@ def references_of(table: pd.DataFrame) -> tuple[Reference, Reference]:
 
 
 def plan(occupations: int, prompts: int, images: int) -> str:
-    """Return what an audit of so many prompts an occupation and images a prompt can find."""
+    """Return what an audit of so many prompts per occupation and images per prompt can find."""
     required = required_sample_size(occupations)
     n = trends.effective_sample_size(prompts, images, CORRELATION)
     share = power(occupations, prompts, images)

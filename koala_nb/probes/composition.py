@@ -43,8 +43,8 @@ GAPS = {  # id -> label, tasks whose held-out compositions are compared with see
 COMPARED = {  # column -> label, of two models on the same prompts and seeds
     "all_right": "everything right",
     "correct": "right by GenEval's rule",
-    "missing": "missing an image",
-    "extra": "extra an image",
+    "missing": "missing per image",
+    "extra": "extra per image",
     "quality": "fit of image and prompt",
 }
 
@@ -61,7 +61,7 @@ class CompositionScorer:
     def score(
         self, images: Sequence[Image.Image], prompts: Sequence[base.Record]
     ) -> list[base.Record]:
-        """Return one row an image: see `score_atoms`; `quality` is None without such a scorer.
+        """Return one row per image: see `score_atoms`; `quality` is None without such a scorer.
 
         ValueError where a prompt asks for a background and the detector does not read it.
         """
@@ -134,7 +134,7 @@ class CompositionProbe(base.Probe):
         yield from _relation_given_both(table)
         yield from _gaps(table)
         for column in ("missing", "extra"):
-            label = f"{{}}: {column} an image"
+            label = f"{{}}: {column} per image"
             yield from base.mean_rows(table, column, f"{id}.{column}", label, "task")
         yield from base.share_rows(table, "leak", "composition.leak", "colours leak")
         right = table.assign(verdict=np.where(table.all_right.astype(bool), "right", "wrong"))
@@ -248,7 +248,7 @@ def _by_atoms(known: pd.DataFrame) -> base.Rows:
 
 
 def items_right(table: pd.DataFrame) -> pd.DataFrame:
-    """Return whether each item of a prompt is there in its own colour, a column an item."""
+    """Return whether each item of a prompt is there in its own colour, one column per item."""
     columns = {}
     for i in range(1, MOST_ITEMS + 1):
         item, color = table[f"item_{i}"], table[f"color_{i}"]

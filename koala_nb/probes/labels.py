@@ -1,7 +1,7 @@
 """Labels that someone gave by looking: which images to label, the label file, how far two agree.
 
-A label file is a CSV with one row an image and pass: `guidance`, `id` (of the prompt) and `seed`
-name the image, `file` is its place in the run's folder, then one column a question and `pass`. An
+A label file is a CSV with one row per image and pass: `guidance`, `id` (of the prompt) and `seed`
+name the image, `file` is its place in the run's folder, then one column per question and `pass`. An
 empty answer is one not given yet; "unsure" is an answer like the others.
 """
 

@@ -1,6 +1,6 @@
 """The published audit of KOALA-Lightning-700M, re-analysed and re-run: `koala-nb probe published`.
 
-T2I-BiasBench (arXiv 2604.12481) counted words in machine captions of 100 images a prompt, drawn at
+T2I-BiasBench (arXiv 2604.12481) counted words in captions of 100 images per prompt, drawn at
 20 steps and guidance 7.0 without seeds. What can be claimed from its counts needs no weights.
 """
 
@@ -113,7 +113,7 @@ def _paired_rows(both: pd.DataFrame, classes: Sequence[str], id: str, label: str
 
 
 def reanalysis() -> pd.DataFrame:
-    """Return the published counts with intervals and bounds: one row a prompt and group.
+    """Return the published counts with intervals and bounds: one row per prompt and group.
 
     low, high: Wilson's 95 % interval of the share of 100 captions. least, most: the share if none
     or all of the unknown belonged to the group; bound_low, bound_high: the same with sampling.
@@ -142,7 +142,7 @@ def _counts(prompt: str) -> dict[str, int]:
 
 
 def claims() -> pd.DataFrame:
-    """Return what the published counts do and do not show, a row a claim.
+    """Return what the published counts do and do not show, one row per claim.
 
     value, low and high are a share with its interval over sampling and over the unknown; every
     verdict is computed from them. All are about words in captions, not about people.
@@ -237,7 +237,7 @@ def _settings() -> dict[str, Any]:
 
 
 def counts_figure(table: pd.DataFrame) -> Figure:
-    """Draw `reanalysis()`: one panel a prompt, one row a group, most frequent on top."""
+    """Draw `reanalysis()`: one panel per prompt, one row per group, most frequent on top."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -268,7 +268,9 @@ def counts_text(table: pd.DataFrame) -> str:
         f"{r.bound_low:.0%} to {r.bound_high:.0%}"
         for r in table.itertuples()
     ]
-    return f"Shares of {table.n.iloc[0]} captions a prompt with 95 % intervals. {'; '.join(rows)}."
+    return (
+        f"Shares of {table.n.iloc[0]} captions per prompt with 95 % intervals. {'; '.join(rows)}."
+    )
 
 
 class PublishedProbe(base.Probe):

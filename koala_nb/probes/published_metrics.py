@@ -120,7 +120,7 @@ METRICS: dict[str, Callable[[Counts], float]] = {
     "OpenBias intensity": lambda counts: openbias_intensity(counts, GENDERS),
     "DALL-Eval MAD": lambda counts: dalleval_mad(counts, GENDERS),
 }
-SIZES = {9: (3, 3), 100: (20, 5), 400: (40, 10)}  # images: prompts, images a prompt
+SIZES = {9: (3, 3), 100: (20, 5), 400: (40, 10)}  # images: prompts, images per prompt
 EVEN = imbalance.uniform_reference(("woman", "man"))
 POOLED, RAW, CORRECTED, NULL = (
     "pooled Wilson, unsure removed", "ours: clustered, bounds, uncorrected",
@@ -178,7 +178,7 @@ def simulated_audits() -> pd.DataFrame:
 
 
 def simulated_measure(column: str, images: int = 400) -> pd.DataFrame:
-    """Return one measure of the large run: a row an auditor, a column a set.
+    """Return one measure of the large run: one row per auditor, one column per set.
 
     NaN: no interval, or answers that this auditor has not.
     """

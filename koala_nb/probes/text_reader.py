@@ -147,7 +147,7 @@ def by_class(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def rendered_text_image(text: str, size: int) -> Image.Image:
     """Return a plain board with a text in DejaVu Sans Bold, black on white, in up to four lines.
 
-    The letters are as large as the board allows; size in pixels a side.
+    The letters are as large as the board allows; size in pixels per side.
     """
     import textwrap
 

@@ -73,7 +73,7 @@ class Audit:
         folder: str | Path | None = None,
     ) -> None:
         if n < 1:
-            raise ValueError(f"n is {n}: give 1 or more images a probe.")
+            raise ValueError(f"n is {n}: give 1 or more images per probe.")
         self.session, self.n, self.info = session, n, session.info
         self.folder = Path(folder) if folder else reports.run_folder()
         self.prompts = read_prompts(session.domain, prompts_file)

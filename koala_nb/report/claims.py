@@ -46,7 +46,7 @@ class Evidence:
     sections: Mapping[str, Section]
     comparison: pd.DataFrame  # as `models.card_comparison` returns it
     info: ModelInfo
-    size: int  # pixels a side
+    size: int  # pixels per side
     device: str  # name of the device that drew the images
     settings: Mapping[str, Any] = field(default_factory=dict)  # what the report changed
 

@@ -163,7 +163,7 @@ def stored_section(probe: Probe, info: ModelInfo) -> Section:
 
 
 def images_of(probe: Probe, table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row an image and measure: `IMAGE_COLUMNS`, the measure an estimate's id."""
+    """Return one row per image and measure: `IMAGE_COLUMNS`, the measure an estimate's id."""
     counted = probe.counted(table)
     frames = [
         counted[["prompt", "seed"]].assign(
@@ -200,7 +200,7 @@ def _modules(pipe: StableDiffusionXLPipeline) -> dict[str, Any]:
 def latency(
     pipe: StableDiffusionXLPipeline, info: ModelInfo, size: int, times: BatchTimes | None = None
 ) -> Section:
-    """Return seconds and memory of an image and its parts, at a size in pixels a side.
+    """Return seconds and memory of an image and its parts, at a size in pixels per side.
 
     Measured in a report only, so that a committed notebook stays the same; beside it, what
     `koala-nb benchmark latency` has stored for this system.
@@ -217,7 +217,7 @@ def latency(
     if times:
         seconds = estimate_row(
             "latency.image.seconds",
-            "seconds an image",
+            "seconds per image",
             seconds_an_image(times),
             method=BATCHES,
             scorer="clock",

@@ -154,7 +154,7 @@ def show_section(audit: Audit, section: Section) -> None:
 
 
 def beside(section: Section) -> pd.DataFrame:
-    """Return a section's estimates, a row an id: this run's beside the stored one's."""
+    """Return a section's estimates, one row per id: this run's beside the stored one's."""
     runs = {"this run": section.estimates, "stored run": section.stored}
     runs = {run: frame for run, frame in runs.items() if len(frame)}
     ends = [[run, f"{run}_low", f"{run}_high", f"n, {run}"] for run in runs]
@@ -231,7 +231,7 @@ def _show_card(audit: Audit) -> None:
 
 
 def published_latency() -> pd.DataFrame:
-    """Return the published latency (s) and peak memory (GB), a row a system, a column a GPU."""
+    """Return the published latency (s) and peak memory (GB), one row per system."""
     rows = {
         system: ["out of memory" if v is None else f"{v[0]:.2f} s, {v[1]:.1f} GB" for v in values]
         for system, values in card.LATENCY_FIGURE.items()

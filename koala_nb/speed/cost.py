@@ -26,13 +26,13 @@ def run_cost(
     gpus: Sequence[int] = (1,),
     price: float | None = None,
 ) -> pd.DataFrame:
-    """Return what drawing images with a system takes: a row a kind of GPU and number of GPUs.
+    """Return what drawing images with a system takes: one row per kind of GPU and number of GPUs.
 
-    rate: images a second that one GPU of yours draws; without it the authors' published seconds
+    rate: images per second that one GPU of yours draws; without it the authors' published seconds
     an image count, for each GPU that they give. gpus: numbers of GPUs, each as fast beside others
     as alone. price: of a GPU-hour.
 
-    Columns: GPU, GPUs, seconds an image, peak memory (GB), images/s, hours, GPU-hours and, with
+    Columns: GPU, GPUs, seconds per image, peak memory (GB), images/s, hours, GPU-hours and, with
     `price`, price. `attrs` hold images, download_gb and the source. ValueError for a system
     without published times where no rate is given.
     """
@@ -48,7 +48,7 @@ def run_cost(
     for gpu, (seconds, memory) in times.items():
         for number in gpus:
             hours = images * seconds / number / 3600
-            row = {"GPU": gpu, "GPUs": number, "seconds an image": seconds}
+            row = {"GPU": gpu, "GPUs": number, "seconds per image": seconds}
             row |= {"peak memory (GB)": memory, "images/s": number / seconds, "hours": hours}
             row["GPU-hours"] = hours * number
             rows.append(row if price is None else row | {"price": price * hours * number})
@@ -59,7 +59,7 @@ def run_cost(
 
 
 def record_cost(images: int, rate: float, measured: Sequence[dict[str, Any]]) -> list[dict]:
-    """Return a row a variant of `studies.records`: seconds of one process, and GPUs as fast.
+    """Return one row per variant of `studies.records`: seconds of one process, and GPUs as fast.
 
     Each variant's seconds a record are those at the largest count measured, with the 95 % interval
     of their median over n rounds; "GPUs": how many draw as many images in the same time. With more
@@ -76,7 +76,7 @@ def record_cost(images: int, rate: float, measured: Sequence[dict[str, Any]]) ->
 
 
 def rate_in(file: Path) -> float:
-    """Images a second of `generate` in a benchmark-generation-*.json. ValueError for another."""
+    """Images per second of `generate` in a benchmark-generation-*.json. ValueError for another."""
     rows = [row for row in _rows(file, "koala-nb benchmark", {"way"}) if row["way"] == OURS]
     if not rows or not all(isinstance(row.get("images_a_second"), int | float) for row in rows):
         raise ValueError(f"{file} holds no rate: give a file of `koala-nb benchmark generation`.")
@@ -116,18 +116,18 @@ def print_plan(
     plan = run_cost(SYSTEM, images, rate=given, gpus=gpus, price=price)
     if given is None:
         plan = plan[plan.GPU == GPU].reset_index(drop=True)
-        source = f"{find(SYSTEM).title}, {plan['seconds an image'][0]} s on an {GPU}: "
+        source = f"{find(SYSTEM).title}, {plan['seconds per image'][0]} s on an {GPU}: "
         source += f"{plan.attrs['source']}; an example, measure your own"
     else:
         source = benchmark.name if benchmark else "as given"
-    a_second = given or 1 / plan["seconds an image"][0]
+    a_second = given or 1 / plan["seconds per image"][0]
     disk = _disk(images, run, size)
     records = records or data_folder() / "results" / "benchmark-records.json"
     measured = _rows(records, "studies.records", NEEDED)
     if not {"write JSON lines", "write Parquet"} <= {row["way"] for row in measured}:
         raise ValueError(f"{records} is not a result of `studies.records`: give another file.")
     print(f"{images:,} images at {a_second:.2f} images/s a GPU ({source})\n")
-    _print(plan.drop(columns=["GPU", "seconds an image", "peak memory (GB)"]))
+    _print(plan.drop(columns=["GPU", "seconds per image", "peak memory (GB)"]))
     print(f"\nDisk: {disk}")
     _print_records(images, a_second, measured)
 

@@ -16,7 +16,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def show_scaling(rows: Rows) -> None:
-    """Display milliseconds an image and U-Net step by batch, a panel a size, with intervals.
+    """Display milliseconds per image and U-Net step by batch, one panel per size, with intervals.
 
     `rows` of `latency`: system, size (px), batch, and seconds with low and high a step.
     """
@@ -47,9 +47,9 @@ def show_scaling(rows: Rows) -> None:
             axis.grid(axis="y", alpha=0.3)
             axis.set_title(f"{size} px")
         panels[0].set_ylim(bottom=0)
-        panels[0].set_ylabel("ms an image and step, guided")
+        panels[0].set_ylabel("ms per image and step, guided")
         panels[-1].legend(frameon=False)
-    show(figure, f"Stored run, ms an image and step: {'; '.join(texts)}.")
+    show(figure, f"Stored run, ms per image and step: {'; '.join(texts)}.")
 
 
 def show_roofline(machine: Mapping[str, float], points: Rows) -> None:

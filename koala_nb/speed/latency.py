@@ -46,7 +46,7 @@ def cases_of(
     """Return each case to measure, as (what it is, the call that does the work).
 
     `modules`: a pipeline's parts by their names in diffusers. The cases: the text encoders once;
-    at each size (pixels a side) and batch (images) a U-Net step with and without guidance, and
+    at each size (pixels per side) and batch (images) a U-Net step with and without guidance, and
     the VAE's decoding.
     """
     unet, vae = modules["unet"], modules["vae"]
@@ -84,7 +84,7 @@ def _vae_factor(modules: Modules) -> int:
 
 
 def measure(cases: Sequence[Case], repeats: int, device: str) -> list[Row]:
-    """Return a row a case: median seconds with interval, ratio to the first system, peak in GB."""
+    """Return one row per case: median seconds with interval, ratio to the first system, peak GB."""
     calls = {str(at): torch.no_grad()(call) for at, (_, call) in enumerate(cases)}
     seconds = time_interleaved(calls, repeats, device)
     first: dict[tuple, list[float]] = {}
@@ -103,7 +103,7 @@ def measure(cases: Sequence[Case], repeats: int, device: str) -> list[Row]:
 
 
 def whole_images(rows: Sequence[Row]) -> list[Row]:
-    """Return a row a system, size and batch: the sum of its parts at the recipe's steps."""
+    """Return one row per system, size and batch: the sum of its parts at the recipe's steps."""
     rows = [row for row in rows if row["outcome"] == "measured"]
     images = []
     for vae in (row for row in rows if row["part"] == VAE):
@@ -126,7 +126,7 @@ def whole_images(rows: Sequence[Row]) -> list[Row]:
 def rooflines(
     rows: Sequence[Row], rates: Mapping[str, Any], modules: Mapping[str, Modules]
 ) -> list[Row]:
-    """Return a row a measured, guided U-Net case: work, least seconds, share of the limit.
+    """Return one row per measured, guided U-Net case: work, least seconds, share of the limit.
 
     `rates`: of `roofline.machine_rates`; `modules`: each system's parts.
     """

@@ -1,4 +1,4 @@
-"""`koala-nb benchmark generation`: images a second beside diffusers' own one-by-one loop.
+"""`koala-nb benchmark generation`: images per second beside diffusers' own one-by-one loop.
 
 Same prompts, seeds, starting noise, recipe and machine; the variants are interleaved. How far a
 variant's images are from the loop's stands beside its speed.
@@ -73,9 +73,9 @@ def compare(
     repeats: int,
     shortcuts: Mapping[str, Shortcut] | None = None,
 ) -> tuple[list[dict[str, Any]], Run]:
-    """Return a row a variant, and a run of the variant `OURS`.
+    """Return one row per variant, and a run of the variant `OURS`.
 
-    A row: images a second, ratio to the loop with its interval over the rounds, largest and mean
+    A row: images per second, ratio to the loop with its interval over the rounds, largest and mean
     difference of the images of 255 a channel; `same_image`: whether the loop's image is promised.
     """
     prompts, seeds = benchmark_prompts(pipe, images)

@@ -144,7 +144,7 @@ def coverage_warning(cells: Iterable[Cell], interval: str, **design: float) -> s
 
 
 def coverage_by_design(cells: Iterable[Cell], interval: str) -> pd.DataFrame:
-    """Return the coverage of an interval of the cells: a row a design, a column a true share."""
+    """Return an interval's coverage in the cells: one row per design, one column per true share."""
     import pandas as pd
 
     frame = pd.DataFrame([cell for cell in cells if cell["interval"] == interval])
