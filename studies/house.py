@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Names that say that someone said, found or held a thing, and not which (names.md of the design).
 RIDDLES = frozenset("told found said asked held own seen mine theirs his worth beyond".split())
 LONG_FILE, LONG_CELL = 500, 15  # lines
+WORDING = frozenset(  # variables of notebooks that hold nothing but what a reader is shown
+    "title caption captions labels names units columns rows meaning hint empty missing".split()
+)
 
 
 @cache
@@ -96,6 +99,35 @@ def long_cells(path: Path) -> int:
     return sum(len(cell.splitlines()) > LONG_CELL for cell in notebook_cells(path))
 
 
+def formatting_share(path: Path) -> int:
+    """Return the percentage of a notebook's lines of code that only format.
+
+    Counted are the lines of a call that shows or prints after its first, and assignments of
+    captions, labels and other wording (`WORDING`), also where a block holds them.
+    """
+    trees = [ast.parse(cell) for cell in notebook_cells(path)]
+    lines = sum(bool(line.strip()) for cell in notebook_cells(path) for line in cell.splitlines())
+    return round(100 * sum(formatting_lines(tree.body) for tree in trees) / lines)
+
+
+def formatting_lines(body: list[ast.stmt]) -> int:
+    """Return how many lines of a block only format: see `formatting_share`."""
+    count = 0
+    for node in body:
+        shown = (
+            ast.unparse(node.value.func)
+            if (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
+            else ""
+        )
+        wording = isinstance(node, ast.Assign) and {ast.unparse(t) for t in node.targets} <= WORDING
+        if "show" in shown or shown == "print" or wording:
+            count += (node.end_lineno or node.lineno) - node.lineno + wording
+        elif not isinstance(node, ast.FunctionDef):
+            blocks = (getattr(node, part, []) for part in ("body", "orelse", "finalbody"))
+            count += sum(formatting_lines(block) for block in blocks if isinstance(block, list))
+    return count
+
+
 def allowed_violations() -> int:
     """Return how many imports the contract of the floors still lets pass."""
     settings = tomllib.loads(text(ROOT / "pyproject.toml"))["tool"]["importlinter"]
@@ -127,6 +159,7 @@ def measures() -> dict[str, int]:
         "imports against the floors": allowed_violations(),
         "names of ours in a notebook": max(map(imported_names, notebooks)),
         "long cells in a notebook": max(map(long_cells, notebooks)),
+        "formatting lines of a notebook, %": max(map(formatting_share, notebooks)),
     }
 
 

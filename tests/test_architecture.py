@@ -389,9 +389,18 @@ def test_latencies_are_quoted_with_their_conditions(compared):
 # --- figures ------------------------------------------------------------------------------------
 
 
-def test_block_diagram(unets):
+@pytest.fixture
+def shown(monkeypatch):
+    """What the figures would have displayed: a list of (figure, alternative text)."""
+    calls = []
+    monkeypatch.setattr(figures, "show", lambda figure, alt, **_: calls.append((figure, alt)))
+    return calls
+
+
+def test_block_diagram(unets, shown):
     names = ("SDXL", "KOALA")
-    figure, alt = figures.block_diagram(unets["sdxl-base"], unets["koala-700m"], names)
+    figures.show_block_diagram(unets["sdxl-base"], unets["koala-700m"], names)
+    ((figure, alt),) = shown
     assert "SDXL: 17 residual and 70 transformer blocks" in alt
     assert "KOALA: 9 residual and 21 transformer blocks" in alt
     assert "57 of 87 blocks of SDXL are ghosted in KOALA" in alt
@@ -399,16 +408,18 @@ def test_block_diagram(unets):
     assert [(sum(cells), len(cells)) for cells in drawn] == [(87, 87), (30, 87)]
 
 
-def test_block_diagram_of_strangers_ghosts_nothing(unets):
+def test_block_diagram_of_strangers_ghosts_nothing(unets, shown):
     names = ("SDM", "KOALA")
-    figure, alt = figures.block_diagram(unets["sdm-v2.0"], unets["koala-700m"], names)
+    figures.show_block_diagram(unets["sdm-v2.0"], unets["koala-700m"], names)
+    ((figure, alt),) = shown
     assert "17 blocks of KOALA are not in SDM: nothing is ghosted" in alt
     assert len(figure.axes[1].patches) == 30
     assert "removed" not in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_treemap(student_costs):
-    figure, alt = figures.treemap(student_costs, "KOALA")
+def test_treemap(student_costs, shown):
+    figures.show_treemap(student_costs, "KOALA")
+    ((figure, alt),) = shown
     assert "783M parameters of KOALA" in alt
     total = TOTALS["koala-700m"][0]
     for stage, (count, *_) in STAGES["koala-700m"].items():
@@ -418,11 +429,12 @@ def test_treemap(student_costs):
     assert len(tiles) == (student_costs["parameters"] > 0).sum()
 
 
-def test_cost_bars(student_costs, tiny):
-    _, alt = figures.cost_bars({"KOALA": student_costs}, "At 256 px")
+def test_cost_bars(student_costs, tiny, shown):
+    figures.show_cost_bars({"KOALA": student_costs}, "At 256 px")
+    figures.show_cost_bars({"tiny": architecture.costs(tiny)}, "Tiny")
+    (_, alt), (_, small) = shown
     total = student_costs["flops"].sum() / 1e12
     assert f"KOALA, {total:.2f} in all" in alt and "At 256 px. TFLOP per stage" in alt
     for stage, part in student_costs.groupby("stage")["flops"].sum().items():
         assert f"{stage} {part / 1e12:.2f}" in alt
-    _, alt = figures.cost_bars({"tiny": architecture.costs(tiny)}, "Tiny")
-    assert re.search(r"Tiny\. GFLOP per stage\. tiny, 0\.\d\d in all", alt)
+    assert re.search(r"Tiny\. GFLOP per stage\. tiny, 0\.\d\d in all", small)

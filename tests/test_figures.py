@@ -94,15 +94,6 @@ def test_heatmap_refuses_a_table_that_does_not_fit(values, labels):
         figures.heatmap(values, labels)
 
 
-def test_measures_of_images():
-    half = Image.fromarray(np.repeat([[0, 200]], 2, axis=0).astype("uint8")).convert("RGB")
-    assert figures.brightness(grey(40)) == 40 and figures.contrast(grey(40)) == 0
-    assert figures.brightness(half) == 100 and figures.contrast(half) == 100
-    assert figures.pixel_difference(grey(10), grey(13)) == (3.0, 3)
-    with pytest.raises(ValueError, match="differ in size"):
-        figures.pixel_difference(grey(0), grey(0, size=4))
-
-
 def test_banner_is_escaped_and_only_there_where_needed(displayed):
     figures.show_banner(None)
     figures.show_banner("teaching <model>")
@@ -201,5 +192,5 @@ def test_a_runs_images_say_their_prompts_and_seeds(displayed):
     figures.show_images(run.images[:2], ["right", "wrong"], title="Two")
     alts = [data["text/plain"] for data, _ in displayed]
     assert len(alts) == 3  # four prompts a figure
-    assert alts[1] == "1 prompts x 2 seeds, one row per prompt: e (mean brightness 0.0)."
+    assert alts[1] == "1 prompt x 2 seeds, one row per prompt: e (mean brightness 0.0)."
     assert alts[2] == "Two. 2 images: right; wrong."

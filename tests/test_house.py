@@ -25,6 +25,7 @@ MEASURES = {
     "imports against the floors": (0, 0),
     "names of ours in a notebook": (15, 3),
     "long cells in a notebook": (8, 2),
+    "formatting lines of a notebook, %": (15, 15),
 }
 measured = cache(house.measures)
 

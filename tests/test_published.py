@@ -69,12 +69,15 @@ def test_an_even_split_is_no_majority_and_a_clear_one_is():
     assert exact["verdict"] == probe.HOLDS  # a point is one where the interval is narrower than it
 
 
-def test_the_figure_tells_every_group():
+def test_the_figure_tells_every_group(monkeypatch):
     table = probe.reanalysis()
     made = probe.counts_figure(table)
     labels = [t.get_text() for axis in made.axes for t in axis.get_yticklabels()]
     assert labels == table.group.tolist()
-    told = probe.counts_text(table)
+    shown = []
+    monkeypatch.setattr(probe, "show", lambda figure, alt: shown.append(alt))
+    probe.PROBE.show_counts(table)
+    (told,) = shown
     assert "doctor, male: 91% [84%, 95%], with the unknown 84% to 97%" in told
     assert told.count(";") == len(table) - 1
 

@@ -158,8 +158,8 @@ def _show_run(run: ImageRun, captions: Sequence[str], title: str) -> None:
         ]
         each = "; ".join(f"{p} (mean brightness {b:.1f})" for p, b in zip(rows, light))
         lead = f"{title}. " if title else ""
-        alt = f"{lead}{len(rows)} prompts x {width} seeds, one row per prompt: {each}."
-        show(figure, alt, colours=_palette(images))
+        size = f"{len(rows)} prompt{'s' * (len(rows) > 1)} x {width} seeds"
+        show(figure, f"{lead}{size}, one row per prompt: {each}.", colours=_palette(images))
 
 
 def _palette(images: Sequence[Image.Image]) -> int | None:
@@ -348,23 +348,6 @@ def show_heatmap(frame: pd.DataFrame, title: str = "", form: str = ".2f") -> Non
 def brightness(image: Image.Image) -> float:
     """Return the mean of an image's grey values, 0 to 255."""
     return float(np.asarray(image.convert("L"), dtype=float).mean())
-
-
-def contrast(image: Image.Image) -> float:
-    """Return the standard deviation of an image's grey values, 0 to 127.5."""
-    return float(np.asarray(image.convert("L"), dtype=float).std())
-
-
-def pixel_difference(first: Image.Image, second: Image.Image) -> tuple[float, int]:
-    """Return the mean and the largest absolute difference of two images' channels, 0 to 255.
-
-    ValueError where their sizes differ.
-    """
-    if first.size != second.size:
-        raise ValueError(f"pixel_difference: {first.size} and {second.size} pixels differ in size.")
-    pair = [np.asarray(image.convert("RGB"), dtype=int) for image in (first, second)]
-    apart = np.abs(pair[0] - pair[1])
-    return float(apart.mean()), int(apart.max())
 
 
 def show_banner(text: str | None) -> None:

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from koala_nb.display.figures import COLORS, STYLE
+from koala_nb.display.figures import COLORS, STYLE, show
 from koala_nb.models import unet as architecture
 
 if TYPE_CHECKING:
@@ -36,13 +36,11 @@ def _cells(unet: nn.Module) -> list[str]:
     return [name for name, module in unet.named_modules() if type(module).__name__ in kinds]
 
 
-def block_diagram(
-    teacher: nn.Module, student: nn.Module, names: tuple[str, str]
-) -> tuple[Figure, str]:
-    """Draw two U-Nets side by side, the student on its teacher's outline, removed blocks ghosted.
+def show_block_diagram(teacher: nn.Module, student: nn.Module, names: tuple[str, str]) -> None:
+    """Display two U-Nets, the student on its teacher's outline with the removed blocks ghosted.
 
     A student with blocks that its teacher lacks stands on its own outline, and nothing is ghosted.
-    Also returns the alternative text, which counts the blocks.
+    The alternative text counts the blocks.
     """
     kept, everything = kept_blocks(student, teacher), set(_cells(teacher))
     foreign = len(kept - everything)
@@ -66,10 +64,10 @@ def block_diagram(
     )
     if foreign:
         alt += f". {foreign} blocks of {names[1]} are not in {names[0]}: nothing is ghosted."
-        return figure, alt
-    removed = len(everything - kept)
-    alt += f". {removed} of {len(everything)} blocks of {names[0]} are ghosted in {names[1]}."
-    return figure, alt
+    else:
+        removed = len(everything - kept)
+        alt += f". {removed} of {len(everything)} blocks of {names[0]} are ghosted in {names[1]}."
+    show(figure, alt, colours=64)
 
 
 def _draw(axis: Axes, unet: nn.Module, kept: set[str]) -> None:
@@ -120,8 +118,8 @@ def _rows(keys: list[str], levels: int) -> dict[str, float]:
     return {key: tops[level[key]] + int(key.split("/")[1]) for key in keys}
 
 
-def treemap(costs: pd.DataFrame, name: str) -> tuple[Figure, str]:
-    """Draw a U-Net's parameters as areas, by stage and kind; also returns the alternative text.
+def show_treemap(costs: pd.DataFrame, name: str) -> None:
+    """Display a U-Net's parameters as areas, by stage and kind.
 
     `costs`: of `unet.costs`, at any size.
     """
@@ -153,7 +151,8 @@ def treemap(costs: pd.DataFrame, name: str) -> tuple[Figure, str]:
     text = "; ".join(f"{stage} {count / total:.1%}" for stage, count in by_stage.items())
     kinds = table.groupby("kind")["parameters"].sum().sort_values(ascending=False)
     text += ". By kind: " + "; ".join(f"{kind} {n / total:.1%}" for kind, n in kinds.items())
-    return figure, f"Treemap of the {_millions(total)} parameters of {name}: {text}."
+    alt = f"Treemap of the {_millions(total)} parameters of {name}: {text}."
+    show(figure, alt, colours=64)
 
 
 def _millions(count: float) -> str:
@@ -174,8 +173,8 @@ def _kind_legend(figure: Figure) -> None:
     figure.legend(handles, KIND_PAINT, loc="outside lower center", ncols=5, frameon=False)
 
 
-def cost_bars(tables: Mapping[str, pd.DataFrame], title: str) -> tuple[Figure, str]:
-    """Draw operations per stage and kind, one panel per system; also returns the alternative text.
+def show_cost_bars(tables: Mapping[str, pd.DataFrame], title: str) -> None:
+    """Display operations per stage and kind, one panel per system.
 
     `tables`: name -> `unet.costs`. All panels share one scale.
     """
@@ -202,4 +201,4 @@ def cost_bars(tables: Mapping[str, pd.DataFrame], title: str) -> tuple[Figure, s
         axes[0].invert_yaxis()
         figure.suptitle(title, fontsize=11)
         _kind_legend(figure)
-    return figure, f"{title}. {unit} per stage. {'. '.join(totals)}."
+    show(figure, f"{title}. {unit} per stage. {'. '.join(totals)}.", colours=64)

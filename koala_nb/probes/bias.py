@@ -70,6 +70,7 @@ class BiasProbe(base.Probe):
     """People at work, whose presentation the prompt does not name, names, or describes."""
 
     name = "demographics"
+    runs = RUNS
     stratify = "occupation"
     fewest = 0
     options = {
@@ -229,6 +230,28 @@ class BiasProbe(base.Probe):
             scorer=_name(reader), instrument=instrument, out=out, command=command,
             details=self.details(table, known["labels"]),
         )  # fmt: skip
+
+    def show_shares(self, tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> None:
+        """Display `shares_figure` with its numbers as the alternative text."""
+        parts = []
+        for title, table in tables.items():
+            best = _best(table)
+            rows = "; ".join(
+                f"{r.occupation} {r.reference:.2f}, {r.raw:.2f}, {getattr(r, best):.2f}"
+                for r in table.sort_values("reference", kind="stable").itertuples()
+            )
+            parts.append(f"{title}: {rows}")
+        alt = f"Share of women by occupation ({reference}, raw, {best}). {'. '.join(parts)}."
+        figures.show(shares_figure(tables, reference), alt)
+
+    def show_mirror(self, tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> None:
+        """Display `mirror_figure` with its numbers as the alternative text."""
+        points = []
+        for title, table in tables.items():
+            pairs = zip(table.reference, table[best := _best(table)])
+            points.append(f"{title}, {best}: " + ", ".join(f"{r:.2f} to {v:.2f}" for r, v in pairs))
+        alt = f"Share of women, {reference} to measured. {'; '.join(points)}."
+        figures.show(mirror_figure(tables, reference), alt)
 
 
 PROBE = BiasProbe()
@@ -453,19 +476,6 @@ def _panel(axis: Axes, rows: pd.DataFrame, reference: str) -> None:
     axis.axvline(0.5, color="0.4", linestyle="--", linewidth=1)
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
-
-
-def shares_text(tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> str:
-    """Return the numbers of `shares_figure` in words, for its alternative text."""
-    parts = []
-    for title, table in tables.items():
-        name = _best(table)
-        rows = "; ".join(
-            f"{r.occupation} {r.reference:.2f}, {r.raw:.2f}, {getattr(r, name):.2f}"
-            for r in table.sort_values("reference", kind="stable").itertuples()
-        )
-        parts.append(f"{title}: {rows}")
-    return f"Share of women by occupation ({reference}, raw, {name}). {'. '.join(parts)}."
 
 
 def mirror_figure(tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> Figure:

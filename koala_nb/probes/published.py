@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from koala_nb.core import catalog
-from koala_nb.display.figures import COLORS, STYLE
+from koala_nb.display.figures import COLORS, STYLE, show
 from koala_nb.models.load import model_info
 from koala_nb.probes import base, published_metrics
 from koala_nb.scorers import clip, registry
@@ -261,18 +261,6 @@ def counts_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def counts_text(table: pd.DataFrame) -> str:
-    """Return the alternative text of `counts_figure`: every share with its interval and bounds."""
-    rows = [
-        f"{r.prompt}, {r.group}: {r.share:.0%} [{r.low:.0%}, {r.high:.0%}], with the unknown "
-        f"{r.bound_low:.0%} to {r.bound_high:.0%}"
-        for r in table.itertuples()
-    ]
-    return (
-        f"Shares of {table.n.iloc[0]} captions per prompt with 95 % intervals. {'; '.join(rows)}."
-    )
-
-
 class PublishedProbe(base.Probe):
     """The five prompts of the published audit, at the card's settings and at the published ones.
 
@@ -286,8 +274,6 @@ class PublishedProbe(base.Probe):
     options = {"scorer": ("", "a CLIP by name or folder")}
     reanalysis = staticmethod(reanalysis)
     claims = staticmethod(claims)
-    counts_figure = staticmethod(counts_figure)
-    counts_text = staticmethod(counts_text)
 
     def scorer(
         self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
@@ -340,6 +326,16 @@ class PublishedProbe(base.Probe):
                 both = pd.DataFrame(read).dropna()
                 if {"recipe", "published"} <= set(both):
                     yield from _paired_rows(both, classes, f"{id}.delta", f"{name}, {column}")
+
+    def show_counts(self, table: pd.DataFrame) -> None:
+        """Display `counts_figure` of `reanalysis()` with every number in its alternative text."""
+        rows = [
+            f"{r.prompt}, {r.group}: {r.share:.0%} [{r.low:.0%}, {r.high:.0%}], with the unknown "
+            f"{r.bound_low:.0%} to {r.bound_high:.0%}"
+            for r in table.itertuples()
+        ]
+        title = f"Shares of {table.n.iloc[0]} captions per prompt with 95 % intervals"
+        show(counts_figure(table), f"{title}. {'; '.join(rows)}.")
 
 
 PROBE = PublishedProbe()
