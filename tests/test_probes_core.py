@@ -236,7 +236,7 @@ def test_a_new_probe_is_one_file(pipe, tmp_path, monkeypatch, capsys):
     for _ in range(2):
         assert cli.main(["probe", "bright.py", "--out", "out", "--prompts", "2"]) == 0
         results.append([p.read_bytes() for p in sorted(Path("out").iterdir())])
-    assert results[0] == results[1] and "2 prompts x 1 images" in capsys.readouterr().out
+    assert results[0] == results[1] and "2 prompts x 1 image " in capsys.readouterr().out
     assert b"Embedded teaching model" in results[0][1]
     assert {"text", "brightness"} < set(reported_probes())
     monkeypatch.setattr("koala_nb.report.audit.reported_probes", lambda: ["brightness"])

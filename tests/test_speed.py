@@ -295,7 +295,7 @@ def test_the_plan_in_words(records, tmp_path, capsys):
     given += ["--records", str(records), "--run", str(tmp_path / "run")]
     assert cli.main(["plan", *given]) == 0
     output = capsys.readouterr().out
-    assert "1,000,000 images at 2.00 images/s a GPU (as given)" in output
+    assert "1,000,000 images at 2.00 images/s per GPU (as given)" in output
     lines = [line.split() for line in output.splitlines()]
     assert ["1", "2", "139", "139", "208"] in lines and ["8", "16", "17.4", "139", "208"] in lines
     assert "2.0 GB of images at 2,000 bytes, the mean of 2 in" in output
@@ -309,7 +309,7 @@ def test_the_rate_of_a_benchmark_and_the_published_one(records, tmp_path, capsys
     rows.append({"way": "bfloat16", "images_a_second": 9.0})
     file = files.write_json(tmp_path / "benchmark-generation-x.json", {"rows": rows})
     cost.print_plan(records=records, gpus=[1], benchmark=file)
-    assert "4.00 images/s a GPU (benchmark-generation-x.json)" in capsys.readouterr().out
+    assert "4.00 images/s per GPU (benchmark-generation-x.json)" in capsys.readouterr().out
     cost.print_plan(records=records, gpus=[1])
     published = LATENCY_FIGURE["KOALA-Lightning-700M"][2][0]
     output = capsys.readouterr().out

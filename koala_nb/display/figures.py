@@ -136,7 +136,8 @@ def show_images(
     if len(captions):
         across = len(columns) or min(8, len(images))
         lead = f"{title}. " if title else ""
-        alt = f"{lead}{len(images)} images: {'; '.join(captions)}."
+        count = f"{len(images)} image{'s' * (len(images) > 1)}"
+        alt = f"{lead}{count}: {'; '.join(captions)}."
         return show(gallery(images, captions, across), alt, colours=_palette(images))
     show_grid(images, rows, columns, title, numbers, meaning)
 

@@ -244,11 +244,11 @@ def plan(prompts: int, images: int, correlation: float = CORRELATION) -> str:
     """Return, in a sentence, what a design can find, before anything is drawn."""
     n = trends.effective_sample_size(prompts, images, correlation)
     gap = trends.detectable_difference(prompts, images, correlation=correlation)
-    finds = f"a share of .50 told from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
+    finds = f"a share of .50 from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
+    design = f"{prompts} prompt{'s' * (prompts > 1)} x {images} image{'s' * (images > 1)}"
     return (
-        f"{prompts} prompts x {images} images = {prompts * images} images, worth {n:.0f} "
-        f"independent ones at an intra-class correlation of {correlation:g}: {finds} with 80 % "
-        "power (5 % level)."
+        f"{design} = {prompts * images} images, worth {n:.0f} independent ones at an intra-class "
+        f"correlation of {correlation:g}: they tell {finds} with 80 % power (5 % level)."
     )
 
 

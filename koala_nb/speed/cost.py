@@ -126,7 +126,7 @@ def print_plan(
     measured = _rows(records, "studies.records", NEEDED)
     if not {"write JSON lines", "write Parquet"} <= {row["way"] for row in measured}:
         raise ValueError(f"{records} is not a result of `studies.records`: give another file.")
-    print(f"{images:,} images at {a_second:.2f} images/s a GPU ({source})\n")
+    print(f"{images:,} images at {a_second:.2f} images/s per GPU ({source})\n")
     _print(plan.drop(columns=["GPU", "seconds per image", "peak memory (GB)"]))
     print(f"\nDisk: {disk}")
     _print_records(images, a_second, measured)
