@@ -13,7 +13,6 @@ from .core.catalog import systems as systems
 from .core.files import banner as banner
 from .core.files import environment as environment
 from .display.exercises import check as check
-from .display.figures import show_banner as show_banner
 from .display.figures import show_heatmap as show_heatmap
 from .display.figures import show_images as show_images
 from .display.figures import show_intervals as show_intervals
@@ -27,7 +26,6 @@ from .models.load import ModelInfo as ModelInfo
 from .models.load import list_steps as list_steps
 from .models.load import load as load
 from .models.load import model_info as model_info
-from .models.load import silence_logging as silence_logging
 from .models.session import Session as Session
 from .models.session import start as start
 from .models.session import wrap as wrap
