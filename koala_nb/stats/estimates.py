@@ -1,4 +1,4 @@
-"""Estimates with their intervals: thin over scipy and statsmodels, one name a purpose.
+"""Estimates with their 95 % intervals: thin over scipy and statsmodels, one name a purpose.
 
 Images of one prompt resemble each other, so most functions take them by cluster (prompt). How often
 each interval holds the truth: `studies.coverage`, `data/results/coverage.json`.
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Values = Sequence[Any] | np.ndarray  # one entry an image
 COLUMNS = ("id", "label", "value", "low", "high", "n", "clusters", "method", "scorer")
+UPPER = 0.975  # the quantile at the upper end of every interval here: all are of 95 %
 FEW_CLUSTERS, IMAGES_A_CLUSTER = 20, 4  # fewer clusters count as 4 images each, at most
 
 
@@ -70,7 +71,7 @@ def estimates_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     )
 
 
-def mean_interval(values: Values, confidence: float = 0.95) -> Estimate:
+def mean_interval(values: Values) -> Estimate:
     """Return the mean with Student's t interval (`scipy.stats.ttest_1samp`).
 
     For a comparison of pairs, give their differences; for clusters, the clusters' means. ValueError
@@ -81,19 +82,17 @@ def mean_interval(values: Values, confidence: float = 0.95) -> Estimate:
         raise ValueError(f"mean_interval: give two or more values, not {x.size}.")
     if np.ptp(x) == 0:
         return Estimate(float(x[0]), float(x[0]), float(x[0]), len(x))
-    interval = stats.ttest_1samp(x, 0).confidence_interval(confidence)
+    interval = stats.ttest_1samp(x, 0).confidence_interval()
     return Estimate(float(x.mean()), float(interval.low), float(interval.high), len(x))
 
 
-def median_interval(values: Values, confidence: float = 0.95) -> Estimate:
+def median_interval(values: Values) -> Estimate:
     """Return the median with its bootstrap interval (percentiles) of two or more values."""
     x = np.asarray(values, dtype=float)
     median = float(np.median(x))
     if np.ptp(x) == 0:
         return Estimate(median, median, median, len(x))
-    interval = stats.bootstrap(
-        (x,), np.median, method="percentile", confidence_level=confidence, rng=0
-    ).confidence_interval
+    interval = stats.bootstrap((x,), np.median, method="percentile", rng=0).confidence_interval
     return Estimate(median, float(interval.low), float(interval.high), len(x))
 
 
@@ -102,19 +101,19 @@ def ratio_interval(values: Values, base: Values) -> Estimate:
     return median_interval(np.array(values) / np.array(base))
 
 
-def share_interval(hits: int, n: int, confidence: float = 0.95) -> Estimate:
+def share_interval(hits: int, n: int) -> Estimate:
     """Return a share of independent images with Wilson's interval (`scipy.stats.binomtest`).
 
     ValueError unless 0 <= hits <= n and n > 0.
     """
     if not 0 <= hits <= n or n < 1:
         raise ValueError(f"share_interval: {hits} of {n} is no share.")
-    interval = stats.binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
 
 
-def upper_bound_clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> float:
-    """Return the one-sided upper bound of a share, hits of n independent trials.
+def upper_bound_clopper_pearson(hits: int, n: int) -> float:
+    """Return the one-sided 95 % upper bound of a share, hits of n independent trials.
 
     Clopper and Pearson's exact bound; for no hits 1 - .05^(1/n), of which 3/n is the rule of three.
     ValueError unless 0 <= hits <= n and n > 0.
@@ -122,7 +121,7 @@ def upper_bound_clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> 
     if not 0 <= hits <= n or n < 1:
         raise ValueError(f"upper_bound_clopper_pearson: {hits} of {n} is no share.")
     test = stats.binomtest(hits, n, alternative="less")
-    return float(test.proportion_ci(confidence, method="exact").high)
+    return float(test.proportion_ci(method="exact").high)
 
 
 def difference_interval(first: Estimate, second: Estimate) -> Estimate:
@@ -150,7 +149,7 @@ def paired_share_difference(first: Values, second: Values) -> Estimate:
     return Estimate((up - down) / n, max(-1.0, middle - half), min(1.0, middle + half), n)
 
 
-def welch_interval(first: Values, second: Values, confidence: float = 0.95) -> Estimate:
+def welch_interval(first: Values, second: Values) -> Estimate:
     """Return the difference of two independent means with Welch's interval (`scipy.ttest_ind`).
 
     The ends are NaN where no value of either differs from another.
@@ -159,7 +158,7 @@ def welch_interval(first: Values, second: Values, confidence: float = 0.95) -> E
     value, n = float(one.mean() - other.mean()), len(one) + len(other)
     if np.ptp(one) == 0 and np.ptp(other) == 0:
         return Estimate(value, np.nan, np.nan, n)
-    interval = stats.ttest_ind(one, other, equal_var=False).confidence_interval(confidence)
+    interval = stats.ttest_ind(one, other, equal_var=False).confidence_interval()
     return Estimate(value, float(interval.low), float(interval.high), n)
 
 
@@ -201,39 +200,39 @@ def design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
     return float(1 + (size - 1) * (telling * correlation + prior) / (telling + prior))
 
 
-def clustered_share(hits: Values, clusters: Values, confidence: float = 0.95) -> Estimate:
+def clustered_share(hits: Values, clusters: Values) -> Estimate:
     """Return a share with Wilson's interval on the effective number of images.
 
     One entry an image: hit or not, and its prompt. Student's t with clusters - 1 degrees takes the
     normal's place (Dean and Pagano 2015). ValueError for no images; n is the number of images.
     """
-    return clustered_counts(*cluster_totals(hits, clusters), confidence)
+    return clustered_counts(*cluster_totals(hits, clusters))
 
 
-def clustered_counts(hits: np.ndarray, sizes: np.ndarray, confidence: float = 0.95) -> Estimate:
+def clustered_counts(hits: np.ndarray, sizes: np.ndarray) -> Estimate:
     """Return `clustered_share` from each cluster's hits and images."""
     n = int(np.sum(sizes))
     share = float(np.sum(hits) / n)
     if len(sizes) == 1:  # one prompt: its images are independent
-        return share_interval(int(np.sum(hits)), n, confidence)
-    quantile = stats.t.ppf(0.5 + confidence / 2, len(sizes) - 1)
-    low, high = wilson_interval(share, n / design_effect(hits, sizes), quantile)
+        return share_interval(int(np.sum(hits)), n)
+    t = stats.t.ppf(UPPER, len(sizes) - 1)
+    low, high = wilson_interval(share, n / design_effect(hits, sizes), t)
     return Estimate(share, min(low, share), max(high, share), n)
 
 
-def few_clusters_share(hits: Values, clusters: Values, confidence: float = 0.95) -> Estimate:
+def few_clusters_share(hits: Values, clusters: Values) -> Estimate:
     """Return `clustered_share`, made wider for few clusters of many images.
 
     There `design_effect` sees too little of how alike the images of a cluster are, and in simulated
     audits the interval held the truth too rarely: a cluster counts as 4 images at most.
     """
-    estimate = clustered_share(hits, clusters, confidence)
+    estimate = clustered_share(hits, clusters)
     sums, sizes = cluster_totals(hits, clusters)
     m, scale = len(sizes), IMAGES_A_CLUSTER / sizes.mean()
     if not 1 < m < FEW_CLUSTERS or scale >= 1:
         return estimate
     n = m * IMAGES_A_CLUSTER / design_effect(sums * scale, sizes * scale)
-    low, high = wilson_interval(estimate.value, n, stats.t.ppf(0.5 + confidence / 2, m - 1))
+    low, high = wilson_interval(estimate.value, n, stats.t.ppf(UPPER, m - 1))
     return estimate._replace(low=min(low, estimate.value), high=max(high, estimate.value))
 
 
@@ -244,7 +243,7 @@ def wilson_interval(share: float, n: float, z: float) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def clustered_mean(values: Values, clusters: Values, confidence: float = 0.95) -> Estimate:
+def clustered_mean(values: Values, clusters: Values) -> Estimate:
     """Return a mean over images with the t interval of its clusters (a linearised ratio).
 
     For measures that are no shares, such as error rates; n is the number of images. The images of
@@ -258,14 +257,13 @@ def clustered_mean(values: Values, clusters: Values, confidence: float = 0.95) -
         return Estimate(float(sums[0]), -np.inf, np.inf, 1)
     mean = sums.sum() / n
     error = np.sqrt(m / (m - 1) * ((sums - mean * sizes) ** 2).sum()) / n
-    half = stats.t.ppf(0.5 + confidence / 2, m - 1) * error
+    half = stats.t.ppf(UPPER, m - 1) * error
     return Estimate(float(mean), float(mean - half), float(mean + half), int(n))
 
 
 def cluster_bootstrap(
     statistic: Callable[[np.ndarray], float],
     clusters: Values,
-    confidence: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
 ) -> Estimate:
@@ -285,18 +283,18 @@ def cluster_bootstrap(
         statistic(np.concatenate([groups[c] for c in rng.integers(m, size=m)]))
         for _ in range(draws)
     ]
-    t = stats.t.ppf(0.5 - confidence / 2, m - 1)
+    t = stats.t.ppf(1 - UPPER, m - 1)
     tail = float(stats.norm.cdf(np.sqrt(m / (m - 1)) * t))
     low, high = np.nanquantile(resampled, [tail, 1 - tail])
     value = statistic(np.arange(len(codes)))
     return Estimate(float(value), float(low), float(high), len(codes))
 
 
-def stratified_mean(strata: Sequence[Values], draws: int = 500, seed: int = 0) -> Estimate:
+def stratified_mean(strata: Sequence[Values]) -> Estimate:
     """Return the mean of the strata's means, its 95 % interval resampling values within strata."""
     groups = [np.asarray(values, dtype=float) for values in strata]
-    rng = np.random.default_rng(seed)
-    resampled = [rng.choice(values, (draws, len(values))).mean(1) for values in groups]
+    rng = np.random.default_rng(0)
+    resampled = [rng.choice(values, (500, len(values))).mean(1) for values in groups]
     low, high = np.quantile(np.mean(resampled, axis=0), [0.025, 0.975])
     value = float(np.mean([values.mean() for values in groups]))
     return Estimate(value, float(low), float(high), sum(map(len, groups)))
@@ -314,7 +312,7 @@ def adjust_pvalues(p_values: Values, method: str = "holm") -> np.ndarray:
     return multipletests(p_values, method=method)[1] if len(p_values) else np.array([])
 
 
-def paired_test(differences: Sequence[float], resamples: int = 9999, seed: int = 0) -> float:
+def paired_test(differences: Sequence[float], resamples: int = 9999) -> float:
     """Return the two-sided p of "no difference" by flipping signs (`permutation_test`).
 
     Give one difference a cluster, such as a prompt's. No p is below 2 / (`resamples` + 1).
@@ -322,22 +320,18 @@ def paired_test(differences: Sequence[float], resamples: int = 9999, seed: int =
     x = np.asarray(differences, dtype=float)
     if len(x) < 2 or not x.any():  # one pair: its two signs are equally extreme
         return 1.0
-    test = stats.permutation_test(
-        (x,), lambda x, axis: x.mean(axis=axis), permutation_type="samples",
-        n_resamples=resamples, batch=1000, vectorized=True, rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    return float(test.pvalue)
+    how = {"permutation_type": "samples", "n_resamples": resamples, "batch": 1000}
+    return float(stats.permutation_test((x,), np.mean, rng=np.random.default_rng(0), **how).pvalue)
 
 
-def permutation_pvalue(
-    first: Values, second: Values, resamples: int = 4999, seed: int = 0
-) -> float:
+def permutation_pvalue(first: Values, second: Values) -> float:
     """Return the two-sided p of "no difference of means" by exchanging values of two groups."""
     one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if np.ptp(np.concatenate([one, other])) == 0:
         return 1.0
-    test = stats.permutation_test(
-        (one, other), lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
-        n_resamples=resamples, vectorized=True, rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    return float(test.pvalue)
+
+    def difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+        return a.mean(axis=axis) - b.mean(axis=axis)
+
+    rng = np.random.default_rng(0)
+    return float(stats.permutation_test((one, other), difference, n_resamples=4999, rng=rng).pvalue)

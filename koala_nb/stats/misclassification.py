@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from koala_nb.stats.estimates import (
+    UPPER,
     Estimate,
     Values,
     cluster_bootstrap,
@@ -53,16 +54,15 @@ def _class_codes(values: Values, classes: Sequence[str]) -> np.ndarray:
 
 
 def corrected_share(
-    share: float, n: float, sensitivity: tuple[int, int], specificity: tuple[int, int],
-    confidence: float = 0.95,
-) -> Estimate:  # fmt: skip
+    share: float, n: float, sensitivity: tuple[int, int], specificity: tuple[int, int]
+) -> Estimate:
     """Return the share that a scorer of known error must have seen to read this one.
 
     Rogan and Gladen 1978, with error rates measured on few images: the interval of Lang and
     Reiczigel 2014. n: images, or their effective number; sensitivity, specificity: (right, of)
     on positives and negatives. ValueError where the scorer is no better than chance.
     """
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = float(stats.norm.ppf(UPPER))
     (right_p, n_p), (right_n, n_n) = sensitivity, specificity
     plain = right_p / n_p + right_n / n_n - 1
     se, sp = (right_p + 1) / (n_p + 2), (right_n + 1) / (n_n + 2)
@@ -80,7 +80,7 @@ def corrected_share(
 
 
 def invert_confusion(
-    counts: Values, confusion: Values, confidence: float = 0.95, draws: int = DRAWS, seed: int = 0
+    counts: Values, confusion: Values, draws: int = DRAWS, seed: int = 0
 ) -> list[Estimate]:
     """Return shares of k classes behind the classes that a scorer read, the multi-class form.
 
@@ -99,8 +99,8 @@ def invert_confusion(
     drawn = _on_simplex(np.linalg.solve(rates.swapaxes(1, 2), read_shares[..., None])[..., 0])
     plain = np.linalg.solve((table / table.sum(1, keepdims=True)).T, read / read.sum())
     best = _on_simplex(plain[None])[0]
-    ends = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
-    z, n = stats.norm.ppf(0.5 + confidence / 2), float(read.sum())
+    ends = np.quantile(drawn, [1 - UPPER, UPPER], axis=0)
+    z, n = stats.norm.ppf(UPPER), float(read.sum())
     shares = []
     for value, low, high in zip(best.tolist(), *ends.tolist()):
         # Readings that no shares explain put every draw on an edge: never surer than without error.
@@ -118,33 +118,28 @@ def _on_simplex(values: np.ndarray) -> np.ndarray:
 
 
 def uncorrected_shares(
-    read: Values, clusters: Values, classes: Sequence[str], confidence: float = 0.95
+    read: Values, clusters: Values, classes: Sequence[str]
 ) -> dict[str, Estimate]:
     """Return the share of all images read as each class, uncorrected: `clustered_share`."""
     codes = _class_codes(read, classes)
-    return {
-        name: clustered_share(codes == i, clusters, confidence) for i, name in enumerate(classes)
-    }
+    return {name: clustered_share(codes == i, clusters) for i, name in enumerate(classes)}
 
 
 def corrected_shares(
-    read: Values, clusters: Values, classes: Sequence[str], table: Values,
-    confidence: float = 0.95, seed: int = 0,
-) -> dict[str, Estimate]:  # fmt: skip
+    read: Values, clusters: Values, classes: Sequence[str], table: Values
+) -> dict[str, Estimate]:
     """Return the share of every class behind the readings: Rogan and Gladen 1978, many classes.
 
     One entry an image in `read` and `clusters` (its prompt); `table` as `confusion` returns it.
     Readings, at their effective number (`effective_counts`), and the scorer's rates are uncertain:
     both posteriors are drawn. ValueError where the scorer cannot tell the classes apart.
     """
-    counts = effective_counts(_class_codes(read, classes), clusters, len(classes), confidence)
-    shares = invert_confusion(counts, table, confidence, seed=seed)
+    counts = effective_counts(_class_codes(read, classes), clusters, len(classes))
+    shares = invert_confusion(counts, table)
     return {name: share._replace(n=len(read)) for name, share in zip(classes, shares)}
 
 
-def effective_counts(
-    read: np.ndarray, clusters: Values, k: int, confidence: float = 0.95
-) -> np.ndarray:
+def effective_counts(read: np.ndarray, clusters: Values, k: int) -> np.ndarray:
     """Return the counts of k classes as so many independent images would give them.
 
     Divided by the classes' mean design effect (Rao and Scott 1981, first order). Few clusters tell
@@ -158,13 +153,12 @@ def effective_counts(
     weight = share * (1 - share)
     effects = [design_effect(*cluster_totals(read == i, clusters)) for i in range(k)]
     effect = np.average(effects, weights=weight) if weight.any() else max(effects)
-    tail = 0.5 + confidence / 2
-    small = stats.t.ppf(tail, m - 1) / stats.norm.ppf(tail)
+    small = stats.t.ppf(UPPER, m - 1) / stats.norm.ppf(UPPER)
     return counts / (1 + (effect - 1) * small**2)
 
 
 def prediction_powered(
-    read: Values, clusters: Values, classes: Sequence[str], labels: Values, confidence: float = 0.95
+    read: Values, clusters: Values, classes: Sequence[str], labels: Values
 ) -> dict[str, Estimate]:
     """Return shares from the readings of all images plus what labels of some of them put right.
 
@@ -180,13 +174,13 @@ def prediction_powered(
     true = np.full(len(codes), -1)
     true[labelled] = _class_codes([label for label in labels if label is not None], classes)
     return {
-        name: _prediction_powered(codes == i, true == i, labelled, groups, confidence)
+        name: _prediction_powered(codes == i, true == i, labelled, groups)
         for i, name in enumerate(classes)
     }
 
 
 def _prediction_powered(
-    read: np.ndarray, true: np.ndarray, labelled: np.ndarray, groups: np.ndarray, confidence: float
+    read: np.ndarray, true: np.ndarray, labelled: np.ndarray, groups: np.ndarray
 ) -> Estimate:
     f, y = read.astype(float), true.astype(float)
     n, n_labelled = len(f), labelled.sum()
@@ -202,9 +196,9 @@ def _prediction_powered(
     variance = max(alone, m / (m - 1) * (sums**2).sum()) if m > 1 else alone
     value = float(np.clip(value, 0, 1))
     if variance == 0 or value in (0.0, 1.0):  # only the number of labels limits the share
-        exact = share_interval(int(y[labelled].sum()), int(n_labelled), confidence)
+        exact = share_interval(int(y[labelled].sum()), int(n_labelled))
         return Estimate(value, min(exact.low, value), max(exact.high, value), n)
-    quantile = float(stats.t.ppf(0.5 + confidence / 2, (m if m > 1 else n) - 1))
+    quantile = float(stats.t.ppf(UPPER, (m if m > 1 else n) - 1))
     low, high = wilson_interval(value, value * (1 - value) / variance, quantile)
     return Estimate(value, min(low, value), max(high, value), n)
 
@@ -232,9 +226,13 @@ def bounds_over_unsure(shares: dict[str, Estimate], group: str, unsure: str = UN
 
 
 def score_test_pvalue(
-    read: Values, clusters: Values, classes: Sequence[str], table: Values | None, group: str,
+    read: Values,
+    clusters: Values,
+    classes: Sequence[str],
+    table: Values | None,
+    group: str,
     reference: float,
-) -> float:  # fmt: skip
+) -> float:
     """Return the two-sided p of "this group's share may be the reference, whatever the unsure are".
 
     The share is known only to lie between the group's and the group's plus the unsure's: p is small

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COVERAGE_BAR = 0.93  # a 95 % interval that holds the truth less often is warned of
 LABELS = 100  # images a class from which a simulated scorer's error is known
+AUDITS = 400  # simulated for a claim's power
 Cell = Mapping[str, Any]
 
 
@@ -77,8 +78,6 @@ def claim_power(
     correlation: float,
     share: float,
     confusion: Sequence[Sequence[int]] | np.ndarray | None = None,
-    audits: int = 400,
-    seed: int = 0,
 ) -> float:
     """Return how often a claim of "not one half" survives Holm's first step among so many.
 
@@ -86,21 +85,21 @@ def claim_power(
     labelled one of the two classes and unsure: its errors, its number of labels and its share of
     unsure labels are those of each simulated audit. None: a reader that never errs, nobody unsure.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     counts = np.eye(2, dtype=int) if confusion is None else np.asarray(confusion)
     names = ["first", "second", misclassification.UNSURE][: len(counts)]
     unsure = counts[2:].sum() / counts.sum()
     shares = np.r_[np.array([share, 1 - share]) * (1 - unsure), unsure][: len(counts)]
     scorer = counts / counts.sum(1, keepdims=True)
     claimed = 0
-    for _ in range(audits):
+    for _ in range(AUDITS):
         audit = simulate_audit(rng, shares, scorer, names, design, correlation)
         labelled = np.stack([rng.multinomial(n, row) for n, row in zip(counts.sum(1), scorer)])
         p = misclassification.score_test_pvalue(
             audit.read, audit.clusters, names, None if confusion is None else labelled, "first", 0.5
         )
         claimed += p * claims <= 0.05
-    return claimed / audits
+    return claimed / AUDITS
 
 
 def audit_design(hits: Values, clusters: Values) -> dict[str, float]:

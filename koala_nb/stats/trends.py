@@ -11,12 +11,15 @@ import numpy as np
 from scipy import stats
 
 from koala_nb.stats.estimates import (
+    UPPER,
     Estimate,
     Values,
     cluster_bootstrap,
     cluster_codes,
     cluster_totals,
 )
+
+POWER = 0.8  # how often a difference is to be found
 
 
 class Trend(NamedTuple):
@@ -31,9 +34,7 @@ class Trend(NamedTuple):
         return 1 / (1 + np.exp(-(self.intercept + self.slope.value * np.asarray(x, float))))
 
 
-def logistic_trend(
-    x: Values, hits: Values, clusters: Values, confidence: float = 0.95
-) -> Trend | None:
+def logistic_trend(x: Values, hits: Values, clusters: Values) -> Trend | None:
     """Return the logistic regression of hits on x, its errors clustered by prompt.
 
     `statsmodels` GLM with the sandwich estimator and Student's t over clusters; the x at 50 % has
@@ -47,7 +48,8 @@ def logistic_trend(
     groups = cluster_codes(clusters)
     if np.ptp(success) == 0 or np.ptp(values) == 0 or groups.max() < 2:
         return None
-    if _separated(values, success):
+    right, wrong = values[success == 1], values[success == 0]
+    if right.max() <= wrong.min() or wrong.max() <= right.min():
         return None
     try:
         with warnings.catch_warnings():
@@ -59,15 +61,10 @@ def logistic_trend(
         return None
     a, b = (float(v) for v in fit.params)
     covariance = np.asarray(fit.cov_params())
-    t = float(stats.t.ppf(0.5 + confidence / 2, groups.max()))
+    t = float(stats.t.ppf(UPPER, groups.max()))
     half = t * float(np.sqrt(covariance[1, 1]))
     slope = Estimate(b, b - half, b + half, len(success))
     return Trend(a, slope, _fieller(a, b, covariance, t, len(success)))
-
-
-def _separated(x: np.ndarray, hits: np.ndarray) -> bool:
-    right, wrong = x[hits == 1], x[hits == 0]
-    return bool(right.max() <= wrong.min() or wrong.max() <= right.min())
 
 
 def _fieller(a: float, b: float, cov: np.ndarray, t: float, n: int) -> Estimate:
@@ -101,9 +98,9 @@ def effective_sample_size(prompts: int, seeds: int, correlation: float) -> float
 
 
 def required_sample_size(
-    difference: float, reference: float = 0.5, power_wanted: float = 0.8, confidence: float = 0.95
+    difference: float, reference: float = 0.5, confidence: float = 0.95
 ) -> int:
-    """Return the number of independent images from which on a difference is found so often.
+    """Return the number of independent images from which on a difference is found with 80 % power.
 
     ValueError where reference + difference is no share.
     """
@@ -112,32 +109,23 @@ def required_sample_size(
         raise ValueError(
             f"required_sample_size: {reference} {difference:+} is no share to be found."
         )
-    z, z_power = stats.norm.ppf([0.5 + confidence / 2, power_wanted])
+    z, z_power = stats.norm.ppf([0.5 + confidence / 2, POWER])
     spreads = np.sqrt([reference * (1 - reference), truth * (1 - truth)])
     about = ((z * spreads[0] + z_power * spreads[1]) / difference) ** 2  # the normal approximation
     # Power rises with n in a saw: all n are tried up to where it surely stays above.
     tried = range(2, min(6000, 2 * int(about) + 100) + 1)
-    too_few = [n for n in tried if power(n, reference, truth, confidence) < power_wanted]
+    too_few = [n for n in tried if power(n, reference, truth, confidence) < POWER]
     return too_few[-1] + 1 if too_few else 2
 
 
-def detectable_difference(
-    prompts: int, seeds: int, *, reference: float = 0.5, correlation: float = 0.05,
-    power_wanted: float = 0.8,
-) -> float:  # fmt: skip
-    """Return the smallest difference from a share that prompts x seeds find so often.
+def detectable_difference(prompts: int, seeds: int, correlation: float = 0.05) -> float:
+    """Return the smallest difference from one half that prompts x seeds find with 80 % power.
 
     In steps of .005; NaN where even the largest is not found.
     """
     n = effective_sample_size(prompts, seeds, correlation)
-    sign = 1 if reference <= 0.5 else -1
-    for step in range(1, 200):
-        truth = reference + sign * 0.005 * step
-        if not 0 <= truth <= 1:
-            return float("nan")
-        if power(n, reference, truth) >= power_wanted:
-            return 0.005 * step
-    return float("nan")
+    steps = (0.005 * step for step in range(1, 101))
+    return next((step for step in steps if power(n, 0.5, 0.5 + step) >= POWER), float("nan"))
 
 
 def intraclass_correlation(hits: Values, clusters: Values) -> float:
@@ -155,7 +143,7 @@ def intraclass_correlation(hits: Values, clusters: Values) -> float:
 
 
 def logit_slope(
-    references: np.ndarray, counts: Sequence[np.ndarray], draws: int = 2000, seed: int = 0
+    references: np.ndarray, counts: Sequence[np.ndarray], draws: int = 2000
 ) -> Estimate:
     """Return the slope of groups' logit shares on the logit of reference shares: 1 mirrors.
 
@@ -165,7 +153,7 @@ def logit_slope(
     Bootstrap over groups, and prompts within.
     """
     x = np.log(references / (1 - references))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     best = _errors_in_variables_slope(x, np.array([c.sum(0) for c in counts]))
     resampled = []
     for _ in range(draws):
