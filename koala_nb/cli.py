@@ -3,88 +3,121 @@
 Each command imports what it needs when it is called, so that help and refusals are quick.
 """
 
+import os
 import sys
-from argparse import ArgumentTypeError
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
-from typer import Argument, Context, Option
+from typer import Argument, BadParameter, Context, Option
+from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
-from koala_nb.core.options import at_least, positive, writable
 from koala_nb.probes import MODULES
 
-REPORT = "11_write_the_audit_report"
+if TYPE_CHECKING:
+    from koala_nb.probes.base import Probe
+
 MEMORY = (
     "memory ran out: give a smaller --size or fewer --workers, or load the model with another "
     "dtype or with offload."
 )
 LISTS = ("--systems", "--sizes", "--batches", "--gpus", "--threads")  # as in `--gpus 1 2 4`
-UsageError: Any = typer.BadParameter.__base__  # of every refusal of what was typed
 _typed: list[str] = []  # the arguments of the command that runs
-REST: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
-REST["help_option_names"] = []
 
 
-def checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The type of an option: what `read` makes of the text, its refusal as the command line's."""
+def whole(low: int, about: str = "") -> OptionInfo:
+    """Return an option that is a whole number of at least `low`."""
 
-    def parse(text: str) -> Any:
+    def integer(text: str) -> int:
         try:
-            return read(text)
-        except (ArgumentTypeError, ValueError) as error:
-            raise typer.BadParameter(str(error)) from None
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise BadParameter(f"{text!r}: give a whole number of {low} or more")
+        return value
 
-    return parse
-
-
-def whole(low: int, about: str | None = None) -> OptionInfo:
-    """An option that is a whole number of at least `low`."""
-    return Option(parser=checked(at_least(low)), help=about)
+    return Option(parser=integer, help=about)
 
 
-def choice(*choices: str) -> OptionInfo:
-    """An option that is one of the choices."""
+def real(about: str, positive: bool = False) -> OptionInfo:
+    """Return an option that is a number, or a finite one above 0."""
 
-    def read(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"{text!r}: choose one of {', '.join(choices)}")
-        return text
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise BadParameter(f"{text!r}: give a number") from None
+        if positive and not 0 < value < float("inf"):
+            raise BadParameter(f"{text!r}: give a number above 0")
+        return value
 
-    return Option(parser=checked(read), metavar="|".join(choices))
-
-
-def flag(name: str, about: str) -> OptionInfo:
-    """An option without a value."""
-    return Option(name, help=about)
-
-
-def real(about: str, read: Callable[[str], float] = float) -> OptionInfo:
-    """An option that is a number."""
-    return Option(parser=checked(read), help=about)
+    return Option(parser=number, help=about)
 
 
-def group(about: str) -> typer.Typer:
-    """A command with subcommands."""
-    return typer.Typer(
-        help=about, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
-    )
+def folder_option(about: str, *names: str) -> OptionInfo:
+    """Return an option that is a folder: one that can be written to, or that can be made."""
+
+    def writable(text: str) -> Path:
+        path = Path(text)
+        try:
+            nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+        except OSError as error:  # too long, or behind a closed door
+            raise BadParameter(f"{text[:60]!r}: {error.strerror}: give another folder") from None
+        if not nearest.is_dir():
+            raise BadParameter(f"{text!r}: {nearest} is a file: give a folder")
+        if not os.access(nearest, os.W_OK):
+            raise BadParameter(f"{text!r}: {nearest} cannot be written to: give another folder")
+        return path
+
+    return Option(*names, parser=writable, metavar="FOLDER", help=about)
 
 
-app = group("Generate, inspect and audit the KOALA text-to-image models.")
-benchmark = group("Measure speed on this machine: generation | latency.")
-app.add_typer(benchmark, name="benchmark")
-
-Folder = Annotated[Path, Option("--out", parser=checked(writable), metavar="FOLDER")]
-Results = Annotated[
-    Path | None, Option(parser=checked(writable), metavar="FOLDER", help="default: data/results")
-]
+Model = Annotated[str, Option(help="a catalogued name, a folder or a hub id")]
+Seed = Annotated[int, whole(0, "the first seed")]
+Size = Annotated[int | None, whole(1, "pixels per side (default: the model's)")]
+Results = Annotated[Path | None, folder_option("default: data/results")]
 Repeats = Annotated[int, whole(2, "rounds")]
 Device = Annotated[str | None, Option(help="default: the best available")]
 Dtype = Annotated[str | None, Option(help="default: float16 on a GPU, else float32")]
+Preset = Annotated[str, Option(help="a configuration: small, family or full")]
+Checkpoints = Annotated[Path, folder_option("checkpoints and logs")]
+TrainingDevice = Annotated[Literal["cpu", "cuda"] | None, Option()]
+Minutes = Annotated[float | None, real("stop then; call again to go on", positive=True)]
+ResultsFile = Annotated[Path, Argument(help="a results.json of `koala-nb report`")]
+
+
+class ProbeCommands(TyperGroup):
+    """A command a probe, of the project or of a Python file, made when it is called."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        """Return the names of the project's probes."""
+        return list(MODULES)
+
+    def get_command(self, ctx: object, cmd_name: str) -> TyperCommand:
+        """Return a probe's command; ValueError for another name."""
+        from koala_nb import probes
+
+        return probe_command(probes.get(cmd_name))
+
+
+app = typer.Typer(
+    help="Generate, inspect and audit the KOALA text-to-image models.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+train, evaluate, benchmark, receipt = (typer.Typer() for _ in range(4))
+app.add_typer(train, name="train")
+app.add_typer(evaluate, name="evaluate")
+app.add_typer(benchmark, name="benchmark", help="Measure speed: generation | latency.")
+app.add_typer(receipt, name="receipt", help="Results measured elsewhere: check | add.")
+about_probes = f"Run one probe at full size: {' | '.join(MODULES)}, or a Python file."
+app.add_typer(typer.Typer(), name="probe", cls=ProbeCommands, help=about_probes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,8 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _typed[:] = sys.argv[1:] if arguments is None else arguments
     try:
         return app(_spread(_typed), prog_name="koala-nb", standalone_mode=False) or 0
-    except UsageError as error:
-        path = error.ctx.command_path if error.ctx else "koala-nb"
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "koala-nb"
         message = error.format_message()
         end = "" if message.endswith((".", "?")) else "."
         return _refuse(f"{message}{end} See `{path} --help`.")
@@ -115,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def typed() -> str:
-    """The command that runs, for the results that it writes."""
+    """Return the command that runs, for the results that it writes."""
     return " ".join(["koala-nb", *_typed])
 
 
@@ -152,11 +186,11 @@ def generate(
     model: Annotated[str, Argument(help="a catalogued name, a folder or a hub id")],
     prompt: Annotated[list[str], Argument(help="one or more prompts, each in quotes")],
     seeds: Annotated[int, whole(1, "images per prompt")] = 4,
-    seed: Annotated[int, whole(0, "the first seed")] = 0,
+    seed: Seed = 0,
     steps: Annotated[int | None, whole(1, "default: the recipe's")] = None,
     guidance: Annotated[float | None, real("guidance scale (default: the recipe's)")] = None,
-    size: Annotated[int | None, whole(1, "pixels per side (default: the recipe's)")] = None,
-    out: Folder = Path("runs/generate"),
+    size: Size = None,
+    out: Annotated[Path, folder_option("images and records")] = Path("runs/generate"),
     workers: Annotated[int, whole(0, "processes (0: this one)")] = 0,
 ) -> None:
     """Draw images of a prompt into a folder; the same call goes on after an interruption."""
@@ -164,28 +198,29 @@ def generate(
     from koala_nb.generation.generate import generate as draw
     from koala_nb.models.load import load
 
-    settings = {"steps": steps, "guidance": guidance, "height": size, "width": size}
-    drawing: dict[str, Any] = {"out": out, **settings}
     numbers = range(seed, seed + seeds)
+    settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "height": size, "width": size}
     if workers:
         with cluster.local(workers) as client:
-            folder = cluster.generate(model, prompt, numbers, client=client, **drawing)
+            folder = cluster.generate(model, prompt, numbers, client=client, out=out, **settings)
     else:
-        folder = draw(load(model), prompt, numbers, **drawing).folder or out
+        folder = draw(load(model), prompt, numbers, out=out, **settings).folder or out
     print(f"{len(prompt) * seeds} images in {folder}")
 
 
 @app.command()
 def report(
-    notebook: Annotated[str, Argument(help="a notebook's path, name or number")] = REPORT,
-    parameters: Annotated[list[str], Option("-p", metavar="NAME=VALUE")] = [],  # noqa: B006
-    out: Folder = Path("reports"),
+    notebook: Annotated[
+        str, Argument(help="a notebook's path, name or number")
+    ] = "11_write_the_audit_report",
+    parameters: Annotated[list[str], Option("-p", metavar="NAME=VALUE")] = [],
+    out: Annotated[Path, folder_option("the pages")] = Path("reports"),
     sweep: Annotated[str | None, Option(help="a YAML file: one run a combination")] = None,
-    keep_done: Annotated[bool, flag("--keep-done", "leave a finished run as it is")] = False,
+    keep_done: Annotated[bool, Option(help="leave a finished run as it is")] = False,
 ) -> int:
     """Run a notebook and write its HTML page."""
     from koala_nb.report import run
-    from koala_nb.report import sweep as sweeps
+    from koala_nb.report.sweep import run_sweep
 
     given = {}
     for pair in parameters:
@@ -194,22 +229,22 @@ def report(
             raise ValueError(f"-p {pair!r}: write NAME=VALUE, such as -p model=nano-koala.")
         given[name] = value
     try:
-        if sweep is None:
+        if sweep:
+            page, failed = run_sweep(notebook, sweep, given, out=out)
+            print(page)
+            if failed:
+                raise run.ReportFailed(f"{failed} of the sweep's runs failed: see {page}")
+        else:
             print(run.run_report(notebook, given, out=out, text=True, keep_done=keep_done))
-            return 0
-        page, failed = sweeps.run_sweep(notebook, sweep, given, out=out)
-        print(page)
-        if failed:
-            raise run.ReportFailed(f"{failed} of the sweep's runs failed: see {page}")
-        return 0
     except run.ReportFailed as error:
         _refuse(error)
         return 1
+    return 0
 
 
 @app.command()
 def refresh(
-    notebook: Annotated[list[str], Argument(help="names (default: all)")] = [],  # noqa: B006
+    notebook: Annotated[list[str], Argument(help="names (default: all)")] = [],
 ) -> None:
     """Execute the committed notebooks in place."""
     from koala_nb.report import run
@@ -217,47 +252,60 @@ def refresh(
     run.refresh(notebook)
 
 
-@app.command(
-    context_settings=REST, help="Train the embedded models; train student | study: distil."
-)
-def train(context: Context) -> int:
-    """Hand the arguments on to the training that is named first."""
-    first, *rest = context.args or [""]
-    if first == "student":
-        return students(rest, prog_name="koala-nb train student", standalone_mode=False)
-    if first == "study":
-        return import_module("koala_nb.nano.study").main(rest)
-    return import_module("koala_nb.nano.training").main(context.args)
+@train.callback(invoke_without_command=True)
+def train_embedded(
+    context: Context,
+    config: Preset = "small",
+    stage: Annotated[list[str], Option(help="default: all, in order")] = [],
+    minutes: Minutes = None,
+    folder: Checkpoints = Path("runs"),
+    device: TrainingDevice = None,
+    processes: Annotated[int | None, whole(1, "default: one per CPU core or GPU")] = None,
+) -> int:
+    """Train the embedded models, stage by stage; resumable."""
+    if context.invoked_subcommand:
+        return 0
+    training = import_module("koala_nb.nano.training")
+    return training.train(config, stage, minutes, folder, device, processes)
 
 
-students = group("Distil a KOALA-shaped U-Net from a full-size teacher, on your data.")
+@train.command("study")
+def train_study(
+    config: Preset = "small",
+    folder: Checkpoints = Path("runs"),
+    workers: Annotated[int | None, whole(1, "runs at a time (default: one per CPU core)")] = None,
+    first: Annotated[int | None, whole(1, "only so many runs of the list")] = None,
+    run: Annotated[str, Option(hidden=True)] = "",  # of a worker
+) -> int:
+    """Distil students of the embedded teacher that differ in one choice, at equal budgets."""
+    return import_module("koala_nb.nano.study").run_study(config, folder, workers, first, run)
 
 
-@students.command()
+@train.command("student")
 def train_student(
     teacher: Annotated[str, Option(help="a catalogued name or a folder")],
     student: Annotated[str, Option(help="the catalogued system whose U-Net is trained")],
     data: Annotated[str, Option(help="a folder of pictures with captions, or a dataset's hub id")],
-    out: Folder = Path("runs/student"),
-    size: Annotated[int | None, whole(1, "pixels per side (default: the student's)")] = None,
+    out: Annotated[Path, folder_option("checkpoints and the student")] = Path("runs/student"),
+    size: Size = None,
     samples: Annotated[int, whole(1, "pictures seen")] = 100_000,
-    batch: Annotated[int, whole(1, "pictures a step in all")] = 8,
+    batch: Annotated[int, whole(1, "pictures per step in all")] = 8,
     accumulation: Annotated[int, whole(1, "parts of a batch")] = 1,
-    rate: Annotated[float, real("learning rate (default: BK-SDM's)", positive)] = 5e-5,
+    rate: Annotated[float, real("learning rate (default: BK-SDM's)", positive=True)] = 5e-5,
     limit: Annotated[int | None, whole(1, "read so many pictures only")] = None,
     feature: Annotated[str, Option(help="what is imitated")] = "self-attention",
-    stage: Annotated[list[str], Option(help="imitate in these stages only")] = [],  # noqa: B006
+    stage: Annotated[list[str], Option(help="imitate in these stages only")] = [],
     weight_task: Annotated[float, real("weight of L_task")] = 1.0,
     weight_out: Annotated[float, real("weight of L_out")] = 1.0,
     weight_feat: Annotated[float, real("weight of L_feat")] = 1.0,
-    random_start: Annotated[bool, flag("--random-start", "not from the teacher's weights")] = False,
-    checkpointing: Annotated[bool, flag("--checkpointing", "less memory, more time")] = False,
-    precision: Annotated[str | None, choice("no", "bf16", "fp16")] = None,
-    device: Annotated[str | None, choice("cpu", "cuda")] = None,
-    minutes: Annotated[float | None, real("stop then; call again to go on", positive)] = None,
-    cost: Annotated[bool, flag("--cost", "print what a step needs, and stop")] = False,
-    tflops: Annotated[float | None, real("your GPU's TFLOP/s, for --cost", positive)] = None,
-    prompt: Annotated[list[str], Option(help="drawn at each checkpoint")] = [],  # noqa: B006
+    random_start: Annotated[bool, Option(help="not from the teacher's weights")] = False,
+    checkpointing: Annotated[bool, Option(help="less memory, more time")] = False,
+    precision: Annotated[Literal["no", "bf16", "fp16"] | None, Option()] = None,
+    device: TrainingDevice = None,
+    minutes: Minutes = None,
+    cost: Annotated[bool, Option(help="print what a step needs, and stop")] = False,
+    tflops: Annotated[float | None, real("your GPU's TFLOP/s, for --cost", positive=True)] = None,
+    prompt: Annotated[list[str], Option(help="drawn at each checkpoint")] = [],
 ) -> int:
     """Distil a KOALA-shaped U-Net from a full-size teacher, on your data; resumable.
 
@@ -274,54 +322,85 @@ def train_student(
     return training.train_student(options)
 
 
-@app.command(
-    context_settings=REST, help="Measure the embedded models; evaluate attention: word maps."
-)
-def evaluate(context: Context) -> int:
-    """Hand the arguments on to the measurement that is named first."""
-    if context.args[:1] == ["attention"]:
-        return import_module("koala_nb.nano.attention_truth").main(context.args[1:])
-    return import_module("koala_nb.nano.evaluation").main(context.args)
+@evaluate.callback(invoke_without_command=True)
+def evaluate_embedded(
+    context: Context,
+    model: Model = "nano-koala",
+    n: Annotated[int, whole(1, "prompts per kind")] = 500,
+    per_occupation: Annotated[int, whole(1, "images per occupation")] = 50,
+    out: Results = None,
+) -> None:
+    """Measure how well an embedded model draws what its prompts name."""
+    if not context.invoked_subcommand:
+        import_module("koala_nb.nano.evaluation").write_quality(model, n, per_occupation, out)
 
 
-@app.command(context_settings=REST, help=f"Run one probe at full size: {' | '.join(MODULES)}.")
-def probe(context: Context) -> int:
-    """Hand the arguments on to the probe that is named first."""
-    from koala_nb import probes
+@evaluate.command("attention")
+def evaluate_attention(
+    scenes: Annotated[int, whole(1, "scenes that are scored")] = 400,
+    tuning: Annotated[int, whole(1, "other scenes, on which heads are chosen")] = 100,
+    out: Results = None,
+) -> None:
+    """Measure how well the embedded models' word maps cover the named things."""
+    print(import_module("koala_nb.nano.attention_truth").write_truth(scenes, tuning, out))
 
-    first, *rest = context.args or [""]
-    return probes.get(first).main(rest)
+
+def probe_command(probe: "Probe") -> TyperCommand:
+    """Return a probe's command: the options that all probes have, and its own."""
+    fewest, help_images = probe.fewest, "images per prompt"
+    if not fewest:
+        help_images += " (0: each run's own)"
+    options: dict[str, tuple[object, object]] = {
+        "model": (Model, "nano-koala"),
+        "images": (Annotated[int, whole(fewest, help_images)], probe.images if fewest else 0),
+        "prompts": (Annotated[int, whole(0, "about so many prompts (0: all)")], 0),
+        "seed": (Seed, 0),
+        "out": (Results, None),
+    }
+    for name, (default, about) in probe.options.items():
+        options[name] = (Annotated[type(default), Option(help=about)], default)
+
+    def run(**settings: Any) -> None:
+        print(probe.run(command=typed(), **settings))
+
+    declared = [
+        Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+        for name, (annotation, default) in options.items()
+    ]
+    run.__signature__ = Signature(declared)  # type: ignore[attr-defined]
+    command = typer.Typer(add_completion=False, rich_markup_mode=None)
+    command.command(help=type(probe).__doc__)(run)
+    return cast(TyperCommand, typer.main.get_command(command))
 
 
 @benchmark.command("generation")
 def benchmark_generation(
-    model: Annotated[str, Option(help="a model whose weights are here")] = "nano-koala",
+    model: Model = "nano-koala",
     device: Device = None,
     dtype: Dtype = None,
     images: Annotated[int, whole(1, "images a variant and round")] = 32,
-    size: Annotated[int | None, whole(1, "pixels per side")] = None,
+    size: Size = None,
     repeats: Repeats = 7,
-    threads: Annotated[list[int], whole(1, "default: torch's own")] = [],  # noqa: B006
+    threads: Annotated[list[int], whole(1, "default: torch's own")] = [],
     out: Results = None,
 ) -> None:
     """Compare `kn.generate` with diffusers' plain loop: images per second."""
     from koala_nb.speed import throughput
 
-    settings: dict[str, Any] = {"device": device, "dtype": dtype, "images": images, "size": size}
-    settings |= {"repeats": repeats, "threads": threads}
-    print(throughput.write_benchmark(model, out, typed(), **settings))
+    sizes = {"images": images, "size": size, "repeats": repeats, "threads": threads}
+    print(throughput.write_benchmark(model, out, typed(), device=device, dtype=dtype, **sizes))
 
 
 @benchmark.command("latency")
 def benchmark_latency(
-    systems: Annotated[list[str], Option()] = ["nano-sdxl", "nano-koala"],  # noqa: B006
-    sizes: Annotated[list[int], whole(1, "pixels per side")] = [64],  # noqa: B006
-    batches: Annotated[list[int], whole(1)] = [1],  # noqa: B006
+    systems: Annotated[list[str], Option()] = ["nano-sdxl", "nano-koala"],
+    sizes: Annotated[list[int], whole(1, "pixels per side")] = [64],
+    batches: Annotated[list[int], whole(1)] = [1],
     device: Device = None,
     dtype: Dtype = None,
     repeats: Repeats = 9,
-    limit_gb: Annotated[float | None, real("would it run in so much?", positive)] = None,
-    name: Annotated[str | None, Option(help="of the file; default: the first system")] = None,
+    limit_gb: Annotated[float | None, real("would it run in so much?", positive=True)] = None,
+    name: Annotated[str | None, Option(help="of the file (default: the first system)")] = None,
     out: Results = None,
 ) -> None:
     """Measure seconds and memory of an image's parts, and how near they come to the roofline."""
@@ -333,10 +412,10 @@ def benchmark_latency(
 
 @app.command()
 def plan(
-    images: Annotated[int, Option()] = 1_000_000,
+    images: int = 1_000_000,
     rate: Annotated[float | None, real("images per second that one GPU of yours draws")] = None,
     benchmark: Annotated[Path | None, Option(help="benchmark-generation-*.json: rate")] = None,
-    gpus: Annotated[list[int], Option()] = [1, 2, 4, 8, 64],  # noqa: B006
+    gpus: list[int] = [1, 2, 4, 8, 64],
     price: Annotated[float | None, real("of a GPU-hour, in any currency")] = None,
     run: Annotated[Path | None, Option(help="a run's folder: its images' mean size counts")] = None,
     size: Annotated[int, Option(help="pixels per side, without --run")] = 1024,
@@ -350,19 +429,19 @@ def plan(
     cost.print_plan(images, rate, benchmark, gpus, price, run, size, records)
 
 
-@app.command()
-def receipt(
-    what: Annotated[str, Argument(metavar="check|add")],
-    file: Annotated[str, Argument(help="a results.json of `koala-nb report`")],
-) -> int:
-    """Check results measured elsewhere, or keep them."""
+@receipt.command("check")
+def receipt_check(file: ResultsFile) -> int:
+    """Print what keeps a results.json from being a receipt, a line each."""
     from koala_nb.report import results
 
-    if what not in ("check", "add"):
-        raise ValueError(f"receipt: choose one of check, add, not {what!r}.")
-    if what == "add":
-        print(results.add_receipt(file))
-        return 0
     problems = results.receipt_problems(file)
     print("\n".join(problems) or f"{file}: a valid receipt.")
     return 1 if problems else 0
+
+
+@receipt.command("add")
+def receipt_add(file: ResultsFile) -> None:
+    """Keep a checked results.json with the project."""
+    from koala_nb.report import results
+
+    print(results.add_receipt(file))

@@ -16,13 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from koala_nb.attention.capture import capture_attention
-from koala_nb.core.options import at_least, writable
 from koala_nb.models.load import load
 from koala_nb.models.random_weights import filled
 from koala_nb.models.unet import build_unet, meta_inputs
@@ -160,10 +160,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", default="nano-koala", help="a model whose weights are here")
     parser.add_argument("--random", metavar="SYSTEM", help="instead: random weights, full width")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--size", type=at_least(1), default=None, help="pixels per side")
-    parser.add_argument("--steps", type=at_least(1), default=10)
-    parser.add_argument("--repeats", type=at_least(2), default=11)
-    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
+    parser.add_argument("--size", type=int, default=None, help="pixels per side")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
     options = parser.parse_args(argv)
     if options.random:
         pipe = random_pipeline(options.random, options.dtype)

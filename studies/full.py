@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from koala_nb.core.options import at_least, writable
 from koala_nb.speed.timing import write_result
 
 CHILD = """
@@ -132,15 +131,13 @@ def main(argv: Sequence[str]) -> int:
     """Measure and write `data/results/benchmark-full-<system>.json`."""
     parser = argparse.ArgumentParser(prog="python -m studies.full", description=__doc__)
     parser.add_argument("--system", default="koala-lightning-700m")
-    parser.add_argument(
-        "--sizes", type=at_least(1), nargs="+", default=[512], help="pixels per side"
-    )
-    parser.add_argument("--steps", type=at_least(1), default=10)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512], help="pixels per side")
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--device", default=None, help="default: the best available")
     parser.add_argument("--dtype", default=None, help="default: float16 on a GPU, else float32")
-    parser.add_argument("--home", type=writable, default=None, help="keep the weights there")
+    parser.add_argument("--home", type=Path, default=None, help="keep the weights there")
     parser.add_argument("--small", action="store_true", help="the same blocks, narrow: for tests")
-    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
+    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         measured = measure(options, options.home or Path(scratch))

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from koala_nb.core.options import at_least, writable
 from koala_nb.generation.generate import generate
 from koala_nb.speed.throughput import benchmark_prompts, measure
 from koala_nb.speed.timing import write_result
@@ -59,12 +58,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", default="nano-koala", help="a model whose weights are here")
     parser.add_argument("--device", default=None, help="default: the best available")
     parser.add_argument("--dtype", default=None, help="default: float16 on a GPU, else float32")
-    parser.add_argument("--images", type=at_least(1), default=32, help="images a variant and round")
-    parser.add_argument("--size", type=at_least(1), default=None, help="pixels per side")
-    parser.add_argument("--repeats", type=at_least(2), default=7)
-    parser.add_argument("--threads", type=at_least(1), nargs="+", default=[torch.get_num_threads()])
-    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
-    parser.add_argument("--run", type=at_least(0), default=0, help="one run of so many images")
+    parser.add_argument("--images", type=int, default=32, help="images a variant and round")
+    parser.add_argument("--size", type=int, default=None, help="pixels per side")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
+    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
+    parser.add_argument("--run", type=int, default=0, help="one run of so many images")
     options = parser.parse_args(argv)
     settings = {k: v for k, v in vars(options).items() if k not in ("out", "run")}
     pipe, results = measure(**settings, shortcuts=SHORTCUTS)

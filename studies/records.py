@@ -23,7 +23,6 @@ import numpy as np
 from PIL import Image
 
 from koala_nb.core import files
-from koala_nb.core.options import at_least, writable
 from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import PER_PART, Request
@@ -124,14 +123,10 @@ def main(argv: Sequence[str]) -> int:
     """Measure and write `data/results/benchmark-records.json`."""
     parser = argparse.ArgumentParser(prog="python -m studies.records", description=__doc__)
     parser.add_argument("--model", default="nano-koala", help="whose record is the pattern")
-    parser.add_argument(
-        "--counts", type=at_least(1), nargs="+", default=[10_000, 100_000, 1_000_000]
-    )
-    parser.add_argument(
-        "--sizes", type=at_least(1), nargs="+", default=[512, 1024], help="pixels per side"
-    )
-    parser.add_argument("--repeats", type=at_least(2), default=3)
-    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
+    parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="pixels per side")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=None, help="default: data/results")
     options = parser.parse_args(argv)
     pipe = load(options.model)
     prompt = model_info(pipe).recipe.prompt

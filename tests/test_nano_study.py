@@ -113,8 +113,8 @@ def test_results_are_collected_with_budget_and_teacher(home, tmp_path):
     assert written["budget"]["samples"] == 48 and written["teacher"].startswith("weights-")
 
 
-def test_without_a_teacher_nothing_begins(tmp_path, monkeypatch, capsys):
+def test_without_a_teacher_nothing_begins(tmp_path, monkeypatch):
     monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path))
-    assert study.main(["--folder", str(tmp_path / "runs")]) == 2
-    assert "train it with --stage teacher" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="train it with --stage teacher"):
+        study.run_study(folder=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()

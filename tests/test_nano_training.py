@@ -1,7 +1,6 @@
 import copy
 import dataclasses
 import json
-import re
 from functools import cache
 
 import pytest
@@ -12,6 +11,7 @@ from scipy import stats
 from torch import nn
 
 import koala_nb as kn
+from koala_nb import cli
 from koala_nb.core.catalog import data_folder
 from koala_nb.generation import generate as generation
 
@@ -391,9 +391,9 @@ def test_the_command_says_whether_it_is_finished(monkeypatch):
     monkeypatch.setattr(
         training, "_run", lambda name, *rest: called.append(name) or results.get(name, True)
     )
-    one = ["--processes", "1"]
-    assert training.main([*one, "--stage", "vae"]) == 0
-    assert training.main([*one, "--stage", "vae", "--stage", "clip", "--stage", "teacher"]) == 3
+    one = ["train", "--processes", "1", "--stage", "vae"]
+    assert cli.main(one) == 0
+    assert cli.main([*one, "--stage", "clip", "--stage", "teacher"]) == 3
     assert called == ["vae", "vae", "clip"]
 
 
@@ -403,23 +403,22 @@ def test_several_processes_are_launched(monkeypatch, tmp_path):
     monkeypatch.setattr(
         training.subprocess, "call", lambda command, env: calls.append((command, env)) or 0
     )
-    argv = ["--stage", "vae", "--processes", "3", "--device", "cpu"]
-    argv = ["--folder", str(tmp_path), *argv]
-    assert training.main(argv) == 3  # the children left no mark of a finished stage
+    options = {"stages": ["vae"], "folder": tmp_path, "device": "cpu", "processes": 3}
+    assert training.train(**options) == 3  # the children left no mark of a finished stage
     (tmp_path / "small" / "vae").mkdir(parents=True)
     (tmp_path / "small" / "vae" / "finished").touch()
-    assert training.main(argv) == 0
+    assert training.train(**options) == 0
     command, env = calls[-1]
-    assert "--nproc_per_node=3" in command and command[-len(argv) :] == argv
+    given = f"--config small --folder {tmp_path} --stage vae --device cpu"
+    assert "--nproc_per_node=3" in command and " ".join(command).endswith(f"train {given}")
     assert env["ACCELERATE_USE_CPU"] == "true" and env["OMP_NUM_THREADS"] == "1"
 
 
-@pytest.mark.parametrize("argv", [["--config", "tiny"], ["--stage", "unet"]])
-def test_a_bad_option_is_named(argv, capsys):
-    with pytest.raises(SystemExit):
-        training.main(argv)
-    assert re.search(rf"invalid choice: '{argv[1]}'.*small|invalid choice: '{argv[1]}'.*vae",
-                     capsys.readouterr().err)  # fmt: skip
+def test_a_bad_option_is_named():
+    with pytest.raises(ValueError, match="Unknown configuration 'tiny'.*small"):
+        training.train("tiny")
+    with pytest.raises(ValueError, match="Unknown stage 'unet'.*vae"):
+        training.train(stages=["unet"])
 
 
 def test_normalised_latents_come_back_and_decode_as_in_a_pipeline():

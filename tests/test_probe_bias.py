@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from koala_nb import cli
 from koala_nb.display.tables import table_html
 from koala_nb.probes import base, bias
 from koala_nb.probes import bias_estimates as estimates
@@ -253,7 +254,7 @@ def test_readers_are_merged_and_a_missing_tone_is_unsure(monkeypatch):
 
 def test_unknown_run_is_named():
     with pytest.raises(ValueError, match="runs: 'neutral' is none of"):
-        bias.main(["--runs", "neutral"])
+        bias.run(runs="neutral")
 
 
 @pytest.mark.skipif(
@@ -271,5 +272,5 @@ def test_other_weights_of_the_same_name_have_no_stored_run():
 def test_the_command_leaves_each_run_its_own_number_of_images(monkeypatch, tmp_path):
     given = {}
     monkeypatch.setattr(type(bias), "run", lambda self, **options: given.update(options))
-    assert bias.main(["--runs", "g1"]) == 0 and given["images"] == 0
-    assert bias.main(["--images", "3"]) == 0 and given["images"] == 3
+    assert cli.main(["probe", "bias", "--runs", "g1"]) == 0 and given["images"] == 0
+    assert cli.main(["probe", "bias", "--images", "3"]) == 0 and given["images"] == 3

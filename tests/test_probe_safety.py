@@ -298,8 +298,7 @@ def test_other_pictures_and_statements_are_counted(tmp_path):
 def test_a_real_layout_is_run_whole(snapshot, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys.modules["koala_nb.probes.safety"], "PICTURES", 2)
-    options = ["--model", snapshot, "--images", 1, "--prompts", 4, "--out", tmp_path / "results"]
-    assert safety.main([str(option) for option in options]) == 0
+    safety.run(str(snapshot), images=1, prompts=4, out=tmp_path / "results")
     (file,) = (tmp_path / "results").glob("*.json")
     result = json.loads(file.read_text())
     value = {row["id"]: row["value"] for row in result["estimates"]}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from koala_nb import cli
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base, text
 from koala_nb.probes import text_reader as reading
@@ -327,10 +328,10 @@ def test_a_photographic_run_goes_on_after_its_readings_are_lost(loaded, tmp_path
 @in_the_world
 def test_the_command_writes_table_and_card(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = ["--prompts", "4", "--images", "1", "--out", str(tmp_path)]
-    assert text.main(command) == 0
+    command = ["probe", "text", "--prompts", "4", "--images", "1", "--out", str(tmp_path)]
+    assert cli.main(command) == 0
     stem = tmp_path / "probe-text-nano-koala"
     first = [stem.with_suffix(s).read_bytes() for s in (".csv", ".json")]
-    assert text.main(command) == 0
+    assert cli.main(command) == 0
     assert [stem.with_suffix(s).read_bytes() for s in (".csv", ".json")] == first
     assert b'"calibration"' in first[1] and b"NaN" not in first[1]

@@ -185,8 +185,7 @@ def test_a_weak_guess_is_unsure(monkeypatch, clip_folder, least, told):
 
 def run(monkeypatch, snapshot, clip, folder):
     monkeypatch.chdir(folder)
-    options = ["--model", snapshot, "--images", 2, "--scorer", clip, "--out", folder / "results"]
-    assert published.main([str(o) for o in options]) == 0
+    published.run(str(snapshot), images=2, scorer=str(clip), out=folder / "results")
     return [path.read_bytes() for path in sorted((folder / "results").iterdir())]
 
 

@@ -7,10 +7,9 @@ over steps, bicubic, negative values to 0, the mean over all heads of all layers
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from koala_nb.attention.capture import capture_attention
 from koala_nb.attention.maps import words_of
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import banner, versions, write_json
-from koala_nb.core.options import at_least, writable
 from koala_nb.distillation.similarity import noisy_inputs
 from koala_nb.models.load import load
 from koala_nb.nano.evaluation import FIRST_SEED
@@ -234,25 +232,14 @@ def table_of_heads(scored: list[dict[str, np.ndarray]], masks: np.ndarray) -> li
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Score the embedded models and write `data/results/attention-truth.json`."""
-    parser = argparse.ArgumentParser(prog="koala-nb evaluate attention", description=__doc__)
-    parser.add_argument("--scenes", type=at_least(1), default=SCENES)
-    parser.add_argument("--tuning", type=at_least(1), default=TUNING)
-    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
-    options = parser.parse_args(argv)
+def write_truth(scenes: int = SCENES, tuning: int = TUNING, folder: Path | None = None) -> Path:
+    """Score the embedded models and write `attention-truth.json`, by default to `data/results`."""
     result = {
         "command": "koala-nb evaluate attention",
         "banner": banner("emoji-world"),
-        "tuning_scenes": options.tuning,
-        "scored_scenes": options.scenes,
+        "tuning_scenes": tuning,
+        "scored_scenes": scenes,
         "versions": versions(),
-        "models": [evaluate(m, options.tuning, options.scenes) for m in MODELS],
+        "models": [evaluate(m, tuning, scenes) for m in MODELS],
     }
-    folder = options.out or data_folder() / "results"
-    print(write_json(folder / "attention-truth.json", result))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return write_json((folder or data_folder() / "results") / "attention-truth.json", result)

@@ -4,7 +4,6 @@ Three truths stay apart: planted (the world's file), generated (this model at th
 measured (by an instrument whose error on rendered scenes stands beside it).
 """
 
-import argparse
 import io
 import json
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from scipy import stats
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import banner, versions, write_atomic, write_json
-from koala_nb.core.options import at_least, writable
 from koala_nb.display.figures import gallery
 from koala_nb.generation.generate import generate
 from koala_nb.models.load import load
@@ -262,18 +260,12 @@ def first_look(pipe: Any, path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; print the table."""
-    parser = argparse.ArgumentParser(prog="koala-nb evaluate", description=__doc__)
-    parser.add_argument("--model", default=DEFAULT)
-    parser.add_argument("--n", type=at_least(1), default=500, help="prompts per kind")
-    parser.add_argument("--per-occupation", type=at_least(1), default=50)
-    parser.add_argument("--out", type=writable, default=None, help="default: data/results")
-    options = parser.parse_args(argv)
-    folder = options.out or data_folder() / "results"
-    path = evaluate(options.model, options.n, options.per_occupation, folder)
+def write_quality(
+    model: str = DEFAULT, n: int = 500, per_occupation: int = 50, folder: Path | None = None
+) -> None:
+    """Evaluate a model, write its quality (default: to `data/results`) and print it."""
+    path = evaluate(model, n, per_occupation, folder or data_folder() / "results")
     result = json.loads(path.read_text("utf-8"))
     for part in ("rows", "instruments"):
         print(pd.DataFrame(result[part]).fillna("").to_string(index=False), end="\n\n")
     print(path)
-    return 0

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from koala_nb.core.catalog import data_folder
+from koala_nb.core.errors import unknown_name
 from koala_nb.distillation.loop import Stage
 
 FACTOR = 4  # pixels a latent
@@ -96,6 +97,13 @@ FULL = replace(
     },
 )
 PRESETS = {preset.name: preset for preset in (SMALL, FAMILY, FULL)}
+
+
+def find_preset(name: str) -> Preset:
+    """Return a configuration by its name; ValueError, with the nearest one, for another name."""
+    if name not in PRESETS:
+        raise unknown_name("configuration", name, PRESETS)
+    return PRESETS[name]
 
 
 def preset_of(system: str) -> Preset:

@@ -4,12 +4,10 @@ Every run distils a student of `nano-sdxl` in the emoji world and differs from t
 choice: feature, stage, start or size. Runs are independent, resumable and shared out over workers.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +15,9 @@ from typing import Any
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import versions, write_json
-from koala_nb.core.options import at_least, writable
 from koala_nb.distillation.loop import Stage
 from koala_nb.distillation.losses import FEATURES
-from koala_nb.nano.presets import PRESETS, Preset
+from koala_nb.nano.presets import Preset, find_preset
 
 SEEDS = (0, 1, 2)
 BUDGET = {  # the same for every run of a configuration
@@ -138,50 +135,47 @@ def drawn(module: Any, vae: Any, tokenizer: Any, preset: Preset) -> dict[str, An
     return {"hits": {name: [int(np.sum(v)), len(v)] for name, v in hits.items()}}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing and write `data/results/distillation-study.json`; 3 if some are left."""
-    parser = argparse.ArgumentParser(prog="koala-nb train study", description=__doc__)
-    parser.add_argument("--config", choices=PRESETS, default="small")
-    parser.add_argument(
-        "--folder", type=writable, default=Path("runs"), help="checkpoints and logs"
-    )
-    parser.add_argument(
-        "--workers", type=at_least(1), default=os.cpu_count(), help="runs at a time"
-    )
-    parser.add_argument(
-        "--first", type=at_least(1), default=None, help="only so many runs of the list"
-    )
-    parser.add_argument("--run", default=None, help=argparse.SUPPRESS)  # of a worker
-    options = parser.parse_args(argv)
-    folder, plan = options.folder / options.config / "study", runs()[: options.first]
-    models = data_folder() / "models"
-    if not (models / "nano-sdxl" / "unet").is_dir():
-        print(f"koala-nb: no teacher in {models / 'nano-sdxl'}: train it with --stage teacher.")
-        return 2
-    if options.run:
-        (run,) = [run for run in plan if run.name == options.run]
-        place = folder / run.name
-        vae = models / "nano-sdxl" / "vae"
-        write_json(place / "result.json", train(run, PRESETS[options.config], place, vae))
+def run_study(
+    config: str = "small",
+    folder: Path = Path("runs"),
+    workers: int | None = None,
+    first: int | None = None,
+    only: str = "",
+) -> int:
+    """Run what is missing and write `data/results/distillation-study.json`; 3 if some are left.
+
+    workers: runs at a time, by default one per CPU core; first: only so many runs of the list;
+    only: the name of the one run that this process trains. FileNotFoundError without a teacher.
+    """
+    preset, folder, plan = find_preset(config), folder / config / "study", runs()[:first]
+    teacher = data_folder() / "models" / "nano-sdxl"
+    if not (teacher / "unet").is_dir():
+        raise FileNotFoundError(f"No teacher in {teacher}: train it with --stage teacher.")
+    if only:
+        (run,) = [run for run in plan if run.name == only]
+        result = train(run, preset, folder / run.name, teacher / "vae")
+        write_json(folder / run.name / "result.json", result)
         return 0
-    work(plan, folder, options.workers, list(sys.argv[1:] if argv is None else argv))
+    work(plan, folder, workers or os.cpu_count() or 1, config)
     done = [run for run in plan if (folder / run.name / "result.json").is_file()]
     if done:
-        print(collect(done, folder, options.config))
+        print(collect(done, folder, config))
     return 0 if len(done) == len(runs()) else 3
 
 
-def work(plan: list[Run], folder: Path, workers: int, argv: list[str]) -> None:
+def work(plan: list[Run], folder: Path, workers: int, config: str) -> None:
     """Start a process for each run without a result, `workers` at a time, each of one thread."""
     from tqdm import tqdm
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "koala_nb", "train", "study", "--config", config]
+    command += ["--folder", str(folder.parents[1]), "--run"]
 
     def start(run: Run) -> None:
-        command = [sys.executable, "-m", "koala_nb.nano.study", *argv, "--run", run.name]
+        call = [*command, run.name]
         (folder / run.name).mkdir(parents=True, exist_ok=True)
         with open(folder / run.name / "output.txt", "w", encoding="utf-8") as output:
-            code = subprocess.call(command, env=environment, stdout=output, stderr=output)
+            code = subprocess.call(call, env=environment, stdout=output, stderr=output)
         if code:
             tqdm.write(f"{run.name} failed: see {output.name}")
 
@@ -205,7 +199,3 @@ def collect(done: list[Run], folder: Path, config: str) -> Path:
         "runs": results,
     }
     return write_json(data_folder() / "results" / "distillation-study.json", value)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

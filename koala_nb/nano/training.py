@@ -1,60 +1,59 @@
 """`koala-nb train`: one command a stage, resumable, on as many processes as there are devices."""
 
-import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from koala_nb.core.options import at_least, positive, writable
-from koala_nb.nano.presets import PRESETS, Preset
+from koala_nb.core.errors import unknown_name
+from koala_nb.nano.presets import Preset, find_preset
 
 STAGES = ("vae", "decoder", "text", "latents", "clip", "direct", "teacher", "student", "control")
+ALL_STAGES = ("vae", "text", "latents", "clip", "teacher", "student", "control")  # of a family
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command."""
-    parser = argparse.ArgumentParser(prog="koala-nb train", description=__doc__)
-    parser.add_argument("--config", choices=PRESETS, default="small")
-    parser.add_argument("--stage", choices=STAGES, action="append", help="default: all, in order")
-    parser.add_argument("--minutes", type=positive, help="stop after so long; call again to go on")
-    parser.add_argument(
-        "--folder", type=writable, default=Path("runs"), help="checkpoints and logs"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
-    parser.add_argument(
-        "--processes", type=at_least(1), default=None, help="default: one a CPU core or GPU"
-    )
-    return parser
+def train(
+    config: str = "small",
+    stages: Sequence[str] = (),
+    minutes: float | None = None,
+    folder: Path = Path("runs"),
+    device: str | None = None,
+    processes: int | None = None,
+) -> int:
+    """Train stages, by default all in order; return 0 when all are finished, 3 when time ran out.
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train the stages named in `argv`; return 0 when all are finished, 3 when time ran out."""
-    options = parser().parse_args(argv)
-    stages = options.stage or ["vae", "decoder", "clip", "teacher", "student"]
-    if PRESETS[options.config].scenes and not options.stage:
-        stages = ["vae", "text", "latents", "clip", "teacher", "student", "control"]
+    minutes: stop after so long; folder: of checkpoints and logs; processes: by default one per CPU
+    core or GPU. ValueError for an unknown configuration or stage.
+    """
+    preset = find_preset(config)
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise unknown_name("stage", unknown[0], STAGES)
+    if not stages:
+        stages = ALL_STAGES if preset.scenes else ("vae", "decoder", "clip", "teacher", "student")
     if "LOCAL_RANK" not in os.environ:
-        processes = options.processes or _default_processes(options.device)
+        processes = processes or _default_processes(device)
         if processes > 1:
-            code = _launch(list(sys.argv[1:] if argv is None else argv), processes, options.device)
-            return code or (0 if _finished(options.folder / options.config, stages) else 3)
+            options = ["--config", config, "--folder", str(folder)]
+            options += [word for stage in stages for word in ("--stage", stage)]
+            options += ["--minutes", str(minutes)] if minutes else []
+            options += ["--device", device] if device else []
+            code = _launch(options, processes, device)
+            return code or (0 if _finished(folder / config, stages) else 3)
     import torch
 
     if "LOCAL_RANK" in os.environ:
         torch.set_num_threads(1)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    preset, folder = PRESETS[options.config], options.folder / options.config
     for name in stages:
-        if not _run(name, preset, folder, options):
+        if not _run(name, preset, folder / config, device, minutes):
             # A launcher would report any other code than 0 as a crash.
             return 0 if "LOCAL_RANK" in os.environ else 3
     return 0
 
 
-def _finished(folder: Path, stages: list[str]) -> bool:
+def _finished(folder: Path, stages: Sequence[str]) -> bool:
     """Whether every stage has left the mark of a finished loop."""
     return all(
         (folder / ("nano-koala" if stage == "student" else stage) / "finished").is_file()
@@ -62,10 +61,12 @@ def _finished(folder: Path, stages: list[str]) -> bool:
     )
 
 
-def _run(name: str, preset: Preset, folder: Path, options: argparse.Namespace) -> bool:
+def _run(
+    name: str, preset: Preset, folder: Path, device: str | None, minutes: float | None
+) -> bool:
     from koala_nb.core.catalog import data_folder
 
-    limits = (options.device, options.minutes)
+    limits = (device, minutes)
     if name in ("vae", "decoder"):
         from koala_nb.nano.train_vae import train_vae
 
@@ -76,7 +77,7 @@ def _run(name: str, preset: Preset, folder: Path, options: argparse.Namespace) -
 
         return train_text(preset, folder / "text", *limits)
     if preset.scenes and name == "latents":
-        return _encode(preset, folder, options)
+        return _encode(preset, folder, device)
     if preset.scenes and name in ("teacher", "student", "control"):
         from koala_nb.nano.train_family import train_family
 
@@ -97,7 +98,7 @@ def _run(name: str, preset: Preset, folder: Path, options: argparse.Namespace) -
     )
 
 
-def _encode(preset: Preset, folder: Path, options: argparse.Namespace) -> bool:
+def _encode(preset: Preset, folder: Path, device: str | None) -> bool:
     """Encode the training scenes, each process its share."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTokenizer
@@ -107,7 +108,7 @@ def _encode(preset: Preset, folder: Path, options: argparse.Namespace) -> bool:
     from koala_nb.nano.train_vae import latest_vae
 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "text" / "tokenizer")
-    vae = AutoencoderKL.from_pretrained(latest_vae(folder)).to(pick_device(options.device))
+    vae = AutoencoderKL.from_pretrained(latest_vae(folder)).to(pick_device(device))
     encoder = Encoder(preset, padded(tokenizer, preset.max_length), vae)
     rank, of = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     encode_scenes(encoder, folder / "scenes", range(preset.scenes // SHARD), rank, of)
@@ -122,7 +123,7 @@ def _default_processes(device: str | None) -> int:
     return min(os.cpu_count() or 1, 4)
 
 
-def _launch(argv: list[str], processes: int, device: str | None) -> int:
+def _launch(options: Sequence[str], processes: int, device: str | None) -> int:
     """Start the command again in several processes (on a CPU, one thread each is fastest)."""
     import torch
 
@@ -130,9 +131,5 @@ def _launch(argv: list[str], processes: int, device: str | None) -> int:
     if device == "cpu" or not torch.cuda.is_available():
         environment["ACCELERATE_USE_CPU"] = "true"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={processes}", "-m", "koala_nb.nano.training", *argv]
+    command += [f"--nproc_per_node={processes}", "-m", "koala_nb", "train", *options]
     return subprocess.call(command, env=environment)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

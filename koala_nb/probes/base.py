@@ -24,7 +24,6 @@ from koala_nb.core.files import (
     write_json,
     write_lines,
 )
-from koala_nb.core.options import probe_parser
 from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
@@ -228,16 +227,6 @@ class Probe:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_table(table, path.with_suffix(".csv"))
         return write_json(path, result)
-
-    def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run `koala-nb probe <name>` with these arguments."""
-        parser = probe_parser(self.name, self.images if self.fewest else 0, self.fewest)
-        for name, (default, text) in self.options.items():
-            parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
-        given = list(sys.argv[1:] if argv is None else argv)
-        command = " ".join([f"koala-nb probe {self.name}", *given])
-        print(self.run(command=command, **vars(parser.parse_args(given))))
-        return 0
 
 
 def plan(prompts: int, images: int, correlation: float = CORRELATION) -> str:
