@@ -43,11 +43,26 @@ UNSURE_KEY, UNDO_KEY = "u", "z"
 WIDE = {"description_width": "9em"}
 
 
-class PromptExplorer(ipywidgets.VBox):
+class _Widget(ipywidgets.VBox):
+    """A box whose status line a screen reader speaks."""
+
+    description = ""
+
+    def __repr__(self) -> str:
+        """Return a text that does not change with the widget's state: notebooks store it."""
+        return self.description
+
+    def _say(self, text: str) -> None:
+        self.status.value = f'<div role="status" aria-live="polite">{escape(text.strip())}</div>'
+
+
+class PromptExplorer(_Widget):
     """Text, seed, steps and guidance in, one image out: drawn only at the press of the button.
 
     Numbers are typed, not slid: a slider's handle has no name that a screen reader could say.
     """
+
+    description = "Prompt explorer: prompt, seed, steps and guidance in, one image out"
 
     def __init__(
         self,
@@ -60,14 +75,12 @@ class PromptExplorer(ipywidgets.VBox):
     ) -> None:
         recipe = load.model_info(pipe).recipe
         steps = steps or recipe.steps or load.call_default(pipe, "num_inference_steps")
-        if guidance is None:
-            guidance = recipe.guidance
+        guidance = recipe.guidance if guidance is None else guidance
         if guidance is None:
             guidance = load.call_default(pipe, "guidance_scale")
         self.pipe, self.size = pipe, size
-        self.prompt = ipywidgets.Text(
-            prompt or recipe.prompt, description="Prompt", **_style("95%")
-        )
+        text = prompt or recipe.prompt
+        self.prompt = ipywidgets.Text(text, description="Prompt", **_style("95%"))
         number = _style("16em")
         self.seed = ipywidgets.BoundedIntText(seed, 0, MAX_SEED, description="Seed", **number)
         self.steps = ipywidgets.BoundedIntText(steps, 1, MAX_STEPS, description="Steps", **number)
@@ -82,10 +95,6 @@ class PromptExplorer(ipywidgets.VBox):
         knobs = ipywidgets.HBox([self.seed, self.steps, self.guidance])
         super().__init__([self.prompt, knobs, self.button, self.status, self.picture])
 
-    def __repr__(self) -> str:
-        """Return a text that does not change with what is drawn: notebooks store it."""
-        return "Prompt explorer: prompt, seed, steps and guidance in, one image out"
-
     def draw(self) -> None:
         """Draw with the present settings; any error becomes one sentence in the widget."""
         self._say("Drawing ...")  # the button stays enabled: a disabled one loses the focus
@@ -99,22 +108,15 @@ class PromptExplorer(ipywidgets.VBox):
         else:
             notes = " ".join(str(w.message) for w in caught if w.category is UserWarning)
             self.picture.value = picture(image, self._described())
-            self._say(f"Drawn: {self._described()}. {notes}".strip())
+            self._say(f"Drawn: {self._described()}. {notes}")
 
     def _generate(self) -> Image.Image:
         if not self.prompt.value.strip():
             raise ValueError("the prompt is empty: write what the image shall show.")
-        run = generate.generate(
-            self.pipe,
-            self.prompt.value,
-            seeds=[self.seed.value],
-            steps=self.steps.value,
-            guidance=self.guidance.value,
-            height=self.size,
-            width=self.size,
-            progress=False,
-        )
-        return run.images[0]
+        settings = {"steps": self.steps.value, "guidance": self.guidance.value, "progress": False}
+        settings |= {"height": self.size, "width": self.size}
+        prompt, seeds = self.prompt.value, [self.seed.value]
+        return generate.generate(self.pipe, prompt, seeds, **settings).images[0]
 
     def _described(self) -> str:
         return (
@@ -122,16 +124,13 @@ class PromptExplorer(ipywidgets.VBox):
             f"guidance {self.guidance.value:g}"
         )
 
-    def _say(self, text: str) -> None:
-        self.status.value = _spoken(text)
-
 
 def prompt_explorer(pipe: Pipeline, **start: Any) -> PromptExplorer:
     """Return the prompt explorer; `start` gives prompt, seed, steps, guidance or size (pixels)."""
     return PromptExplorer(pipe, **start)
 
 
-class _Chooser(ipywidgets.VBox):
+class _Chooser(_Widget):
     """Drop-down lists that depend on each other, and what they choose; `_show` says it."""
 
     nothing = "Nothing shown"  # begins the sentence of an error
@@ -157,7 +156,7 @@ class _Chooser(ipywidgets.VBox):
             text = f"{self.nothing}: {_sentence(error)}"
         finally:
             self._filling = False
-        self.status.value = _spoken(text)
+        self._say(text)
 
     def _show(self) -> str:
         raise NotImplementedError
@@ -169,6 +168,7 @@ class UNetExplorer(_Chooser):
     A stage or block that the newly chosen system has as well stays chosen, to compare the two.
     """
 
+    description = "U-Net explorer: system, stage and block in, the block's tensors out"
     nothing = "No table"
 
     def __init__(self, system: str = "koala-lightning-700m") -> None:
@@ -179,10 +179,6 @@ class UNetExplorer(_Chooser):
         self.stage = ipywidgets.Dropdown(description="Stage", **_style())
         self.block = ipywidgets.Dropdown(description="Block", **_style())
         super().__init__([self.system, self.stage, self.block])
-
-    def __repr__(self) -> str:
-        """Return a text that does not change with what is chosen: notebooks store it."""
-        return "U-Net explorer: system, stage and block in, the block's tensors out"
 
     def _show(self) -> str:
         blocks = _built(self.system.value)[1]
@@ -228,6 +224,7 @@ def block_table(system: str, stage: str, block: str) -> HTML:
 class AttentionExplorer(_Chooser):
     """Word, layers and step in, the word's map over its picture out; `attention` was captured."""
 
+    description = "Attention explorer: image, word, layers and step in, the word's map out"
     nothing = "No map"
 
     def __init__(
@@ -244,18 +241,14 @@ class AttentionExplorer(_Chooser):
         self.step = ipywidgets.Dropdown(description="Step", **_style())
         super().__init__([self.image, self.word, self.layers, self.step])
 
-    def __repr__(self) -> str:
-        """Return a text that does not change with what is chosen: notebooks store it."""
-        return "Attention explorer: image, word, layers and step in, the word's map out"
-
     def _show(self) -> str:
         number, layers = self.image.value, self.layers.value
         steps = self.attention.steps(number)
         _fill(self.step, ["mean", *map(str, range(1, steps + 1))] if steps > 1 else ["mean"])
-        maps = self.attention.words(
-            self.prompts[number], number, layers=None if layers == "all" else layers,
-            step=None if self.step.value == "mean" else int(self.step.value) - 1,
-        )  # fmt: skip
+        step = None if self.step.value == "mean" else int(self.step.value) - 1
+        chosen_layers = None if layers == "all" else layers
+        prompt = self.prompts[number]
+        maps = self.attention.words(prompt, number, layers=chosen_layers, step=step)
         _fill(self.word, [f"{i + 1} {text}" for i, text in enumerate(maps.texts)])
         chosen = maps.array[list(self.word.options).index(self.word.value)]
         text = (
@@ -279,12 +272,14 @@ def answer_keys(answers: Sequence[str]) -> dict[str, str]:
     return dict(zip(DIGITS, sure)) | unsure
 
 
-class Labeller(ipywidgets.VBox):
+class Labeller(_Widget):
     """Image and question in, answers out, into `path`: written whole after each of them.
 
     The same sample and file go on where they stopped; `number` is the pass, each in another order.
     ValueError where the file holds answers of this pass to images outside the sample.
     """
+
+    description = "Labelling widget: one image at a time, answers by key or button"
 
     def __init__(
         self,
@@ -311,18 +306,15 @@ class Labeller(ipywidgets.VBox):
         self._show()
         super().__init__([self.picture, self.status, self.key, self.buttons])
 
-    def __repr__(self) -> str:
-        """Return a text that does not change with the answers: notebooks store it."""
-        return "Labelling widget: one image at a time, answers by key or button"
-
-    def _in_file(self) -> pd.DataFrame:
-        """Return what the file holds now, of all passes."""
-        there = self.path.exists()
-        return labels.read(self.path, self.questions) if there else self.table.iloc[:0]
+    def _stored(self) -> pd.DataFrame:
+        """Return the answers in the file, of all passes."""
+        if not self.path.exists():
+            return self.table.iloc[:0]
+        return labels.read(self.path, self.questions)
 
     def _resume(self) -> None:
         """Fill in what the file holds of this pass."""
-        number, stored = self.number, self._in_file()
+        number, stored = self.number, self._stored()
         earlier = stored[stored["pass"] == number]
         merged = earlier.merge(self.table[labels.IMAGE], on=labels.IMAGE)
         if len(merged) < len(earlier):
@@ -362,7 +354,7 @@ class Labeller(ipywidgets.VBox):
         self.table.at[row, question] = answer
         given = self.table[self.table[list(self.questions)].notna().any(axis=1)]
         try:
-            stored = self._in_file()  # another widget may have written to it
+            stored = self._stored()  # another widget may have written to it
             others = stored[stored["pass"] != self.number]
             labels.write(self.path, pd.concat([others, given]), self.questions)
         except (OSError, ValueError):
@@ -377,7 +369,8 @@ class Labeller(ipywidgets.VBox):
         self.key.value = ""
         if key == UNDO_KEY:
             return self._safely(self.undo)
-        known = {} if self.at == len(self.steps) else answer_keys(self.questions[self._question()])
+        left = self.steps[self.at : self.at + 1]
+        known = answer_keys(self.questions[left[0][1]]) if left else {}
         if key in known:
             self._safely(lambda: self.answer(known[key]))
         else:
@@ -389,9 +382,6 @@ class Labeller(ipywidgets.VBox):
         except (OSError, ValueError) as error:
             self._show(f"Not taken: {error}.")
 
-    def _question(self) -> str:
-        return self.steps[self.at][1]
-
     def _show(self, message: str = "") -> None:
         if self.at == len(self.steps):
             self.picture.value = ""
@@ -402,8 +392,8 @@ class Labeller(ipywidgets.VBox):
         name = f"Image {row + 1} of {len(self.sample)}, to be judged by looking"
         self.picture.value = picture(image, name)
         self._offer(answer_keys(self.questions[question]))
-        known = ", ".join(b.description for b in self.buttons.children)
-        self._say(f"{message} Image {row + 1} of {len(self.sample)}, {question}? Keys: {known}.")
+        keys = ", ".join(b.description for b in self.buttons.children)
+        self._say(f"{message} Image {row + 1} of {len(self.sample)}, {question}? Keys: {keys}.")
 
     def _offer(self, known: dict[str, str]) -> None:
         """Show a button for each key; one that is there already stays, and keeps the focus."""
@@ -420,9 +410,6 @@ class Labeller(ipywidgets.VBox):
         button = ipywidgets.Button(description=f"{key} {name}")
         button.on_click(lambda _: self._safely(action))
         return button
-
-    def _say(self, text: str) -> None:
-        self.status.value = _spoken(text.strip())
 
 
 def _known(system: catalog.System) -> bool:
@@ -455,10 +442,6 @@ def picture(image: Image.Image, alt: str) -> str:
 
 def _style(width: str = "30em") -> dict[str, Any]:
     return {"style": WIDE, "layout": ipywidgets.Layout(width=width, max_width="95%")}
-
-
-def _spoken(text: str) -> str:
-    return f'<div role="status" aria-live="polite">{escape(text)}</div>'
 
 
 def _sentence(error: Exception) -> str:

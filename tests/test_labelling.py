@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from unittest.mock import MagicMock
 
 import pytest
 from label_runs import PROMPT, run_of
@@ -25,14 +26,22 @@ def path(tmp_path):
     return tmp_path / "labels.csv"
 
 
+@pytest.fixture
+def widget(sample, path):
+    return Labeller(sample, path)
+
+
 def press(widget, *typed):
     for key in typed:
         widget.key.value = key
 
 
+def png(widget):
+    return base64.b64decode(re.search('base64,([^"]+)', widget.picture.value).group(1))
+
+
 def level(widget):
-    data = re.search('base64,([^"]+)', widget.picture.value).group(1)
-    return Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0))[0]
+    return Image.open(io.BytesIO(png(widget))).getpixel((0, 0))[0]
 
 
 def test_keys():
@@ -42,8 +51,7 @@ def test_keys():
         answer_keys([str(k) for k in range(11)])
 
 
-def test_keys_and_buttons_answer_and_every_answer_is_written(sample, path):
-    widget = Labeller(sample, path)
+def test_keys_and_buttons_answer_and_every_answer_is_written(widget, path):
     first = level(widget)
     press(widget, "1")
     (row,) = labels.read(path).to_dict("records")
@@ -55,23 +63,21 @@ def test_keys_and_buttons_answer_and_every_answer_is_written(sample, path):
     assert not list(path.parent.glob("*.tmp"))
 
 
-def test_all_images_come_once_and_then_it_ends(sample, path):
-    widget = Labeller(sample, path)
-    seen = []
+def test_all_images_come_once_and_then_it_ends(widget, path):
+    levels = []
     for _ in range(6):
-        seen.append(level(widget))
+        levels.append(level(widget))
         press(widget, "2", "3")
-    assert sorted(seen) == sorted(sample.rows.seed)
+    assert sorted(levels) == sorted(widget.sample.rows.seed)
     assert "All 6 images are labelled" in widget.status.value and widget.picture.value == ""
     before = path.read_bytes()
     press(widget, "1")
     assert path.read_bytes() == before
-    held = labels.read(path)
-    assert held.seed.tolist() == seen and set(held.tone) == {"medium"}
+    stored = labels.read(path)
+    assert stored.seed.tolist() == levels and set(stored.tone) == {"medium"}
 
 
-def test_the_newest_key_counts_and_others_are_told(sample, path):
-    widget = Labeller(sample, path)
+def test_the_newest_key_counts_and_others_are_told(widget, path):
     widget.key.value = "12"  # the browser had not heard yet that 1 was taken
     assert labels.read(path).presentation.tolist() == ["man"]
     press(widget, "9")
@@ -107,9 +113,8 @@ def test_a_second_pass_has_another_order_and_leaves_the_first_alone(sample, path
     second = Labeller(sample, path, number=2)
     assert second.at == 0 and second.order != first.order
     press(second, "2", "2")
-    held = labels.read(path)
-    assert held[held["pass"] == 1].presentation.tolist() == ["woman"] * 6
-    assert held[held["pass"] == 2].presentation.tolist() == ["man"]
+    by_pass = labels.read(path).groupby("pass").presentation.agg(list)
+    assert by_pass.to_dict() == {1: ["woman"] * 6, 2: ["man"]}
 
 
 def test_two_widgets_on_one_file_keep_each_others_answers(sample, path):
@@ -117,13 +122,11 @@ def test_two_widgets_on_one_file_keep_each_others_answers(sample, path):
     press(first, "1", "2")
     press(second, "2")
     press(first, "1")
-    held = labels.read(path)
-    assert held.presentation.tolist() == ["man", "woman", "woman"]
-    assert held["pass"].tolist() == [2, 1, 1]
+    stored = labels.read(path)[["presentation", "pass"]]
+    assert stored.values.tolist() == [["man", 2], ["woman", 1], ["woman", 1]]
 
 
-def test_a_file_that_was_damaged_meanwhile_is_left_alone_and_told(sample, path):
-    widget = Labeller(sample, path)
+def test_a_file_that_was_damaged_meanwhile_is_left_alone_and_told(widget, path):
     press(widget, "1")
     path.write_text("damaged")
     press(widget, "2")
@@ -137,33 +140,24 @@ def test_a_file_of_another_sample_is_refused(sample, path):
         Labeller(labels.sample(run_of(6, 7.0), 3), path)
 
 
-def test_a_failed_write_is_told_and_counts_for_nothing(sample, path, monkeypatch):
-    widget = Labeller(sample, path)
-
-    def fail(*_, **__):
-        raise OSError("the disk is full")
-
+def test_a_failed_write_is_told_and_counts_for_nothing(widget, path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(labels, "write", fail)
+        patched.setattr(labels, "write", MagicMock(side_effect=OSError("the disk is full")))
         press(widget, "1")
     assert "Not taken: the disk is full" in widget.status.value and widget.at == 0
     press(widget, "1")
     assert labels.read(path).presentation.tolist() == ["woman"]
 
 
-def test_it_is_blind(sample, path):
-    widget = Labeller(sample, path)
+def test_it_is_blind(widget, path):
     shown = widget.picture.value + widget.status.value
-    data = base64.b64decode(re.search('base64,([^"]+)', shown).group(1))
-    held = Image.open(io.BytesIO(data)).info
-    assert "koala_nb" not in held and PROMPT not in str(held)
-    row = widget.table.iloc[0]
-    for secret in (PROMPT, row.file, "guidance", "seed"):
-        assert secret not in shown.replace(base64.b64encode(data).decode(), "")
+    metadata = Image.open(io.BytesIO(png(widget))).info
+    assert "koala_nb" not in metadata and PROMPT not in str(metadata)
+    for secret in (PROMPT, widget.table.iloc[0].file, "guidance", "seed"):
+        assert secret not in shown.replace(base64.b64encode(png(widget)).decode(), "")
 
 
-def test_every_control_has_a_name_and_nothing_changes_in_a_notebook(sample, path):
-    widget = Labeller(sample, path)
+def test_every_control_has_a_name_and_nothing_changes_in_a_notebook(widget, path):
     before = repr(widget)
     names = [widget.key.description, *(b.description for b in widget.buttons.children)]
     assert names == ["Key", "1 woman", "2 man", "u unsure", "z undo"]
@@ -191,6 +185,4 @@ def test_a_sample_of_a_run_in_a_folder_opens_its_files(tmp_path):
     drawn = labels.sample(folder_run(tmp_path, records), 3)
     levels = [drawn.image(k).getpixel((0, 0))[0] for k in range(3)]
     assert levels == [9 * seed for seed in drawn.rows.seed]
-    shown = Labeller(drawn, tmp_path / "labels.csv").picture.value
-    data = base64.b64decode(re.search('base64,([^"]+)', shown).group(1))
-    assert PROMPT.encode() not in data
+    assert PROMPT.encode() not in png(Labeller(drawn, tmp_path / "labels.csv"))

@@ -2,13 +2,14 @@
 
 import html
 import warnings
+from dataclasses import replace
+from unittest.mock import MagicMock
 
 import pytest
 from PIL import Image
 
 import koala_nb
 from koala_nb import widgets
-from koala_nb.generation import generate
 from koala_nb.widgets import block_table, picture, prompt_explorer, unet_explorer
 
 PROMPT = "a koala"
@@ -25,17 +26,10 @@ def test_it_starts_with_the_settings_and_no_image(explorer):
     assert explorer.picture.value == "" and "Nothing drawn yet" in explorer.status.value
 
 
-def test_it_starts_with_the_recipe_where_nothing_is_given(loaded):
-    from dataclasses import replace
-
-    from koala_nb.core import catalog
-
-    before = loaded.model_info
-    loaded.model_info = replace(before, recipe=catalog.find("koala-lightning-700m").recipe)
-    try:
-        explorer = prompt_explorer(loaded)
-    finally:
-        loaded.model_info = before
+def test_it_starts_with_the_recipe_where_nothing_is_given(loaded, monkeypatch):
+    recipe = koala_nb.find("koala-lightning-700m").recipe
+    monkeypatch.setattr(loaded, "model_info", replace(loaded.model_info, recipe=recipe))
+    explorer = prompt_explorer(loaded)
     assert (explorer.steps.value, explorer.guidance.value) == (10, 3.5)
     assert "Golden Retriever" in explorer.prompt.value
 
@@ -46,9 +40,8 @@ def test_guidance_zero_stays_zero(loaded):
 
 def test_it_draws_the_image_of_generate(explorer, loaded):
     explorer.button.click()
-    (image,) = generate.generate(
-        loaded, PROMPT, [3], steps=2, guidance=2.0, height=64, width=64, progress=False
-    ).images
+    settings = {"steps": 2, "guidance": 2.0, "height": 64, "width": 64, "progress": False}
+    (image,) = koala_nb.generate(loaded, PROMPT, [3], **settings).images
     described = "a koala, seed 3, 2 steps, guidance 2"
     assert explorer.picture.value == picture(image, described)
     assert described in explorer.status.value and not explorer.button.disabled
@@ -63,9 +56,7 @@ def test_an_error_is_one_sentence_in_the_widget(explorer):
 
 
 def test_any_failure_frees_the_button(explorer, monkeypatch):
-    def fail(*_, **__):
-        raise RuntimeError("out of <memory>\nand more")
-
+    fail = MagicMock(side_effect=RuntimeError("out of <memory>\nand more"))
     monkeypatch.setattr("koala_nb.generation.generate.generate", fail)
     explorer.draw()
     assert "No image: out of &lt;memory&gt;<" in explorer.status.value
@@ -80,17 +71,14 @@ def test_a_long_prompt_is_told_in_the_widget(explorer):
     assert "it does not read" in explorer.status.value
 
 
-def test_every_control_has_a_name(explorer):
-    names = [w.description for w in (explorer.prompt, explorer.seed, explorer.steps)]
-    names += [explorer.guidance.description, explorer.button.description]
+def test_every_control_has_a_name_and_what_a_notebook_stores_does_not_change(explorer):
+    controls = (explorer.prompt, explorer.seed, explorer.steps, explorer.guidance, explorer.button)
+    names = [control.description for control in controls]
     assert all(names) and len(set(names)) == 5
-    assert 'role="status"' in explorer.status.value
-
-
-def test_what_a_notebook_stores_of_it_does_not_change(explorer):
     before = repr(explorer)
     explorer.draw()
     assert repr(explorer) == before and "<" not in before
+    assert 'role="status"' in explorer.status.value
 
 
 def test_a_prompt_cannot_break_out_of_the_page():
@@ -157,9 +145,7 @@ def test_an_unknown_system_is_refused_by_the_explorer():
 def test_a_failure_of_the_explorer_is_one_sentence(monkeypatch):
     explorer = unet_explorer("koala-700m")
 
-    def fail(*_):
-        raise RuntimeError("a <broken> configuration\nand more")
-
+    fail = MagicMock(side_effect=RuntimeError("a <broken> configuration\nand more"))
     monkeypatch.setattr(widgets, "_built", fail)
     explorer.system.value = "koala-1b"
     assert "No table: a &lt;broken&gt; configuration<" in explorer.status.value
@@ -191,9 +177,8 @@ PROMPTS = ["a cat", "two red dogs"]
 @pytest.fixture(scope="module")
 def captured(loaded):
     with koala_nb.capture_attention(loaded, keep_axes=("layer", "step")) as attention:
-        drawn = koala_nb.generate(
-            loaded, PROMPTS, [0], steps=2, height=64, width=64, progress=False
-        )
+        small = {"steps": 2, "height": 64, "width": 64, "progress": False}
+        drawn = koala_nb.generate(loaded, PROMPTS, [0], **small)
     return attention, list(drawn.images)
 
 

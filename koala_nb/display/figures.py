@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +19,7 @@ from koala_nb.display.tables import EMPTY, format_interval, format_number
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 PROMPTS_A_FIGURE = 4  # so that no figure is taller than a printed page
 CELL_INCHES = 1.3  # side of one image in a grid
@@ -51,6 +54,14 @@ class ImageRun(Protocol):
         """One row per image, with `prompt` and `seed`."""
 
 
+@contextmanager
+def styled_axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """Give a figure of so many inches with one pair of axes, in the style of all figures."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots()
+
+
 def image_grid(
     images: Sequence[Image.Image],
     row_labels: Sequence[str],
@@ -77,17 +88,15 @@ def image_grid(
         height = (0.7 if title else 0.4) + cell * rows + (0.3 if meaning else 0)
         figure = Figure(figsize=(2.6 + CELL_INCHES * columns, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
-        for index, image in enumerate(images):
-            axis = axes[index // columns][index % columns]
+        for index, (axis, image) in enumerate(zip(axes.flat, images)):
             axis.imshow(image, interpolation="nearest" if image.width < 256 else "antialiased")
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             axis.spines[:].set(visible=True, color="0.75", linewidth=0.5)
             if len(numbers):
                 axis.set_xlabel(f"{numbers[index]:.0f}", labelpad=2)
+        side = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 6}
         for axis, label in zip(axes[:, 0], row_labels):
-            text = _plain(_wrap(label))
-            axis.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=6)
+            axis.set_ylabel(_plain(_wrap(label)), **side)
         for axis, label in zip(axes[0], column_labels):
             axis.set_title(_plain(label))
         if title:
@@ -139,7 +148,14 @@ def show_images(
         count = f"{len(images)} image{'s' * (len(images) > 1)}"
         alt = f"{lead}{count}: {'; '.join(captions)}."
         return show(gallery(images, captions, across), alt, colours=_palette(images))
-    show_grid(images, rows, columns, title, numbers, meaning)
+    figure = image_grid(images, rows, columns, title, numbers, meaning)
+    width, headings = len(columns), ", ".join(label.replace("\n", " ") for label in columns)
+    alt = f"{title}. Columns: {headings}. Rows: {'; '.join(rows)}."
+    if len(numbers):
+        each = [", ".join(f"{v:.0f}" for v in row) for row in np.reshape(numbers, (-1, width))]
+        texts = "; ".join(f"{label}: {row}" for label, row in zip(rows, each))
+        alt = f"{title}. Columns: {headings}. {meaning}: {texts}."
+    show(figure, alt, colours=_palette(images))
 
 
 def _show_run(run: ImageRun, captions: Sequence[str], title: str) -> None:
@@ -167,122 +183,6 @@ def _palette(images: Sequence[Image.Image]) -> int | None:
     return 256 if images[0].width <= 256 else None  # photographs need more colours
 
 
-def show_grid(
-    images: Sequence[Image.Image],
-    row_labels: Sequence[str],
-    column_labels: Sequence[str],
-    title: str,
-    numbers: Sequence[float] = (),
-    meaning: str = "",
-) -> None:
-    """Display an `image_grid` whose alternative text gives each row's numbers and their meaning."""
-    figure = image_grid(images, row_labels, column_labels, title, numbers, meaning)
-    width = len(column_labels)
-    columns = ", ".join(label.replace("\n", " ") for label in column_labels)
-    rows = [
-        f"{label}: {', '.join(f'{v:.0f}' for v in numbers[width * i : width * (i + 1)])}"
-        for i, label in enumerate(row_labels)
-    ]
-    alt = f"{title}. Columns: {columns}. " + (
-        f"{meaning}: {'; '.join(rows)}." if len(numbers) else f"Rows: {'; '.join(row_labels)}."
-    )
-    show(figure, alt, colours=_palette(images))
-
-
-def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    x_label: str,
-    y_label: str,
-    title: str = "",
-) -> Figure:
-    """Draw named series of (x, y) as lines with a marker of their own each, and a legend.
-
-    ValueError where there is nothing to draw, or a series' x and y differ in length.
-    """
-    if not series or any(len(x) != len(y) or len(x) == 0 for x, y in series.values()):
-        raise ValueError("lines: give at least one series, each with as many y as x values.")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-        axis = figure.subplots()
-        for index, (name, (x, y)) in enumerate(series.items()):
-            marker = MARKERS[index % len(MARKERS)]
-            axis.plot(x, y, label=_plain(name), marker=marker, markersize=6, mfc="none")
-        axis.set_xlabel(_plain(x_label))
-        axis.set_ylabel(_plain(y_label))
-        axis.grid(alpha=0.3)
-        axis.set_axisbelow(True)
-        if title:
-            axis.set_title(_plain(title))
-        figure.legend(loc="outside right upper", frameon=False)
-    return figure
-
-
-def heatmap(
-    values: Sequence[Sequence[float]],
-    labels: Sequence[str],
-    title: str = "",
-    columns: Sequence[str] = (),
-    form: str = ".2f",
-) -> Figure:
-    """Draw a table of numbers as colours, with each number written in its cell.
-
-    A row has a label; a column its own in `columns`, or else the number of the row of that label.
-    NaN is written "n/a".
-    ValueError where the table does not fit the labels.
-    """
-    table = np.asarray(values, dtype=float)
-    across = list(columns) or [f"{i + 1}" for i in range(len(labels))]
-    if not len(labels) or table.shape != (len(labels), len(across)):
-        raise ValueError(f"heatmap: a table of {table.shape} does not fit {len(labels)} labels.")
-    with matplotlib.rc_context(STYLE):
-        size = (2.8 + 0.75 * len(across), 0.9 + (0.35 if columns else 0.6) * len(labels))
-        figure = Figure(figsize=size, layout="constrained")
-        axis = figure.subplots()
-        axis.imshow(table, cmap="cividis", aspect="auto")
-        for (row, column), value in np.ndenumerate(table):
-            dark = value < (np.nanmin(table) + np.nanmax(table)) / 2
-            text = "n/a" if np.isnan(value) else format(value, form)
-            axis.text(column, row, text, ha="center", va="center", color="kw"[int(dark)])
-        axis.set_yticks(range(len(labels)), [_plain(_wrap(label)) for label in labels])
-        axis.set_xticks(range(len(across)), [_plain(_wrap(label, 11)) for label in across])
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
-        if title:
-            axis.set_title(_plain(title))
-    return figure
-
-
-def intervals(
-    estimates: Mapping[str, tuple[float, float, float]],
-    x_label: str,
-    title: str = "",
-    reference: float | None = None,
-) -> Figure:
-    """Draw named (value, low, high) as points with their intervals, one a row, the first on top.
-
-    `reference` draws a vertical line, such as no difference. ValueError where there are none, or an
-    interval does not hold its value.
-    """
-    if not estimates or any(not low <= value <= high for value, low, high in estimates.values()):
-        raise ValueError("intervals: give (value, low, high), with low <= value <= high.")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 0.9 + 0.32 * len(estimates)), layout="constrained")
-        axis = figure.subplots()
-        for row, (value, low, high) in enumerate(estimates.values()):
-            axis.plot([low, high], [row, row], color=COLORS[0], linewidth=2)
-            axis.plot([value], [row], "o", color=COLORS[0], markersize=7)
-        if reference is not None:
-            axis.axvline(reference, color="0.4", linestyle="--", linewidth=1)
-        axis.set_yticks(range(len(estimates)), [_plain(name) for name in estimates])
-        axis.set_ylim(len(estimates) - 0.5, -0.5)  # the first on top
-        axis.set_xlabel(_plain(x_label))
-        axis.grid(axis="x", alpha=0.3)
-        axis.set_axisbelow(True)
-        if title:
-            axis.set_title(_plain(title))
-    return figure
-
-
 def show_intervals(
     estimates: pd.DataFrame,
     title: str = "",
@@ -295,7 +195,7 @@ def show_intervals(
     estimates: columns `value, low, high`, `label` (else the first column of text, else the index)
     and perhaps `n`; a row without an interval is drawn as a point, one without a value left out.
     reference: where a vertical line is drawn, such as 0 for no difference. empty: the sentence
-    printed in place of a figure without rows.
+    printed in place of a figure without rows. ValueError for an interval without its value.
     """
     frame = estimates[estimates["value"].notna()] if len(estimates) else estimates
     if frame.empty:
@@ -303,18 +203,30 @@ def show_intervals(
     names = frame.get("label")
     if names is None:
         texts = [c for c in frame if c != "id" and frame[c].map(lambda v: isinstance(v, str)).all()]
-        names = frame[texts[0]] if len(frame) and texts else frame.index.to_series()
-    points: dict[str, tuple[float, float, float]] = {}
+        names = frame[texts[0]] if texts else frame.index.to_series()
+    names = [str(name) for name in names]
+    names = [f"{name} ({i + 1})" if name in names[:i] else name for i, name in enumerate(names)]
     parts = []
     counts = frame.get("n", [None] * len(frame))
-    for name, n, row in zip(names.map(str), counts, frame[["value", "low", "high"]].itertuples()):
-        low, high = (row.value if v != v or v is None else v for v in (row.low, row.high))
-        label = name if name not in points else f"{name} ({len(points) + 1})"
-        points[label] = (row.value, low, high)
-        count = f", n {n:,.0f}" if n is not None and n == n else ""
-        parts.append(f"{label} {format_interval(*row[1:])}{count}")
+    with styled_axes(6.4, 0.9 + 0.32 * len(frame)) as (figure, axis):
+        rows = zip(names, counts, frame[["value", "low", "high"]].itertuples(index=False))
+        for at, (name, n, (value, *ends)) in enumerate(rows):
+            low, high = (value if end is None or end != end else end for end in ends)
+            if not low <= value <= high:
+                raise ValueError(f"intervals: {name}: {value} is not within {low} to {high}.")
+            axis.plot([low, high], [at, at], color=COLORS[0], linewidth=2)
+            axis.plot([value], [at], "o", color=COLORS[0], markersize=7)
+            count = f", n {n:,.0f}" if n is not None and n == n else ""
+            parts.append(f"{name} {format_interval(value, *ends)}{count}")
+        if reference is not None:
+            axis.axvline(reference, color="0.4", linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(names)), [_plain(name) for name in names])
+        axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top
+        axis.set(xlabel=_plain(x_label), title=_plain(title))
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
     lead = f"{title}; " if title else ""
-    show(intervals(points, x_label, title, reference), f"{lead}{x_label}: {'; '.join(parts)}.")
+    show(figure, f"{lead}{x_label}: {'; '.join(parts)}.")
 
 
 def show_lines(
@@ -323,27 +235,52 @@ def show_lines(
     y_label: str,
     title: str = "",
 ) -> None:
-    """Display `lines` with an alternative text that gives up to six points of each series."""
+    """Display named series of (x, y) as lines, each with a marker of its own, and a legend.
+
+    The alternative text gives up to six points of each. ValueError where there is nothing to draw,
+    or a series' x and y differ in length.
+    """
+    if not series or any(len(x) != len(y) or len(x) == 0 for x, y in series.values()):
+        raise ValueError("lines: give at least one series, each with as many y as x values.")
     parts = []
-    for name, (x, y) in series.items():
-        at = np.unique(np.linspace(0, max(len(x) - 1, 0), 6).round().astype(int))
-        points = [f"{format_number(float(y[i]))} at {float(x[i]):,g}" for i in at]
-        parts.append(f"{name}: {', '.join(points)}")
+    with styled_axes(6.4, 3.2) as (figure, axis):
+        for index, (name, (x, y)) in enumerate(series.items()):
+            marker = MARKERS[index % len(MARKERS)]
+            axis.plot(x, y, label=_plain(name), marker=marker, markersize=6, mfc="none")
+            at = np.unique(np.linspace(0, len(x) - 1, 6).round().astype(int))
+            points = [f"{format_number(float(y[i]))} at {float(x[i]):,g}" for i in at]
+            parts.append(f"{name}: {', '.join(points)}")
+        axis.set(xlabel=_plain(x_label), ylabel=_plain(y_label), title=_plain(title))
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
+        figure.legend(loc="outside right upper", frameon=False)
     lead = f"{title}; " if title else ""
-    alt = f"{lead}{y_label} against {x_label}. {'; '.join(parts)}."
-    show(lines(series, x_label, y_label, title), alt, colours=64)
+    show(figure, f"{lead}{y_label} against {x_label}. {'; '.join(parts)}.", colours=64)
 
 
 def show_heatmap(frame: pd.DataFrame, title: str = "", form: str = ".2f") -> None:
-    """Display a frame of numbers as a `heatmap`; its alternative text holds every number."""
+    """Display a frame of numbers as colours, with each number written in its cell ("n/a": NaN).
+
+    The alternative text holds every number. ValueError for a frame without numbers.
+    """
+    if frame.empty:
+        raise ValueError("heatmap: the frame is empty: give one row and column or more.")
     rows, columns = [str(r) for r in frame.index], [str(c) for c in frame.columns]
-    parts = [
-        f"{row}: " + ", ".join("n/a" if v != v else format(v, form) for v in values)
-        for row, values in zip(rows, frame.to_numpy(dtype=float))
-    ]
+    table = frame.to_numpy(dtype=float)
+    texts = [["n/a" if v != v else format(v, form) for v in values] for values in table]
+    with styled_axes(2.8 + 0.75 * len(columns), 0.9 + 0.35 * len(rows)) as (figure, axis):
+        axis.imshow(table, cmap="cividis", aspect="auto")
+        for (i, j), value in np.ndenumerate(table):
+            dark = value < (np.nanmin(table) + np.nanmax(table)) / 2
+            axis.text(j, i, texts[i][j], ha="center", va="center", color="kw"[int(dark)])
+        axis.set_yticks(range(len(rows)), [_plain(_wrap(label)) for label in rows])
+        axis.set_xticks(range(len(columns)), [_plain(_wrap(label, 11)) for label in columns])
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_title(_plain(title))
     lead = f"{title}. " if title else ""
-    alt = f"{lead}Columns: {', '.join(columns)}. {'; '.join(parts)}."
-    show(heatmap(frame.to_numpy(dtype=float), rows, title, columns, form), alt, colours=64)
+    parts = "; ".join(f"{row}: {', '.join(values)}" for row, values in zip(rows, texts))
+    show(figure, f"{lead}Columns: {', '.join(columns)}. {parts}.", colours=64)
 
 
 def brightness(image: Image.Image) -> float:
@@ -371,14 +308,9 @@ def show(figure: Figure, alt: str, *, colours: int | None = None) -> None:
     if not alt.strip():
         raise ValueError("show: the alternative text is empty: say what the figure shows.")
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(
-            buffer,
-            format="png",
-            metadata={"Software": None},
-            bbox_inches="tight",  # no label is ever cut off
-            pad_inches=0.08,
-        )
+    metadata = {"Software": None}
+    with matplotlib.rc_context(STYLE):  # "tight": no label is ever cut off
+        figure.savefig(buffer, metadata=metadata, bbox_inches="tight", pad_inches=0.08)
     if colours is not None:
         image = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
         image.save(buffer := io.BytesIO(), format="PNG", optimize=True)
@@ -387,8 +319,6 @@ def show(figure: Figure, alt: str, *, colours: int | None = None) -> None:
 
 
 def _wrap(text: str, width: int = 30) -> str:
-    import textwrap
-
     return "\n".join(textwrap.wrap(text, width, max_lines=5, placeholder=" ...")) or text
 
 

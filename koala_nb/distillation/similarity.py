@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
-from koala_nb.display.figures import STYLE, show
+from koala_nb.display.figures import show, styled_axes
 from koala_nb.distillation.losses import FeatureHooks
 from koala_nb.models.unet import stage_of
 
@@ -134,10 +132,7 @@ def show_layer_map(table: pd.DataFrame, row_label: str, column_label: str, title
 
     `table`: layers' names as index and columns; NaN stays white.
     """
-    with matplotlib.rc_context(STYLE):
-        height = 1.7 + 5.0 * len(table) / len(table.columns)
-        figure = Figure(figsize=(7.2, height), layout="constrained")
-        axis = figure.subplots()
+    with styled_axes(7.2, 1.7 + 5.0 * len(table) / len(table.columns)) as (figure, axis):
         image = axis.imshow(table.to_numpy(float), cmap="cividis", vmin=0, vmax=1, aspect="auto")
         for side, names in (("x", table.columns), ("y", table.index)):
             stages = [stage_of(name) for name in names]

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from koala_nb.display.figures import COLORS, MARKERS, STYLE, show
+from koala_nb.display.figures import COLORS, MARKERS, STYLE, show, styled_axes
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -58,9 +58,7 @@ def show_roofline(machine: Mapping[str, float], points: Rows) -> None:
     `machine`: flop_rate (operations/s) and bandwidth (bytes/s); `points`: system, size, batch,
     flops, bytes, seconds and share_of_limit (Williams, Waterman, Patterson 2009).
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        axis = figure.subplots()
+    with styled_axes(6.4, 3.6) as (figure, axis):
         corner = machine["flop_rate"] / machine["bandwidth"]
         x = np.array([corner / 8, corner, corner * 8])
         axis.loglog(x, np.minimum(machine["flop_rate"], x * machine["bandwidth"]) / 1e9, color="k")
@@ -93,9 +91,7 @@ def show_variants(rows: Rows) -> None:
     `rows` of `throughput`: way, same_image, threads, ratio, low, high and n.
     """
     names = [row["way"] + ("" if row["same_image"] else " (another image)") for row in rows]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 0.9 + 0.34 * len(rows)), layout="constrained")
-        axis = figure.subplots()
+    with styled_axes(7.2, 0.9 + 0.34 * len(rows)) as (figure, axis):
         look: dict[str, Any] = {
             "height": 0.62,
             "capsize": 3,
