@@ -397,19 +397,29 @@ def test_the_command_says_whether_it_is_finished(monkeypatch):
     assert called == ["vae", "vae", "clip"]
 
 
-def test_several_processes_are_launched(monkeypatch, tmp_path):
+PLACES = {
+    ("small", "vae"): ["vae"],
+    ("small", "student"): ["nano-koala-large", "nano-koala"],
+    ("family", "student"): ["student"],
+    ("family", "latents"): ["scenes"],
+}
+
+
+@pytest.mark.parametrize("config, stage", PLACES)
+def test_several_processes_are_launched(monkeypatch, tmp_path, config, stage):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     calls = []
     monkeypatch.setattr(
         training.subprocess, "call", lambda command, env: calls.append((command, env)) or 0
     )
-    options = {"stages": ["vae"], "folder": tmp_path, "device": "cpu", "processes": 3}
-    assert training.train(**options) == 3  # the children left no mark of a finished stage
-    (tmp_path / "small" / "vae").mkdir(parents=True)
-    (tmp_path / "small" / "vae" / "finished").touch()
-    assert training.train(**options) == 0
+    options = {"folder": tmp_path, "device": "cpu", "processes": 3}
+    for place in PLACES[config, stage]:  # 3 while one of its loops left no mark of its end
+        assert training.train(config, [stage], **options) == 3
+        (tmp_path / config / place).mkdir(parents=True)
+        (tmp_path / config / place / "finished").touch()
+    assert training.train(config, [stage], **options) == 0
     command, env = calls[-1]
-    given = f"--config small --folder {tmp_path} --stage vae --device cpu"
+    given = f"--config {config} --folder {tmp_path} --stage {stage} --device cpu"
     assert "--nproc_per_node=3" in command and " ".join(command).endswith(f"train {given}")
     assert env["ACCELERATE_USE_CPU"] == "true" and env["OMP_NUM_THREADS"] == "1"
 

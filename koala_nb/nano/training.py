@@ -39,7 +39,7 @@ def train(
             options += ["--minutes", str(minutes)] if minutes else []
             options += ["--device", device] if device else []
             code = _launch(options, processes, device)
-            return code or (0 if _finished(folder / config, stages) else 3)
+            return code or (0 if _finished(folder / config, stages, preset) else 3)
     import torch
 
     if "LOCAL_RANK" in os.environ:
@@ -53,11 +53,14 @@ def train(
     return 0
 
 
-def _finished(folder: Path, stages: Sequence[str]) -> bool:
-    """Whether every stage has left the mark of a finished loop."""
+def _finished(folder: Path, stages: Sequence[str], preset: Preset) -> bool:
+    """Whether every stage has left the mark of its end."""
+    marks = {"student": ["student"] if preset.scenes else ["nano-koala-large", "nano-koala"]}
+    marks["latents"] = ["scenes"]
     return all(
-        (folder / ("nano-koala" if stage == "student" else stage) / "finished").is_file()
-        for stage in stages
+        (folder / part / "finished").is_file()
+        for name in stages
+        for part in marks.get(name, [name])
     )
 
 
@@ -99,7 +102,9 @@ def _run(
 
 
 def _encode(preset: Preset, folder: Path, device: str | None) -> bool:
-    """Encode the training scenes, each process its share."""
+    """Encode the training scenes, each process its share; all wait for the last one."""
+    import torch
+    from accelerate import PartialState
     from diffusers import AutoencoderKL
     from transformers import CLIPTokenizer
 
@@ -110,8 +115,11 @@ def _encode(preset: Preset, folder: Path, device: str | None) -> bool:
     tokenizer = CLIPTokenizer.from_pretrained(folder / "text" / "tokenizer")
     vae = AutoencoderKL.from_pretrained(latest_vae(folder)).to(pick_device(device))
     encoder = Encoder(preset, padded(tokenizer, preset.max_length), vae)
-    rank, of = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    encode_scenes(encoder, folder / "scenes", range(preset.scenes // SHARD), rank, of)
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    shards = range(preset.scenes // SHARD)
+    encode_scenes(encoder, folder / "scenes", shards, state.process_index, state.num_processes)
+    state.wait_for_everyone()
+    (folder / "scenes" / "finished").touch()
     return True
 
 

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 
 CARD = "data/results/probe-{}-<model>.json, `instrument`"
-UNMEASURED = "its paper; measure it on labelled images of your own (`koala-nb label`)"
+UNMEASURED = "its paper; measure it on images that you label (`kn.widgets.Labeller`, notebook 09)"
 OWN = "Apache-2.0"
 SCORERS: dict[tuple[str, str], Entry] = {
     ("text", "photographic"): Entry(
