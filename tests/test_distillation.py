@@ -103,10 +103,8 @@ def shapes(unet):
         ("up_blocks.0.attentions.1.transformer_blocks.1.attn1", "up_blocks.0.attentions.2."),
         ("up_blocks.2.resnets.1", "up_blocks.2.resnets.2"),
         ("up_blocks.2.resnets.0.norm1.weight", None),
-        ("up_blocks.1.upsamplers.0.conv.weight", None),
         ("down_blocks.1.resnets.0.conv1.weight", None),
         ("mid_block.resnets.1.conv1.weight", None),
-        ("time_embedding.linear_1.weight", None),
     ],
 )
 def test_names_of_the_teacher(name, expected):
@@ -114,12 +112,12 @@ def test_names_of_the_teacher(name, expected):
     assert teacher_name(name, 1, 1) == teacher_name(name, 2, 2) == name
 
 
-@pytest.mark.parametrize("system", STUDENTS)
-def test_the_map_fits_the_real_systems(system):
-    """Built on the meta device: SDXL-Base against KOALA-1B and KOALA-700M."""
-    with torch.device("meta"):
-        large = shapes(UNet2DConditionModel(**SDXL_UNET))
-        small = shapes(UNet2DConditionModel(**catalog.find(system).unet_config))
+@pytest.mark.parametrize("system, pairs", zip(STUDENTS, (30, 21)))
+def test_the_map_fits_the_real_systems(system, pairs):
+    """Without weights: SDXL-Base against KOALA-1B and KOALA-700M."""
+    large, small = build_unet("sdxl-base"), build_unet(system)
+    assert len(feature_pairs(small, large)) == pairs
+    large, small = shapes(large), shapes(small)
     assert all(large[teacher_name(name)] == shape for name, shape in small.items())
     assert sum(large.get(name) != shape for name, shape in small.items()) == 8
 
@@ -183,12 +181,6 @@ def test_pairs_of_every_feature_have_one_shape(teacher, student, kind):
     assert all(shown[name].shape == wanted[other].shape for name, other in pairs.items())
     expected = sum(((shown[m] - wanted[t]) ** 2).mean() for m, t in pairs.items())
     assert float(feature_loss(shown, wanted, pairs)) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_pairs_of_the_real_systems_need_no_weights():
-    large = build_unet("sdxl-base")
-    counts = [len(feature_pairs(build_unet(system), large)) for system in STUDENTS]
-    assert counts == [30, 21]
 
 
 def test_pairs_of_chosen_stages(teacher, student):

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from koala_nb.stats import estimates
 from koala_nb.stats import misclassification as c
-from koala_nb.stats.estimates import Estimate
 
 CLASSES = ["woman", "man", "unsure"]
 
@@ -50,21 +49,19 @@ def test_the_known_error_is_taken_back():
     table = np.array([[80, 20], [10, 90]])  # 40 % true: .4 x .8 + .6 x .1 = .38 read
     found = c.corrected_shares(*images(38, 62, 0), CLASSES[:2], table)
     assert found["woman"].value == pytest.approx(0.4)
-
-
-def test_readings_that_no_shares_explain_are_no_certainty():
-    table = np.array([[80, 20], [20, 80]])  # a scorer that calls a fifth of the men women
-    found = c.corrected_shares(*images(0, 100, 0), CLASSES[:2], table)["woman"]
-    assert found.value == 0 and found.high > 0.03  # as for none of 100, read without error
+    # No shares explain these readings; as for none of 100, read without error:
+    none = c.corrected_shares(*images(0, 100, 0), CLASSES[:2], [[80, 20], [20, 80]])["woman"]
+    assert none.value == 0 and none.high > 0.03
 
 
 def test_prompts_that_are_alike_widen_the_interval():
-    read = ["woman"] * 50 + ["man"] * 50
-    table = np.eye(2) * 100
-    wide = c.corrected_shares(read, [i // 10 for i in range(100)], CLASSES[:2], table)["woman"]
-    thin = c.corrected_shares(read, [i % 10 for i in range(100)], CLASSES[:2], table)["woman"]
+    read, alike, mixed = ["woman"] * 50 + ["man"] * 50, np.arange(100) // 10, np.arange(100) % 10
+    wide, thin = (
+        c.corrected_shares(read, prompts, CLASSES[:2], np.eye(2) * 100)["woman"]
+        for prompts in (alike, mixed)
+    )
     assert wide.high - wide.low > 2 * (thin.high - thin.low)
-    counts = c.effective_counts(np.repeat([0, 1], 50), [i // 10 for i in range(100)], 2)
+    counts = c.effective_counts(np.repeat([0, 1], 50), alike, 2)
     assert counts.sum() < 15  # ten prompts of one group each tell as much as ten images, or less
 
 
@@ -95,8 +92,7 @@ def test_no_error_among_few_labels_is_no_certainty():
 
 def test_a_claim_holds_whatever_the_unsure_are():
     table = np.eye(3) * 100
-    far = c.score_test_pvalue(*images(70, 30, 0), CLASSES, table, "woman", 0.5)
-    assert far < 0.01
+    assert c.score_test_pvalue(*images(70, 30, 0), CLASSES, table, "woman", 0.5) < 0.01
     # 40 women, 20 unsure: half may be women, so nothing is claimed.
     assert c.score_test_pvalue(*images(40, 40, 20), CLASSES, table, "woman", 0.5) > 0.5
     assert c.score_test_pvalue(*images(5, 65, 30), CLASSES, None, "woman", 0.5) < 0.05
@@ -117,18 +113,13 @@ def test_intervals_hold_their_value_and_stay_shares(read, prompts):
     clusters = [i % prompts for i in range(len(read))]
     table = np.array([[80, 10, 10], [5, 90, 5], [20, 20, 60]])
     labels = [name if i % 2 == 0 or i < 3 else None for i, name in enumerate(read)]
-    for found in (
-        c.uncorrected_shares(read, clusters, CLASSES),
-        c.corrected_shares(read, clusters, CLASSES, table),
-        c.prediction_powered(read, clusters, CLASSES, labels),
-    ):
+    plain = c.uncorrected_shares(read, clusters, CLASSES)
+    corrected = c.corrected_shares(read, clusters, CLASSES, table)
+    for found in (plain, corrected, c.prediction_powered(read, clusters, CLASSES, labels)):
         assert list(found) == CLASSES
         for each in found.values():
-            assert isinstance(each, Estimate)
             assert 0 <= each.low <= each.value <= each.high <= 1 and each.n == len(read)
-    assert sum(e.value for e in c.corrected_shares(read, clusters, CLASSES, table).values()) == (
-        pytest.approx(1)
-    )
+    assert sum(each.value for each in corrected.values()) == pytest.approx(1)
     assert 0 <= c.score_test_pvalue(read, clusters, CLASSES, table, "woman", 0.5) <= 1
 
 
@@ -136,26 +127,24 @@ def test_intervals_hold_their_value_and_stay_shares(read, prompts):
 def test_the_order_of_images_does_not_matter(order):
     read, clusters = images(12, 20, 8)
     table = np.array([[80, 10, 10], [5, 90, 5], [20, 20, 60]])
-    there = c.corrected_shares(read, clusters, CLASSES, table)
-    again = c.corrected_shares(
-        [read[i] for i in order], [clusters[i] for i in order], CLASSES, table
-    )
-    assert all(again[k] == pytest.approx(there[k]) for k in CLASSES)
+    shares = c.corrected_shares(read, clusters, CLASSES, table)
+    shuffled = [read[i] for i in order], [clusters[i] for i in order]
+    again = c.corrected_shares(*shuffled, CLASSES, table)
+    assert all(again[k] == pytest.approx(shares[k]) for k in CLASSES)
 
 
-def test_rogan_and_gladens_value():
-    found = c.corrected_share(0.20, 1000, (90, 100), (95, 100))
-    assert found.value == pytest.approx((0.20 + 0.95 - 1) / (0.90 + 0.95 - 1))
-    assert found.low < found.value < found.high
+def test_two_classes_are_rogan_and_gladens():
+    one = c.corrected_share(0.2, 400, (90, 100), (95, 100))
+    assert one.value == pytest.approx((0.20 + 0.95 - 1) / (0.90 + 0.95 - 1))
+    both = c.invert_confusion([80, 320], [[90, 10], [5, 95]])
+    assert both[0].value == pytest.approx(one.value)
+    assert both[0][1:3] == pytest.approx(one[1:3], abs=0.02)
+    assert sum(found.value for found in both) == pytest.approx(1)
 
 
-def test_a_scorer_measured_on_many_scenes_without_error_changes_little():
-    found = c.corrected_share(0.30, 400, (10**6, 10**6), (10**6, 10**6))
-    expected = estimates.share_interval(120, 400)
-    assert found == pytest.approx(expected, abs=0.004)
-
-
-def test_an_uncertain_scorer_widens_the_interval():
+def test_what_is_known_of_the_scorer_sets_the_width():
+    exact = c.corrected_share(0.30, 400, (10**6, 10**6), (10**6, 10**6))
+    assert exact == pytest.approx(estimates.share_interval(120, 400), abs=0.004)
     sure = c.corrected_share(0.3, 400, (900, 1000), (980, 1000))
     unsure = c.corrected_share(0.3, 400, (18, 20), (49, 50))
     assert unsure.high - unsure.low > sure.high - sure.low
@@ -164,17 +153,5 @@ def test_an_uncertain_scorer_widens_the_interval():
 def test_a_scorer_that_guesses_is_refused():
     with pytest.raises(ValueError, match="no better than chance"):
         c.corrected_share(0.3, 400, (50, 100), (50, 100))
-
-
-def test_two_classes_agree_with_rogan_and_gladen():
-    both = c.invert_confusion([80, 320], [[90, 10], [5, 95]])
-    one = c.corrected_share(0.2, 400, (90, 100), (95, 100))
-    assert both[0].value == pytest.approx(one.value)
-    assert both[0].low == pytest.approx(one.low, abs=0.02)
-    assert both[0].high == pytest.approx(one.high, abs=0.02)
-    assert sum(found.value for found in both) == pytest.approx(1)
-
-
-def test_classes_that_are_not_told_apart_are_refused():
     with pytest.raises(ValueError, match="tells the classes apart"):
         c.invert_confusion([10, 10], [[5, 5], [5, 5]])

@@ -17,9 +17,8 @@ from PIL import Image
 
 import koala_nb as kn
 from koala_nb import cli
-from koala_nb.core import catalog
 from koala_nb.core.catalog import SDXL_UNET
-from koala_nb.distillation import train
+from koala_nb.distillation import data, loop, train
 from koala_nb.distillation.data import Cache, fit, prepare, read_pairs
 from koala_nb.distillation.losses import init_from_teacher
 
@@ -76,8 +75,7 @@ def home(tmp_path_factory):
     same |= {"mid_block_type": SDXL_UNET.get("mid_block_type", "UNetMidBlock2DCrossAttn")}
     teacher = {k: v for k, v in same.items() if not k.startswith("_")}
     pipe.unet.save_config(home / "models" / "nano-koala" / "unet")
-    pipe.unet = UNet2DConditionModel(**teacher)
-    pipe.register_modules(unet=pipe.unet)
+    pipe.register_modules(unet=UNet2DConditionModel(**teacher))
     pipe.save_pretrained(home / "models" / "nano-sdxl")
     (home / "pictures").mkdir()
     as_folder(home / "pictures")
@@ -100,6 +98,11 @@ def weights(out):
     return torch.load(out / "checkpoint.pt", weights_only=True)["module"]
 
 
+@pytest.fixture(scope="module")
+def teacher(home):
+    return kn.load(home / "models" / "nano-sdxl", device="cpu")
+
+
 # --- data -------------------------------------------------------------------------------------
 
 
@@ -120,31 +123,25 @@ def test_a_picture_is_cut_to_its_middle_and_told_how():
     assert float(pixels[0, :, 2:-2].min()) == 1 and float(pixels[1].max()) < 1
 
 
-def test_encoded_pictures_are_the_pipelines_own(home, tmp_path):
-    """Latents as its VAE gives them, states as its prompts are encoded; a stop changes nothing."""
-    pipe = kn.load("nano-sdxl", device="cpu")
-    cache = prepare(pipe, home / "pictures", tmp_path / "whole", SIDE)
-    row = cache.row(5)
+def test_encoded_pictures_are_the_pipelines_own(home, teacher, tmp_path):
+    """Latents as its VAE gives them, states as its prompts are encoded."""
+    row = prepare(teacher, home / "pictures", tmp_path, SIDE).row(5)
+    pixels, ids = fit(picture(5), SIDE)
     with torch.no_grad():
-        image = fit(picture(5), SIDE)[0][None]
-        posterior = pipe.vae.encode(image).latent_dist
-        states, _, pooled, _ = pipe.encode_prompt("picture 5", do_classifier_free_guidance=False)
-    scaled = posterior.mean * pipe.vae.config.scaling_factor
-    torch.testing.assert_close(row["mean"].float(), scaled[0], rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(row["states"].float(), states[0], rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(row["pooled"].float(), pooled[0], rtol=2e-3, atol=2e-3)
-    assert row["ids"].tolist() == fit(picture(5), SIDE)[1]
+        latents = teacher.vae.encode(pixels[None]).latent_dist.mean
+        states, _, pooled, _ = teacher.encode_prompt("picture 5", do_classifier_free_guidance=False)
+    expected = {"mean": latents * teacher.vae.config.scaling_factor}
+    for name, value in {**expected, "states": states, "pooled": pooled}.items():
+        torch.testing.assert_close(row[name].float(), value[0], rtol=2e-3, atol=2e-3)
+    assert row["ids"].tolist() == ids
     with pytest.raises(ValueError, match="encoded with other settings"):
-        prepare(pipe, home / "pictures", tmp_path / "whole", 2 * SIDE)
+        prepare(teacher, home / "pictures", tmp_path, 2 * SIDE)
 
 
-def test_a_stopped_encoding_goes_on(home, tmp_path, monkeypatch):
-    from koala_nb.distillation import data as distillation_data
-
-    monkeypatch.setattr(distillation_data, "SHARD", 8)
-    pipe = kn.load("nano-sdxl", device="cpu")
-    whole = prepare(pipe, home / "pictures", tmp_path / "whole", SIDE)
-    encode, calls = distillation_data.encode, []
+def test_a_stopped_encoding_goes_on(home, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SHARD", 8)
+    whole = prepare(teacher, home / "pictures", tmp_path / "whole", SIDE)
+    encode, calls = data.encode, []
 
     def stop(*arguments):
         calls.append(1)
@@ -152,28 +149,25 @@ def test_a_stopped_encoding_goes_on(home, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return encode(*arguments)
 
-    monkeypatch.setattr(distillation_data, "encode", stop)
+    monkeypatch.setattr(data, "encode", stop)
     with pytest.raises(KeyboardInterrupt):
-        prepare(pipe, home / "pictures", tmp_path / "stopped", SIDE)
+        prepare(teacher, home / "pictures", tmp_path / "stopped", SIDE)
     assert len(list((tmp_path / "stopped").glob("*.safetensors"))) == 1
-    again = prepare(pipe, home / "pictures", tmp_path / "stopped", SIDE)
+    again = prepare(teacher, home / "pictures", tmp_path / "stopped", SIDE)
     assert len(calls) == 4 + 4  # the first shard was kept
     for one, other in zip(whole.files, again.files, strict=True):
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_batches_show_each_picture_once_an_epoch_and_keep_some_back(home, tmp_path):
-    cache = prepare(kn.load("nano-sdxl", device="cpu"), home / "pictures", tmp_path, SIDE)
+def test_batches_show_each_picture_once_an_epoch_and_keep_some_back(home, teacher, tmp_path):
+    cache = prepare(teacher, home / "pictures", tmp_path, SIDE)
     assert cache.count == 22 and list(cache.kept) == [22, 23]
-    for epoch in range(3):
-        seen = [cache.index(epoch * 22 + i) for i in range(22)]
-        assert sorted(seen) == list(range(22))
     orders = {tuple(cache.index(epoch * 22 + i) for i in range(22)) for epoch in range(3)}
-    assert len(orders) == 3
+    assert len(orders) == 3 and all(sorted(order) == list(range(22)) for order in orders)
     first, again = cache(4, 8), Cache(tmp_path)(4, 8)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    joined = [torch.cat([cache(8, 4)["noise"], cache(9, 4)["noise"]])]
-    assert torch.equal(joined[0], first["noise"])
+    joined = torch.cat([cache(8, 4)["noise"], cache(9, 4)["noise"]])
+    assert torch.equal(joined, first["noise"])
 
 
 # --- training ---------------------------------------------------------------------------------
@@ -201,8 +195,6 @@ def test_a_finished_run_leaves_a_pipeline_and_its_history(trained):
 
 def test_three_kills_change_nothing(home, trained, tmp_path, monkeypatch):
     """Stopped at random steps, with checkpoints at other steps: the same weights, bit for bit."""
-    from koala_nb.distillation import loop
-
     rng = np.random.default_rng()
     kills = sorted(int(step) for step in rng.choice(range(1, 6), 3, replace=False))
     original = train.Batches.loss
@@ -216,23 +208,20 @@ def test_three_kills_change_nothing(home, trained, tmp_path, monkeypatch):
 
         monkeypatch.setattr(loop, "SAVE_SECONDS", 0 if rng.random() < 0.7 else 300)
         monkeypatch.setattr(train.Batches, "loss", loss)
-        if kill is None:
-            assert cli.main(command(home, tmp_path)) == 0
-        else:
-            assert cli.main(command(home, tmp_path)) == 130
+        assert cli.main(command(home, tmp_path)) == (0 if kill is None else 130)
     found, expected = weights(tmp_path), weights(trained)
     assert all(torch.equal(found[name], expected[name]) for name in expected), kills
 
 
-def apart(found, expected):
-    """The largest difference of any weight, as a share of the largest step from the start."""
-    pipe = kn.load("nano-sdxl", device="cpu")
-    unet = UNet2DConditionModel.from_config(dict(catalog.find("nano-koala").unet_config))
-    init_from_teacher(unet, pipe.unet)
-    start = unet.state_dict()
-    moved = max(float((expected[name] - start[name]).abs().max()) for name in expected)
-    assert moved > 0
-    return max(float((found[n] - expected[n]).abs().max()) for n in expected) / moved
+def check_near(found, expected, teacher):
+    """No weight differs by more than .005 of the largest step of any from the start."""
+    unet = UNet2DConditionModel.from_config(dict(kn.find("nano-koala").unet_config))
+    init_from_teacher(unet, teacher.unet)
+
+    def largest(others):
+        return max(float((expected[n] - others[n]).abs().max()) for n in expected)
+
+    assert largest(found) < 0.005 * largest(unet.state_dict())
 
 
 def weights_step(out):
@@ -240,32 +229,30 @@ def weights_step(out):
     return torch.load(file, weights_only=True)["step"] if file.is_file() else 0
 
 
-def test_two_processes_equal_one_with_twice_the_batch(home, trained, tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch(home, trained, teacher, tmp_path):
     """Two processes x 4 pictures against one x 8: equal but for the order of additions."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["-m", "koala_nb", *command(home, tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launch, "-m", "koala_nb", *command(home, tmp_path)],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    share = apart(weights(tmp_path), weights(trained))
-    assert share < 0.005, share
+    check_near(weights(tmp_path), weights(trained), teacher)
 
 
-def test_accumulation_gives_the_same_weights(home, trained, tmp_path):
+def test_accumulation_gives_the_same_weights(home, trained, teacher, tmp_path):
     assert cli.main(command(home, tmp_path, "--accumulation", 2)) == 0
-    share = apart(weights(tmp_path), weights(trained))
-    assert share < 0.005, share
+    check_near(weights(tmp_path), weights(trained), teacher)
 
 
 def test_random_start_and_checkpointing(home, trained, tmp_path):
     more = ("--random-start", "--checkpointing", "--feature", "none", "--samples", 8)
     assert cli.main(command(home, tmp_path, *more)) == 0
-    found = json.loads((tmp_path / "validation.jsonl").read_text().splitlines()[-1])
-    inherited = json.loads((trained / "validation.jsonl").read_text().splitlines()[-1])
-    assert found["feat"] == 0 and found["out"] != inherited["out"]
+    random, inherited = (
+        json.loads((out / "validation.jsonl").read_text().splitlines()[-1])
+        for out in (tmp_path, trained)
+    )
+    assert random["feat"] == 0 and random["out"] != inherited["out"]
 
 
 def test_the_cost_is_printed_without_any_weights(capsys):
@@ -307,8 +294,7 @@ def test_a_bad_data_folder_is_one_sentence_before_any_work(home, tmp_path, capsy
     empty.mkdir(), bare.mkdir()
     picture(0).save(bare / "a.png")
     for folder, message in ((empty, "cannot be read as a dataset"), (bare, "is needed")):
-        more = ("--data", folder)
-        assert cli.main(command(home, tmp_path / "out", *more)) == 2
+        assert cli.main(command(home, tmp_path / "out", "--data", folder)) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert message in line and str(folder) in line
         assert not (tmp_path / "out").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 
 class NotRightYet(AssertionError):
@@ -14,7 +13,7 @@ class NotRightYet(AssertionError):
         return [f"Not right yet: {self}"]
 
 
-def check(answer: Any, is_right: Callable[[Any], bool], hint: str) -> None:
+def check(answer: object, is_right: Callable[..., bool], hint: str) -> None:
     """Print what to do without an answer (None) and "Right." for a right one.
 
     Raises NotRightYet with the hint for a wrong answer, or for one of a kind that `is_right`

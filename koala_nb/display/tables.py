@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from html import escape
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    TableData: TypeAlias = (
+        pd.DataFrame | pd.Series | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+    )
+
+Digits = int | Mapping[str, int]  # of all columns, or by column
+Units = Mapping[str, str]  # by column
 HIDDEN = "id"  # for code, not for people
 MISSING = "n/a"
 EMPTY = "Nothing of this was measured here."
@@ -18,11 +24,11 @@ P_VALUES = ("p", "p_holm", "p_adjusted")  # columns that always show three decim
 
 
 def show_table(
-    data: pd.DataFrame | pd.Series | Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    data: TableData,
     caption: str | None = None,
     *,
-    digits: int | Mapping[str, int] = 2,
-    units: Mapping[str, str] | None = None,
+    digits: Digits = 2,
+    units: Units | None = None,
     empty: str = EMPTY,
 ) -> None:
     """Display a table as accessible HTML, with the same table as text for who sees no HTML.
@@ -46,17 +52,17 @@ def show_table(
 
 
 def table_html(
-    data: Any,
+    data: TableData,
     caption: str | None = None,
     *,
-    digits: int | Mapping[str, int] = 2,
-    units: Mapping[str, str] | None = None,
+    digits: Digits = 2,
+    units: Units | None = None,
 ) -> str:
     """Return the HTML of `show_table`; every text in it is escaped."""
     return _html(*_shown(data, caption, digits, units))
 
 
-def format_number(value: Any, digits: int = 2) -> str:
+def format_number(value: object, digits: int = 2) -> str:
     """Write a value as the tables do: 1,234; 0.31; 0.0004 to one digit; yes; n/a for NaN."""
     if value is None or str(value) == "<NA>" or value != value:
         return MISSING
@@ -73,7 +79,7 @@ def format_number(value: Any, digits: int = 2) -> str:
     return text.replace("-", MINUS)
 
 
-def format_interval(value: Any, low: Any, high: Any, digits: int = 2) -> str:
+def format_interval(value: object, low: object, high: object, digits: int = 2) -> str:
     """Write an estimate as "0.31 (0.22 to 0.41)"; without its ends where there are none."""
     if low is None or high is None or low != low or high != high:
         return format_number(value, digits)
@@ -81,7 +87,9 @@ def format_interval(value: Any, low: Any, high: Any, digits: int = 2) -> str:
     return ends if value is None else f"{format_number(value, digits)} ({ends})"
 
 
-def _shown(data: Any, caption: str | None, digits: Any, units: Any) -> tuple[pd.DataFrame, str]:
+def _shown(
+    data: TableData, caption: str | None, digits: Digits, units: Units | None
+) -> tuple[pd.DataFrame, str]:
     import pandas as pd
 
     if isinstance(data, Mapping):
@@ -104,7 +112,7 @@ def _shown(data: Any, caption: str | None, digits: Any, units: Any) -> tuple[pd.
     return _formatted(frame, digits, units or {}), ". ".join(notes)
 
 
-def _formatted(frame: pd.DataFrame, digits: Any, units: Mapping[str, str]) -> pd.DataFrame:
+def _formatted(frame: pd.DataFrame, digits: Digits, units: Units) -> pd.DataFrame:
     import pandas as pd
 
     triples = _triples(frame.columns)
@@ -139,7 +147,7 @@ def _is_counts(column: pd.Series) -> bool:
     return bool(len(values) and (values % 1 == 0).all() and (abs(values) > 1).any())
 
 
-def _triples(columns: Iterable[Any]) -> dict[str, tuple[str | None, str, str]]:
+def _triples(columns: Iterable[Hashable]) -> dict[str, tuple[str | None, str, str]]:
     """Return where an interval is shown -> its columns (value, low, high); value may be None."""
     known, triples = list(columns), {}
     for low in (str(c) for c in known if str(c).endswith("low")):
@@ -151,7 +159,7 @@ def _triples(columns: Iterable[Any]) -> dict[str, tuple[str | None, str, str]]:
     return triples
 
 
-def _heading(name: Any, unit: str, note: str = "") -> str:
+def _heading(name: Hashable, unit: str, note: str = "") -> str:
     text = str(name).replace("_", " ").rstrip()
     inside = ", ".join(part for part in (unit, note) if part)
     return f"{text} ({inside})" if inside else text

@@ -91,6 +91,7 @@ class Loop:
             step_scheduler_with_optimizer=False,
         )
         self.folder, self.stage, self.loss, self.preview = folder, stage, loss, preview
+        self.checkpoint = folder / "checkpoint.pt"  # all that a resumed run needs
         self.steps = stage.samples // stage.batch
         self.step = self.saved_step = 0
         self.module = module
@@ -106,11 +107,6 @@ class Loop:
                 part.compile()
         self.trained, self.optimizer = self.accelerator.prepare(module, optimizer)
         self.ema.to(self.accelerator.device)
-
-    @property
-    def checkpoint(self) -> Path:
-        """The file that holds all that a resumed run needs."""
-        return self.folder / "checkpoint.pt"
 
     def run(self, minutes: float | None = None) -> bool:
         """Train until the stage's samples or the minutes are used up; True when it is finished.

@@ -98,7 +98,10 @@ def compare(
     exact = set(variants)
     for name, shortcut in (shortcuts or {}).items():
         variants[name] = partial(shortcut, pipe, ours)
-    pixels = {name: _stack(draw()) for name, draw in variants.items()}
+    pixels = {
+        name: np.stack([np.asarray(image, dtype=int) for image in draw()])
+        for name, draw in variants.items()
+    }
     rows = []
     seconds = time_interleaved(variants, repeats, str(pipe._execution_device))
     for name, values in seconds.items():
@@ -110,10 +113,6 @@ def compare(
         row |= {"largest_difference": int(difference.max())}
         rows.append(row | {"mean_difference": float(difference.mean())})
     return rows, first
-
-
-def _stack(images: Sequence[Image.Image]) -> np.ndarray:
-    return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
 def measure(
