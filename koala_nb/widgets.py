@@ -287,11 +287,10 @@ class Labeller(_Widget):
         path: str | Path,
         questions: labels.Questions = labels.QUESTIONS,
         number: int = 1,
-        seed: int = 0,
     ) -> None:
         self.sample, self.path, self.questions = sample, Path(path), dict(questions)
         self.number = number
-        order = np.random.default_rng([seed, number]).permutation(len(sample))
+        order = np.random.default_rng([0, number]).permutation(len(sample))
         self.order = [int(index) for index in order]
         self.table = sample.rows.iloc[self.order].reset_index(drop=True)
         self.table = self.table.assign(**dict.fromkeys(self.questions), **{"pass": number})

@@ -3,17 +3,16 @@
 import math
 from types import SimpleNamespace
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 from hub_layout import tiny_pipeline
-from hypothesis import given
-from hypothesis import strategies as st
 
 import koala_nb as kn
 from koala_nb.attention.buffers import cell_grid, layer_grid
 from koala_nb.attention.capture import CannotCapture
-from koala_nb.attention.maps import AXES, words_of
+from koala_nb.attention.maps import AXES
 from koala_nb.core.catalog import SYSTEMS, find, unet_parameters
 from koala_nb.generation import generate
 from koala_nb.generation.generate import ON_RETRY
@@ -161,13 +160,12 @@ def test_branches_are_the_prompt_and_the_negative_prompt(loaded):
     """Exchanging both prompts exchanges the guidance branches of the first step."""
     drawing = {"prompt": "a cat", "negative_prompt": "two dogs", "steps": 1}
     other = drawing | {"prompt": "two dogs", "negative_prompt": "a cat"}
-    (cat, no_dogs), (dogs, no_cat) = (
-        [attention.maps(guidance_branch=b) for b in ("conditional", "unconditional")]
-        for attention in (
-            capture(loaded, each, keep_axes=(), guidance_branch="both")[0]
-            for each in (drawing, other)
-        )
-    )
+
+    def branches(drawing):
+        attention, _ = capture(loaded, drawing, keep_axes=(), guidance_branch="both")
+        return [attention.maps(guidance_branch=b) for b in ("conditional", "unconditional")]
+
+    (cat, no_dogs), (dogs, no_cat) = branches(drawing), branches(other)
     assert cat == pytest.approx(no_cat, abs=1e-6) and no_dogs == pytest.approx(dogs, abs=1e-6)
     assert abs(cat - no_dogs).max() > 1e-4
     attention, _ = capture(loaded, drawing, keep_axes=(), guidance_branch="unconditional")
@@ -223,11 +221,16 @@ def test_half_precision(fresh):
     assert attention.maps(layers=name) == pytest.approx(expected.numpy(), abs=1e-6)
 
 
-def test_fused_projections(fresh):
+@pytest.mark.parametrize("how", ["fused projections", "weights that wait elsewhere"])
+def test_other_ways_to_compute_the_same(fresh, how):
     expected, plain = capture(fresh)
-    fresh.fuse_qkv_projections()
-    attention, fused = capture(fresh, self_grid=2)
-    assert torch.equal(fused, draw(fresh)) and torch.allclose(plain, fused, atol=1e-4)
+    if how == "fused projections":
+        fresh.fuse_qkv_projections()
+    else:
+        accelerate.cpu_offload(fresh.unet, torch.device("cpu"))
+        assert next(fresh.unet.parameters()).is_meta
+    attention, after = capture(fresh, self_grid=2)
+    assert torch.equal(after, draw(fresh)) and torch.allclose(plain, after, atol=1e-4)
     assert attention.maps() == pytest.approx(expected.maps(), abs=1e-5)
 
 
@@ -253,17 +256,6 @@ def test_compiled(fresh, how):
         assert attention.maps(image) == pytest.approx(expected.maps(image), abs=1e-5)
 
 
-def test_weights_that_wait_elsewhere(fresh):
-    from accelerate import cpu_offload
-
-    expected, before = capture(fresh)
-    cpu_offload(fresh.unet, torch.device("cpu"))
-    assert next(fresh.unet.parameters()).is_meta
-    attention, after = capture(fresh)
-    assert torch.equal(after, before)
-    assert attention.maps() == pytest.approx(expected.maps(), abs=1e-6)
-
-
 def test_a_unet_with_a_mid_block(fresh):
     from diffusers import UNet2DConditionModel
 
@@ -280,15 +272,9 @@ def test_a_model_of_one_text_encoder(fresh):
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=[1, 1, 2, 2],
-        norm_num_groups=4,
-        use_linear_projection=True,
-    ).eval()
+    config = {"sample_size": 16, "block_out_channels": (8, 8, 16, 16), "layers_per_block": 1}
+    config |= {"cross_attention_dim": 32, "attention_head_dim": [1, 1, 2, 2], "norm_num_groups": 4}
+    unet = UNet2DConditionModel(**config, use_linear_projection=True).eval()
     parts = (fresh.vae, fresh.text_encoder, fresh.tokenizer, unet, fresh.scheduler, None, None)
     pipe = StableDiffusionPipeline(*parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
@@ -373,42 +359,6 @@ def test_clusters_find_what_looks_alike(loaded):
     labels = attention.clusters(3)
     assert labels.shape == (4, 4) and set(labels.flat) <= {0, 1, 2}
     assert (labels == attention.clusters(3)).all()
-
-
-# --- words ------------------------------------------------------------------------------------
-
-
-def test_words_of_a_prompt(loaded):
-    words = words_of(loaded.tokenizer, "Koala, koala!")
-    assert [w.text for w in words] == ["koala", ",", "koala", "!", "[start]", "[end]", "[padding]"]
-    assert words[0].tokens == (1, 2, 3, 4, 5) and words[1].tokens == (6,)
-    with pytest.raises(ValueError, match="has 82 tokens and the text encoder reads 77"):
-        words_of(loaded.tokenizer, "x" * 80)
-
-
-@given(st.text(max_size=30))
-def test_words_share_out_the_tokens(loaded, prompt):
-    try:
-        words = words_of(loaded.tokenizer, prompt)
-    except ValueError:
-        assert len(loaded.tokenizer(prompt).input_ids) > 77
-        return
-    assert sorted(t for word in words for t in word.tokens) == list(range(77))
-    assert all(list(w.tokens) == list(range(w.tokens[0], w.tokens[-1] + 1)) for w in words)
-
-
-def test_word_maps(loaded):
-    prompt = "a cat and a Red cat"
-    attention, _ = capture(loaded, {"prompt": prompt})
-    maps, raw = attention.words(prompt), attention.maps()
-    assert maps.array.sum(0) == pytest.approx(1, abs=1e-6)
-    assert maps["cat"] == pytest.approx(raw[..., 2:5].sum(-1), abs=1e-7)
-    assert maps["red cat"] == pytest.approx(raw[..., 9:15].sum(-1), abs=1e-6)
-    assert maps["cat", 2] == pytest.approx(raw[..., 12:15].sum(-1), abs=1e-7)
-    with pytest.raises(ValueError, match="'cta' is not in the prompt. Did you mean 'cat'"):
-        maps["cta"]
-    with pytest.raises(ValueError, match="'cat' is not in the prompt 3 times"):
-        maps["cat", 3]
 
 
 # --- memory, errors, files --------------------------------------------------------------------
@@ -512,12 +462,13 @@ def test_an_attempt_that_ran_out_of_memory_leaves_no_maps(loaded, monkeypatch, w
     with kn.capture_attention(loaded) as expected:
         for prompt in prompts:
             kn.generate(loaded, prompt, steps=2, **small)
-    owner, name = (generate, "decode") if where == "decode" else (loaded.unet, "forward")
+    cases = {"decode": (generate, "decode", 2), "unet": (loaded.unet, "forward", 4)}
+    owner, name, last = cases[where]
     real, calls = getattr(owner, name), []
 
     def scarce(*given, **named):
         calls.append(1)
-        if len(calls) == (2 if where == "decode" else 4):
+        if len(calls) == last:
             raise torch.OutOfMemoryError("out of memory")
         return real(*given, **named)
 

@@ -1,4 +1,4 @@
-"""Maps over pictures, and the page that stands alone."""
+"""Maps of words, maps over pictures, and the page that stands alone."""
 
 import base64
 import json
@@ -6,10 +6,13 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import koala_nb as kn
 from koala_nb.attention import page as view
+from koala_nb.attention.maps import words_of
 
 PROMPT = "a <red> cat & dog"
 
@@ -20,6 +23,40 @@ def captured(loaded):
     with kn.capture_attention(loaded, keep_axes=("step",)) as attention:
         run = kn.generate(loaded, PROMPT, [0], **settings)
     return attention, run.images[0]
+
+
+def test_words_of_a_prompt(loaded):
+    words = words_of(loaded.tokenizer, "Koala, koala!")
+    assert [w.text for w in words] == ["koala", ",", "koala", "!", "[start]", "[end]", "[padding]"]
+    assert words[0].tokens == (1, 2, 3, 4, 5) and words[1].tokens == (6,)
+    with pytest.raises(ValueError, match="has 82 tokens and the text encoder reads 77"):
+        words_of(loaded.tokenizer, "x" * 80)
+
+
+@given(st.text(max_size=30))
+def test_words_share_out_the_tokens(loaded, prompt):
+    try:
+        words = words_of(loaded.tokenizer, prompt)
+    except ValueError:
+        assert len(loaded.tokenizer(prompt).input_ids) > 77
+        return
+    assert sorted(t for word in words for t in word.tokens) == list(range(77))
+    assert all(list(w.tokens) == list(range(w.tokens[0], w.tokens[-1] + 1)) for w in words)
+
+
+def test_word_maps(loaded):
+    prompt = "a cat and a Red cat"
+    with kn.capture_attention(loaded) as attention:
+        kn.generate(loaded, prompt, [0], steps=1, height=64, width=64, progress=False)
+    maps, raw = attention.words(prompt), attention.maps()
+    assert maps.array.sum(0) == pytest.approx(1, abs=1e-6)
+    assert maps["cat"] == pytest.approx(raw[..., 2:5].sum(-1), abs=1e-7)
+    assert maps["red cat"] == pytest.approx(raw[..., 9:15].sum(-1), abs=1e-6)
+    assert maps["cat", 2] == pytest.approx(raw[..., 12:15].sum(-1), abs=1e-7)
+    with pytest.raises(ValueError, match="'cta' is not in the prompt. Did you mean 'cat'"):
+        maps["cta"]
+    with pytest.raises(ValueError, match="'cat' is not in the prompt 3 times"):
+        maps["cat", 3]
 
 
 def test_an_overlay_is_bright_where_the_map_is_large():

@@ -6,13 +6,7 @@ from hypothesis import strategies as st
 
 import koala_nb as kn
 from koala_nb.distillation import similarity
-from koala_nb.distillation.similarity import (
-    cka,
-    cka_table,
-    noisy_inputs,
-    outputs,
-    principal_colours,
-)
+from koala_nb.distillation.similarity import cka, cka_table, noisy_inputs, outputs
 
 PROMPTS = ["a red circle", "a blue square"]
 
@@ -49,7 +43,7 @@ def test_colours_follow_the_features():
     """Positions with equal features get one colour, groups get different ones."""
     groups = torch.tensor([[0, 0, 1, 2], [2, 1, 0, 3]])
     centers = torch.eye(4) * torch.tensor([5.0, 3.0, 2.0, 1.0])
-    found = [np.asarray(image) for image in principal_colours(centers[groups], 2, 2)]
+    found = [np.asarray(image) for image in similarity.principal_colours(centers[groups], 2, 2)]
     assert [picture.shape for picture in found] == [(2, 2, 3)] * 2
     colours = {}
     for picture, row in zip(found, groups):
@@ -82,13 +76,13 @@ def test_inputs_are_the_pictures_with_their_noise(loaded, images):
 def test_outputs_of_a_pass(loaded, images):
     inputs = noisy_inputs(loaded, images, PROMPTS, 500)
     names = [name for name, _ in loaded.unet.named_modules() if name.endswith(".attn1")]
-    found = outputs(loaded.unet, inputs, names)
-    assert list(found) == names and len(names) == 21
-    assert all(value.ndim == 3 and len(value) == 2 for value in found.values())
-    table = cka_table(found, found)
+    features = outputs(loaded.unet, inputs, names)
+    assert list(features) == names and len(names) == 21
+    assert all(value.ndim == 3 and len(value) == 2 for value in features.values())
+    table = cka_table(features, features)
     assert np.allclose(np.diag(table), 1) and not loaded.unet._forward_hooks
-    seen = table.stack().dropna()
-    assert seen.between(0, 1 + 1e-9).all() and len(seen) < table.size
+    pairs = table.stack().dropna()
+    assert pairs.between(0, 1 + 1e-9).all() and len(pairs) < table.size
 
 
 @pytest.mark.parametrize(

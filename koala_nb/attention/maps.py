@@ -162,7 +162,7 @@ class Attention:
             rows.append((word.text, logit.mean(), part.mean(), (logit - part).mean(), spread))
         return pd.DataFrame(rows, columns=["word", "logit", "clip_l", "clip_g", "spread_clip_l"])
 
-    def clusters(self, number: int, image: int = 0, seed: int = 0, **chosen: Any) -> np.ndarray:
+    def clusters(self, number: int, image: int = 0, **chosen: Any) -> np.ndarray:
         """Return cells grouped by what they look at, (rows, columns) of 0 to number - 1.
 
         k-means on the rows of the self-attention, captured with `self_grid`.
@@ -171,7 +171,7 @@ class Attention:
 
         maps = self.maps(image, channel="self", **chosen)
         flat = maps.reshape(-1, maps.shape[-1]).astype(float)
-        _, labels = kmeans2(flat, number, minit="++", rng=np.random.default_rng(seed))
+        _, labels = kmeans2(flat, number, minit="++", rng=np.random.default_rng(0))
         return labels.reshape(maps.shape[:2])
 
     def arrays(self) -> dict[str, np.ndarray]:

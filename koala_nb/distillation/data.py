@@ -35,7 +35,7 @@ DROPPED = 0.1  # of the captions in training: what guidance needs
 READ_WITH = {".parquet": "parquet", ".tar": "webdataset"}  # any other folder: an image folder
 
 
-def read_pairs(source: str | Path, split: str = "train") -> Iterator[tuple[Image, str]]:
+def read_pairs(source: str | Path) -> Iterator[tuple[Image, str]]:
     """Read (picture, caption) one by one from a folder or a dataset on the hub, never all at once.
 
     A folder holds Parquet files, WebDataset archives (.tar), or pictures with a `metadata.csv` or
@@ -51,7 +51,7 @@ def read_pairs(source: str | Path, split: str = "train") -> Iterator[tuple[Image
     elif path.count("/") != 1 or path.startswith((".", "/")):
         raise ValueError(f"There is no folder {source}, and it is not a dataset id owner/name.")
     try:
-        rows = datasets.load_dataset(path, data_dir=folder, split=split, streaming=True)
+        rows = datasets.load_dataset(path, data_dir=folder, split="train", streaming=True)
         first = next(iter(rows), None)
     except Exception as error:  # datasets raises many kinds for what it cannot open
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -205,7 +205,6 @@ def training_cost(
     batch: int,
     latent: tuple[int, int] | None = None,
     checkpointing: bool = False,
-    teacher_bytes: int = 2,
 ) -> dict[str, float]:
     """Compute what a training step needs, from configurations: GB of memory, TFLOP.
 
@@ -217,6 +216,6 @@ def training_cost(
     passes = 4 if checkpointing else 3
     return {
         "student, gradients, AdamW, EMA (GB)": small.parameters * 5 * 4 / 1e9,
-        "teacher (GB)": large.parameters * teacher_bytes / 1e9,
+        "teacher (GB)": large.parameters * 2 / 1e9,
         "operations a step (TFLOP)": batch * (passes * small.flops + large.flops) / 1e12,
     }

@@ -108,8 +108,8 @@ def meta_peak_gb(call: Callable[[], object]) -> float:
         return peak_gb(call)
 
 
-def predicted_gb(system: str, size: int, guided: bool = True) -> dict[str, float]:
-    """Predict what a released system holds, in GB, while it draws one image in float16.
+def predicted_gb(system: str, size: int) -> dict[str, float]:
+    """Predict what a released system holds, in GB, while it draws one guided image in float16.
 
     Keys: weights (all parts), unet and vae (peaks of their activations; the VAE decodes in
     float32, as SDXL's asks), total: the weights and the larger of the two. ValueError for an
@@ -118,7 +118,7 @@ def predicted_gb(system: str, size: int, guided: bool = True) -> dict[str, float
     modules = parts(system)
     weights = 2 * sum(p.numel() for m in modules.values() for p in m.parameters()) / 1e9
     net, vae = modules["unet"].half(), modules["vae"].float()
-    inputs = inputs_like(net, size // 8, 1 + guided, 77, "meta", torch.float16)
+    inputs = inputs_like(net, size // 8, 2, 77, "meta", torch.float16)
     unet = meta_peak_gb(lambda: net(**inputs))
     latents = torch.empty(1, 4, size // 8, size // 8, device="meta")
     extra = 2 * sum(p.numel() for p in vae.parameters()) / 1e9  # of its weights in float32

@@ -113,16 +113,13 @@ def audit_design(hits: Values, clusters: Values) -> dict[str, float]:
     }
 
 
-def nearest_cell(cells: Iterable[Cell], **design: float) -> Cell:
-    """Return the cell nearest to a design: counts by their logarithm, shares five times."""
+def _distance(cell: Cell, design: Mapping[str, float]) -> float:
+    """Return how far a cell is from a design: counts by their logarithm, shares five times."""
 
     def scaled(name: str, value: float) -> float:
         return 5 * value if name in ("correlation", "share") else np.log(value)
 
-    def distance(cell: Cell) -> float:
-        return sum((scaled(k, cell[k]) - scaled(k, v)) ** 2 for k, v in design.items())
-
-    return min(cells, key=distance)
+    return sum((scaled(k, cell[k]) - scaled(k, v)) ** 2 for k, v in design.items())
 
 
 def coverage_warning(cells: Iterable[Cell], interval: str, **design: float) -> str | None:
@@ -131,7 +128,8 @@ def coverage_warning(cells: Iterable[Cell], interval: str, **design: float) -> s
     interval: that of the cells, such as "clustered_share"; design: as of `audit_design`, or a part.
     """
     here = [cell for cell in cells if cell["interval"] == interval]
-    if not here or (near := nearest_cell(here, **design))["coverage"] >= COVERAGE_BAR:
+    near = min(here, key=lambda cell: _distance(cell, design), default=None)
+    if near is None or near["coverage"] >= COVERAGE_BAR:
         return None
     groups = f"{near['groups']} groups, " if "groups" in near else ""
     corrected = "corrected " if interval == "corrected" else ""
