@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +97,7 @@ class FeatureHooks:
         ]
 
     def _keep(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+        def hook(module: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
             if self.collecting:  # down blocks also return their skip connections
                 self.outputs[name] = output[0] if isinstance(output, tuple) else output
 
@@ -166,7 +165,7 @@ class Distiller:
     def losses(
         self,
         predict: Callable[[], torch.Tensor],
-        inputs: Mapping[str, Any],
+        inputs: Mapping[str, object],
         noise: torch.Tensor,
         sample_weight: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

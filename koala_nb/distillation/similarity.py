@@ -6,7 +6,7 @@ The protocol (pictures, noise level, layers) is this project's own, not that of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def noisy_inputs(
     pipe: Pipeline, images: Sequence[Image], prompts: Sequence[str], timestep: int, seed: int = 0
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return a U-Net's arguments for pictures at a noise level, each with its prompt.
 
     `timestep` is one of the training schedule's, 0 (no noise) to 999; the noise depends on the seed
@@ -71,7 +71,7 @@ def scaled(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def outputs(
-    unet: nn.Module, inputs: Mapping[str, Any], names: Sequence[str]
+    unet: nn.Module, inputs: Mapping[str, object], names: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Return the outputs of modules in one forward pass, each (n, positions, channels), float32."""
     with FeatureHooks(unet, names) as hooks:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from koala_nb.core.catalog import data_folder, find
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from koala_nb.speed.timing import Row
 
 SYSTEM, GPU = "koala-lightning-700m", "RTX 4090 24GB"  # the example where nothing was measured
 OURS = "koala_nb.generate"  # the variant of that name in benchmark-generation-*.json
@@ -58,7 +60,7 @@ def run_cost(
     return table
 
 
-def record_cost(images: int, rate: float, measured: Sequence[dict[str, Any]]) -> list[dict]:
+def record_cost(images: int, rate: float, measured: Sequence[Row]) -> list[Row]:
     """Return one row per variant of `studies.records`: seconds of one process, and GPUs as fast.
 
     Each variant's seconds a record are those at the largest count measured, with the 95 % interval
@@ -83,7 +85,7 @@ def rate_in(file: Path) -> float:
     return max(float(row["images_a_second"]) for row in rows)
 
 
-def _rows(file: Path, command: str, columns: set[str]) -> list[dict[str, Any]]:
+def _rows(file: Path, command: str, columns: set[str]) -> list[Row]:
     """Return the rows of a stored benchmark, each with these columns."""
     try:
         rows = json.loads(file.read_text("utf-8"))["rows"]
@@ -147,7 +149,7 @@ def _disk(images: int, run: Path | None, side: int) -> str:
     return f"{taken}, the mean of {len(sizes)} in {run}"
 
 
-def _print_records(images: int, rate: float, measured: Sequence[dict[str, Any]]) -> None:
+def _print_records(images: int, rate: float, measured: Sequence[Row]) -> None:
     import pandas as pd
 
     for form in ("JSON lines", "Parquet"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from koala_nb.display.figures import COLORS, MARKERS, STYLE, show, styled_axes
+from koala_nb.speed.timing import Row
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Row]
 
 
 def show_scaling(rows: Rows) -> None:
@@ -33,12 +33,8 @@ def show_scaling(rows: Rows) -> None:
                     np.array([1e3 * row[key] / row["batch"] for row in cases])
                     for key in ("seconds", "low", "high")
                 )
-                look: dict[str, Any] = {
-                    "marker": MARKERS[index],
-                    "color": COLORS[index],
-                    "capsize": 3,
-                }
-                axis.errorbar(x, middle, [middle - low, high - middle], label=name, **look)
+                ends, marker, color = [middle - low, high - middle], MARKERS[index], COLORS[index]
+                axis.errorbar(x, middle, ends, label=name, marker=marker, color=color, capsize=3)
                 texts += [f"{name}, {size} px, batch {b}: {v:.0f}" for b, v in zip(x, middle)]
             axis.set_xscale("log", base=2)
             axis.set_xticks(x, [str(batch) for batch in x])
@@ -92,16 +88,14 @@ def show_variants(rows: Rows) -> None:
     """
     names = [row["way"] + ("" if row["same_image"] else " (another image)") for row in rows]
     with styled_axes(7.2, 0.9 + 0.34 * len(rows)) as (figure, axis):
-        look: dict[str, Any] = {
-            "height": 0.62,
-            "capsize": 3,
-            "edgecolor": COLORS[0],
-            "ecolor": "0.2",
-        }
+        error = {"capsize": 3, "ecolor": "0.2"}
         for at, row in enumerate(rows):
             color, hatch = (COLORS[0], None) if row["same_image"] else ("white", "///")
             ends = [[row["ratio"] - row["low"]], [row["high"] - row["ratio"]]]
-            axis.barh(at, row["ratio"], xerr=ends, color=color, hatch=hatch, **look)
+            bar = axis.barh(
+                at, row["ratio"], 0.62, xerr=ends, error_kw=error, color=color, hatch=hatch
+            )
+            bar[0].set_edgecolor(COLORS[0])
         axis.set_yticks(range(len(rows)), names)
         axis.tick_params(axis="y", length=0)
         axis.invert_yaxis()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,14 +19,13 @@ from koala_nb.generation.generate import decode_latent, decoding_dtype
 from koala_nb.models import random_weights
 from koala_nb.models.load import load, silence_logging
 from koala_nb.speed.roofline import inputs_like, limit_seconds, machine_rates, unet_work
-from koala_nb.speed.timing import peak_gb, print_rows, time_interleaved, write_result
+from koala_nb.speed.timing import Row, peak_gb, print_rows, time_interleaved, write_result
 from koala_nb.stats.estimates import median_interval, ratio_interval
 
 if TYPE_CHECKING:
     from torch import nn
 
 ENCODERS, UNET, VAE = PARTS = ("text encoders", "U-Net, one step", "VAE")
-Row = dict[str, Any]
 Modules = Mapping[str, "nn.Module"]
 Case = tuple[Row, Callable[[], object]]
 
@@ -123,9 +122,7 @@ def whole_images(rows: Sequence[Row]) -> list[Row]:
     return images
 
 
-def rooflines(
-    rows: Sequence[Row], rates: Mapping[str, Any], modules: Mapping[str, Modules]
-) -> list[Row]:
+def rooflines(rows: Sequence[Row], rates: Row, modules: Mapping[str, Modules]) -> list[Row]:
     """Return one row per measured, guided U-Net case: work, least seconds, share of the limit.
 
     `rates`: of `roofline.machine_rates`; `modules`: each system's parts.
@@ -181,7 +178,7 @@ def write_benchmark(
     rates = machine_rates(str(place), dtype)
     results = {"rows": rows, "images": whole_images(rows), "machine": rates}
     results["roofline"] = rooflines(rows, rates, modules)
-    options: dict[str, Any] = {"systems": systems, "sizes": sizes, "batches": batches}
+    options: Row = {"systems": systems, "sizes": sizes, "batches": batches}
     options |= {"device": device, "dtype": dtype, "repeats": repeats}
     options |= {"limit_gb": limit_gb, "name": name}
     file = f"latency-{name or systems[0]}"

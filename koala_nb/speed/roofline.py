@@ -6,7 +6,6 @@ Nothing here needs weights: operations, traffic and peak memory are counted on t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from koala_nb.models.random_weights import parts
 from koala_nb.models.unet import build_unet, costs, meta_inputs
-from koala_nb.speed.timing import peak_gb, seconds_of
+from koala_nb.speed.timing import Row, peak_gb, seconds_of
 
 
 class FusedAttention(TorchFunctionMode):
@@ -61,7 +60,7 @@ class Traffic(TorchDispatchMode):
 
 def inputs_like(
     unet: nn.Module, latent: int, images: int, tokens: int, device: str, dtype: torch.dtype
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return random arguments of one U-Net pass over latents (images, 4, latent, latent)."""
 
     def make(like: torch.Tensor) -> torch.Tensor:
@@ -77,7 +76,7 @@ def inputs_like(
 
 
 def unet_work(
-    system: str | Mapping[str, Any],
+    system: str | Mapping[str, object],
     latent: int,
     images: int,
     dtype: str = "float32",
@@ -126,7 +125,7 @@ def predicted_gb(system: str, size: int) -> dict[str, float]:
     return {"weights": weights, "unet": unet, "vae": decoder, "total": weights + max(unet, decoder)}
 
 
-def machine_rates(device: str = "cpu", dtype: str = "float32", repeats: int = 9) -> dict[str, Any]:
+def machine_rates(device: str = "cpu", dtype: str = "float32", repeats: int = 9) -> Row:
     """Measure the best rate of a convolution (flop/s) and of a copy (bytes/s, read and written).
 
     The convolution is 1 x 1 on (1, 2048, 32, 64): a product of matrices of side 2,048, computed by
@@ -148,6 +147,6 @@ def machine_rates(device: str = "cpu", dtype: str = "float32", repeats: int = 9)
     }
 
 
-def limit_seconds(work: Mapping[str, float], rates: Mapping[str, Any]) -> float:
+def limit_seconds(work: Mapping[str, float], rates: Row) -> float:
     """Return the least time of this work at these rates: its slower side counts."""
     return max(work["flops"] / rates["flop_rate"], work["bytes"] / rates["bandwidth"])

@@ -18,7 +18,7 @@ import torch
 from koala_nb.generation.generate import generate
 from koala_nb.models.load import load, model_info
 from koala_nb.speed.cost import OURS
-from koala_nb.speed.timing import print_rows, time_interleaved, write_result
+from koala_nb.speed.timing import Row, print_rows, time_interleaved, write_result
 from koala_nb.stats.estimates import ratio_interval
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def compare(
     size: int | None,
     repeats: int,
     shortcuts: Mapping[str, Shortcut] | None = None,
-) -> tuple[list[dict[str, Any]], Run]:
+) -> tuple[list[Row], Run]:
     """Return one row per variant, and a run of the variant `OURS`.
 
     A row: images per second, ratio to the loop with its interval over the rounds, largest and mean
@@ -125,7 +125,7 @@ def measure(
     repeats: int = 7,
     threads: Sequence[int] = (),
     shortcuts: Mapping[str, Shortcut] | None = None,
-) -> tuple[Pipeline, dict[str, Any]]:
+) -> tuple[Pipeline, Row]:
     """Compare at each number of threads, torch's own by default; print and return the rows.
 
     Returns the pipeline, and rows and recipe for the results file.

@@ -17,6 +17,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import environment, write_json
 
+Row = dict[str, Any]  # of a stored benchmark
+
 
 def seconds_of(call: Callable[[], object], device: str = "cpu") -> float:
     """Return the seconds that a call takes; on a GPU all of its work is included."""
@@ -123,7 +125,7 @@ def peak_gb(call: Callable[[], object], device: str = "cpu") -> float:
     return live.peak / 1e9
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_rows(rows: Sequence[Row]) -> None:
     """Print each row as a dict, numbers with four digits after the point."""
     for row in rows:
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
@@ -132,10 +134,10 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 def write_result(
     name: str,
     command: str,
-    options: Mapping[str, Any],
+    options: Row,
     out: Path | None,
     device: str | None,
-    **results: Any,
+    **results: object,
 ) -> Path:
     """Write `<out>/benchmark-<name>.json`: command, options, environment, results.
 

@@ -7,7 +7,7 @@ each interval holds the truth: `studies.coverage`, `data/results/coverage.json`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Values = Sequence[Any] | np.ndarray  # one entry an image
+Row = dict[str, Any]  # of `estimates_frame`
 COLUMNS = ("id", "label", "value", "low", "high", "n", "clusters", "method", "scorer")
 UPPER = 0.975  # the quantile at the upper end of every interval here: all are of 95 %
 FEW_CLUSTERS, IMAGES_A_CLUSTER = 20, 4  # fewer clusters count as 4 images each, at most
@@ -44,7 +45,7 @@ def estimate_row(
     clusters: int | None = None,
     method: str = "",
     scorer: str = "",
-) -> dict[str, Any]:
+) -> Row:
     """Return one row of `estimates_frame`.
 
     id: for code, such as "text.long.exact"; label: for people; clusters: how many (prompts) the n
@@ -56,7 +57,7 @@ def estimate_row(
     return dict(zip(COLUMNS, (id, label, *estimate, clusters, method, scorer)))
 
 
-def estimates_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def estimates_frame(rows: Iterable[Row]) -> pd.DataFrame:
     """Return rows of `estimate_row` as the one tidy frame of results, with exactly `COLUMNS`.
 
     ValueError where two rows have the same id.
