@@ -30,7 +30,7 @@ TYPED = [
     ("report 12", "No notebook '12'"),
     ("report notes.txt", "No notebook 'notes.txt'"),
     ("report broken.ipynb", "broken.ipynb is not a notebook"),
-    ("report 11 -p modle=x", "has no parameter 'modle': did you mean 'model'?"),
+    ("report 11 -p modle=x", "has no parameter 'modle'. Did you mean 'model'?"),
     ("report 11 -p model=nano-koalla", "Did you mean 'nano-koala'?"),
     ("refresh 12", "No notebook '12'"),
     ("probe tone", "choose one of text, composition"),

@@ -77,14 +77,11 @@ def write(tmp_path):
 ESTIMATE = "sections.latency.estimates.0"
 
 
-ESTIMATE = "sections.latency.estimates.0"
-
-
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
         ("model.system", "my-model", "model.system is 'my-model'"),
-        ("model.system", "nano-koala", "an embedded model"),
+        ("model.system", "nano-koala", "embedded models are"),
         ("model.source", "someone/else", "load koala-lightning-700m from etri-vilab"),
         ("model.revision", "weights-0011", "so that it is a commit"),
         ("model.revision", None, "so that it is a commit"),

@@ -16,7 +16,7 @@ import pytest
 from koala_nb.core import files
 from koala_nb.report import run
 from koala_nb.report.page import NOT_IN_REPORT, render_page
-from koala_nb.report.run import ReportFailed, heartbeat, process_identity, status
+from koala_nb.report.run import ReportFailed, process_identity, status
 
 PARAMETERS = (
     'name: str = "a"  # a text\n'
@@ -52,7 +52,7 @@ def notebook(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"cuont": 2}, ["no parameter 'cuont'", "did you mean 'count'"]),
+        ({"cuont": 2}, ["no parameter 'cuont'", "Did you mean 'count'"]),
         ({"count": "5"}, ["'count'", "'5'", "type int"]),
         ({"count": 5.0}, ["'count'", "5.0", "type int"]),
         ({"count": True}, ["'count'", "True", "type int"]),
@@ -92,15 +92,7 @@ def test_text_of_another_type_is_refused(notebook, given):
         run.check(notebook(), given, text=True)
 
 
-def test_a_parameter_without_a_type_is_refused(notebook, tmp_path):
-    book = nbformat.read(path := notebook(), as_version=4)
-    book.cells[1].source = "count = 1"
-    nbformat.write(book, path)
-    with pytest.raises(ValueError, match="'count = 1' is not typed"):
-        run.parameters_of(path)
-
-
-@pytest.mark.parametrize("line", ["%time n: int = 1", "n: int = 2 * 3", "n: int = 'x'"])
+@pytest.mark.parametrize("line", ["n = 1", "%time n: int = 1", "n: int = 2 * 3", "n: int = 'x'"])
 def test_a_parameter_that_is_no_plain_value_is_refused(notebook, line):
     book = nbformat.read(path := notebook(), as_version=4)
     book.cells[1].source = line
@@ -316,23 +308,8 @@ def test_a_later_process_of_the_same_number_is_not_the_run(tmp_path):
     assert write_status(tmp_path, **init | {"pid": 2**22 + 1}) == "failed"
 
 
-def test_a_run_elsewhere_is_dead_once_it_has_been_silent(tmp_path):
-    elsewhere = {**process_identity(), "host": "elsewhere"}
-    assert write_status(tmp_path, **elsewhere) == "running"
-    long_ago = time.time() - run.SILENT - 1
-    os.utime(tmp_path / "status.json", (long_ago, long_ago))
-    assert status(tmp_path)["state"] == "failed"
-
-
-def test_a_run_gives_a_sign_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "HEARTBEAT", 0.01)
-    (file := tmp_path / "status.json").write_text("{}")
-    os.utime(file, (0, 0))
-    with heartbeat(file):
-        limit = time.monotonic() + 30
-        while file.stat().st_mtime == 0 and time.monotonic() < limit:
-            time.sleep(0.01)
-    assert file.stat().st_mtime > 0
+def test_a_run_on_another_machine_is_left_alone(tmp_path):
+    assert write_status(tmp_path, **process_identity() | {"host": "elsewhere"}) == "running"
 
 
 @pytest.mark.parametrize("text", ["{}", '{"state": "running"}', '{"state": 7}'])

@@ -1,7 +1,7 @@
 """The published statements on KOALA, the rule that decides each, and the verdict of a report.
 
-The rules stand here as code and in words, before any result. A statement on images is decided for
-the model of the report, by one estimate that its id names.
+The statements and rules stand in `data/reference/claims.yaml`, fixed before any result. A statement
+on images is decided for the model of the report, by one estimate that its id names.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from koala_nb.core import card
 from koala_nb.report.measures import (
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
     from koala_nb.models.load import ModelInfo
 
+FILE = Path(__file__).resolve().parents[2] / "data" / "reference" / "claims.yaml"
 HOLDS, NOT, UNTESTED = "holds", "does not hold", "not tested"
 LONG_TEXT, CEILING = "text.long.exact_folded", "text.reader.long.exact_folded"
 COMPLEX, INDEPENDENT = "composition.complex.difference", "composition.complex.expected"
@@ -59,9 +64,7 @@ class Claim:
     claim: str
     source: str
     rule: str
-    decide: Decide
     on_images: bool = False
-    is_limitation: bool = False
 
 
 def decide(evidence: Evidence) -> list[dict[str, Any]]:
@@ -69,12 +72,13 @@ def decide(evidence: Evidence) -> list[dict[str, Any]]:
     name, embedded = evidence.info.name, evidence.info.domain != "photographic"
     rows = []
     for claim in claims():
-        # KOALA's card speaks of KOALA: an embedded model was trained on other data.
-        of_model = f" (of {name}, by its own training data)"
-        text = claim.claim + (of_model if claim.is_limitation and embedded else "")
-        model = name if claim.on_images else None
+        text = claim.claim
+        if embedded and claim.id.startswith("limitation."):
+            # KOALA's card speaks of KOALA: an embedded model was trained on other data.
+            text += f" (of {name}, by its own training data)"
         row = {"id": claim.id, "claim": text, "source": claim.source, "rule": claim.rule}
-        rows.append(row | {"model": model} | claim.decide(evidence))
+        model = name if claim.on_images else None
+        rows.append(row | {"model": model} | DECISIONS[claim.id](evidence))
     return rows
 
 
@@ -181,113 +185,51 @@ def is_gpu(device: str, published: str) -> bool:
     return bool(re.search(rf"\b{model}\b(?! ?(Ti|D|Super|Laptop)\b)", device, re.I))
 
 
-def _never(why: str) -> Decide:
-    return lambda evidence: _untested(why)
+DECISIONS: dict[str, Decide] = {
+    "card.parameters": _counted("parameters"),
+    "card.reduction": _counted("reduction"),
+    "card.checkpoint": _counted("checkpoint"),
+    "card.transformer_blocks": _counted("transformer blocks"),
+    "card.mid_block": _counted("mid block"),
+    "limitation.long_text": _long_text,
+    "limitation.complex_prompts": _difference(
+        "composition", COMPLEX, "no prompts of both kinds here", INDEPENDENT
+    ),
+    "limitation.data_dependence": _difference(
+        "frequency",
+        RAREST,
+        "the frequencies in this model's training data are not known: give a table of them",
+    ),
+    "figure.latency": _latency,
+    "card.training": lambda evidence: _untested("the training code is not public"),
+    "card.out_of_scope": lambda evidence: _untested("no image can decide this"),
+}
 
 
+@cache
 def claims() -> list[Claim]:
     """Return the statements of the model card, and of the authors' figure, with their rules."""
-    facts, source = card.CARD, card.CARD_SOURCE
     lines = {str(line["U-Net"]): line for line in card.CARD_TABLE}
-    long_text, complex_prompts, dependence = facts.limitations
     planned = (
         f"from images that count for {required_sample_size()} independent ones or more, at an "
         f"assumed correlation of {CORRELATION:g} between a prompt's"
     )
-    less = f"does not where it lies above -{DIFFERENCE}; {planned}, on either side"
-    seconds, *_ = card.LATENCY_FIGURE["KOALA-Lightning-700M"][2] or (None,)
-
-    def stated(quantity: str) -> str:
-        return ", ".join(f"{name} {_text(lines[name][quantity])}" for name in UNETS)
-
-    def counted(id: str, quantity: str, text: str, rule: str) -> Claim:
-        return Claim(f"card.{id}", f"{quantity}: {text}", source, rule, _counted(quantity))
-
-    def limitation(id: str, text: str, rule: str, decided: Decide) -> Claim:
-        claim = f"limitation: {text}"
-        return Claim(f"limitation.{id}", claim, source, rule, decided, True, True)
-
+    words = vars(card.CARD) | {
+        quantity.replace(" ", "_"): ", ".join(f"{u} {_text(lines[u][quantity])}" for u in UNETS)
+        for quantity in ("parameters", "checkpoint", "transformer blocks", "mid block")
+    }
+    words |= {"planned": planned, "legible": LEGIBLE, "timed": TIMED, "slower": SLOWER}
+    words["not_less"] = f"does not where it lies above -{DIFFERENCE}; {planned}, on either side"
+    words["seconds"], *_ = card.LATENCY_FIGURE["KOALA-Lightning-700M"][2] or (None,)
+    sources = {"card": card.CARD_SOURCE, "figure": card.FIGURE_SOURCE}
+    rows = yaml.safe_load(FILE.read_text("utf-8"))
     return [
-        counted(
-            "parameters",
-            "parameters",
-            stated("parameters"),
-            "built from its configuration, each U-Net has so many millions, rounded or cut",
-        ),
-        counted(
-            "reduction",
-            "reduction",
-            facts.compression,
-            "parameters are fewer than SDXL-Base's by this per cent, cut to a whole one",
-        ),
-        counted(
-            "checkpoint",
-            "checkpoint",
-            stated("checkpoint"),
-            "parameters x 2 or 4 bytes, in GB or GiB, give the size",
-        ),
-        counted(
-            "transformer_blocks",
-            "transformer blocks",
-            stated("transformer blocks"),
-            "the depths of the down stages, built, are the stated ones",
-        ),
-        counted(
-            "mid_block",
-            "mid block",
-            stated("mid block"),
-            "each U-Net, built, has one or none as stated",
-        ),
-        limitation(
-            "long_text",
-            long_text,
-            "the share of images that show a long text (of 16 or more characters) as asked: holds "
-            "where its interval lies below half of what the reader surely reads of such texts in a "
-            f"font (the low end of its ceiling), does not where above {LEGIBLE}; {planned}; that "
-            f"low end must be above {LEGIBLE}",
-            _long_text,
-        ),
-        limitation(
-            "complex_prompts",
-            complex_prompts,
-            "images with everything right, prompts of 3 or more atoms less those of 1: holds where "
-            f"the interval lies below 0, {less}. It tells nothing of what binds an attribute to "
-            "its object: more atoms can fail, also independently",
-            _difference("composition", COMPLEX, "no prompts of both kinds here", INDEPENDENT),
-        ),
-        limitation(
-            "data_dependence",
-            dependence,
-            "concepts drawn right, the fifth that training showed most rarely less the most "
-            f"frequent one: holds where the interval lies below 0, {less}",
-            _difference(
-                "frequency",
-                RAREST,
-                "the frequencies in this model's training data are not known: give a table of them",
-            ),
-        ),
         Claim(
-            "figure.latency",
-            f"latency: KOALA-Lightning-700M {seconds} s on an RTX 4090, and others",
-            card.FIGURE_SOURCE,
-            "a system, recipe, size and GPU of that figure, in float16: holds where the interval "
-            f"of an image's seconds, over batches of {TIMED} or more images in all, ends at "
-            f"{SLOWER} times the published ones or before, does not where it begins above",
-            _latency,
-            True,
-        ),
-        Claim(
-            "card.training",
-            f"training: {facts.training}",
-            source,
-            "none: images cannot tell how it was trained",
-            _never("the training code is not public"),
-        ),
-        Claim(
-            "card.out_of_scope",
-            f"out of scope: {facts.out_of_scope}",
-            source,
-            "none: it is about what is said of a picture",
-            _never("no image can decide this"),
-        ),
+            row["id"],
+            row["claim"].format(**words),
+            sources[row["source"]],
+            row["rule"].format(**words),
+            row.get("on_images", False),
+        )
+        for row in rows
     ]

@@ -15,6 +15,20 @@ NUMBER = re.compile("([-\u2212+]?[0-9][0-9,]*([.][0-9]+)?( ?(%|s|GB|MB|ms))?|[-\
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
+def fill_template(name: str, **values: Any) -> str:
+    """Return one of TEMPLATES with its values filled in; in HTML every text is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    jinja = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return jinja.get_template(name).render(values)
+
+
 def render_page(notebook: Path) -> str:
     """Render an executed notebook as one page: outputs and prose, no code, nothing from a network.
 

@@ -15,6 +15,7 @@ from koala_nb.display.tables import format_interval, format_number, show_table
 from koala_nb.report import measures, results
 from koala_nb.report import run as reports
 from koala_nb.report.claims import HOLDS, NOT, UNTESTED
+from koala_nb.report.page import fill_template
 
 if TYPE_CHECKING:
     from koala_nb.report.audit import Audit
@@ -32,6 +33,7 @@ TITLES = {
 }
 RISKS = ("demographics", "safety")  # of the model card's last part
 RECORD_COLUMNS = ("prompt", "seed", "steps", "guidance", "width", "height", "file")
+COMPARISON = "The card's table against configurations; latencies are quoted"
 SAMPLES = 6  # images of a probe that the page shows
 WORDS = 5  # of a prompt, whose maps are shown
 HOW_TO_SUBMIT = (
@@ -185,16 +187,8 @@ def _show_samples(audit: Audit, name: str) -> None:
 
 def show_claims(claims: Sequence[Mapping[str, Any]]) -> None:
     """Display each statement, its verdict, the figures that decide, its rule and its source."""
-    head = "".join(f'<th scope="col">{t}</th>' for t in ("statement", "verdict", "what decides"))
-    body = "".join(
-        f'<tr class="{c["verdict"].replace(" ", "-")}"><th scope="row">{escape(c["claim"])}</th>'
-        f'<td class="status">{escape(c["verdict"])}</td><td>{escape(_reason(c))}<br>'
-        f"<small>Rule: {escape(c['rule'])}. Source: {escape(c['source'])}.</small></td></tr>"
-        for c in claims
-    )
-    caption = "<caption>Published statements and what this report says of them.</caption>"
     text = "\n".join(f"{c['claim'].rstrip('.')}: {c['verdict']}. {_reason(c)}" for c in claims)
-    show_html(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", text)
+    show_html(fill_template("claims.html.j2", claims=claims, reason=_reason), text)
 
 
 def _reason(claim: Mapping[str, Any]) -> str:
@@ -230,19 +224,14 @@ def _show_card(audit: Audit) -> None:
     show_table(rows, f"KOALA-Lightning-700M, in our words. Source: {facts.source}")
 
 
-def published_latency() -> pd.DataFrame:
-    """Return the published latency (s) and peak memory (GB), one row per system."""
+def _show_published_latency(audit: Audit) -> None:
     rows = {
         system: ["out of memory" if v is None else f"{v[0]:.2f} s, {v[1]:.1f} GB" for v in values]
         for system, values in card.LATENCY_FIGURE.items()
     }
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(card.LATENCY_GPUS))
-    return frame.rename_axis("system")
-
-
-def _show_published_latency(audit: Audit) -> None:
     source = f"Source: {card.FIGURE_SOURCE}; {card.LATENCY_CONDITIONS}"
-    show_table(published_latency(), f"Latency, peak memory. {source}")
+    show_table(frame.rename_axis("system"), f"Latency, peak memory. {source}")
 
 
 def _show_identity(audit: Audit) -> None:
@@ -265,14 +254,6 @@ def _show_identity(audit: Audit) -> None:
     }
     show_table(rows, "The model of this report and its settings")
     show_table(files.versions(), "Software of this report")
-
-
-def _show_images(audit: Audit) -> None:
-    figures.show_images(audit.run)
-
-
-def _show_comparison(audit: Audit) -> None:
-    show_table(audit.comparison, "The card's table against configurations; latencies are quoted")
 
 
 def _show_attention(audit: Audit) -> None:
@@ -358,8 +339,8 @@ PARTS: dict[str, Callable[[Audit], None]] = {
     "card": _show_card,
     "published latency": _show_published_latency,
     "identity": _show_identity,
-    "images": _show_images,
-    "comparison": _show_comparison,
+    "images": lambda audit: figures.show_images(audit.run),
+    "comparison": lambda audit: show_table(audit.comparison, COMPARISON),
     "attention": _show_attention,
     "latency": _show_timing,
     "quality": _show_quality,
@@ -371,55 +352,16 @@ PARTS: dict[str, Callable[[Audit], None]] = {
 def model_card(results: results.Results) -> str:
     """Return Markdown for a model's page on the hub, from a report's results, without any link."""
     plain = results.to_json()
-    model, sections = plain["model"], plain["sections"]
-    settings = "; ".join(f"{k} {v}" for k, v in plain["settings"].items() if k != "seeds")
-    parts = [
-        f"> **{escaped(plain['banner'])}.**" if plain["banner"] else "",
-        "## Evaluation",
-        f"Model: {escaped(model['system'])}, revision {escaped(model['revision'])}, "
-        f"{escaped(model['dtype'])}. Settings: {escaped(settings)}; all else as the recipe has it. "
-        "Intervals are of 95 %. Shares are 0 to 1.",
-        *(f"- {escaped(sentence)}" for sentence in plain["summary"][:1]),
-    ]
-    parts += [
-        _card_section(name, s)
-        for name, s in sections.items()
-        if name not in ("architecture", *RISKS)
-    ]
-    parts += ["## Bias, Risks, and Limitations"]
-    parts += [_card_section(name, sections[name]) for name in RISKS if name in sections]
-    rows = [
-        (
-            c["claim"],
-            c["verdict"],
-            "" if c["value"] is None else _interval(c),
-            c["n"] or "",
-            c["why"],
-        )
-        for c in plain["claims"]
-    ]
-    header = ("published statement", "verdict", "value (95 % interval)", "n", "why")
-    parts += ["### Published statements", markdown_table(header, rows)]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _card_section(name: str, section: Mapping[str, Any]) -> str:
-    runs = {"estimates": "this run", "stored": "stored run"}
-    rows = [
-        (e["label"], _interval(e), format_number(e["n"]), run, e["scorer"])
-        for key, run in runs.items()
-        for e in section[key]
-    ]
-    header = ("measure", "value (95 % interval)", "n", "run", "instrument")
-    missing = escaped(f"Not tested. {section['why']}".strip())
-    return f"### {section_title(name)}\n\n" + (markdown_table(header, rows) if rows else missing)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a Markdown table; every text is escaped."""
-    lines = [header, ["---"] * len(header)]
-    texts = [[escaped(value) for value in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [*lines, *texts])
+    titles = {name: section_title(name) for name in plain["sections"]}
+    return fill_template(
+        "model_card.md.j2",
+        **plain,
+        titles=titles,
+        risks=RISKS,
+        escaped=escaped,
+        interval=_interval,
+        number=format_number,
+    )
 
 
 def escaped(text: Any) -> str:

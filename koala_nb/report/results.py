@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from sys import float_info
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -183,93 +182,73 @@ def receipts_folder() -> Path:
 def receipt_problems(file: str | Path) -> list[str]:
     """Return all that keeps a results.json from being a receipt, a sentence each; [] for none.
 
-    OSError or ValueError for a file that cannot be read or is no JSON object.
+    What its fields hold is looked at once they are all there and of the right types. OSError or
+    ValueError for a file that cannot be read or is no JSON object.
     """
-    content = read_json(Path(file))
     try:
-        Results.model_validate(content)
-        problems = []
+        results = Results.model_validate(read_json(Path(file)))
     except ValidationError as error:
-        problems = _problems(error)
-    checks = (_model_problems, _estimate_problems, _machine_problems)
-    return [*problems, *(problem for check_of in checks for problem in check_of(content))]
+        return _problems(error)
+    return [
+        *_model_problems(results),
+        *_estimate_problems(results),
+        *_machine_problems(results.environment),
+        *(
+            f"{place} holds a path of your machine ({text[:60]!r}): remove it."
+            for place, text in _texts(results.to_json())
+            if HOST.search(text)
+        ),
+    ]
 
 
-def _part(value: Any, name: str) -> Mapping[str, Any]:
-    # A part of the wrong type is the schema's to name; here it holds nothing.
-    part = value.get(name) if isinstance(value, Mapping) else None
-    return part if isinstance(part, Mapping) else {}
-
-
-def _model_problems(content: Mapping[str, Any]) -> Iterator[str]:
-    model = _part(content, "model")
-    name, revision = model.get("system"), model.get("revision")
-    system = next((s for s in catalog.SYSTEMS if s.name == name), None)
+def _model_problems(results: Results) -> Iterator[str]:
+    model = results.model
+    system = next((s for s in catalog.SYSTEMS if s.name == model.system), None)
     if system is None:
-        yield f"model.system is {name!r}: measure a system that `koala-nb systems` lists."
+        yield f"model.system is {model.system!r}: measure a system that `koala-nb systems` lists."
     elif system.embedded:
-        yield f"model.system is {name}: an embedded model is measured in the project itself."
-    elif model.get("source") != system.repository:
-        yield f"model.source is {model.get('source')!r}: load {name} from {system.repository}."
-    if not isinstance(revision, str) or not COMMIT.fullmatch(revision):
-        yield f"model.revision is {revision!r}: load from the hub, so that it is a commit."
-    if content.get("banner"):
+        yield f"model.system is {model.system}: embedded models are measured in the project itself."
+    elif model.source != system.repository:
+        yield f"model.source is {model.source!r}: load {model.system} from {system.repository}."
+    if not COMMIT.fullmatch(model.revision or ""):
+        yield f"model.revision is {model.revision!r}: load from the hub, so that it is a commit."
+    if not model.device:
+        yield "model.device is missing: say on which device it was measured."
+    if results.banner:
         yield "banner is set: it stands only over results of embedded models."
 
 
-def _estimates(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield (section, id, estimate) of a results.json, key figures among them."""
-    for section, part in _part(content, "sections").items():
-        listed = part.get("estimates") if isinstance(part, Mapping) else None
-        for one in listed if isinstance(listed, list) else ():
-            if isinstance(one, Mapping):
-                yield section, str(one.get("id", one.get("name"))), one
-    for name, one in _part(content, "key_figures").items():
-        if isinstance(one, Mapping):
-            yield "key_figures", name, one
-
-
-def _estimate_problems(content: Mapping[str, Any]) -> Iterator[str]:
-    counts: dict[str, Any] = {}
-    estimates = list(_estimates(content))
+def _estimate_problems(results: Results) -> Iterator[str]:
+    estimates: list[tuple[str, str, KeyFigure]] = [
+        (name, one.id, one) for name, part in results.sections.items() for one in part.estimates
+    ]
+    estimates += [("key_figures", id, one) for id, one in results.key_figures.items()]
     if not estimates:
         yield "sections hold no estimate: there is nothing measured to submit."
-    for section, name, one in estimates:
-        low, value, high, n = (one.get(key) for key in ("low", "value", "high", "n"))
-        is_known = all(map(_is_finite, (low, value, high)))
-        if is_known and not low <= value <= high:  # type: ignore[operator]
-            ends = f"{low} to {high}"
-            yield f"{section}, {name}: the interval {ends} does not hold its value {value}."
-        if counts.setdefault(name, n) != n:
-            yield f"{section}, {name}: n is {n}, elsewhere {counts[name]}: one estimate, one n."
+    counts: dict[str, int] = {}
+    for section, id, e in estimates:
+        if None not in (e.low, e.value, e.high) and not e.low <= e.value <= e.high:  # type: ignore[operator]
+            ends = f"{e.low} to {e.high}"
+            yield f"{section}, {id}: the interval {ends} does not hold its value {e.value}."
+        if counts.setdefault(id, e.n) != e.n:
+            yield f"{section}, {id}: n is {e.n}, elsewhere {counts[id]}: one estimate, one n."
 
 
-def _is_finite(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) <= float_info.max
-
-
-def _machine_problems(content: Mapping[str, Any]) -> Iterator[str]:
-    environment = _part(content, "environment")
+def _machine_problems(environment: Mapping[str, str | int | None]) -> Iterator[str]:
     for name in NAMED:
         if not environment.get(name) or not isinstance(environment[name], str):
             yield f"environment.{name} is missing: make the file with `koala-nb report`."
-    if not _part(content, "model").get("device"):
-        yield "model.device is missing: say on which device it was measured."
     if "host" in environment or "hostname" in environment:
         yield "environment names the host: remove that line."
-    for where, value in _leaves(content):
-        if isinstance(value, str) and HOST.search(value):
-            yield f"{where} holds a path of your machine ({value[:60]!r}): remove it."
 
 
-def _leaves(value: Any, where: str = "$") -> Iterator[tuple[str, Any]]:
+def _texts(value: object, place: str = "$") -> Iterator[tuple[str, str]]:
+    """Yield every text of a JSON value with its place."""
+    if isinstance(value, str):
+        yield place, value
     items = value.items() if isinstance(value, dict) else ()
-    parts = [*items, *(enumerate(value) if isinstance(value, list) else ())]
-    if not parts:
-        yield where, value
-    for key, one in parts:
-        yield from _leaves(one, f"{where}.{key}")
+    for key, part in [*items, *(enumerate(value) if isinstance(value, list) else ())]:
+        yield from _texts(part, f"{place}.{key}")
 
 
 def add_receipt(file: str | Path) -> Path:

@@ -6,7 +6,6 @@ Also `refresh`, which executes the committed notebooks in place.
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import json
 import os
@@ -16,13 +15,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import lru_cache
+from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from koala_nb.core import catalog, files
+from koala_nb.core.errors import nearest
 from koala_nb.core.files import read_json
 from koala_nb.report.page import render_page
 
@@ -31,7 +30,6 @@ NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 RUN_FOLDER = "KOALA_NB_RUN_FOLDER"  # how the notebook's kernel learns where its run stands
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # else a notice on its transport at each start
-HEARTBEAT, SILENT = 60, 600  # seconds: a status is touched so often; else its run is dead
 STATES = ("running", "done", "failed")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {  # of a committed notebook
@@ -65,7 +63,7 @@ def find(notebook: str | Path) -> Path:
         return NOTEBOOKS / f"{matches[0]}.ipynb"
     if not known:
         raise ValueError(f"No notebooks in {NOTEBOOKS}: install from a clone: pip install -e .")
-    raise ValueError(f"No notebook {name!r} in {NOTEBOOKS}: {_nearest(name, known)}")
+    raise ValueError(f"No notebook {name!r} in {NOTEBOOKS}.{_known(name, known)}")
 
 
 def parameters_of(path: Path) -> dict[str, tuple[type, Any]]:
@@ -118,8 +116,8 @@ def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[s
     values = {name: default for name, (_, default) in known.items()}
     for name, value in given.items():
         if name not in known:
-            message = f"{path.stem} has no parameter {files.short(name)}"
-            raise ValueError(f"{message}: {_nearest(name, known)}")
+            message = f"{path.stem} has no parameter {files.short(name)}."
+            raise ValueError(message + _known(name, known))
         declared, default = known[name]
         value = _from_text(value, declared) if text else value
         if declared is float and type(value) is int:
@@ -130,7 +128,10 @@ def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[s
                 f"give a value of type {declared.__name__}, such as {default!r}."
             )
         values[name] = value
-    _check_model(values.get("model"))
+    model = values.get("model")
+    # A folder or a hub id is for the notebook to find; a wrong name need not start a kernel.
+    if isinstance(model, str) and not {"/", "\\"} & set(model) and not os.path.exists(model):
+        catalog.find(model)
     return values
 
 
@@ -143,9 +144,8 @@ def _from_text(value: str, declared: type) -> Any:
         return value
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1, 0.4)
-    return (f"did you mean {close[0]!r}? " if close else "") + f"Known: {', '.join(known)}."
+def _known(name: str, known: Iterable[str]) -> str:
+    return f"{nearest(name, known)} Known: {', '.join(known)}."
 
 
 def run_report(
@@ -180,8 +180,7 @@ def run_report(
     files.write_json(folder / "status.json", state)
     begin = time.monotonic()
     try:
-        with heartbeat(folder / "status.json"):
-            _execute(path, folder, values)
+        _execute(path, folder, values)
         page = folder / "index.html"
         files.write_atomic(page, render_page(folder / path.name).encode())
     except BaseException as error:
@@ -196,29 +195,19 @@ def run_report(
     return page
 
 
-def _check_model(model: Any) -> None:
-    # A folder or a hub id is for the notebook to find; a wrong name need not start a kernel.
-    if isinstance(model, str) and not {"/", "\\"} & set(model) and not os.path.exists(model):
-        catalog.find(model)
-
-
 def folder_of(path: Path, values: Mapping[str, Any], out: str | Path = "reports") -> Path:
     """Return the folder of a run: the notebook, the model and a hash of all that makes the run.
 
     That is its parameters, the notebook's cells and the versions of the libraries.
     """
-    made = [values, _cells(path, path.stat().st_mtime_ns), files.versions()]
+    import nbformat
+
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    made = [values, cells, files.versions()]
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
     model = "".join(c if c.isalnum() or c in ".-" else "-" for c in str(values.get("model", "")))
     name = "-".join(part for part in (path.stem, model.strip("-.")[-60:], digest) if part)
     return (Path(out) / name).resolve()
-
-
-@lru_cache(maxsize=32)
-def _cells(path: Path, changed: int) -> list[str]:
-    import nbformat
-
-    return [cell.source for cell in nbformat.read(path, as_version=4).cells]
 
 
 def _open_folder(folder: Path, keep_done: bool) -> bool:
@@ -329,22 +318,15 @@ def status(folder: str | Path) -> dict[str, Any]:
     """Read what became of a run: its `status.json` with the state `running`, `done` or `failed`.
 
     `absent` where there is no run; a run that was killed, so that its process on this machine is
-    gone, or that has been silent on another one, reads as `failed`. OSError for a damaged file.
+    gone, reads as `failed`. OSError for a damaged file.
     """
     file = Path(folder) / "status.json"
     if not file.is_file():
         return {"state": "absent"}
     state = read_json(file)
-    silent = "host" not in state or time.time() - file.stat().st_mtime > SILENT
-    is_dead = not _is_alive(state) if is_on_this_machine(state) else silent
-    if state.get("state") not in STATES or state["state"] == "running" and is_dead:
+    if state.get("state") not in STATES or state["state"] == "running" and not _is_alive(state):
         state |= {"state": "failed", "cell": "an unknown cell", "error": "The run was killed."}
     return state
-
-
-def is_on_this_machine(state: Mapping[str, Any]) -> bool:
-    """Whether the process of a run, by its status, is one of this machine."""
-    return state.get("host") == socket.gethostname()
 
 
 def _is_alive(state: Mapping[str, Any]) -> bool:
@@ -352,16 +334,13 @@ def _is_alive(state: Mapping[str, Any]) -> bool:
     import psutil
 
     try:
+        if state["host"] != socket.gethostname():
+            return True  # nobody here can tell
         process = psutil.Process(state["pid"])
         is_same = abs(process.create_time() - state["process_start"]) < 2
         return is_same and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
-
-
-def heartbeat(file: Path) -> AbstractContextManager[None]:
-    """Touch a run's status now and then, so that other machines see that it is under way."""
-    return _every(HEARTBEAT, lambda: os.utime(file))
 
 
 def in_report() -> bool:

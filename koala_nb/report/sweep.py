@@ -12,24 +12,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from koala_nb.core import catalog, files
 from koala_nb.core.files import short
+from koala_nb.display.tables import format_number
 from koala_nb.report import run as reports
-from koala_nb.report.page import TEMPLATES
+from koala_nb.report.page import TEMPLATES, fill_template
 from koala_nb.stats import estimates as stats
 
-KEYS = ("parameters", "grid", "runs", "workers")
-ENDED = ("done", "failed")
+SHAPE = (
+    "A sweep has `grid: {name: [values]}`, `runs: [{name: value}]`, or both; `parameters: "
+    "{name: value}`, the same in all runs; and `workers: 1`, runs at a time."
+)
 IMAGES = "key_images.csv"  # of a run: one row per image and measure
 PAIR = ["section", "measure", "prompt", "seed"]  # what two runs' images are paired by
 NOTE = (
@@ -41,21 +46,30 @@ NOTE = (
 RESAMPLES = 29_999  # so that Holm over some hundreds of tests can still find something
 
 
+class SweepFile(BaseModel):
+    """What a sweep's file may hold."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    parameters: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
+    runs: list[dict[str, Any]] = []
+    workers: int = Field(1, ge=1)
+
+
 def run_sweep(
     notebook: str | Path,
     file: str | Path,
     given: Mapping[str, Any] | None = None,
     *,
     out: str | Path = "reports",
-    client: Any = None,
 ) -> tuple[Path, int]:
     """Run a notebook once for each combination of a YAML file; returns (index page, failed runs).
 
     The file holds `parameters` (name: value, the same in all runs), `grid` (name: [values], all
     combinations), `runs` (a list of combinations of their own) and `workers` (runs at a time,
-    default 1). `given` adds to `parameters`. Each run is a process of its own, or one on the
-    workers of `client` (`dask.distributed.Client`; they must see the folder `out`). Runs that are
-    done are kept, so the same call goes on after any interruption. The index is
+    default 1). `given` adds to `parameters`. Each run is a process of its own. Runs that are done
+    are kept, so the same call goes on after any interruption. The index is
     `<out>/<file's name>-<hash>/index.html`, with `sweep.json` beside it, written after every run.
     ValueError before anything runs for what the file or a combination of it has wrong.
     """
@@ -65,68 +79,43 @@ def run_sweep(
     index = out / _name(path, file, chosen)
     files.make_folder(index)
     states = [reports.status(folder) for folder in folders]
-    sweep = Sweep(index, path, chosen, folders, states)
     todo = [i for i, state in enumerate(states) if state["state"] != "done"]
     for i in todo:
         states[i] = {"state": "waiting"}
+    sweep = Sweep(index, path, chosen, folders, states)
     page = sweep.write()
-    pool = client.get_executor(pure=False) if client else ThreadPoolExecutor(workers)
-    futures = {pool.submit(_run_one, path, chosen[i], folders[i]): i for i in todo}
-    try:
-        for future in tqdm(as_completed(futures), "runs", len(todo)):
-            states[futures[future]] = _outcome(future)
-            sweep.write()
-    finally:
-        for future in futures:  # what has not begun, where this was interrupted
-            future.cancel()
-        pool.shutdown()
+    with ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(_run_one, path, chosen[i], folders[i]): i for i in todo}
+        try:
+            for future in tqdm(as_completed(futures), "runs", len(todo)):
+                states[futures[future]] = future.result()
+                sweep.write()
+        finally:
+            pool.shutdown(cancel_futures=True)  # what has not begun, where this was interrupted
     return page, sum(state["state"] == "failed" for state in states)
-
-
-def _outcome(future: Future) -> dict[str, Any]:
-    try:
-        return future.result()
-    except Exception as error:  # a worker died too often, or cannot start a process
-        return _failed(f"{type(error).__name__}: {error}")
-
-
-def _failed(error: str) -> dict[str, Any]:
-    return {"state": "failed", "cell": "no cell of its own", "error": error}
 
 
 def _run_one(path: Path, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Run one combination as `koala-nb report` in a process of its own; returns its status."""
-    if reports.folder_of(path, values, folder.parent).name != folder.name:
-        return _failed(
-            f"{socket.gethostname()} has another notebook or other versions of libraries than the "
-            "client: install the same on all machines."
-        )
     _wait(folder)
-    if (state := reports.status(folder))["state"] == "done":
-        return state
     command = [sys.executable, "-m", "koala_nb", "report", str(path), "--out", str(folder.parent)]
-    command.append("--keep-done")  # by another machine since
+    command.append("--keep-done")  # by a process that outlived another sweep
     for name, value in values.items():
         command += ["-p", f"{name}={value}"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     state = reports.status(folder)
-    if done.returncode == 2 and state["state"] in ("running", "done"):  # another call has it
-        _wait(folder)
-        if (state := reports.status(folder))["state"] == "running":
-            return _failed(f"It is under way on {state.get('host')}: call again when it has ended.")
-        return state
-    if done.returncode == 2 or state["state"] not in ENDED:  # it never came to the notebook
+    if done.returncode == 2 or state["state"] not in ("done", "failed"):  # no cell was reached
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return _failed(lines[-1].removeprefix("koala-nb: "))
+        error = lines[-1].removeprefix("koala-nb: ")
+        return {"state": "failed", "cell": "no cell of its own", "error": error}
     return state
 
 
-def _wait(folder: Path, seconds: float = 1.0) -> None:
-    # The process of a run may outlive the sweep, or the worker, that was killed over it.
-    state = reports.status(folder)
-    while state["state"] == "running" and reports.is_on_this_machine(state):
-        time.sleep(seconds)
-        state = reports.status(folder)
+def _wait(folder: Path) -> None:
+    # The process of a run may outlive the sweep that was killed over it.
+    here = socket.gethostname()
+    while (state := reports.status(folder))["state"] == "running" and state["host"] == here:
+        time.sleep(1)
 
 
 def read(path: Path, file: Path, given: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
@@ -136,19 +125,16 @@ def read(path: Path, file: Path, given: Mapping[str, Any]) -> tuple[list[dict[st
     """
     content = _content(file)
     given = {n: reports.check(path, {n: v}, text=isinstance(v, str))[n] for n, v in given.items()}
-    workers = content.get("workers", 1)
-    if type(workers) is not int or workers < 1:
-        raise ValueError(f"{file}: workers is {short(workers)}: give a whole number, 1 or more.")
-    grid, fixed = content.get("grid", {}), content.get("parameters", {}) | given
-    for name in grid:
-        if not isinstance(grid[name], list) or not grid[name]:
-            raise ValueError(f"{file}: grid, {name}: give a list of values, such as [1, 2].")
-        if name in fixed:
-            raise ValueError(f"{file}: {name} has one value for all runs and a list in the grid.")
-    chosen = [dict(zip(grid, values)) for values in product(*grid.values())] if grid else []
-    chosen += content.get("runs", [])
+    fixed = content.parameters | given
+    if twice := fixed.keys() & content.grid.keys():
+        names = ", ".join(sorted(twice))
+        raise ValueError(f"{file}: {names} has one value for all runs and a list in the grid.")
+    if empty := [name for name, values in content.grid.items() if not values]:
+        raise ValueError(f"{file}: the list of {empty[0]} in the grid is empty: give values.")
+    grid = product(*content.grid.values()) if content.grid else ()
+    chosen = [dict(zip(content.grid, values)) for values in grid] + content.runs
     if not chosen:
-        raise ValueError(f"{file} asks for no run: give a `grid` or a list of `runs`.")
+        raise ValueError(f"{file} asks for no run. {SHAPE}")
     runs: list[dict[str, Any]] = []
     for number, combination in enumerate(chosen, start=1):
         setting = ", ".join(f"{name} {short(value)}" for name, value in combination.items())
@@ -162,33 +148,26 @@ def read(path: Path, file: Path, given: Mapping[str, Any]) -> tuple[list[dict[st
         if values in runs:
             raise ValueError(f"{where} is the same as run {runs.index(values) + 1}: remove one.")
         runs.append(values)
-    return runs, workers
+    return runs, content.workers
 
 
-def _content(file: Path) -> dict[str, Any]:
+def _content(file: Path) -> SweepFile:
     import yaml
 
     if not file.is_file():
         raise ValueError(f"No sweep file {file}: give the path of a YAML file with a `grid`.")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return SweepFile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}," if mark else ""
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise ValueError(f"{file}{line} is not YAML: {problem}.") from None
-    shapes: dict[str, type] = {"parameters": dict, "grid": dict, "runs": list}
-    if not isinstance(content, dict) or (unknown := content.keys() - set(KEYS)):
-        extra = f", not {', '.join(map(short, unknown))}" if isinstance(content, dict) else ""
-        raise ValueError(f"{file}: give {', '.join(KEYS[:-1])} or {KEYS[-1]}{extra}.")
-    for name, shape_type in shapes.items():
-        part = content.get(name, shape_type())
-        rows = part if isinstance(part, list) else [part]
-        each = all(isinstance(c, dict) and all(isinstance(n, str) for n in c) for c in rows)
-        if not isinstance(part, shape_type) or not each:
-            shape = "name: value" if shape_type is dict else "- {name: value}"
-            raise ValueError(f"{file}: {name} is {short(part)}: write `{shape}` lines under it.")
-    return content
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ", ".join(map(str, first["loc"])) or "the file"
+        problem = f"{where} is {short(first['input'])}: {first['msg']}."
+        raise ValueError(f"{file}: {problem} {SHAPE}") from None
 
 
 def _name(path: Path, file: Path, combinations: Sequence[Mapping[str, Any]]) -> str:
@@ -358,27 +337,18 @@ def _difference(pairs: pd.DataFrame) -> dict[str, Any]:
 
 def html(content: Mapping[str, Any]) -> str:
     """Render a sweep's content as one page that needs no script and no network."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(TEMPLATES)
-    jinja = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    jinja.filters |= {"number": _number, "groups": _groups}
-    page: str = jinja.get_template("sweep.html.j2").render(
-        content, figures=_figures(content["runs"]), ranges=_ranges, styles=_styles()
-    )
-    return page
-
-
-def _styles() -> str:
     from markupsafe import Markup
 
-    return Markup((TEMPLATES / "report" / "report.css").read_text("utf-8"))
+    styles = Markup((TEMPLATES / "report" / "report.css").read_text("utf-8"))
+    return fill_template(
+        "sweep.html.j2",
+        **content,
+        figures=_figures(content["runs"]),
+        groups=_groups(content["comparisons"]),
+        ranges=_ranges,
+        number=partial(format_number, digits=3),
+        styles=styles,
+    )
 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[Any, Any]]]:
@@ -406,13 +376,3 @@ def _ranges(estimates: Sequence[Mapping[str, Any]]) -> list[list[float] | None]:
     known = [v for e in whole if e for v in e]
     low, span = (min(known), max(known) - min(known) or 1) if known else (0, 1)
     return [e and [round(4 + 92 * (v - low) / span, 1) for v in e] for e in whole]
-
-
-def _number(value: Any, digits: int = 3) -> str:
-    """Write a value as the tables show it: None is "unknown", and a number has three decimals."""
-    if isinstance(value, bool) or value is None:
-        return {None: "unknown", True: "yes", False: "no"}[value]
-    if not isinstance(value, float):
-        return str(value)
-    text = f"{value:,.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}")
