@@ -255,17 +255,6 @@ def test_the_schema_in_the_repository_is_that_of_the_classes():
     assert json.loads(file.read_text()) == records.Results.model_json_schema()
 
 
-def test_results_of_the_first_version_are_read(made):
-    old = made.results.to_json() | {"schema_version": 1}
-    (e,) = old["sections"]["text"]["estimates"]
-    old["sections"]["text"]["estimates"] = [
-        {"name": e["label"], "prompts": 400, "instrument": "reader 1"}
-        | {key: e[key] for key in ("value", "low", "high", "n", "method")}
-    ]
-    (read,) = records.check(old).sections["text"].estimates
-    assert (read.label, read.clusters, read.scorer) == ("text read as asked", 400, "reader 1")
-
-
 def test_the_summary_follows_the_results(made):
     first, line, *others = made.sentences
     assert first.startswith("koala-lightning-700m drew 464 images")

@@ -12,17 +12,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from koala_nb.core import catalog, files
 from koala_nb.core.files import read_json
 from koala_nb.generation import plan
-from koala_nb.stats.estimates import estimate_id
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 2  # of the schema; files of version 1 named estimates by their labels
+VERSION = 2  # of the schema
 NAMED = ("koala_nb", "python", "torch", "diffusers", "platform", "device")
 RECEIPT_COLUMNS = ("system", "device", "section", "id", "label", "value", "low", "high", "n")
 HOST = re.compile(
@@ -30,7 +29,6 @@ HOST = re.compile(
     re.I,
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
-VERSION_1 = {"name": "label", "prompts": "clusters", "instrument": "scorer"}
 
 Finite = float | None
 Count = int
@@ -57,14 +55,6 @@ class EstimateRecord(KeyFigure):
     clusters: int | None = Field(None, ge=1, description="Clusters of the interval: prompts.")
     scorer: str = Field("", description="What read the images, with its version.")
     method: str = Field("", description="How value and interval were computed.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_version_1(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "name" not in data:
-            return data
-        data = {VERSION_1.get(key, key): value for key, value in data.items()}
-        return {"id": estimate_id("version_1", str(data["label"]))} | data
 
 
 class ModelRecord(_Strict):
@@ -128,7 +118,7 @@ class Verdict(_Strict):
 class Results(_Strict):
     """results.json: all that an audit report measured. Intervals are of 95 %."""
 
-    schema_version: Literal[1, 2]
+    schema_version: Literal[2]
     model: ModelRecord
     banner: str | None = Field(description="Warning over all results of an embedded model.")
     settings: SettingsRecord
@@ -163,7 +153,7 @@ def write(results: Results, folder: Path) -> Path:
 
 
 def read(file: str | Path) -> Results:
-    """Read a results.json, also of version 1. ValueError or OSError for one that is damaged."""
+    """Read a results.json. ValueError or OSError for one that is damaged."""
     return check(read_json(Path(file)))
 
 

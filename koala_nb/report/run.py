@@ -27,7 +27,10 @@ from koala_nb.report.page import render_page
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
-TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+Value = str | int | float | bool  # of a notebook's parameter
+Values = dict[str, Value]
+Record = dict[str, Any]  # plain values for JSON
+TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 RUN_FOLDER = "KOALA_NB_RUN_FOLDER"  # how the notebook's kernel learns where its run stands
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # else a notice on its transport at each start
 STATES = ("running", "done", "failed")
@@ -66,7 +69,7 @@ def find(notebook: str | Path) -> Path:
     raise ValueError(f"No notebook {name!r} in {NOTEBOOKS}.{_known(name, known)}")
 
 
-def parameters_of(path: Path) -> dict[str, tuple[type, Any]]:
+def parameters_of(path: Path) -> dict[str, tuple[type, Value]]:
     """Read a notebook's parameters: name -> (type, default).
 
     From the cell tagged `parameters`. ValueError for a file that is no notebook, or where a
@@ -75,7 +78,7 @@ def parameters_of(path: Path) -> dict[str, tuple[type, Any]]:
     import nbformat
 
     try:
-        cells: Any = nbformat.read(path, as_version=4).cells
+        cells = nbformat.read(path, as_version=4).cells
     except OSError:
         raise
     except Exception as error:  # nbformat has errors of its own, and plain TypeErrors
@@ -91,14 +94,13 @@ def parameters_of(path: Path) -> dict[str, tuple[type, Any]]:
     return dict(_parameter(path, line) for line in lines)
 
 
-def _parameter(path: Path, line: ast.stmt) -> tuple[str, tuple[type, Any]]:
+def _parameter(path: Path, line: ast.stmt) -> tuple[str, tuple[type, Value]]:
     if isinstance(line, ast.AnnAssign) and line.value is not None:
         declared = TYPES.get(ast.unparse(line.annotation))
-        try:
+        value: Value | None = None
+        with suppress(ValueError):
             value = ast.literal_eval(line.value)
-        except ValueError:
-            value = None
-        if declared and type(value) is declared:
+        if value is not None and type(value) is declared:
             return ast.unparse(line.target), (declared, value)
     raise ValueError(
         f"{path.name}, parameters cell: {ast.unparse(line)!r} is not typed by "
@@ -106,7 +108,7 @@ def _parameter(path: Path, line: ast.stmt) -> tuple[str, tuple[type, Any]]:
     )
 
 
-def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[str, Any]:
+def check(path: Path, given: Mapping[str, Value], *, text: bool = False) -> Values:
     """Check parameters against a notebook's and return all of them, defaults included.
 
     `text=True` reads the values from command-line text. ValueError for an unknown name (with the
@@ -119,7 +121,7 @@ def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[s
             message = f"{path.stem} has no parameter {files.short(name)}."
             raise ValueError(message + _known(name, known))
         declared, default = known[name]
-        value = _from_text(value, declared) if text else value
+        value = _from_text(str(value), declared) if text else value
         if declared is float and type(value) is int:
             value = float(value)
         if type(value) is not declared or value != value or value in (inf, -inf):
@@ -135,7 +137,7 @@ def check(path: Path, given: Mapping[str, Any], *, text: bool = False) -> dict[s
     return values
 
 
-def _from_text(value: str, declared: type) -> Any:
+def _from_text(value: str, declared: type) -> Value:
     if declared is bool:
         return {"true": True, "false": False}.get(value.lower(), value)
     try:
@@ -150,12 +152,12 @@ def _known(name: str, known: Iterable[str]) -> str:
 
 def run_report(
     notebook: str | Path,
-    parameters: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Value] | None = None,
     *,
     out: str | Path = "reports",
     text: bool = False,
     keep_done: bool = False,
-    **values: Any,
+    **values: Value,
 ) -> Path:
     """Execute a notebook with parameters and write `<out>/<run>/index.html`; returns its path.
 
@@ -170,7 +172,7 @@ def run_report(
     folder = folder_of(path, values, out)
     if not _open_folder(folder, keep_done):
         return folder / "index.html"
-    state: dict[str, Any] = {
+    state: Record = {
         "state": "running",
         "notebook": path.stem,
         "parameters": values,
@@ -195,7 +197,7 @@ def run_report(
     return page
 
 
-def folder_of(path: Path, values: Mapping[str, Any], out: str | Path = "reports") -> Path:
+def folder_of(path: Path, values: Mapping[str, Value], out: str | Path = "reports") -> Path:
     """Return the folder of a run: the notebook, the model and a hash of all that makes the run.
 
     That is its parameters, the notebook's cells and the versions of the libraries.
@@ -226,7 +228,7 @@ def _open_folder(folder: Path, keep_done: bool) -> bool:
     return True
 
 
-def _execute(path: Path, folder: Path, values: Mapping[str, Any]) -> None:
+def _execute(path: Path, folder: Path, values: Mapping[str, Value]) -> None:
     import papermill
 
     before = dict(os.environ)  # the kernel inherits what is set here
@@ -276,7 +278,7 @@ def images_drawn(folder: Path) -> str:
 
 
 @contextmanager
-def _every(seconds: float, action: Callable[[], Any]) -> Iterator[None]:
+def _every(seconds: float, action: Callable[[], object]) -> Iterator[None]:
     """Call an action now and then while the block runs; what it cannot do is left for later."""
     ended = threading.Event()
 
@@ -306,7 +308,7 @@ def _explain(error: BaseException, injected: bool) -> dict[str, str]:
     return {"cell": "no cell of its own", "error": f"{type(error).__name__}: {error}"}
 
 
-def process_identity() -> dict[str, Any]:
+def process_identity() -> Record:
     """What tells this process from all others: number, start in seconds, and machine."""
     import psutil
 
@@ -314,7 +316,7 @@ def process_identity() -> dict[str, Any]:
     return {"pid": os.getpid(), "process_start": started, "host": socket.gethostname()}
 
 
-def status(folder: str | Path) -> dict[str, Any]:
+def status(folder: str | Path) -> Record:
     """Read what became of a run: its `status.json` with the state `running`, `done` or `failed`.
 
     `absent` where there is no run; a run that was killed, so that its process on this machine is
@@ -329,7 +331,7 @@ def status(folder: str | Path) -> dict[str, Any]:
     return state
 
 
-def _is_alive(state: Mapping[str, Any]) -> bool:
+def _is_alive(state: Record) -> bool:
     """Whether the process that began a run is there: a later one may have its number."""
     import psutil
 
@@ -372,7 +374,7 @@ def execute_in_place(path: Path) -> None:
     import nbformat
     from nbclient import NotebookClient
 
-    nb: Any = nbformat.read(path, as_version=4)
+    nb = nbformat.read(path, as_version=4)
     client = NotebookClient(
         nb,
         kernel_name="python3",

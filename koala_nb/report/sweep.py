@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +29,7 @@ from koala_nb.core.files import short
 from koala_nb.display.tables import format_number
 from koala_nb.report import run as reports
 from koala_nb.report.page import TEMPLATES, fill_template
+from koala_nb.report.run import Record, Value, Values
 from koala_nb.stats import estimates as stats
 
 SHAPE = (
@@ -43,6 +44,7 @@ NOTE = (
     "flip test over prompts (over seeds where there is one prompt), and adjusted by Holm's method "
     "for all comparisons of this sweep. n counts pairs of images."
 )
+DOMAINS = {system.name: system.domain for system in catalog.SYSTEMS}
 RESAMPLES = 29_999  # so that Holm over some hundreds of tests can still find something
 
 
@@ -51,16 +53,16 @@ class SweepFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    parameters: dict[str, Any] = {}
+    parameters: Record = {}
     grid: dict[str, list[Any]] = {}
-    runs: list[dict[str, Any]] = []
+    runs: list[Record] = []
     workers: int = Field(1, ge=1)
 
 
 def run_sweep(
     notebook: str | Path,
     file: str | Path,
-    given: Mapping[str, Any] | None = None,
+    given: Mapping[str, Value] | None = None,
     *,
     out: str | Path = "reports",
 ) -> tuple[Path, int]:
@@ -95,7 +97,7 @@ def run_sweep(
     return page, sum(state["state"] == "failed" for state in states)
 
 
-def _run_one(path: Path, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _run_one(path: Path, values: Values, folder: Path) -> Record:
     """Run one combination as `koala-nb report` in a process of its own; returns its status."""
     _wait(folder)
     command = [sys.executable, "-m", "koala_nb", "report", str(path), "--out", str(folder.parent)]
@@ -118,7 +120,7 @@ def _wait(folder: Path) -> None:
         time.sleep(1)
 
 
-def read(path: Path, file: Path, given: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+def read(path: Path, file: Path, given: Mapping[str, Value]) -> tuple[list[Values], int]:
     """Read a sweep's file; returns the parameters of all its runs, defaults included, and workers.
 
     ValueError, naming the file and the combination, for what is wrong or there twice.
@@ -135,7 +137,7 @@ def read(path: Path, file: Path, given: Mapping[str, Any]) -> tuple[list[dict[st
     chosen = [dict(zip(content.grid, values)) for values in grid] + content.runs
     if not chosen:
         raise ValueError(f"{file} asks for no run. {SHAPE}")
-    runs: list[dict[str, Any]] = []
+    runs: list[Values] = []
     for number, combination in enumerate(chosen, start=1):
         setting = ", ".join(f"{name} {short(value)}" for name, value in combination.items())
         where = f"{file}, run {number} ({setting})"
@@ -170,7 +172,7 @@ def _content(file: Path) -> SweepFile:
         raise ValueError(f"{file}: {problem} {SHAPE}") from None
 
 
-def _name(path: Path, file: Path, combinations: Sequence[Mapping[str, Any]]) -> str:
+def _name(path: Path, file: Path, combinations: Sequence[Values]) -> str:
     content = json.dumps([path.stem, combinations], sort_keys=True)
     plain = "".join(c if c.isalnum() or c in ".-_" else "-" for c in file.stem).strip("-.")
     return f"{plain or 'sweep'}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
@@ -182,10 +184,10 @@ class Sweep:
 
     index: Path  # folder of the index page
     notebook: Path
-    parameters: Sequence[Mapping[str, Any]]
+    parameters: Sequence[Values]
     folders: Sequence[Path]
-    states: list[dict[str, Any]]  # as `run.status` returns them, or {"state": "waiting"}
-    compared: dict[tuple[int, int], list[dict[str, Any]]] = field(default_factory=dict)
+    states: list[Record]  # as `run.status` returns them, or {"state": "waiting"}
+    compared: dict[tuple[int, int], list[Record]] = field(default_factory=dict)
 
     def write(self) -> Path:
         """Write `sweep.json` and `index.html`, each whole or not at all; returns the page."""
@@ -193,7 +195,7 @@ class Sweep:
         files.write_json(self.index / "sweep.json", content)
         return files.write_atomic(self.index / "index.html", html(content).encode())
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> Record:
         """Return all that the page shows, as plain values for JSON."""
         first = self.parameters[0]
         varying = [n for n in first if any(p[n] != first[n] for p in self.parameters)]
@@ -211,49 +213,41 @@ class Sweep:
             "note": NOTE,
         }
 
-    def _run(self, i: int, varying: Sequence[str]) -> dict[str, Any]:
-        state, folder = self.states[i], self.folders[i]
+    def _run(self, i: int, varying: Sequence[str]) -> Record:
+        values, state, folder = self.parameters[i], self.states[i], self.folders[i]
         done = state["state"] == "done"
+        domain = DOMAINS.get(str(values.get("model")), "")
         default = "the notebook's own choice" if varying else "the only run"
         results = _results(folder) if done else {}
         return {
             "number": i + 1,
             "state": state["state"],
-            "parameters": dict(self.parameters[i]),
-            "label": _setting(self.parameters[i], varying) or default,
+            "parameters": values,
+            "label": _setting(values, varying) or default,
             "folder": f"../{folder.name}",
             "page": f"../{folder.name}/index.html" if done else None,
             "seconds": state.get("seconds"),
             "failed_at": state.get("cell"),
             "error": state.get("error"),
-            "banner": results.get("banner") or self._banner(i),
+            "banner": results.get("banner") or files.banner(domain),
             "key_figures": results.get("key_figures", {}),
         }
 
-    def _banner(self, i: int) -> str | None:
-        name = self.parameters[i].get("model")
-        known = {system.name: system.domain for system in catalog.SYSTEMS}
-        return files.banner(known.get(str(name), ""))
-
-    def _comparisons(self, varying: Sequence[str]) -> list[dict[str, Any]]:
+    def _comparisons(self, varying: Sequence[str]) -> list[Record]:
+        """Return the paired differences of each two runs that differ in the model alone."""
         rows = []
-        for i, j in self._pairs():
+        for i, j in combinations(range(len(self.parameters)), 2):
             one, other = self.parameters[i], self.parameters[j]
-            same = _setting(one, [n for n in varying if n != "model"])
-            pair = {"first": one["model"], "second": other["model"], "settings": same}
-            rows += [pair | row for row in self._differences(i, j)]
+            if "model" in one and {**one, "model": None} == {**other, "model": None}:
+                same = _setting(one, [name for name in varying if name != "model"])
+                pair = {"first": one["model"], "second": other["model"], "settings": same}
+                rows += [pair | row for row in self._differences(i, j)]
         tested = [row for row in rows if row.get("p") is not None]
         for row, p in zip(tested, stats.adjust_pvalues([row["p"] for row in tested])):
             row["p_holm"] = float(p)
         return rows
 
-    def _pairs(self) -> Iterator[tuple[int, int]]:
-        for i, j in combinations(range(len(self.parameters)), 2):
-            one, other = ({**self.parameters[k], "model": None} for k in (i, j))
-            if "model" in self.parameters[i] and one == other:
-                yield i, j
-
-    def _differences(self, i: int, j: int) -> list[dict[str, Any]]:
+    def _differences(self, i: int, j: int) -> list[Record]:
         for k in (i, j):
             if (state := self.states[k]["state"]) != "done":
                 return [{"n": 0, "why": f"no pairs: run {k + 1} is {state}"}]
@@ -265,12 +259,12 @@ class Sweep:
         return self.compared[i, j]
 
 
-def _setting(values: Mapping[str, Any], names: Sequence[str]) -> str:
+def _setting(values: Values, names: Sequence[str]) -> str:
     """Parameters in words; an empty text is the notebook's own choice and is left out."""
     return ", ".join(f"{name} {values[name]}" for name in names if values[name] != "")
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def _results(folder: Path) -> Record:
     """What a run's `results.json` holds for the index; any notebook may have written it."""
     file = folder / "results.json"
     try:
@@ -305,7 +299,7 @@ def read_images(folder: Path) -> pd.DataFrame:
     return table[PAIR].assign(value=values)
 
 
-def differences(first: pd.DataFrame, second: pd.DataFrame) -> list[dict[str, Any]]:
+def differences(first: pd.DataFrame, second: pd.DataFrame) -> list[Record]:
     """Return the paired differences, first less second, of each section and measure.
 
     Both as `read_images` returns them. Rows hold value, low, high, n (pairs of images), prompts and
@@ -324,7 +318,7 @@ def differences(first: pd.DataFrame, second: pd.DataFrame) -> list[dict[str, Any
     return rows
 
 
-def _difference(pairs: pd.DataFrame) -> dict[str, Any]:
+def _difference(pairs: pd.DataFrame) -> Record:
     values, prompts = pairs.difference.to_numpy(), pairs.prompt.to_numpy()
     names = np.unique(prompts)
     units = [values[prompts == name].mean() for name in names] if len(names) > 1 else values
@@ -335,7 +329,7 @@ def _difference(pairs: pd.DataFrame) -> dict[str, Any]:
     return row | {"p": stats.paired_test(units, RESAMPLES) if tested else None}
 
 
-def html(content: Mapping[str, Any]) -> str:
+def html(content: Record) -> str:
     """Render a sweep's content as one page that needs no script and no network."""
     from markupsafe import Markup
 
@@ -351,7 +345,7 @@ def html(content: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[Any, Any]]]:
+def _figures(rows: Sequence[Record]) -> dict[str, list[tuple[Record, Record]]]:
     """Return each key figure's (run, estimate) of the runs that have it."""
     names = dict.fromkeys(name for row in rows for name in row["key_figures"])
     return {
@@ -360,16 +354,16 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[Any, Any
     }
 
 
-def _groups(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+def _groups(comparisons: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     """Return (heading, rows) of each pair of models at the same settings."""
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, list[Record]] = {}
     for row in comparisons:
         at = f", at {row['settings']}" if row["settings"] else ""
         groups.setdefault(f"{row['first']} less {row['second']}{at}", []).append(row)
     return list(groups.items())
 
 
-def _ranges(estimates: Sequence[Mapping[str, Any]]) -> list[list[float] | None]:
+def _ranges(estimates: Sequence[Record]) -> list[list[float] | None]:
     """Return (low, value, high) of each on a common scale of 0 to 100; None without an interval."""
     ends: list[Any] = [[e.get(k) for k in ("low", "value", "high")] for e in estimates]
     whole = [e if all(isinstance(v, int | float) for v in e) else None for e in ends]
