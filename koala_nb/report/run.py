@@ -297,13 +297,15 @@ def _every(seconds: float, action: Callable[[], object]) -> Iterator[None]:
 
 
 def _explain(error: BaseException, injected: bool) -> dict[str, str]:
+    from nbclient.exceptions import DeadKernelError
+
     # The executed notebook is no witness: after the death of a kernel it says that all is well.
     cell = getattr(error, "cell_index", None)
     if cell is not None:
         message = f"{getattr(error, 'ename', '')}: {getattr(error, 'evalue', '')}"
         number = cell + 1 - injected  # as in the notebook itself, without papermill's own cell
         return {"cell": f"cell {number}", "error": message}
-    if type(error).__name__ == "DeadKernelError":
+    if isinstance(error, DeadKernelError):
         return {"cell": "an unknown cell", "error": "The kernel died (out of memory, or killed)."}
     return {"cell": "no cell of its own", "error": f"{type(error).__name__}: {error}"}
 
