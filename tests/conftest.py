@@ -61,6 +61,14 @@ def loaded(snapshot: Path):
 
 
 @pytest.fixture(scope="session")
+def pipe():
+    """The pipeline of nano-koala on the CPU. Leave it as it is."""
+    import koala_nb
+
+    return koala_nb.load("nano-koala", device="cpu")
+
+
+@pytest.fixture(scope="session")
 def clip_folder(snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny CLIP with random weights, as a folder of transformers."""
     import torch

@@ -35,11 +35,8 @@ def test_amplification_takes_unknown_for_a_group():
     fair = {"woman": 45, "man": 45, "unknown": 10}
     assert metrics.amplification(fair) == pytest.approx(2 * (0.45 - 1 / 3) + 1 / 3 - 0.1)
     assert imbalance.total_variation({"woman": 45, "man": 45}, metrics.EVEN) == 0
-
-
-def test_amplification_of_the_published_counts():
-    counts = {"male": 91, "female": 6, "unknown": 3}
-    assert metrics.amplification(counts) == pytest.approx(2 * (0.91 - 1 / 3))
+    published = {"male": 91, "female": 6, "unknown": 3}
+    assert metrics.amplification(published) == pytest.approx(2 * (0.91 - 1 / 3))
 
 
 def test_the_bootstrap_is_that_of_the_metric():
@@ -78,11 +75,8 @@ def test_a_forced_choice_has_no_unsure_answer_and_is_symmetric():
 def test_skin_tone_of_the_ten_swatches():
     assert metrics.dalleval_monk(SWATCHES).tolist() == [5, 5, 5, 5, 5, 5, 6, 6, 6, 7]
     assert [faces.skin_tone(s[None]).monk for s in SWATCHES] == list(range(1, 11))
-
-
-def test_the_rule_of_skin_rejects_both_ends_of_the_scale():
     passed = np.flatnonzero(metrics.heim_is_skin(SWATCHES)) + 1
-    assert passed.tolist() == [4, 5, 6, 7]
+    assert passed.tolist() == [4, 5, 6, 7]  # both ends of the scale are no skin to HEIM's rule
     assert not metrics.heim_is_skin(np.array([[0, 0, 255], [128, 128, 128]])).any()
 
 
@@ -149,41 +143,28 @@ def by_name(case, images, sets=150):
     return {row["auditor"]: row for row in found}
 
 
-def test_pooled_images_are_overconfident_and_clustered_ones_are_not():
-    found = by_name("fair, correlated", 400)
-    assert found[metrics.POOLED]["coverage"] < 0.85
-    assert found[metrics.RAW]["coverage"] >= 0.9
-    assert found[metrics.POOLED]["alarms"] > 0.15 > found[metrics.RAW]["alarms"]
-
-
-def test_correction_takes_the_scorers_bias_away():
-    found = by_name("skewed, scorer error", 400)
-    assert abs(found[metrics.RAW]["bias"]) > 0.015 > abs(found[metrics.CORRECTED]["bias"])
-
-
-def test_unsure_images_are_neither_dropped_nor_guessed():
-    found = by_name("fair, unsure", 400)
-    assert found[metrics.POOLED]["coverage"] < 0.6
-    assert found[metrics.CORRECTED]["coverage"] > 0.95
-    assert found[metrics.CORRECTED]["alarms"] <= 0.05
-
-
-def test_the_same_seed_gives_the_same_cells():
+def test_each_set_shows_what_an_auditor_leaves_out():
+    correlated, error = by_name("fair, correlated", 400), by_name("skewed, scorer error", 400)
+    pooled, raw = correlated[metrics.POOLED], correlated[metrics.RAW]
+    assert pooled["coverage"] < 0.85 and raw["coverage"] >= 0.9
+    assert pooled["alarms"] > 0.15 > raw["alarms"]
+    assert abs(error[metrics.RAW]["bias"]) > 0.015 > abs(error[metrics.CORRECTED]["bias"])
+    unsure = by_name("fair, unsure", 400)
+    assert unsure[metrics.POOLED]["coverage"] < 0.6
+    assert unsure[metrics.CORRECTED]["coverage"] > 0.95
+    assert unsure[metrics.CORRECTED]["alarms"] <= 0.05
     assert by_name("skewed", 9, 5) == by_name("skewed", 9, 5)
 
 
 def test_no_embedded_family_is_needed():
     code = (
         "import sys; from studies import auditors as s\n"
-        "from koala_nb.probes import published_metrics as a\n"
-        "from koala_nb.probes.published import claims\n"
-        "s.simulate(s.CASES['fair'], 9, 2, 0); a.metric_behaviour(); claims();"
+        "from koala_nb.probes import published, published_metrics as a\n"
+        "s.simulate(s.CASES['fair'], 9, 2, 0); a.metric_behaviour(); published.claims();"
         "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"
     )
-    assert (
-        subprocess.check_output([sys.executable, "-c", code], text=True, cwd=house.ROOT).strip()
-        == "[]"
-    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, text=True, cwd=house.ROOT).strip() == "[]"
 
 
 @pytest.mark.skipif(

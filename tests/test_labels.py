@@ -72,32 +72,33 @@ def test_a_good_file_is_read_and_written_back(path):
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        (
-            "1.0,a,4,f,lady,dark,1",
-            "line 3: presentation 'lady' is no answer: use one of woman, man",
-        ),
-        ("1.0,a,4,f,man,black,1", "line 3: tone 'black' is no answer"),
-        ("1.0,a,x,f,man,dark,1", "line 3: seed 'x' is not a whole number"),
-        ("1.0,a,4.5,f,man,dark,1", "line 3: seed '4.5' is not a whole number"),
-        ("low,a,4,f,man,dark,1", "line 3: guidance 'low' is not a number"),
-        ("1.0,a,4,f,man,dark,-1", "line 3: pass '-1' is not a whole number"),
-        ("1,a,3,f,man,dark,1", "line 3: this image stands twice in its pass"),
+        ("1.0,a,4,f,lady,dark,1", "presentation 'lady' is no answer: use one of woman, man"),
+        ("1.0,a,4,f,man,black,1", "tone 'black' is no answer"),
+        ("1.0,a,x,f,man,dark,1", "seed 'x' is not a whole number"),
+        ("1.0,a,4.5,f,man,dark,1", "seed '4.5' is not a whole number"),
+        ("low,a,4,f,man,dark,1", "guidance 'low' is not a number"),
+        ("1.0,a,4,f,man,dark,-1", "pass '-1' is not a whole number"),
+        ("1,a,3,f,man,dark,1", "this image stands twice in its pass"),
     ],
 )
 def test_a_bad_line_is_named(path, row, sentence):
     path.write_text(GOOD + row + "\n")
-    with pytest.raises(ValueError, match=re.escape(sentence)):
+    with pytest.raises(ValueError, match=re.escape(f"line 3: {sentence}")):
         labels.read(path)
 
 
-def test_other_bad_files(path):
-    with pytest.raises(ValueError, match="no label file"):
-        labels.read(path)
-    path.write_text("")
-    with pytest.raises(ValueError, match="not a CSV with a header"):
-        labels.read(path)
-    path.write_text("guidance,id,seed\n")
-    with pytest.raises(ValueError, match="no column 'file'"):
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "no file"),
+        ("", "not a CSV with a header"),
+        ("guidance,id,seed\n", "no column 'file'"),
+    ],
+)
+def test_other_bad_files(path, text, sentence):
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=sentence):
         labels.read(path)
 
 
@@ -123,37 +124,29 @@ def two_passes(pairs):
     return pd.DataFrame(rows)
 
 
+def agreement(pairs):
+    return labels.agreement(two_passes(pairs), "presentation", labels.PRESENTATIONS)
+
+
 def test_kappa_of_a_known_table():
     # 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: observed .7, by chance .5, so kappa .4.
     pairs = [("woman", "woman")] * 20 + [("woman", "man")] * 5 + [("man", "woman")] * 10
     pairs += [("man", "man")] * 15
-    order = np.random.default_rng(0).permutation(50)
-    found = labels.agreement(two_passes([pairs[k] for k in order]), "presentation",
-                             labels.PRESENTATIONS)  # fmt: skip
+    found = agreement([pairs[k] for k in np.random.default_rng(0).permutation(50)])
     assert found.kappa.value == pytest.approx(0.4) == pytest.approx(found.asymptotic.value)
     assert found.same.value == pytest.approx(0.7) and found.kappa.n == 50
-    for estimate in found:
-        assert estimate.low < estimate.value < estimate.high
+    assert all(estimate.low < estimate.value < estimate.high for estimate in found)
     assert found.asymptotic.low == pytest.approx(0.1511, abs=0.01)
 
 
-def test_only_images_of_both_passes_count_and_unsure_is_an_answer():
-    table = two_passes([("woman", "unsure"), ("man", None), *[("man", "man")] * 9])
-    found = labels.agreement(table, "presentation", labels.PRESENTATIONS)
-    assert found.kappa.n == 10 and found.same.value == pytest.approx(0.9)
-
-
-def test_one_answer_throughout_has_no_kappa():
-    found = labels.agreement(
-        two_passes([("man", "man")] * 10), "presentation", labels.PRESENTATIONS
-    )
-    assert math.isnan(found.asymptotic.value) and math.isnan(found.kappa.value)
-    assert found.same.value == 1
-
-
-def test_a_single_prompt_tells_nothing():
+def test_what_two_passes_tell_nothing_of():
+    some = agreement([("woman", "unsure"), ("man", None), *[("man", "man")] * 9])
+    assert some.kappa.n == 10 and some.same.value == pytest.approx(0.9)  # unsure is an answer
+    alike = agreement([("man", "man")] * 10)
+    assert math.isnan(alike.asymptotic.value) and math.isnan(alike.kappa.value)
+    assert alike.same.value == 1
     with pytest.raises(ValueError, match="4 images of 1 prompts"):
-        labels.agreement(two_passes([("man", "man")] * 4), "presentation", labels.PRESENTATIONS)
+        agreement([("man", "man")] * 4)
 
 
 answers = st.sampled_from(labels.PRESENTATIONS)
@@ -172,14 +165,11 @@ def test_kappa_is_that_of_statsmodels_and_does_not_depend_on_the_passes_order(pa
         assert all(a == b for a, b in pairs) == (abs(kappa - 1) < 1e-9)
 
 
-def test_a_model_without_labels_has_none():
-    assert labels.load_labels("demographics", "no-such-model") is None
-
-
 # --- the labels that come with the project ------------------------------------------------------
 
 
 def test_the_labels_of_the_embedded_model_are_whole():
+    assert labels.load_labels("demographics", "no-such-model") is None
     held = labels.load_labels("demographics", "nano-koala")
     if held is None:
         pytest.skip("data/labels is absent")

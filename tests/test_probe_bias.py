@@ -14,17 +14,10 @@ from koala_nb.probes import base, bias
 from koala_nb.probes import bias_estimates as estimates
 from koala_nb.probes.bias import PROBE, RUNS
 from koala_nb.scorers.faces import FaceReaders
-from koala_nb.stats.estimates import Estimate
 
 SHARES = {"a": 0.2, "b": 0.5, "c": 0.8}
-PREFIX = {
-    "guidance": 3.5,
-    "part": "neutral",
-    "template": "t01",
-    "presentation": None,
-    "tone": None,
-    "descriptor": None,
-}
+PREFIX = dict.fromkeys(("presentation", "tone", "descriptor"))
+PREFIX |= {"guidance": 3.5, "part": "neutral", "template": "t01"}
 
 
 def table(shares=SHARES, prompts=10, images=10, seed=0, guidance=3.5, right=1.0):
@@ -35,12 +28,11 @@ def table(shares=SHARES, prompts=10, images=10, seed=0, guidance=3.5, right=1.0)
         for i in range(prompts * images):
             who = "woman" if rng.random() < share else "man"
             other = "man" if who == "woman" else "woman"
-            read = [who if rng.random() < right else other for _ in range(2)]
-            rows.append(
-                {"occupation": name, "reference": name, "id": f"{name}-{i // images}", "seed": i,
-                 "true": who, "presentation_one": read[0], "presentation_two": read[1]}
-                | PREFIX | {"guidance": guidance}
-            )  # fmt: skip
+            row = {"occupation": name, "reference": name, "id": f"{name}-{i // images}", "seed": i}
+            row |= PREFIX | {"true": who, "guidance": guidance}
+            for reader in ("one", "two"):
+                row[f"presentation_{reader}"] = who if rng.random() < right else other
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -96,13 +88,12 @@ def test_confusion_needs_labels_of_every_class():
 
 
 def test_no_verdict_below_the_planned_number():
-    sure = Estimate(0.99, 0.97, 1.0, 30)
-    told = estimates.verdict(sure, 1e-9, 30, estimates.required_sample_size(20), True)
+    told = estimates.verdict(0.99, 1e-9, 30, estimates.required_sample_size(20), True)
     assert told.startswith("no verdict: 30 of ")
     few = estimates.by_occupation(table(prompts=1, images=3), "presentation_one", SHARES)
     assert few.verdict.str.startswith("no verdict").all()
-    assert estimates.verdict(sure, 0.001, 500, 60, True) == "more women than men"
-    assert estimates.verdict(sure, 0.06, 500, 60, True) == "not told from an even split"
+    assert estimates.verdict(0.99, 0.001, 500, 60, True) == "more women than men"
+    assert estimates.verdict(0.99, 0.06, 500, 60, True) == "not told from an even split"
 
 
 def test_no_verdict_where_an_occupations_own_labels_object():
@@ -116,12 +107,9 @@ def test_no_verdict_where_an_occupations_own_labels_object():
     ]  # fmt: skip
 
 
-def test_planned_number_grows_with_the_claims():
-    assert estimates.required_sample_size(1) < estimates.required_sample_size(20)
-
-
 def test_a_plan_is_enough_only_where_the_claim_itself_has_the_power():
     """Ten prompts of ten images are worth the floor of 60, and find .75 in less than half."""
+    assert estimates.required_sample_size(1) < estimates.required_sample_size(20)
     assert "(too few for 80 %)" in estimates.plan(20, 10, 10)
     assert "(enough)" in estimates.plan(20, 40, 10)
     assert "(too few: there will be no verdict)" in estimates.plan(20, 1, 2)
@@ -161,9 +149,9 @@ def test_slope_is_found(true):
 
 def test_guidance_amplification_has_the_references_side():
     sharp, flat = table({"a": 0.02, "c": 0.98}), table({"a": 0.2, "c": 0.8}, guidance=1.0)
-    found = estimates.amplification(sharp, flat, "presentation_one", SHARES)
+    found = estimates.amplification(sharp, "presentation_one", SHARES, flat)
     assert found.value == pytest.approx(0.18, abs=0.07)
-    assert estimates.amplification_over_reference(sharp, "presentation_one", SHARES).value > 0.1
+    assert estimates.amplification(sharp, "presentation_one", SHARES).value > 0.1
 
 
 def test_components_find_the_part_of_the_scorer():

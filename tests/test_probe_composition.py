@@ -6,7 +6,6 @@ import pytest
 from composition_rows import box, row
 from PIL import Image
 
-from koala_nb.models import load
 from koala_nb.probes import atoms, base, composition, get
 from koala_nb.probes.composition import OUTSIDE, CompositionScorer, _by_atoms
 from koala_nb.scorers.detection import Detection, items_of
@@ -17,11 +16,6 @@ def instruments():
     from koala_nb.nano import detector_card
 
     return detector_card.instruments("nano-koala")
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return load.load("nano-koala")
 
 
 # --- rules --------------------------------------------------------------------------------------

@@ -50,12 +50,9 @@ def table_file(tmp_path, text):
         ("", "not a CSV"),
     ],
 )
-def test_a_wrong_frequency_table_is_named(tmp_path, text, says):
+def test_a_wrong_or_missing_frequency_table_is_named(tmp_path, text, says):
     with pytest.raises(ValueError, match=says):
         module.read_frequencies(table_file(tmp_path, text))
-
-
-def test_a_missing_frequency_table_is_named():
     with pytest.raises(ValueError, match="no file none.csv"):
         module.read_frequencies("none.csv")
 
@@ -77,12 +74,10 @@ def drawn(concepts=60, images=8, slope=1.5, seed=0):
     rng = np.random.default_rng(seed)
     frequency = np.round(10 ** rng.uniform(0, 4, concepts), 1)
     share = 1 / (1 + np.exp(-slope * (np.log10(frequency) - 2)))
-    rows = [
-        {"id": f"c{i}", "concept": f"thing {i}", "part": "concept", "frequency": frequency[i],
-         "hit": bool(rng.random() < share[i])}
-        for i in range(concepts) for _ in range(images)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    which = np.repeat(np.arange(concepts), images)
+    hits = [bool(rng.random() < share[i]) for i in which]
+    names = {"id": [f"c{i}" for i in which], "concept": [f"thing {i}" for i in which]}
+    return pd.DataFrame(names | {"part": "concept", "frequency": frequency[which], "hit": hits})
 
 
 def test_the_trend_holds_the_true_slope_and_middle():
@@ -127,18 +122,23 @@ def test_ties_are_told_from_chance():
     rows = []
     for i in range(40):
         tied = i % 2 == 0
-        row = {"id": f"p{i}", "concept": f"thing {i}", "tie": "background" if tied else "none",
-                "tied_to": "red" if tied else None}  # fmt: skip
-        rows += [{**row, "part": "concept", "painted": "red" if tied or k == 0 else "blue"}
-                 for k in range(4)]  # fmt: skip
-        rows += [{**row, "id": f"q{i}", "part": "background named", "background": "blue",
-                  "painted": "blue" if k else "red"} for k in range(4)]  # fmt: skip
-    found = estimates.estimates_frame(module.ties(pd.DataFrame(rows), "background", "painted"))
+        row = {"concept": f"thing {i}", "tie": "background" if tied else "none"}
+        row["tied_to"] = "red" if tied else None
+        for k in range(4):
+            plain = {
+                "id": f"p{i}",
+                "part": "concept",
+                "painted": "red" if tied or not k else "blue",
+            }
+            named = {"id": f"q{i}", "part": "background named", "background": "blue"}
+            rows += [row | plain, row | named | {"painted": "blue" if k else "red"}]
+    table = pd.DataFrame(rows)
+    found = estimates.estimates_frame(module.ties(table, "background", "painted"))
     assert found.value.tolist() == [1.0, 0.25, 0.75, 0.25, 0.75]
-    assert module.tie_test(pd.DataFrame(rows), "background", "painted") < 0.001
-    none = pd.DataFrame(rows).assign(painted=["red", "blue"] * 160)
+    assert module.tie_test(table, "background", "painted") < 0.001
+    none = table.assign(painted=np.repeat(["red", "blue"] * 80, 2))
     assert module.tie_test(none, "background", "painted") > 0.5
-    assert np.isnan(module.tie_test(pd.DataFrame(rows), "style", "painted"))
+    assert np.isnan(module.tie_test(table, "style", "painted"))
 
 
 def test_agreement_of_seeds():
@@ -211,13 +211,6 @@ def asked():
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    import koala_nb
-
-    return koala_nb.load("nano-koala", device="cpu")
-
-
-@pytest.fixture(scope="module")
 def reader(pipe, asked):
     return frequency.scorer(pipe, asked)
 
@@ -273,7 +266,7 @@ def test_the_corrected_interval_holds_an_injected_failure_rate(reader, pipe, ask
     rows = reader.score([Image.fromarray(p) for p in pixels], prompts)
     right = np.sum([v for k, v in card["sensitivity"].items() if k != module.NEVER], axis=0)
     hits, names = [row["hit"] for row in rows], [p["concept"] for p in prompts]
-    found = module.corrected(hits, names, (right, card["specificity"]))
+    found = base.corrected(hits, names, (right, card["specificity"]))
     assert found.low <= 1 - wrong <= found.high and found.high - found.low < 0.3
 
 

@@ -14,16 +14,7 @@ from koala_nb.core.catalog import data_folder
 from koala_nb.display.tables import table_html
 from koala_nb.probes import base, safety
 from koala_nb.probes import safety_estimates as estimate
-from koala_nb.probes.safety import (
-    SafetyScorer,
-    i2p_rows,
-    other_prompts,
-    picture_rows,
-    read_i2p,
-    statement_rows,
-    terms,
-    with_stopped,
-)
+from koala_nb.probes.safety import SafetyScorer
 from koala_nb.report import run as reports
 from koala_nb.report.page import render_page
 from koala_nb.scorers import disclosure, nsfw
@@ -51,11 +42,8 @@ def test_a_zero_counts_prompts_and_not_images():
     found = rate([False] * 12, "aaabbbcccddd")
     assert found.value["x.upper_bound"] == pytest.approx(1 - 0.05 ** (1 / 4))
     assert list(rate([True] + [False] * 11, "aaabbbcccddd").index) == ["x"]
-
-
-def test_a_zero_of_unequal_clusters_is_worth_fewer_trials():
-    found = rate([False] * 12, "aaaaaaaaabcd")
-    assert found.value["x.upper_bound"] == upper_bound_clopper_pearson(0, 1)
+    unequal = rate([False] * 12, "aaaaaaaaabcd")  # worth fewer trials
+    assert unequal.value["x.upper_bound"] == upper_bound_clopper_pearson(0, 1)
 
 
 def rows(*given):
@@ -75,18 +63,14 @@ TABLE = rows(
 )
 
 
-def test_a_leak_is_shown_and_not_stopped():
+def test_a_leak_is_shown_and_not_stopped_and_every_defence_takes_away():
     found = frame(estimate.rows(TABLE))
     assert found.value["safety.leaked.asked.w"] == 0
-    assert found.value["safety.leaked.paraphrased.w"] == pytest.approx(2 / 3, abs=1e-6)
-    assert found.value["safety.leaked.paraphrased"] == pytest.approx(2 / 3, abs=1e-6)
+    for id in ("safety.leaked.paraphrased.w", "safety.leaked.paraphrased"):
+        assert found.value[id] == pytest.approx(2 / 3, abs=1e-6)
     assert (found.n["safety.leaked.asked.w"], found.n["safety.leaked.paraphrased"]) == (2, 3)
-
-
-def test_every_defence_takes_away_and_both_take_most():
-    found = frame(estimate.rows(TABLE)).value
     expected = {"no_defence": 4, "prompt_filter": 2, "checker_after_generation": 2, "both": 1}
-    values = {name: found[f"safety.reaches_user.{name}"] for name in expected}
+    values = {name: found.value[f"safety.reaches_user.{name}"] for name in expected}
     assert values == pytest.approx({k: v / 5 for k, v in expected.items()})
 
 
@@ -104,9 +88,8 @@ def test_agreement_of_equal_readings_is_one():
 
 def test_a_negative_prompts_effect_is_paired_by_prompt():
     after = TABLE.assign(setting=estimate.NEGATIVE, shown=False, drawn=True)
-    change = frame(estimate.rows(pd.concat([TABLE, after]))).loc[
-        "safety.negative_prompt.paraphrased.delta"
-    ]
+    found = frame(estimate.rows(pd.concat([TABLE, after])))
+    change = found.loc["safety.negative_prompt.paraphrased.delta"]
     assert change.value == pytest.approx(-0.75) and change.n == 2  # b: 1/2, c: 1
 
 
@@ -145,7 +128,7 @@ def test_published_prompts_are_no_false_alarms(emoji):
                           "way": "hate", "concept": None})  # fmt: skip
     table = table.assign(setting=estimate.PLAIN, flagged=[True, False], stopped=False)
     table = table.assign(shown=False, shown_clip=False, drawn=False) if emoji else table
-    found = estimates_frame([*estimate.rows(table), *i2p_rows(table)])
+    found = estimates_frame([*estimate.rows(table), *estimate.i2p_rows(table)])
     assert found.id.tolist() == ["safety.flagged.plain.i2p", "safety.i2p"]
     assert found.value.tolist() == [0.5, 0.5]
     (item,) = estimate.checklist(found).query("tested").item
@@ -177,7 +160,7 @@ def test_a_script_in_a_prompt_is_text_on_every_page():
 def test_prompt_sets_hold_what_the_notebook_promises(domain):
     asked = safety.prompts(domain)
     assert set(estimate.ASKING) | {estimate.NOT_ASKED} <= set(asked.part)
-    words = PromptFilter(terms(domain))
+    words = PromptFilter(safety.terms(domain))
     stopped = asked.assign(stopped=words.flags(asked.prompt.tolist()))
     direct = stopped[stopped.part.isin(["asked", "respelled"])]
     assert direct.stopped.all(), direct[~direct.stopped].prompt.tolist()
@@ -189,11 +172,11 @@ def test_the_emoji_words_are_those_that_were_planted():
     asked = safety.prompts("emoji-world")
     assert set(asked[asked.part != "not asked"].concept) == set(planted)
     assert not set(asked[asked.part == "not asked"].concept) & set(planted)
-    assert terms("emoji-world").term.tolist() == planted
+    assert safety.terms("emoji-world").term.tolist() == planted
 
 
 def test_other_sets_leave_out_what_asks_for_a_term():
-    every, some = (other_prompts("emoji-world", t) for t in ((), ("koala",)))
+    every, some = (safety.other_prompts("emoji-world", t) for t in ((), ("koala",)))
     assert 0 < len(some) < len(every)
     assert "a koala" in set(every.prompt) and "a koala" not in set(some.prompt)
 
@@ -201,24 +184,19 @@ def test_other_sets_leave_out_what_asks_for_a_term():
 def test_i2p_is_taken_whole_and_by_row(tmp_path):
     path = tmp_path / "i2p.csv"
     with pytest.raises(ValueError, match="There is no file"):
-        read_i2p(path)
-    path.write_text("prompt,categories\nx,hate\n")
-    with pytest.raises(ValueError, match="holds 1 prompts, and I2P 4703"):
-        read_i2p(path)
-    path.write_text("text\nx\n")
-    with pytest.raises(ValueError, match="no column 'prompt'"):
-        read_i2p(path)
+        safety.read_i2p(path)
+    refusals = {"prompt,categories\nx,hate\n": "holds 1 prompts, and I2P 4703"}
+    refusals["text\nx\n"] = "no column 'prompt'"
+    for text, message in refusals.items():
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            safety.read_i2p(path)
     path.write_text("prompt,categories\n" + 'x,"hate, violence"\n' * 4703)
-    table = read_i2p(path)
+    table = safety.read_i2p(path)
     assert (table.id.iloc[-1], table.way.iloc[0]) == ("i2p-4702", "hate, violence")
 
 
 # --- measuring -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return kn.load("nano-koala", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +208,7 @@ def stand_in():
 
 def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tmp_path):
     asked = safety.prompts("emoji-world").iloc[[0, 60, 200]].reset_index(drop=True)
-    words = PromptFilter(terms("emoji-world"))
+    words = PromptFilter(safety.terms("emoji-world"))
     scorer = SafetyScorer(nsfw.Checker(nsfw.classifier()), stand_in)
 
     def table(folder):
@@ -271,7 +249,7 @@ def test_the_stand_in_is_read_where_it_is_and_not_elsewhere(pipe, stand_in):
     assert there > 0.5 > absent
 
 
-def test_other_pictures_and_statements_are_counted(tmp_path):
+def test_other_pictures_and_statements_are_counted(pipe, tmp_path):
     class Half:
         name = version = licence = threshold_source = "half"
         threshold = 0.5
@@ -279,15 +257,15 @@ def test_other_pictures_and_statements_are_counted(tmp_path):
         def scores(self, images):
             return [float(i % 2) for i in range(len(images))]
 
-    value = frame(picture_rows(nsfw.Checker(Half()), "photographic", 8)).value
+    value = frame(safety.picture_rows(nsfw.Checker(Half()), "photographic", 8)).value
     assert value["safety.pictures.colour_gradients"] == 0.5
     assert value["safety.pictures.one_photograph_of_a_person"] == 0
-    run = kn.generate(kn.load("nano-koala", device="cpu"), ["a koala"], [0, 1], steps=1,
+    run = kn.generate(pipe, ["a koala"], [0, 1], steps=1,
                       out=tmp_path / "run", progress=False)  # fmt: skip
     drawn = [Path(run.folder) / file for file in run.records.file]
     statements = disclosure.statements(drawn[0])
     assert statements["record"] and statements["source_type"] is None  # so the copy is named
-    kept = estimates_frame(statement_rows(drawn))
+    kept = estimates_frame(safety.statement_rows(drawn))
     named = estimate.checklist(kept).query("tested").item
     assert len(named) == 2 and named.str.contains("copy").all()
     value = kept.set_index("id").value
@@ -310,8 +288,10 @@ def test_a_real_layout_is_run_whole(snapshot, tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_the_stored_run_is_large_and_of_this_prompt_set():
-    stored = safety.load_results("nano-koala")
+def test_the_stored_run_is_large_and_of_this_prompt_set(pipe):
+    stored = safety.load_results("nano-koala", pipe.model_info.revision)
+    assert stored.info["revision"] == pipe.model_info.revision
+    assert safety.load_results("nano-koala", "weights-0") is None
     assert (stored.table.setting == estimate.PLAIN).sum() >= 1000
     assert set(stored.table.id) == set(safety.prompts("emoji-world").id)
     assert stored.info["banner"] and stored.info["details"]["pipeline_checker"] is None
@@ -320,8 +300,8 @@ def test_the_stored_run_is_large_and_of_this_prompt_set():
 
 def test_the_stored_estimates_are_those_of_the_stored_table():
     stored = safety.load_results("nano-koala")
-    words = PromptFilter(terms("emoji-world"))
-    rows = estimate.filter_rows(with_stopped(safety.prompts("emoji-world"), words))
+    words = PromptFilter(safety.terms("emoji-world"))
+    rows = estimate.filter_rows(safety.with_stopped(safety.prompts("emoji-world"), words))
     again = pd.concat([
         safety.estimates(stored.table, stored.instrument), estimates_frame(rows)
     ]).set_index("id")[["value", "low", "high"]]  # fmt: skip
@@ -330,13 +310,6 @@ def test_the_stored_estimates_are_those_of_the_stored_table():
     assert rest.str.match(r"safety\.(filter\.other_sets|pictures\.|files\.)").all()
     # Resampled p values differ by version.
     np.testing.assert_allclose(again.loc[before.index.drop(rest)], before.drop(rest), atol=0.005)
-
-
-def test_other_weights_get_no_stored_results(pipe):
-    info = pipe.model_info
-    stored = safety.load_results(info.name, info.revision)
-    assert stored.info["revision"] == info.revision
-    assert safety.load_results(info.name, "weights-0") is None
 
 
 def test_the_notebooks_page_shows_a_script_as_text():

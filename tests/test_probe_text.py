@@ -1,5 +1,6 @@
 """The text probe: scores, readers, boards, estimates, and that a run can go on."""
 
+import json
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ from koala_nb import cli
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base, text
 from koala_nb.probes import text_reader as reading
-from koala_nb.probes.text import length_figure, trend
+from koala_nb.probes.text import trend
 from koala_nb.scorers import ocr
 
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
@@ -34,24 +35,14 @@ def reader():
 @given(asked_texts, texts)
 def test_scores_are_bounded_and_ignoring_case_never_hurts(asked, read):
     found = reading.text_scores(asked, read)
-    for name, value in found.items():
-        assert 0 <= value and (value <= 1 or name.startswith("cer"))
-    assert found["exact_folded"] >= found["exact"]
+    assert all(0 <= v and (v <= 1 or name.startswith("cer")) for name, v in found.items())
+    assert found["exact_folded"] >= found["exact"] == (found["cer"] == 0) == (found["ned"] == 1)
     assert found["ned_folded"] >= found["ned"] and found["cer_folded"] <= found["cer"]
-    assert found["exact"] == (found["cer"] == 0) == (found["ned"] == 1)
-
-
-@given(asked_texts)
-def test_a_text_agrees_with_itself_and_not_with_nothing(asked):
+    assert reading.edit_similarity(asked, read) == reading.edit_similarity(read, asked)
     same, nothing = reading.text_scores(asked, f" {asked}  "), reading.text_scores(asked, "")
     assert same["exact"] and same["cer"] == 0 and same["ned"] == same["word_f1"] == 1
     assert not nothing["exact"] and nothing["cer"] == 1
     assert nothing["ned"] == nothing["word_precision"] == nothing["word_f1"] == 0
-
-
-@given(texts, texts)
-def test_edit_similarity_is_symmetric(one, other):
-    assert reading.edit_similarity(one, other) == reading.edit_similarity(other, one)
 
 
 def test_scores_of_known_pairs():
@@ -63,17 +54,14 @@ def test_scores_of_known_pairs():
         reading.character_error_rate("", "a")
 
 
-def test_confusions_are_aligned_and_leave_out_what_was_not_read():
+@given(asked_texts, asked_texts)
+def test_confusions_count_every_character_that_was_read(asked, read):
+    found = reading.confusions([(asked, read), ("exit", "")])
+    assert sum(n for (a, _), n in found.items() if a != reading.EXTRA) == len(asked)
+    assert sum(n for (_, r), n in found.items() if r != reading.MISSING) == len(read)
     found = reading.confusions([("open", "0pn"), ("Stop", "stopp"), ("exit", "")])
     assert found["o", "0"] == found["e", reading.MISSING] == found[reading.EXTRA, "p"] == 1
     assert ("x", reading.MISSING) not in found and ("s", "s") in found
-
-
-@given(asked_texts, asked_texts)
-def test_confusions_count_every_character(asked, read):
-    found = reading.confusions([(asked, read)])
-    assert sum(n for (a, _), n in found.items() if a != reading.EXTRA) == len(asked)
-    assert sum(n for (_, r), n in found.items() if r != reading.MISSING) == len(read)
 
 
 # --- readers --------------------------------------------------------------------------------------
@@ -180,25 +168,24 @@ def test_prompt_sets_hold_their_texts(domain):
 
 @in_the_world
 def test_seen_words_are_those_of_training():
-    from koala_nb.nano.world import load_json
-
-    found, planted = text.prompts("emoji-world"), load_json("planted.json")
+    found = text.prompts("emoji-world")
+    planted = json.loads((data_folder() / "world" / "planted.json").read_text("utf-8"))
     assert set(found.text[found.seen == "yes"]) == set(planted["words"])
     assert set(found.text[found.seen == "no"]) == set(planted["held_out"]["words"])
 
 
 @pytest.mark.parametrize(
     ("rows", "says"),
-    [("id,prompt\na,b\n", "no column 'text'"), ("id,prompt,text\na,a sign,open\n", "does not hold"),
-     ("id,prompt,text\na,a sign,\n", "does not hold")],
-)  # fmt: skip
-def test_a_bad_prompt_set_is_one_clear_sentence(tmp_path, rows, says):
+    [
+        ("id,prompt\na,b\n", "no column 'text'"),
+        ("id,prompt,text\na,a sign,open\n", "does not hold"),
+        ("id,prompt,text\na,a sign,\n", "does not hold"),
+    ],
+)
+def test_a_bad_prompt_set_is_one_clear_sentence_and_digits_stay_texts(tmp_path, rows, says):
     (tmp_path / "p.csv").write_text(rows)
     with pytest.raises(ValueError, match=says):
         text.prompts("photographic", str(tmp_path / "p.csv"))
-
-
-def test_digits_and_na_stay_texts(tmp_path):
     (tmp_path / "p.csv").write_text("id,prompt,text\na,a sign 007,007\nb,a sign NA,NA\n")
     assert text.prompts("photographic", str(tmp_path / "p.csv")).text.tolist() == ["007", "NA"]
 
@@ -231,11 +218,15 @@ def test_a_curve_finds_its_half():
 
 @pytest.mark.parametrize(
     ("share", "says"),
-    [(lambda n: 0, "no curve.*0 of 240"), (lambda n: 1, "no curve.*240 of 240"),
-     (lambda n: n <= 10, "none above 10"), (lambda n: 0.3, "does not fall reliably"),
-     (lambda n: 0.3 * (n < 5), "fewer than half"),
-     (lambda n: 0.98 - 0.01 * n, "half or more")],
-)  # fmt: skip
+    [
+        (lambda n: 0, "no curve.*0 of 240"),
+        (lambda n: 1, "no curve.*240 of 240"),
+        (lambda n: n <= 10, "none above 10"),
+        (lambda n: 0.3, "does not fall reliably"),
+        (lambda n: 0.3 * (n < 5), "fewer than half"),
+        (lambda n: 0.98 - 0.01 * n, "half or more"),
+    ],
+)
 def test_where_there_is_no_half_a_sentence_says_so(share, says):
     assert re.search(says, text.legible(table_of(share)))
 
@@ -252,6 +243,8 @@ def test_nothing_read_stays_in_every_denominator():
     exact = found.value["text.exact"]
     assert exact == pytest.approx((table.read != "").mean(), abs=1e-5)
     assert found.value["text.nothing_read"] == pytest.approx(1 - exact, abs=1e-5)
+    none = values(table_of(lambda n: 0))  # a mean without spread has no interval
+    assert np.isnan(none.high["text.word_f1"]) and none.high["text.exact"] > 0
 
 
 def test_chance_is_told_from_writing():
@@ -268,11 +261,6 @@ def test_chance_is_told_from_writing():
     assert "text.chance.difference" not in values(half[half.text == "a"]).index
 
 
-def test_a_mean_without_spread_has_no_interval():
-    found = values(table_of(lambda n: 0))
-    assert np.isnan(found.high["text.word_f1"]) and found.high["text.exact"] > 0
-
-
 def test_seen_against_new_keeps_a_width_at_zero_and_finds_a_difference():
     none = values(table_of(lambda n: 0)).loc["text.seen.exact_folded.difference"]
     assert none.value == 0 and none.low < 0 < none.high
@@ -287,10 +275,8 @@ def test_seen_against_new_keeps_a_width_at_zero_and_finds_a_difference():
 
 def test_a_reader_that_fails_on_the_font_says_nothing_about_the_model():
     errors = {"1-2": ((20, 20), (38, 40)), "3-4": ((0, 20), (40, 40))}
-    found = base.select(
-        text.estimates(table_of(lambda n: 0), {"errors_by_length": errors}),
-        "text.length.*.corrected",
-    )
+    estimates = text.estimates(table_of(lambda n: 0), {"errors_by_length": errors})
+    found = base.select(estimates, "text.length.*.corrected")
     assert found.id.tolist() == ["text.length.1_2.corrected", "text.length.3_4.corrected"]
     assert found.high[0] < 0.5 and found.value[1:].isna().all()
 
@@ -307,7 +293,7 @@ def test_figures_say_what_they_show_and_refuse_nothing(monkeypatch, capsys):
     text.show_confusions([], "t")
     assert "No pairs" in capsys.readouterr().out
     with pytest.raises(ValueError, match="at least one series"):
-        length_figure({})
+        text.show_lengths({}, "t")
 
 
 # --- the run --------------------------------------------------------------------------------------
@@ -328,6 +314,8 @@ def test_a_photographic_run_goes_on_after_its_readings_are_lost(loaded, tmp_path
 @in_the_world
 def test_the_command_writes_table_and_card(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    few = text.prompts("emoji-world").iloc[::12].reset_index(drop=True)
+    monkeypatch.setattr(type(text), "prompts", lambda self, domain: few)
     command = ["probe", "text", "--prompts", "4", "--images", "1", "--out", str(tmp_path)]
     assert cli.main(command) == 0
     stem = tmp_path / "probe-text-nano-koala"

@@ -36,11 +36,6 @@ class Bright:
         return [{"level": brightness(i) / 3, "bright": brightness(i) > 128} for i in images]
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return kn.load("nano-koala", device="cpu")
-
-
 def measure(pipe, scorer, **more):
     return base.measure(pipe, PROMPTS, scorer, images=2, steps=1, progress=False, **more)
 
@@ -95,36 +90,27 @@ def test_readings_of_another_version_are_not_mixed(pipe, tmp_path):
         ('id,prompt\n1,"x\n', "not a CSV"),
     ],
 )
-def test_a_broken_prompt_set_is_named(tmp_path, text, message):
+def test_a_broken_or_missing_prompt_set_is_named(tmp_path, text, message):
     path = tmp_path / "prompts.csv"
+    with pytest.raises(ValueError, match="There is no file"):
+        base.read_prompts(path)
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         base.read_prompts(path)
-
-
-def test_a_missing_prompt_set_is_named(tmp_path):
-    with pytest.raises(ValueError, match="There is no file"):
-        base.read_prompts(tmp_path / "none.csv")
 
 
 def test_words_that_pandas_takes_for_nothing_stay(tmp_path):
     path = tmp_path / "prompts.csv"
     path.write_text("id,prompt,text\n01,a sign,null\n02,a sign,\n")
     table = base.read_prompts(path)
-    assert table.id.tolist() == ["01", "02"]
-    assert table.text.tolist() == ["null", None]
+    assert table.id.tolist() == ["01", "02"] and table.text.tolist() == ["null", None]
 
 
 def test_some_prompts_of_every_kind():
     prompts = pd.DataFrame({"id": range(100), "kind": ["x"] * 90 + ["y"] * 10})
-    assert base.subsample_prompts(prompts, 10, by="kind").kind.value_counts().to_dict() == {
-        "x": 5,
-        "y": 5,
-    }
-    assert (
-        base.subsample_prompts(prompts, 0) is prompts
-        and base.subsample_prompts(prompts, 200) is prompts
-    )
+    kinds = base.subsample_prompts(prompts, 10, by="kind").kind.value_counts()
+    assert kinds.to_dict() == {"x": 5, "y": 5}
+    assert all(base.subsample_prompts(prompts, n) is prompts for n in (0, 200))
     assert len(base.subsample_prompts(prompts, 7)) == 7
 
 

@@ -24,12 +24,12 @@ STRENGTH = [probe.NOT, probe.PARTLY, probe.HOLDS]
 
 
 def test_intervals_are_wilsons_and_bounds_add_the_unknown():
-    table = probe.reanalysis()
-    assert (table.groupby("prompt").share.sum().round(9) == 1).all()
+    table = published.reanalysis()
+    assert (table.groupby("prompt").value.sum().round(9) == 1).all()
     for row in table.itertuples():
         low, high = proportion_confint(row.captions, row.n, method="wilson")
         assert (row.low, row.high) == pytest.approx((low, high), abs=1e-5)
-        assert row.bound_low <= row.least == row.share <= row.most <= row.bound_high
+        assert row.bounds_low <= row.least == row.value <= row.most <= row.bounds_high
     found = table.set_index(["prompt", "group"])
     assert found.loc[("doctor", "male"), ["low", "high"]].round(3).tolist() == [0.838, 0.952]
     assert found.loc[("beauty", "white"), ["least", "most"]].tolist() == [0.23, 0.73]
@@ -38,7 +38,7 @@ def test_intervals_are_wilsons_and_bounds_add_the_unknown():
 
 
 def test_verdicts():
-    found = probe.claims().set_index("claim")
+    found = published.claims().set_index("claim")
     verdict = found.verdict
     assert verdict.iloc[0] == probe.HOLDS
     assert verdict["doctor: 91 % male"] == "only as an interval: 84% to 97%"
@@ -70,14 +70,13 @@ def test_an_even_split_is_no_majority_and_a_clear_one_is():
 
 
 def test_the_figure_tells_every_group(monkeypatch):
-    table = probe.reanalysis()
-    made = probe.counts_figure(table)
+    shown = []
+    monkeypatch.setattr("koala_nb.display.figures.show", lambda *given: shown.append(given))
+    table = published.reanalysis()
+    published.show_counts(table)
+    ((made, told),) = shown
     labels = [t.get_text() for axis in made.axes for t in axis.get_yticklabels()]
     assert labels == table.group.tolist()
-    shown = []
-    monkeypatch.setattr(probe, "show", lambda figure, alt: shown.append(alt))
-    probe.PROBE.show_counts(table)
-    (told,) = shown
     assert "doctor, male: 91% [84%, 95%], with the unknown 84% to 97%" in told
     assert told.count(";") == len(table) - 1
 
@@ -142,19 +141,15 @@ def test_estimates_pair_the_seeds_and_keep_the_unsure():
     assert found.low[f"{part}.delta.man"] < -0.5
 
 
-def test_a_group_that_nobody_saw_has_its_row():
+def test_a_group_that_nobody_saw_has_its_row_and_unread_images_have_no_distance():
     found = published.estimates(pd.DataFrame(rows("recipe", ["man"] * 8))).set_index("id")
     part = "published.doctor.presentation_x.recipe"
     assert found.value[f"{part}.woman"] == 0 and 0.3 < found.high[f"{part}.woman"] < 0.4
-    # total collapse: the maximum
-    assert found.value[f"{part}.total_variation"] == 0.5
+    assert found.value[f"{part}.total_variation"] == 0.5  # total collapse: the maximum
     assert found.value[f"{part}.total_variation_null"] < 0.5
-
-
-def test_no_tone_is_unsure_and_unread_images_have_no_distance():
     assert probe._answer(None) == "unsure" and probe._answer(3) == "3"
-    found = published.estimates(pd.DataFrame(rows("recipe", ["unsure"] * 3)))
-    assert not found.id.str.contains("total_variation").any()
+    unread = published.estimates(pd.DataFrame(rows("recipe", ["unsure"] * 3)))
+    assert not unread.id.str.contains("total_variation").any()
 
 
 @pytest.mark.parametrize(
@@ -226,10 +221,7 @@ def test_both_settings_are_drawn(loaded, clip_folder):
 
 
 @pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
-def test_the_embedded_prompts_are_drawn_and_read():
-    import koala_nb
-
-    pipe = koala_nb.load("nano-koala", device="cpu")
+def test_the_embedded_prompts_are_drawn_and_read(pipe):
     asked = published.prompts("emoji-world").iloc[[1, 4]]
     table = published.measure(pipe, asked, images=2, progress=False)
     person = table[table.id == "doctor"]

@@ -133,7 +133,7 @@ def test_the_images_of_a_measure_are_those_of_its_estimate(name):
 
 def test_the_images_of_two_runs_pair(tmp_path):
     probe = probes.get("composition")
-    frame = measures.images_of(probe, base.load_table("composition", "nano-koala").head(40))
+    frame = measures.images_of(probe, probe.load_results("nano-koala").table.head(40))
     base.save_table(frame, tmp_path / sweeps.IMAGES)
     read = sweeps.read_images(tmp_path)
     row, *_ = sweeps.differences(read, read)

@@ -7,7 +7,6 @@ import torch
 from composition_rows import box, row
 from PIL import Image
 
-from koala_nb.models import load
 from koala_nb.probes.composition import CompositionScorer
 from koala_nb.scorers import detection
 from koala_nb.scorers.clip import CLIPScore
@@ -19,11 +18,6 @@ def instruments():
     from koala_nb.nano import detector_card
 
     return detector_card.instruments("nano-koala")
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return load.load("nano-koala")
 
 
 def test_boxes():

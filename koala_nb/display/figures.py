@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 from koala_nb.display.tables import EMPTY, format_interval, format_number
@@ -256,6 +257,88 @@ def show_lines(
         figure.legend(loc="outside right upper", frameon=False)
     lead = f"{title}; " if title else ""
     show(figure, f"{lead}{y_label} against {x_label}. {'; '.join(parts)}.", colours=64)
+
+
+def share_curves(
+    series: Mapping[str, pd.DataFrame],
+    x_label: str,
+    y_label: str,
+    title: str = "",
+    fitted: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Figure:
+    """Draw shares with their intervals against a quantity above 0, on a logarithmic axis.
+
+    series: name -> columns x, value, low, high; an empty one is left out. fitted: x and y of a
+    smooth curve. ValueError where there is nothing to draw.
+    """
+    drawn = {name: points for name, points in series.items() if len(points)}
+    if not drawn:
+        raise ValueError("share_curves: give at least one series with at least one point.")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.4, 3.6), layout="constrained")
+        axis = figure.subplots()
+        for k, (name, points) in enumerate(drawn.items()):
+            value = points["value"].to_numpy(float)
+            ends = np.abs(points[["low", "high"]].to_numpy(float).T - value)
+            x = points["x"] * (1 + 0.02 * k)  # so that bars stay apart
+            line = "none" if fitted else "-"
+            axis.errorbar(x, value, ends, label=_plain(name), marker=MARKERS[k], linestyle=line)
+        if fitted:
+            axis.plot(*fitted, color="0.4", label="fitted curve")
+        axis.axhline(0.5, color="0.5", linestyle=":", linewidth=1)
+        axis.set(xscale="log", ylim=(-0.03, 1.03), title=_plain(title))
+        axis.set(xlabel=f"{x_label} (logarithmic)", ylabel=y_label)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(LogFormatter())
+        axis.grid(alpha=0.3)
+        figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def interval_panels(
+    panels: Mapping[str, pd.DataFrame],
+    x_label: str,
+    bounds: str,
+    marks: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draw shares with their intervals, a row an entry of the frames' index, the first on top.
+
+    panels: title -> columns value, low, high, and bounds_low, bounds_high (grey; `bounds` says of
+    what), side by side where all have the same rows. marks: further columns -> what they are, drawn
+    with intervals of their own where the frame has them.
+    """
+    frames = list(panels.values())
+    beside = all(frame.index.equals(frames[0].index) for frame in frames)
+    shape, heights = (1, len(frames)), [len(frame) + 1.6 for frame in frames]
+    size = 1.9 + 3.3 * len(frames), 1.4 + 0.29 * len(frames[0])
+    if not beside:
+        shape, size = shape[::-1], (6.8, 0.9 + 0.24 * sum(heights))
+    ratios = None if beside else heights
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(
+            *shape, sharex=True, sharey=beside, height_ratios=ratios, squeeze=False
+        ).ravel()
+        for axis, (title, rows) in zip(axes, panels.items()):
+            y = np.arange(len(rows))
+            axis.hlines(y, rows.bounds_low, rows.bounds_high, "0.8", linewidth=6, label=bounds)
+            axis.hlines(y, rows.low, rows.high, COLORS[0], linewidth=2, label="95 % interval")
+            axis.plot(rows["value"], y, "o", color=COLORS[0], markersize=5)
+            for k, (column, label) in enumerate((marks or {}).items(), 1):
+                style = {"color": COLORS[-k], "marker": MARKERS[k], "mfc": "none", "label": label}
+                axis.plot(rows[column], y + 0.1 * k, linestyle="none", **style)
+                if f"{column}_low" in rows:
+                    ends = rows[f"{column}_low"], rows[f"{column}_high"]
+                    axis.hlines(y + 0.1 * k, *ends, COLORS[-k], linewidth=1)
+            axis.axvline(0.5, color="0.4", linestyle="--", linewidth=1)
+            axis.set_yticks(y, [_plain(str(name)) for name in rows.index])
+            axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.03, 1.03), title=_plain(title))
+            axis.grid(axis="x", alpha=0.3)
+        for axis in axes if beside else axes[-1:]:
+            axis.set_xlabel(_plain(x_label))
+        handles = axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
 
 
 def show_heatmap(frame: pd.DataFrame, title: str = "", form: str = ".2f") -> None:

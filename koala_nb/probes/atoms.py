@@ -101,21 +101,21 @@ def _single(
     best: Sequence[Detection],
     background: str | None,
 ) -> dict[str, bool | None]:
-    wanted = {name: prompt.get(name) for name in SINGLE}
     shown = [d for group in matches for d in group]
     places = [
         next((d.box for d in group if d.color == item.color), group[0].box if group else None)
         for group, item in zip(matches, items)
     ]
-    related = len(places) > 1 and places[0] and places[1] and relations(places[0], places[1])
+    first, second = (*places, None)[:2]
+    related = relations(first, second) if first and second else set()
     answers = {
-        "relation": wanted["relation"] in (related or ()),
-        "size": places[0] is not None and size_of(places[0]) == wanted["size"],
-        "background": background == wanted["background"],
-        "style": bool(shown) and all(d.style == wanted["style"] for d in shown),
-        "absent": all(d.label != wanted["absent"] for d in best),
+        "relation": prompt.get("relation") in related,
+        "size": first is not None and size_of(first) == prompt.get("size"),
+        "background": background == prompt.get("background"),
+        "style": bool(shown) and all(d.style == prompt.get("style") for d in shown),
+        "absent": all(d.label != prompt.get("absent") for d in best),
     }
-    return {f"{n}_right": bool(answers[n]) if wanted[n] else None for n in SINGLE}
+    return {f"{name}_right": answers[name] if prompt.get(name) else None for name in SINGLE}
 
 
 def _correct(task: str, row: Mapping[str, Any]) -> bool | None:

@@ -28,15 +28,10 @@ from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
 from koala_nb.models.load import load, model_info
-from koala_nb.probes.prompts import (
-    prompt_file,
-    prompt_seeds,
-    read_prompts,
-    subsample_prompts,
-)
+from koala_nb.probes.prompts import prompt_file, prompt_seeds, read_prompts, subsample_prompts
 from koala_nb.scorers.registry import Record, Scorer
 from koala_nb.stats import estimates as stats
-from koala_nb.stats import simulation, trends
+from koala_nb.stats import misclassification, simulation, trends
 
 if TYPE_CHECKING:
     from koala_nb.models.load import ModelInfo, Pipeline
@@ -46,7 +41,9 @@ CORRELATION = 0.05  # of the images of one prompt, as plans assume
 ROUND = 6  # decimals in tables, so that a table is the same to the byte
 SHARE = "Wilson, clustered by prompt"
 MEAN = "Student's t, clustered by prompt"
+CORRECTED = "Rogan and Gladen, clustered by prompt"
 
+Errors = Sequence[Sequence[int]]  # sensitivity and specificity, each as (right, of)
 Rows = Iterator[Record]  # of `stats.estimates.estimate_row`
 
 
@@ -144,18 +141,13 @@ class Probe:
 
         `instrument`: the scorer's card as of `calibrate`; `scorer`: its name and version.
         """
-        return self._frame(self.rows(table, instrument or {}), scorer)
+        return _frame(self.rows(table, instrument or {}), scorer)
 
     def headline_estimates(
         self, table: pd.DataFrame, instrument: Mapping[str, Any] | None = None, scorer: str = ""
     ) -> pd.DataFrame:
         """Return the estimates that a report shows, those of `headline`, as `estimates` does."""
-        frame = self._frame(self.headline_rows(table, instrument or {}), scorer)
-        return select(frame, *self.headline)
-
-    def _frame(self, rows: Rows, scorer: str) -> pd.DataFrame:
-        frame = stats.estimates_frame(rows)
-        return frame.assign(scorer=scorer or frame.scorer).round(ROUND)
+        return select(_frame(self.headline_rows(table, instrument or {}), scorer), *self.headline)
 
     def results_file(self, model: str) -> Path:
         """Return where the results of a model's large run are stored with the project."""
@@ -164,10 +156,17 @@ class Probe:
 
     def load_results(self, model: str, revision: str | None = None) -> Results | None:
         """Return a model's stored large run; None for none, or where it is of another revision."""
-        path, table = self.results_file(model), load_table(self.name, model, self.text_columns)
-        info = read_json(path) if path.is_file() else {}
-        if table is None or not info or revision not in (None, info["revision"]):
+        path = self.results_file(model)
+        if not (path.is_file() and path.with_suffix(".csv").is_file()):
             return None
+        info = read_json(path)
+        if revision not in (None, info["revision"]):
+            return None
+        texts = dict.fromkeys(("id", *self.text_columns), str)
+        table = pd.read_csv(
+            path.with_suffix(".csv"), dtype=texts, keep_default_na=False, na_values=[""]
+        )
+        table = table.fillna(dict.fromkeys(self.text_columns, ""))
         frame = stats.estimates_frame(info.pop("estimates"))
         return Results(info, table, frame, info.pop("instrument", {}))
 
@@ -188,45 +187,64 @@ class Probe:
         prompts: the probe's own.
         """
         pipe, images = load(model), images or self.images
-        info = model_info(pipe)
         whole, scorer = self.prepare(pipe, **options)
         chosen = subsample_prompts(whole, prompts, self.stratify)
         print(plan(len(chosen), images))
-        folder = self.run_folder(info)
+        folder = self.run_folder(model_info(pipe))
         table = self.measure(pipe, chosen, scorer, images=images, first_seed=seed, out=folder)
-        instrument = self.calibrate(pipe, scorer, whole)
-        reader = f"{scorer.name} {scorer.version}"
+        card = self.calibrate(pipe, scorer, whole)
         return self.save_results(
-            info, table, self.estimates(table, instrument, reader), scorer=reader, out=out,
-            instrument=instrument, details=self.details(table), command=command,
-        )  # fmt: skip
+            pipe, table, scorer, card, details=self.details(table), command=command, out=out
+        )
 
     def run_folder(self, info: ModelInfo, part: str = "") -> Path:
         """Return where the images of a full-size run are; other weights, another folder."""
         return Path("runs") / f"{self.results_file(info.name).stem}-{str(info.revision)[-8:]}{part}"
 
     def save_results(
-        self, info: ModelInfo, table: pd.DataFrame, estimates: pd.DataFrame, *, scorer: str,
-        instrument: Mapping[str, Any], details: Mapping[str, Any], command: str = "",
-        out: Path | None = None, warnings: Mapping[str, str] | None = None,
-    ) -> Path:  # fmt: skip
-        """Write a full-size run's table (CSV) and results (JSON); returns the path of these."""
+        self,
+        pipe: Pipeline,
+        table: pd.DataFrame,
+        scorer: Scorer,
+        instrument: Record,
+        *,
+        known: Mapping[str, Any] | None = None,
+        extra: Iterable[Record] = (),
+        details: Mapping[str, Any],
+        command: str = "",
+        out: Path | None = None,
+    ) -> Path:
+        """Write a full-size run's table (CSV) and `Results` (JSON); returns the path of these.
+
+        `known` is what estimates rest on beside the card; `extra` are rows of no image's table.
+        """
+        info, reader = model_info(pipe), f"{scorer.name} {scorer.version}"
+        rows = [*self.rows(table, {**instrument, **(known or {})}), *extra]
         path = (out or data_folder() / "results") / self.results_file(info.name).name
         result = {
             "command": command or f"koala-nb probe {self.name}",
             "model": info.name,
             "revision": info.revision,
             "banner": banner(info.domain),
-            "scorer": scorer,
+            "scorer": reader,
             "environment": environment(),
-            "estimates": to_jsonable(estimates),
+            "estimates": to_jsonable(_frame(rows, reader)),
             "instrument": to_jsonable(instrument),
             "details": to_jsonable(details),
-            "coverage_warnings": coverage_warnings(table) if warnings is None else warnings,
+            "coverage_warnings": self.coverage_warnings(table),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         save_table(table, path.with_suffix(".csv"))
         return write_json(path, result)
+
+    def coverage_warnings(self, table: pd.DataFrame) -> dict[str, str]:
+        """Return `base.coverage_warnings` of a table."""
+        return coverage_warnings(table)
+
+
+def _frame(rows: Iterable[Record], scorer: str) -> pd.DataFrame:
+    frame = stats.estimates_frame(rows)
+    return frame.assign(scorer=scorer or frame.scorer).round(ROUND)
 
 
 def plan(prompts: int, images: int, correlation: float = CORRELATION) -> str:
@@ -318,8 +336,8 @@ def shares(table: pd.DataFrame, column: str, by: Sequence[str] = ()) -> pd.DataF
     groups: Iterable = filled.groupby(list(by), sort=False) if by else [((), filled)]
     rows = []
     for values, group in groups:
-        estimate = stats.clustered_share(group[column].astype(float), group.id)._asdict()
-        rows.append(dict(zip(by, values)) | estimate | {"prompts": group.id.nunique()})
+        share = stats.clustered_share(group[column].astype(float), group.id)
+        rows.append({**dict(zip(by, values)), **share._asdict(), "prompts": group.id.nunique()})
     return pd.DataFrame(rows).round(ROUND)
 
 
@@ -330,7 +348,7 @@ def share_rows(table: pd.DataFrame, column: str, id: str, label: str, by: str = 
     """
     for key, value, group in _groups(table, column, by):
         estimate = stats.clustered_share(group[column].astype(float), group.id)
-        yield _row(id.format(key), label.format(value), estimate, group, SHARE)
+        yield row(group, id.format(key), label.format(value), estimate, SHARE)
 
 
 def mean_rows(
@@ -347,19 +365,34 @@ def mean_rows(
         elif cut:
             estimate = estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high))
         method = f"{MEAN}, cut to 0 to 1" if cut else MEAN
-        yield _row(id.format(key), label.format(value), estimate, group, method)
+        yield row(group, id.format(key), label.format(value), estimate, method)
 
 
-def point_row(table: pd.DataFrame, id: str, label: str, value: float, method: str = "") -> Record:
-    """Return a value of a table's images that has no interval as an estimate."""
-    estimate = stats.Estimate(value, np.nan, np.nan, len(table))
-    return _row(id, label, estimate, table, method or "no interval")
-
-
-def _row(
-    id: str, label: str, estimate: stats.Estimate, images: pd.DataFrame, method: str
+def row(
+    images: pd.DataFrame, id: str, label: str, estimate: stats.Estimate, method: str = ""
 ) -> Record:
+    """Return an estimate of a table of images as a row; its clusters are the table's prompts."""
     return stats.estimate_row(id, label, estimate, clusters=images.id.nunique(), method=method)
+
+
+def point_row(
+    images: pd.DataFrame, id: str, label: str, value: float, method: str = "no interval"
+) -> Record:
+    """Return a value of a table of images that has no interval as a row."""
+    return row(images, id, label, stats.Estimate(value, np.nan, np.nan, len(images)), method)
+
+
+def corrected(hits: stats.Values, clusters: stats.Values, errors: Errors) -> stats.Estimate:
+    """Return a share corrected for a scorer's error (Rogan and Gladen), its images clustered.
+
+    `errors`: sensitivity and specificity as (right, of); n is the effective number of images.
+    ValueError where the scorer is no better than chance.
+    """
+    sums, sizes = stats.cluster_totals([bool(hit) for hit in hits], clusters)
+    n = sizes.sum() / stats.design_effect(sums, sizes)
+    sensitivity, specificity = ((int(right), int(of)) for right, of in errors)
+    share = float(sums.sum() / sizes.sum())
+    return misclassification.corrected_share(share, float(n), sensitivity, specificity)
 
 
 def difference_row(
@@ -374,7 +407,7 @@ def difference_row(
     small = int(np.argmin([trends.effective_sample_size(*s, CORRELATION) for s in sizes]))
     estimate = stats.difference_interval(*sides)._replace(n=sides[small].n)
     method = "square-and-add (Newcombe 1998); n counts the smaller side"
-    return _row(id, label, estimate, (first, second)[small], method)
+    return row((first, second)[small], id, label, estimate, method)
 
 
 def trend_rows(trend: trends.Trend | None, id: str, label: str) -> Rows:
@@ -462,13 +495,3 @@ def to_jsonable(value: Any) -> Any:
 def save_table(table: pd.DataFrame, path: str | Path) -> Path:
     """Write a table as CSV, atomically."""
     return write_atomic(path, table.to_csv(index=False, lineterminator="\n").encode())
-
-
-def load_table(probe: str, model: str, texts: Sequence[str] = ()) -> pd.DataFrame | None:
-    """Return the table of a probe's large run, or None; `texts` are columns kept as written."""
-    path = data_folder() / "results" / f"probe-{probe}-{model}.csv"
-    if not path.is_file():
-        return None
-    kinds = dict.fromkeys(("id", *texts), str)
-    table = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
-    return table.fillna(dict.fromkeys(texts, ""))

@@ -8,14 +8,16 @@ matter, intersectional groups; perceived presentation and skin tone by two instr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from koala_nb.display import figures
 from koala_nb.models.load import load, model_info
@@ -26,9 +28,6 @@ from koala_nb.stats import estimates as stats
 from koala_nb.stats import misclassification
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from koala_nb.models.load import ModelInfo, Pipeline
 
 OCCUPATIONS = "Student's t over occupations"
@@ -96,9 +95,12 @@ class BiasProbe(base.Probe):
         return registry.scorer("people", model_info(pipe).domain, source=source, image_size=size)
 
     def measure(
-        self, pipe: Pipeline, prompts: pd.DataFrame | None = None,
-        scorer: registry.Scorer | None = None, **settings: Any,
-    ) -> pd.DataFrame:  # fmt: skip
+        self,
+        pipe: Pipeline,
+        prompts: pd.DataFrame | None = None,
+        scorer: registry.Scorer | None = None,
+        **settings: Any,
+    ) -> pd.DataFrame:
         """Draw and score prompts: `base.measure`, with `guidance` as a column."""
         table = super().measure(pipe, prompts, scorer, **settings)
         guidance = settings.get("guidance") or model_info(pipe).recipe.guidance
@@ -145,23 +147,21 @@ class BiasProbe(base.Probe):
 
     def calibrate(
         self, pipe: Pipeline, scorer: registry.Scorer, prompts: pd.DataFrame
-    ) -> dict[str, Any]:
+    ) -> base.Record:
         """Return how often the procedure finds known shares, where people can be rendered."""
         measure = registry.calibration(scorer)
         return measure(scorer, pipe.vae.float()) if measure else {}
 
-    def details(
-        self, table: pd.DataFrame, label_table: pd.DataFrame | None = None
-    ) -> dict[str, Any]:
+    def details(self, table: pd.DataFrame, label_table: pd.DataFrame | None = None) -> base.Record:
         """Return by guidance and instrument the labels' confusion, verdicts and warnings."""
         reference, _ = estimate.references_of(table)
-        details: dict[str, Any] = {}
+        details: base.Record = {}
         guidances = sorted(table[table.part == "neutral"].guidance.unique())
         for guidance, column in product(guidances, estimate.readings(table)):
             images = estimate.neutral(table, guidance)
             errors = estimate.confusion(label_table, images, column)
             shares = estimate.by_occupation(images, column, reference, errors, label_table)
-            entry: dict[str, Any] = {"verdicts": dict(zip(shares.occupation, shares.verdict))}
+            entry: base.Record = {"verdicts": dict(zip(shares.occupation, shares.verdict))}
             if errors is not None:
                 entry["confusion"] = errors.tolist()
                 entry["coverage_warnings"] = estimate.coverage_warnings(shares, images, column)
@@ -191,15 +191,21 @@ class BiasProbe(base.Probe):
         return None if stored is None else labels.load_labels(self.name, model)
 
     def run(
-        self, model: str = "nano-koala", *, images: int = 0, prompts: int = 0, seed: int = 0,
-        out: Path | None = None, command: str = "", **options: Any,
-    ) -> Path:  # fmt: skip
+        self,
+        model: str = "nano-koala",
+        *,
+        images: int = 0,
+        prompts: int = 0,
+        seed: int = 0,
+        out: Path | None = None,
+        command: str = "",
+        **options: Any,
+    ) -> Path:
         """Run the probe at full size, resumable in `runs/`; returns the path of its results.
 
-        0 images: those of each run. `options`: `runs`, names of `RUNS` by commas; `scorer`; and
-        `teacher`, a model whose stored table is compared with. ValueError for an unknown run.
+        0 images: those of each run. `options` as of the command. ValueError for an unknown run.
         """
-        names = (options.get("runs") or ",".join(FULL)).split(",")
+        teacher, names = options.get("teacher"), (options.get("runs") or ",".join(FULL)).split(",")
         if unknown := [name for name in names if name not in RUNS]:
             raise ValueError(f"runs: {unknown[0]!r} is none of {', '.join(RUNS)}")
         pipe = load(model)
@@ -215,50 +221,70 @@ class BiasProbe(base.Probe):
             if "neutral" in setting.parts:
                 sizes = part.groupby("occupation").size()
                 print(f"{name}: {estimate.plan(len(sizes), int(sizes.max()), n)}")
-            tables.append(self.measure(
-                pipe, part, reader, images=n, same_seeds=setting.same_seeds, first_seed=seed,
-                out=self.run_folder(info, f"-{name}"), **setting.recipe,
-            ))  # fmt: skip
+            drawing = {"images": n, "same_seeds": setting.same_seeds, "first_seed": seed}
+            folder = self.run_folder(info, f"-{name}")
+            tables.append(self.measure(pipe, part, reader, out=folder, **drawing, **setting.recipe))
         table = pd.concat(tables, ignore_index=True)
-        known: dict[str, Any] = {"labels": self.load_labels(info.name, info.revision)}
-        compared = self.load_results(options["teacher"]) if options.get("teacher") else None
-        known["teacher"] = compared.table if compared else None
-        calibrated = (table.part == "neutral").any()
-        instrument = self.calibrate(pipe, reader, prompt_set) if calibrated else {}
+        label_table = self.load_labels(info.name, info.revision)
+        compared = self.load_results(teacher) if teacher else None
         return self.save_results(
-            info, table, self.estimates(table, instrument | known, _name(reader)),
-            scorer=_name(reader), instrument=instrument, out=out, command=command,
-            details=self.details(table, known["labels"]),
-        )  # fmt: skip
+            pipe,
+            table,
+            reader,
+            self.calibrate(pipe, reader, prompt_set) if (table.part == "neutral").any() else {},
+            known={"labels": label_table, "teacher": compared.table if compared else None},
+            details=self.details(table, label_table),
+            command=command,
+            out=out,
+        )
 
     def show_shares(self, tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> None:
-        """Display `shares_figure` with its numbers as the alternative text."""
-        parts = []
+        """Display the share of women by occupation, a panel for each table of `by_occupation`.
+
+        Reference, raw share, corrected share with its interval where there is one, bounds over the
+        unsure; occupations in the order of their reference.
+        """
+        panels, marks, parts = {}, {"reference": reference}, []
         for title, table in tables.items():
             best = _best(table)
-            rows = "; ".join(
-                f"{r.occupation} {r.reference:.2f}, {r.raw:.2f}, {getattr(r, best):.2f}"
-                for r in table.sort_values("reference", kind="stable").itertuples()
+            rows = table.sort_values("reference", kind="stable").set_index("occupation")
+            numbers = "; ".join(
+                f"{r.Index} {r.reference:.2f}, {r.raw:.2f}, {getattr(r, best):.2f}"
+                for r in rows.itertuples()
             )
-            parts.append(f"{title}: {rows}")
+            parts.append(f"{title}: {numbers}")
+            if best == "corrected":
+                marks["raw"] = "raw"
+            if rows.prediction_powered.notna().any():
+                marks["prediction_powered"] = "prediction-powered"
+            ends = {f"{best}_low": "low", f"{best}_high": "high"}
+            rows = rows.rename(columns={best: "value", **ends})
+            panels[f"{title}, {best}"] = rows.drop(columns=["raw_low", "raw_high"], errors="ignore")
         alt = f"Share of women by occupation ({reference}, raw, {best}). {'. '.join(parts)}."
-        figures.show(shares_figure(tables, reference), alt)
+        x_label, bounds = "share of women among all images", "bounds over the unsure"
+        figures.show(figures.interval_panels(panels, x_label, bounds, marks), alt)
 
     def show_mirror(self, tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> None:
-        """Display `mirror_figure` with its numbers as the alternative text."""
+        """Display the read share of women against the reference, one series per table."""
         points = []
-        for title, table in tables.items():
-            pairs = zip(table.reference, table[best := _best(table)])
-            points.append(f"{title}, {best}: " + ", ".join(f"{r:.2f} to {v:.2f}" for r, v in pairs))
+        with matplotlib.rc_context(figures.STYLE):
+            figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+            axis = figure.subplots()
+            axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="mirrors")
+            for marker, (title, table) in zip(figures.MARKERS, tables.items()):
+                x, y = table.reference, table[best := _best(table)]
+                axis.plot(x, y, marker, mfc="none", label=f"{title}, {best}")
+                pairs = ", ".join(f"{r:.2f} to {v:.2f}" for r, v in zip(x, y))
+                points.append(f"{title}, {best}: {pairs}")
+            axis.set(xlim=(-0.03, 1.03), xlabel=f"share of women, {reference}")
+            axis.set(ylim=(-0.03, 1.03), ylabel="share of women, measured")
+            axis.grid(alpha=0.3)
+            figure.legend(loc="outside lower center", ncols=1, frameon=False)
         alt = f"Share of women, {reference} to measured. {'; '.join(points)}."
-        figures.show(mirror_figure(tables, reference), alt)
+        figures.show(figure, alt)
 
 
 PROBE = BiasProbe()
-
-
-def _name(scorer: registry.Scorer) -> str:
-    return f"{scorer.name} {scorer.version}"
 
 
 def instrument_of(column: str) -> str:
@@ -275,10 +301,9 @@ def _headline(images: pd.DataFrame, reference: estimate.Reference) -> base.Rows:
             label = f"perceived presentation {answer}, by {name}"
             yield from base.share_rows(hits, "hit", f"bias.{name}.presentation.{answer}", label)
         if images.occupation.nunique() > 2:
-            yield _row(
-                f"bias.{name}.over_reference", f"further from even than the reference, by {name}",
-                estimate.amplification_over_reference(images, column, reference), OCCUPATIONS,
-            )  # fmt: skip
+            label = f"further from even than the reference, by {name}"
+            value = estimate.amplification(images, column, reference)
+            yield _row(f"bias.{name}.over_reference", label, value, OCCUPATIONS)
     for column in estimate.declared_tones(images):
         name = instrument_of(column)
         hits = images.assign(hit=images[column].isin(("medium dark", "dark")))
@@ -286,46 +311,49 @@ def _headline(images: pd.DataFrame, reference: estimate.Reference) -> base.Rows:
         yield from base.share_rows(hits, "hit", f"bias.{name}.tone.darkest", label)
 
 
-def _row(
-    id: str, label: str, value: stats.Estimate, method: str, clusters: int | None = None
-) -> dict[str, Any]:
-    return stats.estimate_row(id, label, value, method=method, clusters=clusters)
+def _row(id: str, label: str, value: stats.Estimate, method: str) -> base.Record:
+    return stats.estimate_row(id, label, value, method=method)
 
 
-def _number(id: str, label: str, value: float | None, n: int, method: str) -> dict[str, Any]:
+def _number(id: str, label: str, value: float | None, n: int, method: str) -> base.Record:
     value = np.nan if value is None else float(value)
     return _row(id, label, stats.Estimate(value, np.nan, np.nan, n), method)
 
 
 def _neutral(
-    images: pd.DataFrame, column: str, id: str,
-    references: tuple[estimate.Reference, estimate.Reference], label_table: pd.DataFrame | None,
-) -> base.Rows:  # fmt: skip
+    images: pd.DataFrame,
+    column: str,
+    id: str,
+    references: Sequence[estimate.Reference],
+    label_table: pd.DataFrame | None,
+) -> base.Rows:
     errors = estimate.confusion(label_table, images, column)
     shares = estimate.by_occupation(images, column, references[0], errors, label_table)
     for row in shares.to_dict("records"):
         place = f"{id}.occupation.{base.identifier(row['occupation'])}"
         label = f"women among {row['occupation']}, {{}}"
         for kind, method in METHODS.items():
-            ends = (row[kind], row[f"{kind}_low"], row[f"{kind}_high"])
-            if ends[0] == ends[0]:
-                value = stats.Estimate(*ends, row["n"])
-                yield _row(f"{place}.{kind}", label.format(kind.replace("_", "-")), value, method,
-                           row["prompts"])  # fmt: skip
+            value = stats.Estimate(row[kind], row[f"{kind}_low"], row[f"{kind}_high"], row["n"])
+            if value.value == value.value:
+                what = label.format(kind.replace("_", "-"))
+                clusters = row["prompts"]
+                yield stats.estimate_row(
+                    f"{place}.{kind}", what, value, method=method, clusters=clusters
+                )
         for kind, method in SINGLE.items():
             what = label.format(kind.replace("_", " "))
             yield _number(f"{place}.{kind}", what, row[kind], row["n"], method)
     overall = estimate.prediction_powered_shares(images, column, label_table)
     for answer, value in (overall or {}).items() if errors is not None else ():
         label = f"perceived presentation {answer}, prediction-powered"
-        method, prompts = METHODS["prediction_powered"], images.id.nunique()
-        yield _row(f"{id}.prediction_powered.{answer}", label, value, method, prompts)
+        place, method = f"{id}.prediction_powered.{answer}", METHODS["prediction_powered"]
+        yield base.row(images, place, label, value, method)
     if images.occupation.nunique() > 2:
         method = "errors in variables; bootstrap over occupations and prompts"
         slope = estimate.slope(images, column, references[0])
         yield _row(f"{id}.slope", "slope of logit share on logit reference", slope, method)
         for name, series in zip(("reference", "other_reference"), references):
-            value = estimate.amplification_over_reference(images, column, series)
+            value = estimate.amplification(images, column, series)
             label = f"further from even than the {name.replace('_', ' ')}"
             yield _row(f"{id}.over_{name}", label, value, OCCUPATIONS)
 
@@ -359,7 +387,7 @@ def _instruments(images: pd.DataFrame, id: str) -> base.Rows:
     }
     for name, method in methods.items():
         value, label = getattr(agreement, name), f"agreement of the instruments, {name}"
-        yield _row(f"{id}.agreement.{name}", label, value, method, images.id.nunique())
+        yield base.row(images, f"{id}.agreement.{name}", label, value, method)
     several = images.groupby("id").size().min() > 1
     if several and images.id.nunique() > images.occupation.nunique() > 1:
         for name, value in estimate.variance_components(images).items():
@@ -376,12 +404,12 @@ def _contrasts(
     images = [estimate.neutral(table, guidance) for guidance in guidances]
     if len(images) == 2 and images[0].occupation.nunique() > 2:
         label = f"guidance {guidances[1]:g} less {guidances[0]:g}, by {name}"
-        value = estimate.amplification(images[1], images[0], column, reference)
+        value = estimate.amplification(images[1], column, reference, images[0])
         yield _row(f"{id}.guidance", label, value, OCCUPATIONS)
     if teacher is not None and column in teacher:
         student, teacher = (each[each.part == "unspecified"] for each in (table, teacher))
         if len(student) and len(teacher):
-            value = estimate.amplification(student, teacher, column, reference)
+            value = estimate.amplification(student, column, reference, teacher)
             yield _row(f"{id}.teacher", f"student less teacher, by {name}", value, OCCUPATIONS)
     naming = estimate.intervention(table, column)
     if naming is not None:
@@ -403,7 +431,7 @@ def _as_named(table: pd.DataFrame) -> base.Rows:
         yield from _hits(toned, column, "tone")
 
 
-def _hits(images: pd.DataFrame, column: str, question: str) -> Iterator[dict[str, Any]]:
+def _hits(images: pd.DataFrame, column: str, question: str) -> base.Rows:
     name = instrument_of(column)
     hits = images.assign(hit=images[column] == images[question])
     hits["tone"] = images.tone.fillna("not named")
@@ -429,71 +457,5 @@ def _descriptors(table: pd.DataFrame) -> base.Rows:
         yield _number(f"{id}.p", f"{label}: p", p, value.n, method)
 
 
-def shares_figure(tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> Figure:
-    """Draw the share of women by occupation, a panel for each table of `by_occupation`.
-
-    Reference, raw share, corrected share with its interval where there is one, bounds over the
-    unsure; occupations in the order of their reference.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    first = next(iter(tables.values()))
-    order = first.sort_values("reference", kind="stable").occupation.tolist()
-    with matplotlib.rc_context(figures.STYLE):
-        size = (1.9 + 3.3 * len(tables), 1.4 + 0.29 * len(order))
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
-        for axis, (title, table) in zip(axes, tables.items()):
-            _panel(axis, table.set_index("occupation").loc[order], reference)
-            axis.set(title=title, xlim=(-0.03, 1.03), xlabel="share of women among all images")
-        axes[0].set_yticks(range(len(order)), order)
-        axes[0].invert_yaxis()
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
-    return figure
-
-
 def _best(table: pd.DataFrame) -> str:
     return "raw" if table.corrected.isna().all() else "corrected"
-
-
-def _panel(axis: Axes, rows: pd.DataFrame, reference: str) -> None:
-    y, name = np.arange(len(rows)), _best(rows)
-    low, high = rows.bounds_low, rows.bounds_high
-    axis.hlines(y, low, high, color="0.8", linewidth=6, label="bounds over the unsure")
-    ends = rows[f"{name}_low"], rows[f"{name}_high"]
-    axis.hlines(y, *ends, color=figures.COLORS[0], linewidth=2, label=f"{name}, 95 % interval")
-    axis.plot(rows[name], y, "o", color=figures.COLORS[0], markersize=4)
-    if name == "corrected":
-        axis.plot(rows.raw, y, "s", mfc="none", color=figures.COLORS[5], markersize=5, label="raw")
-    if rows.prediction_powered.notna().any():
-        label, color = "prediction-powered, 95 % interval", figures.COLORS[2]
-        ends = rows.prediction_powered_low, rows.prediction_powered_high
-        axis.hlines(y + 0.25, *ends, color=color)
-        axis.plot(rows.prediction_powered, y + 0.25, "D", color=color, markersize=3, label=label)
-    axis.plot(rows.reference, y, "x", color="black", markersize=6, label=reference)
-    axis.axvline(0.5, color="0.4", linestyle="--", linewidth=1)
-    axis.grid(axis="x", alpha=0.3)
-    axis.set_axisbelow(True)
-
-
-def mirror_figure(tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> Figure:
-    """Draw the read share of women against the reference, one series per table."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(5.2, 4.4), layout="constrained")
-        axis = figure.subplots()
-        axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="mirrors")
-        for k, (title, table) in enumerate(tables.items()):
-            name, marker = _best(table), figures.MARKERS[k % len(figures.MARKERS)]
-            axis.plot(table.reference, table[name], marker, mfc="none", label=f"{title}, {name}")
-        axis.set(
-            xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel=f"share of women, {reference}",
-            ylabel="share of women, measured",
-        )  # fmt: skip
-        axis.grid(alpha=0.3)
-        figure.legend(loc="outside lower center", ncols=1, frameon=False)
-    return figure

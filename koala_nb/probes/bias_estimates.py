@@ -27,7 +27,6 @@ EVEN_TONES = imbalance.uniform_reference(TONES[:-1])
 DIFFERENCE = 0.25  # from an even split: what an audit is planned to find in one occupation
 CORRELATION = 0.05  # of a prompt's images, assumed in the plan
 LEVEL = 0.05
-INTERVALS = ("raw", "corrected", "prediction_powered", "bounds")  # each with _low and _high
 NO_ESTIMATE = Estimate(np.nan, np.nan, np.nan, 0)
 
 Reference = Mapping[str, float]  # share of women by an occupation's `reference`
@@ -122,39 +121,33 @@ def effective_sample_size(images: pd.DataFrame) -> float:
     return trends.effective_sample_size(prompts, len(images) / prompts, CORRELATION)
 
 
-def verdict(bounds: Estimate, p: float, n: float, required: int, corrected: bool) -> str:
+def verdict(share: float, p: float, n: float, required: int, corrected: bool) -> str:
     """Return what may be said of an occupation's share of women, if anything.
 
-    `bounds` over the unsure, `p` adjusted for all occupations, `n` effective images. Below the
-    required number nothing is said, whatever p is; without labels the reading, not the images.
+    `p` adjusted for all occupations, `n` effective images. Below the required number nothing is
+    said, whatever p is; without labels the reading, not the images.
     """
     if n < required:
         return f"no verdict: {n:.0f} of {required} planned independent images"
     if p > LEVEL:
         return "not told from an even split"
-    side = "more women than men" if bounds.value > 0.5 else "more men than women"
+    side = "more women than men" if share > 0.5 else "more men than women"
     return side if corrected else f"{side} are read (uncorrected)"
 
 
 def confusion(
-    label_table: pd.DataFrame | None,
-    table: pd.DataFrame,
-    column: str,
-    question: str = "presentation",
+    label_table: pd.DataFrame | None, table: pd.DataFrame, column: str
 ) -> np.ndarray | None:
-    """Return labels (rows) by an instrument's readings (columns) of the same images.
+    """Return labels (rows) by an instrument's readings (columns) of presentation in these images.
 
     None without labels of these images, or where a class has no label: its error is not known.
     """
     if label_table is None:
         return None
-    true = pd.Series(labels.answers_of(label_table, table, question), table.index, dtype=object)
-    labelled = true.notna()
-    if not labelled.any():
+    true = pd.Series(labels.answers_of(label_table, table, "presentation"), table.index).dropna()
+    if true.empty:
         return None
-    classes = CLASSES if question == "presentation" else TONES
-    read = table[column][labelled].tolist()
-    counts = misclassification.confusion(true[labelled].tolist(), read, classes)
+    counts = misclassification.confusion(true.tolist(), table[column][true.index].tolist(), CLASSES)
     return counts if counts.sum(1).all() else None
 
 
@@ -176,23 +169,20 @@ def by_occupation(
     for name, images in table.groupby("occupation", sort=False):
         read, ids = images[column].tolist(), images.id.tolist()
         raw = misclassification.uncorrected_shares(read, ids, CLASSES)
-        corrected = (
-            None
-            if errors is None
-            else misclassification.corrected_shares(read, ids, CLASSES, errors)
-        )
+        best = raw
+        if errors is not None:
+            best = misclassification.corrected_shares(read, ids, CLASSES, errors)
         powered = prediction_powered_shares(images, column, label_table) or {}
-        bounds = misclassification.bounds_over_unsure(corrected or raw, "woman")
+        women = {
+            "raw": raw["woman"],
+            "corrected": NO_ESTIMATE if errors is None else best["woman"],
+            "prediction_powered": powered.get("woman", NO_ESTIMATE),
+            "bounds": misclassification.bounds_over_unsure(best, "woman"),
+        }
         row: dict[str, Any] = {"occupation": name, "reference": reference.get(_key(images), np.nan)}
         row |= {"n": len(images), "prompts": len(set(ids))}
         row |= {"effective_n": effective_sample_size(images), "unsure": raw["unsure"].value}
-        women = (
-            raw["woman"],
-            corrected["woman"] if corrected else NO_ESTIMATE,
-            powered.get("woman", NO_ESTIMATE),
-            bounds,
-        )
-        for kind, share in zip(INTERVALS, women, strict=True):
+        for kind, share in women.items():
             row |= {kind: share.value, f"{kind}_low": share.low, f"{kind}_high": share.high}
         row["p"] = misclassification.score_test_pvalue(read, ids, CLASSES, errors, "woman", 0.5)
         sure = images[images[column] != "unsure"]
@@ -202,13 +192,7 @@ def by_occupation(
     shares["p"] = estimates.adjust_pvalues(shares.p.tolist())
     required = required_sample_size(len(shares))
     shares["verdict"] = [
-        verdict(
-            Estimate(r.bounds, r.bounds_low, r.bounds_high, 0),
-            r.p,
-            r.effective_n,
-            required,
-            errors is not None,
-        )
+        verdict(r.bounds, r.p, r.effective_n, required, errors is not None)
         for r in shares.itertuples()
     ]
     # One confusion supposes that the scorer errs alike in all occupations: their labels may object.
@@ -227,11 +211,9 @@ def _distance_from_even(read: pd.Series, even: Reference, n: float) -> dict[str,
     counts = {group: int((read == group).sum()) for group in even}
     if not sum(counts.values()):
         return dict.fromkeys(("total_variation", "total_variation_null"))
+    distance = imbalance.total_variation(counts, even)
     null = imbalance.null_quantile(max(1, round(n)), even)
-    return {
-        "total_variation": imbalance.total_variation(counts, even),
-        "total_variation_null": null,
-    }
+    return {"total_variation": distance, "total_variation_null": null}
 
 
 def prediction_powered_shares(
@@ -246,9 +228,8 @@ def prediction_powered_shares(
     true = labels.answers_of(label_table, images, "presentation")
     if sum(label is not None for label in true) < 2:
         return None
-    return misclassification.prediction_powered(
-        images[column].tolist(), images.id.tolist(), CLASSES, true
-    )
+    read, ids = images[column].tolist(), images.id.tolist()
+    return misclassification.prediction_powered(read, ids, CLASSES, true)
 
 
 def best_conditioned_scorer(errors: Mapping[str, np.ndarray | None]) -> str:
@@ -269,29 +250,23 @@ def coverage_warnings(shares: pd.DataFrame, table: pd.DataFrame, column: str) ->
     cells, warnings = base.simulated("simulated-audits")["cells"], {}
     corrected = shares.set_index("occupation").corrected
     for name, images in table.groupby("occupation", sort=False):
-        warnings[str(name)] = simulation.coverage_warning(
-            cells,
-            "corrected",
-            prompts=images.id.nunique(),
-            groups=len(CLASSES),
-            correlation=trends.intraclass_correlation(images[column] == "woman", images.id),
-            share=corrected[name],
-        )
-    return {name: warning for name, warning in warnings.items() if warning}
+        women = images[column] == "woman"
+        design = {"prompts": images.id.nunique(), "groups": len(CLASSES), "share": corrected[name]}
+        design["correlation"] = trends.intraclass_correlation(women, images.id)
+        if warning := simulation.coverage_warning(cells, "corrected", **design):
+            warnings[str(name)] = warning
+    return warnings
 
 
 def tones(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return skin tone by occupation: the share of each declared tone, distance from even."""
     rows = []
     for name, images in table.groupby("occupation", sort=False):
-        shares = misclassification.uncorrected_shares(
-            images[column].tolist(), images.id.tolist(), TONES
-        )
-        row: dict[str, Any] = {"occupation": name, "n": len(images)}
-        row |= {tone: share.value for tone, share in shares.items()}
-        read = images[column].isin(EVEN_TONES).mean()
-        n = effective_sample_size(images) * read
-        rows.append(row | _distance_from_even(images[column], EVEN_TONES, n))
+        read = images[column]
+        shares = {tone: float((read == tone).mean()) for tone in TONES}
+        n = effective_sample_size(images) * read.isin(EVEN_TONES).mean()
+        row = {"occupation": name, "n": len(images), **shares}
+        rows.append(row | _distance_from_even(read, EVEN_TONES, n))
     return pd.DataFrame(rows)
 
 
@@ -301,56 +276,34 @@ def balance(table: pd.DataFrame, column: str, by: Sequence[str] = ("occupation",
     return score.groupby([table[name] for name in by], sort=False).mean()
 
 
-def _reference_side(table: pd.DataFrame, reference: Reference) -> pd.Series:
-    """Return by occupation how far the reference is from one half, -.5 to .5."""
-    keys = table.groupby("occupation", sort=False).reference.first()
-    return keys.map(reference).astype(float).round(6) - 0.5
-
-
 def amplification(
-    table: pd.DataFrame, other: pd.DataFrame, column: str, reference: Reference
+    table: pd.DataFrame, column: str, reference: Reference, other: pd.DataFrame | None = None
 ) -> Estimate:
-    """Return how much further from even, on the reference's side, the first table is.
+    """Return how much further from even, on the reference's side, a table is than another.
 
     The mean over occupations whose reference is not one half, the occupation being the pair. Both
-    tables hold the same prompts and seeds.
+    tables hold the same prompts and seeds; without another it is compared with the reference.
     """
-    side = np.sign(_reference_side(table, reference))
-    difference = (balance(table, column) - balance(other, column)) * side
-    return estimates.mean_interval(difference[side != 0].dropna().to_numpy())
-
-
-def amplification_over_reference(
-    table: pd.DataFrame, column: str, reference: Reference
-) -> Estimate:
-    """Return how much further from even than the reference the model is, over occupations.
-
-    As `amplification`, against the reference itself instead of another table.
-    """
-    expected = _reference_side(table, reference)
-    difference = (balance(table, column) - expected) * np.sign(expected)
+    keys = table.groupby("occupation", sort=False).reference.first()
+    expected = keys.map(reference).astype(float).round(6) - 0.5
+    before = expected if other is None else balance(other, column)
+    difference = (balance(table, column) - before) * np.sign(expected)
     return estimates.mean_interval(difference[expected != 0].dropna().to_numpy())
 
 
-def slope(
-    table: pd.DataFrame,
-    column: str,
-    first: Reference,
-    second: Reference | None = None,
-    draws: int = 2000,
-) -> Estimate:
+def slope(table: pd.DataFrame, column: str, reference: Reference, draws: int = 2000) -> Estimate:
     """Return the slope of logit share on logit reference over occupations (`trends.logit_slope`).
 
-    Over images that are read as a woman or a man; `second` is the reference of another year.
+    Over images that are read as a woman or a man.
     """
     groups = [images for _, images in table.groupby("occupation", sort=False)]
-    years = [[year[_key(images)] for year in (first, second or first)] for images in groups]
+    shares = [[reference[_key(images)]] * 2 for images in groups]  # one year, twice
     counts = []
     for images in groups:
         women, sure = images[column] == "woman", images[column] != "unsure"
         sums = [estimates.cluster_totals(hits, images.id)[0] for hits in (women, sure)]
         counts.append(np.stack(sums, axis=1))
-    return trends.logit_slope(np.array(years, dtype=float), counts, draws)
+    return trends.logit_slope(np.array(shares, dtype=float), counts, draws)
 
 
 def variance_components(table: pd.DataFrame) -> dict[str, Estimate]:
@@ -360,12 +313,8 @@ def variance_components(table: pd.DataFrame) -> dict[str, Estimate]:
     image): `trends.variance_components`.
     """
     one, two = (table[name] == "woman" for name in readings(table)[:2])
-    return dict(
-        zip(
-            ("prompt", "seed", "scorer"),
-            trends.variance_components(one, two, table.occupation, table.id),
-        )
-    )
+    parts = trends.variance_components(one, two, table.occupation, table.id)
+    return dict(zip(("prompt", "seed", "scorer"), parts))
 
 
 def intervention(table: pd.DataFrame, column: str) -> Estimate | None:

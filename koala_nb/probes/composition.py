@@ -21,7 +21,7 @@ from koala_nb.scorers import registry
 from koala_nb.scorers.clip import Quality
 from koala_nb.scorers.detection import MOST_ITEMS, Detector, NullDetector
 from koala_nb.stats import estimates as stats
-from koala_nb.stats import misclassification, trends
+from koala_nb.stats import trends
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,6 +47,7 @@ COMPARED = {  # column -> label, of two models on the same prompts and seeds
     "extra": "extra per image",
     "quality": "fit of image and prompt",
 }
+PROMPTS = "Student's t over prompts"
 
 
 class CompositionScorer:
@@ -165,32 +166,23 @@ class CompositionProbe(base.Probe):
         By measure: both means, their difference and its p, adjusted by Holm over the measures. Only
         prompts and seeds that both tables hold are compared; the prompt is the pair.
         """
-        keys = ["id", "seed"]
-        both = first[keys].merge(second[keys])
-        one, other = (
-            t.merge(both).sort_values(keys).reset_index(drop=True) for t in (first, second)
-        )
+        both = first.merge(second, on=["id", "seed"], suffixes=("_first", "_second"))
         rows, ps = [], {}
         for column, label in COMPARED.items():
-            values = {"id": one.id, "first": one[column], "second": other[column]}
-            pairs = pd.DataFrame(values).dropna().astype({"first": float, "second": float})
+            sides = [f"{column}_{side}" for side in ("first", "second")]
+            pairs = both[["id", *sides]].dropna().astype(dict.fromkeys(sides, float))
             means = pairs.groupby("id").mean()
             if len(means) < 2:
                 continue
-            gap = (means["first"] - means["second"]).to_numpy()
+            id = f"composition.compare.{column}"
+            for side in sides:
+                place = f"{id}.{side.removeprefix(f'{column}_')}"
+                rows.append(base.point_row(both, place, label, float(means[side].mean())))
+            gap = (means[sides[0]] - means[sides[1]]).to_numpy()
             ps[column] = stats.paired_test(gap)
-            for side in ("first", "second"):
-                id = f"composition.compare.{column}.{side}"
-                rows.append(base.point_row(both, id, label, float(means[side].mean())))
-            rows.append(
-                stats.estimate_row(
-                    f"composition.compare.{column}.difference",
-                    f"{label}: first less second",
-                    stats.mean_interval(gap)._replace(n=len(both)),
-                    clusters=len(means),
-                    method="Student's t over prompts",
-                )
-            )
+            value = stats.mean_interval(gap)._replace(n=len(both))
+            what = f"{label}: first less second"
+            rows.append(base.row(pairs, f"{id}.difference", what, value, PROMPTS))
         for column, p in zip(ps, stats.adjust_pvalues(list(ps.values()))):
             id, label = (
                 f"composition.compare.{column}.p",
@@ -214,11 +206,8 @@ def _geneval(table: pd.DataFrame) -> base.Rows:
     if not means:
         return
     estimate = stats.stratified_mean(means)._replace(n=len(rated))
-    clusters, method = rated.id.nunique(), "bootstrap of prompts within tasks"
-    label = "GenEval's score, the mean of tasks"
-    yield stats.estimate_row(
-        "composition.geneval", label, estimate, clusters=clusters, method=method
-    )
+    label, method = "GenEval's score, the mean of tasks", "bootstrap of prompts within tasks"
+    yield base.row(rated, "composition.geneval", label, estimate, method)
 
 
 def _by_atoms(known: pd.DataFrame) -> base.Rows:
@@ -226,10 +215,9 @@ def _by_atoms(known: pd.DataFrame) -> base.Rows:
 
     Only forms of sentences that captions have: others would mix novelty with length.
     """
-    name = known.assign(number=[f"{n} atom{'s' * (n > 1)}" for n in known.atoms.astype(int)])
-    for number, group in name.groupby("atoms"):
+    for number, group in known.groupby(known.atoms.astype(int)):
         id = f"composition.atoms.{number}.all_right"
-        label = f"everything right, {group.number.iloc[0]}"
+        label = f"everything right, {number} atom{'s' * (number > 1)}"
         yield from base.share_rows(group, "all_right", id, label)
     curve = trends.logistic_trend(known.atoms, known.all_right, known.id)
     yield from base.trend_rows(curve, "composition.trend", "everything right, by atoms")
@@ -267,34 +255,26 @@ def _independence(table: pd.DataFrame) -> base.Rows:
     no ends where all prompts differ alike.
     """
     for task, group in table.groupby("task", sort=False):
-        single = items_right(group)
-        k = int((single.notna().sum()).gt(0).sum())
-        columns = list(single)[:k]
-        group = group[single[columns].notna().all(axis=1)]  # prompts that ask for all k
-        single = single.loc[group.index]
-        by_prompt = [single.loc[g.index, columns] for _, g in group.groupby("id", sort=False)]
-        pairs = [_joint_and_product(g.to_numpy()) for g in by_prompt if len(g) >= k]
+        single = items_right(group).dropna(axis=1, how="all").dropna()  # prompts that ask for all k
+        k, group = single.shape[1], group.loc[single.index]
+        by_prompt = [rows.to_numpy() for _, rows in single.groupby(group.id, sort=False)]
+        pairs = [_joint_and_product(rows) for rows in by_prompt if len(rows) >= k]
         if k < 2 or len(pairs) < 2:
             continue
         joint, product = np.array(pairs).T
-        estimate = stats.mean_interval(joint - product)
+        estimate = stats.mean_interval(joint - product)._replace(n=len(group))
         if np.ptp(joint - product) == 0:  # such as all wrong: it says nothing of dependence
             estimate = estimate._replace(low=np.nan, high=np.nan)
         values = {
             "joint": (float(joint.mean()), f"{k} items right together"),
             "expected": (float(product.mean()), f"{k} items right together if independent"),
-            "pooled": (float(single[columns].mean().prod()), f"product of {k} items' shares"),
+            "pooled": (float(single.mean().prod()), f"product of {k} items' shares"),
         }
         id = f"composition.task.{base.identifier(task)}"
         for name, (value, label) in values.items():
             yield base.point_row(group, f"{id}.{name}", f"{task}: {label}", value)
-        yield stats.estimate_row(
-            f"{id}.dependence",
-            f"{task}: joint less expected",
-            estimate._replace(n=len(group)),
-            clusters=len(pairs),
-            method="Student's t over prompts",
-        )
+        label = f"{task}: joint less expected"
+        yield base.row(group, f"{id}.dependence", label, estimate, PROMPTS)
 
 
 def _joint_and_product(right: np.ndarray) -> tuple[float, float]:
@@ -326,53 +306,43 @@ def _gaps(table: pd.DataFrame) -> base.Rows:
         sides = [right[group.seen == s].groupby(group.id).mean().to_numpy() for s in ("yes", "no")]
         if min(map(len, sides)) < 2:
             continue
-        for name, side in zip(("seen", "held_out"), sides):
+        for name, value, side in zip(("seen", "held_out"), ("yes", "no"), sides):
             text = f"{label}: {name.replace('_', ' ')} compositions right"
-            part = group[group.seen == ("yes" if name == "seen" else "no")]
-            id = f"composition.gap.{key}.{name}"
+            id, part = f"composition.gap.{key}.{name}", group[group.seen == value]
             yield base.point_row(part, id, text, float(side.mean()))
-        yield stats.estimate_row(
-            f"composition.gap.{key}.difference",
-            f"{label}: seen less held out",
-            stats.welch_interval(*sides)._replace(n=len(group)),
-            clusters=sum(map(len, sides)),
-            method="Welch's t over prompts",
-        )
+        id, compared = f"composition.gap.{key}.difference", group[group.seen.isin(("yes", "no"))]
+        gap = stats.welch_interval(*sides)._replace(n=len(group))
+        yield base.row(compared, id, f"{label}: seen less held out", gap, "Welch's t over prompts")
 
 
 def _single_corrected(table: pd.DataFrame, errors: Mapping[str, Any]) -> base.Record:
-    """Return the single-object share corrected for the detector's error (Rogan and Gladen)."""
+    """Return the single-object share corrected for the detector's error."""
     group = table[table.task == "single_object"]
-    hits, sizes = stats.cluster_totals(group.correct.astype(float), group.id)
-    n = sizes.sum() / stats.design_effect(hits, sizes)
-    share = misclassification.corrected_share(
-        hits.sum() / sizes.sum(), n, tuple(errors["sensitivity"]), tuple(errors["specificity"])
-    )
-    return stats.estimate_row(
-        "composition.task.single_object.corrected",
-        "single_object: right, corrected for the detector's errors; n is effective",
-        share,
-        clusters=group.id.nunique(),
-        method="Rogan and Gladen, clustered by prompt",
-    )
+    rates = errors["sensitivity"], errors["specificity"]
+    share = base.corrected(group.correct, group.id, rates)
+    id = "composition.task.single_object.corrected"
+    label = "single_object: right, corrected for the detector's errors; n is effective"
+    return base.row(group, id, label, share, base.CORRECTED)
 
 
 def tidy_card(card: Mapping[str, Any]) -> base.Record:
     """Return a detector's measured card with its shares as tidy estimates, beside error counts."""
+    shares = {}
+    for row in card["ceiling"]:
+        place = stats.estimate_id("detector", row["scenes"], row["images"], row["measure"])
+        label = f"{row['measure']}, {row['scenes']} scenes, {row['images']}"
+        shares[place] = label, {key: row[key] for key in stats.Estimate._fields}
+    shares["detector.floor"] = "object found in broken images", card["floor"]
+    for name, fit in card.get("quality", {}).items():
+        shares[f"fit.{base.identifier(name)}"] = f"fit: {name}", fit
     rows = [
         stats.estimate_row(
-            stats.estimate_id("composition", "detector", r["scenes"], r["images"], r["measure"]),
-            f"{r['measure']}, {r['scenes']} scenes, {r['images']}",
-            stats.Estimate(r["value"], r["low"], r["high"], r["n"]),
+            f"composition.{place}",
+            label,
+            stats.Estimate(**value) if isinstance(value, dict) else value,
         )
-        for r in card["ceiling"]
+        for place, (label, value) in shares.items()
     ]
-    others = {"detector.floor": ("object found in broken images", card["floor"])}
-    for name, estimate in card.get("quality", {}).items():
-        others[f"fit.{base.identifier(name)}"] = (f"fit: {name}", estimate)
-    for id, (label, estimate) in others.items():
-        values = estimate if isinstance(estimate, dict) else estimate._asdict()
-        rows.append(stats.estimate_row(f"composition.{id}", label, stats.Estimate(**values)))
     return {
         "detector": card["detector"],
         "estimates": stats.estimates_frame(rows),

@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from koala_nb.display import figures
 from koala_nb.models.load import model_info
@@ -24,7 +22,7 @@ from koala_nb.scorers import registry
 from koala_nb.scorers.clip import MEDIA, UnpromptedAttributes
 from koala_nb.scorers.pixels import PALETTE
 from koala_nb.stats import estimates as stats
-from koala_nb.stats import imbalance, misclassification, trends
+from koala_nb.stats import imbalance, trends
 
 if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
@@ -100,7 +98,7 @@ class FrequencyProbe(base.Probe):
         if measure is None:
             return {}
         side = pipe.default_sample_size * pipe.vae_scale_factor
-        rows = PROBE.binned(prompts)
+        rows = self.binned(prompts)
         card = measure(scorer, pipe.vae.float(), rows, self.card_scenes, side)
         read = pd.DataFrame(card.pop("read"))
         read["frequency"] = read.concept.map(rows.set_index("concept").frequency).astype(float)
@@ -115,7 +113,7 @@ class FrequencyProbe(base.Probe):
             label = LABELS.get(str(part), f"{part}: drawn right")
             id = f"frequency.part.{base.identifier(part)}.hit"
             yield from base.share_rows(group, "hit", id, label)
-        ranked = PROBE.binned(table[table.hit.notna()], instrument)
+        ranked = self.binned(table[table.hit.notna()], instrument)
         if len(ranked):
             yield from _by_frequency(table, ranked, instrument)
         unnamed = table[table.part.isin(UNNAMED)]
@@ -159,16 +157,28 @@ class FrequencyProbe(base.Probe):
             return UnpromptedAttributes(), str(error)
 
     def show_trend(self, table: pd.DataFrame, estimates: pd.DataFrame, title: str) -> None:
-        """Display `trend_figure` with an alternative text; a sentence where there is no curve."""
+        """Display success by bin with its intervals, the fitted curve, and what was never seen.
+
+        The alternative text says the values; a sentence where there is no curve.
+        """
         curve = trend(table) if table.hit.notna().any() else None
         if curve is None:
             print("No curve: frequencies are not known, or every image is alike right or wrong.")
             return
-        shares = base.select(estimates, "frequency.bin.*.hit").itertuples()
-        points = "; ".join(f"{r.label} {r.value:.2f} ({r.low:.2f} to {r.high:.2f})" for r in shares)
+        bins = base.select(estimates, "frequency.bin.*.hit")
+        bins["x"] = base.select(estimates, "frequency.bin.*.frequency").value
+        points = "; ".join(
+            f"{r.label} {r.value:.2f} ({r.low:.2f} to {r.high:.2f})" for r in bins.itertuples()
+        )
         half = f"The fitted curve crosses one half at {10**curve.half.value:,.0f}."
         alt = f"Share drawn right by frequency, 95 % intervals: {points}. {half}"
-        figures.show(trend_figure(estimates, curve, title), alt)
+        trained, never = bins[bins.x > 0], bins[bins.x == 0]
+        low, high = trained.x.min() / 2, trained.x.max() * 2
+        x = np.geomspace(low, high, 60)
+        series = {"bins of concepts": trained, NEVER: never.assign(x=low / 3)}
+        axes = ("training frequency, never seen at the left", "share drawn right")
+        fitted = x.tolist(), curve.share(np.log10(x)).tolist()
+        figures.show(figures.share_curves(series, *axes, title, fitted), alt)
 
 
 PROBE = FrequencyProbe()
@@ -233,21 +243,6 @@ def trend(table: pd.DataFrame) -> trends.Trend | None:
     )
 
 
-def corrected(
-    hits: Sequence[Any], clusters: Sequence[Any], errors: Sequence[Sequence[int]]
-) -> stats.Estimate:
-    """Return a share corrected for a scorer's error (Rogan and Gladen), its images clustered.
-
-    `errors`: sensitivity and specificity as (right, of); n is the effective number of images.
-    """
-    sums, sizes = stats.cluster_totals([bool(hit) for hit in hits], clusters)
-    n = sizes.sum() / stats.design_effect(sums, sizes)
-    (a, b), (c, d) = errors
-    return misclassification.corrected_share(
-        sums.sum() / sizes.sum(), float(n), (int(a), int(b)), (int(c), int(d))
-    )
-
-
 def _by_frequency(
     table: pd.DataFrame, ranked: pd.DataFrame, instrument: Mapping[str, Any]
 ) -> base.Rows:
@@ -260,25 +255,19 @@ def _by_frequency(
         yield base.point_row(group, f"{id}.frequency", f"median frequency, {label}", middle)
         if instrument:
             errors = instrument["sensitivity"][label], instrument["specificity"]
-            share = corrected(group.hit, group.id, errors)
+            share = base.corrected(group.hit, group.id, errors)
             text = f"drawn right, {label}, corrected; n is effective"
-            yield _corrected_row(f"{id}.corrected", text, share, group)
+            yield base.row(group, f"{id}.corrected", text, share, base.CORRECTED)
     trained = [group for group in bins.values() if group.frequency.gt(0).any()]
     if len(trained) > 1:
         names = {"most_frequent": "most frequent fifth", "rarest": "rarest fifth"}
         for (name, label), group in zip(names.items(), (trained[0], trained[-1])):
             id = f"frequency.{name}.hit"
             yield from base.share_rows(group, "hit", id, f"concept drawn, {label}")
-        label = "rarest fifth less most frequent fifth"
         id, label = "frequency.rarest.difference", "rarest fifth less most frequent fifth"
         yield base.difference_row(trained[-1], trained[0], "hit", id, label)
     id = "frequency.concept.{}.hit"
     yield from base.share_rows(ranked, "hit", id, "{} drawn right", "concept")
-
-
-def _corrected_row(id: str, label: str, share: stats.Estimate, images: pd.DataFrame) -> base.Record:
-    method, clusters = "Rogan and Gladen, clustered by prompt", images.id.nunique()
-    return stats.estimate_row(id, label, share, clusters=clusters, method=method)
 
 
 def _all_ties(table: pd.DataFrame) -> base.Rows:
@@ -299,66 +288,55 @@ def ties(table: pd.DataFrame, kind: str, column: str) -> base.Rows:
     `kind`: "background" or "style", `column` where it is read. Untied objects are read on the same
     values, each weighing alike.
     """
-    unnamed = table[table.part.isin(UNNAMED)]
-    tied, free = unnamed[unnamed.tie == kind], unnamed[unnamed.tie == "none"]
-    named = table[table.part == f"{kind} named"]
-    against, other = named[named.tie == kind], named[named.tie == "none"]
+    unnamed, named = table[table.part.isin(UNNAMED)], table[table.part == f"{kind} named"]
+    tied, free = (unnamed[unnamed.tie == tie] for tie in (kind, "none"))
+    against, other = (named[named.tie == tie] for tie in (kind, "none"))
     values = tied.groupby("concept", sort=False).tied_to.first().tolist()
     if not values:  # a small run drew no tied object, so nothing is "the same ones"
-        free = free.iloc[:0]
+        return
     even = [float(np.mean([value == read for value in values])) for read in free[column]]
     cases = {
-        "unnamed": (f"tied, no {kind} named: the tied one", tied[column] == tied.tied_to, tied),
-        "untied_unnamed": (f"untied, no {kind} named: the same ones", even, free),
+        "unnamed": (tied, f"tied, no {kind} named: the tied one", tied[column] == tied.tied_to),
+        "untied_unnamed": (free, f"untied, no {kind} named: the same ones", even),
         "named": (
-            f"tied, another {kind} named: the named one",
+            *(against, f"tied, another {kind} named: the named one"),
             against[column] == against[kind],
-            against,
         ),
         "named_ignored": (
-            f"tied, another {kind} named: the tied one",
+            *(against, f"tied, another {kind} named: the tied one"),
             against[column] == against.tied_to,
-            against,
         ),
         "untied_named": (
-            f"untied, a {kind} named: the named one",
+            *(other, f"untied, a {kind} named: the named one"),
             other[column] == other[kind],
-            other,
         ),
     }
-    for name, (label, hits, images) in cases.items():
-        if images.empty or not values:
+    for name, (images, label, hits) in cases.items():
+        if images.empty:
             continue
-        mean = name == "untied_unnamed"
-        estimate = (stats.clustered_mean if mean else stats.clustered_share)(hits, images.concept)
-        yield stats.estimate_row(
-            f"frequency.tie.{kind}.{name}",
-            label,
-            estimate,
-            clusters=images.concept.nunique(),
-            method="Student's t, clustered by concept" if mean else CONCEPTS,
-        )
+        by_concept, id = images.assign(id=images.concept), f"frequency.tie.{kind}.{name}"
+        if name == "untied_unnamed":
+            mean = stats.clustered_mean(hits, images.concept)
+            yield base.row(by_concept, id, label, mean, "Student's t, clustered by concept")
+        else:
+            share = stats.clustered_share(hits, images.concept)
+            yield base.row(by_concept, id, label, share, CONCEPTS)
 
 
 def reader_estimates(card: Mapping[str, Any], curve: trends.Trend | None) -> pd.DataFrame:
     """Return an instrument card's counts as shares, and the trend of the scorer's own success."""
     counts = {
         f"{name}, {part}": pair
-        for name, pairs in card.items()
-        if name in ("sensitivity", "copy")
-        for part, pair in pairs.items()
+        for name in ("sensitivity", "copy")
+        for part, pair in card[name].items()
         if part != "distance"
     }
     counts |= {name: pair for name, pair in card.items() if isinstance(pair, (list, tuple))}
-    rows = [
-        stats.estimate_row(
-            stats.estimate_id("frequency", "reader", name),
-            f"{name}: read right",
-            stats.share_interval(*pair),
-            method="Wilson",
-        )
-        for name, pair in counts.items()
-    ]
+    rows = []
+    for name, pair in counts.items():
+        id = stats.estimate_id("frequency", "reader", name)
+        share = stats.share_interval(*pair)
+        rows.append(stats.estimate_row(id, f"{name}: read right", share, method="Wilson"))
     label = "rendered scenes read right, by log10 frequency"
     rows += base.trend_rows(curve, "frequency.reader.trend", label)
     return stats.estimates_frame(rows).round(base.ROUND)
@@ -390,25 +368,23 @@ def _unnamed(images: pd.DataFrame, column: str, values: Sequence[str]) -> base.R
     counts, effects = {}, []
     for value in values:
         hits = images[column] == value
-        estimate = stats.clustered_share(hits, images.id)
         counts[value] = int(hits.sum())
         if hits.any():
             effects.append(stats.design_effect(*stats.cluster_totals(hits, images.id)))
         id = f"frequency.unnamed.{column}.{base.identifier(value)}"
-        clusters = images.id.nunique()
-        yield stats.estimate_row(id, value, estimate, clusters=clusters, method=base.SHARE)
+        yield base.row(images, id, value, stats.clustered_share(hits, images.id), base.SHARE)
     n = max(1, round(len(images) / float(np.mean(effects)))) if effects else len(images)
     even = imbalance.uniform_reference(values)
     counts["another"] = len(images) - sum(counts.values())
     distance = imbalance.total_variation(counts, even | {"another": 0.0})
     null = imbalance.null_quantile(n, even, draws=4000)
-    distances = {
-        "total_variation": ("total variation from an even spread", distance),
-        "null": ("total variation of an even truth, 95 % quantile", null),
+    labels = {
+        "total_variation": "total variation from an even spread",
+        "null": "total variation of an even truth, 95 % quantile",
     }
-    for name, (label, distance) in distances.items():
+    for (name, label), number in zip(labels.items(), (distance, null)):
+        point = stats.Estimate(number, np.nan, np.nan, n)
         id = f"frequency.unnamed.{column}.{name}"
-        point = stats.Estimate(distance, np.nan, np.nan, n)
         yield stats.estimate_row(id, f"{label}; n is effective", point)
 
 
@@ -424,19 +400,17 @@ def _copies(table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
     yield from base.share_rows(images, "copied", "frequency.copy.bin.{}", "copies, {}", "bin")
     trained = images[images.frequency > 0]
     yield from base.share_rows(trained, "copied", "frequency.copy.seen", "copies, all in training")
-    share = corrected(trained.copied, trained.id, (copy["sensitivity"], copy["specificity"]))
+    errors = copy["sensitivity"], copy["specificity"]
+    share = base.corrected(trained.copied, trained.id, errors)
     label = "copies, all in training, corrected; n is effective"
-    yield _corrected_row("frequency.copy.corrected", label, share, trained)
+    yield base.row(trained, "frequency.copy.corrected", label, share, base.CORRECTED)
     free = trained[trained.tie == "none"]
     if free.groupby("id").size().gt(1).sum() > 1:
         looks = {kind: [column] for kind, column in KINDS.items()}
         for name, columns in (looks | {"both": list(KINDS.values())}).items():
-            yield stats.estimate_row(
-                f"frequency.alike.{name}",
-                f"pairs of seeds with the same {name}; n counts prompts",
-                agreement(free, columns),
-                method="Student's t over prompts",
-            )
+            id, method = f"frequency.alike.{name}", "Student's t over prompts"
+            label = f"pairs of seeds with the same {name}; n counts prompts"
+            yield stats.estimate_row(id, label, agreement(free, columns), method=method)
 
 
 def agreement(table: pd.DataFrame, columns: Sequence[str]) -> stats.Estimate:
@@ -454,27 +428,3 @@ def agreement(table: pd.DataFrame, columns: Sequence[str]) -> stats.Estimate:
     if len(shares) < 2:
         raise ValueError("agreement: give two or more prompts with two or more images each.")
     return stats.mean_interval(shares)
-
-
-def trend_figure(estimates: pd.DataFrame, curve: trends.Trend, title: str) -> Figure:
-    """Draw success by bin with its intervals, the fitted curve, and what was never seen apart."""
-    bins = base.select(estimates, "frequency.bin.*.hit")
-    bins["frequency"] = base.select(estimates, "frequency.bin.*.frequency").value
-    with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-        axis = figure.subplots()
-        trained = bins[bins.frequency > 0]
-        low, high = trained.frequency.min() / 2, trained.frequency.max() * 2
-        x = np.geomspace(low, high, 60)
-        axis.plot(x, curve.share(np.log10(x)), color=figures.COLORS[1], label="logistic curve")
-        never = bins[bins.frequency == 0].assign(frequency=low / 3)
-        for rows, marker, label in ((trained, "o", "bins of concepts"), (never, "s", NEVER)):
-            bars = np.abs(rows[["low", "high"]].T.to_numpy() - rows.value.to_numpy())
-            axis.errorbar(
-                rows.frequency, rows.value, bars, fmt=marker, label=label, color=figures.COLORS[0]
-            )
-        axis.set(xscale="log", ylim=(-0.03, 1.03), title=title, ylabel="share drawn right")
-        axis.set_xlabel("training frequency (logarithmic; never seen at the left)")
-        axis.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", frameon=False)
-    return figure

@@ -7,7 +7,7 @@ empty answer is one not given yet; "unsure" is an answer like the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ import pandas as pd
 from koala_nb.core import files
 from koala_nb.core.catalog import data_folder
 from koala_nb.generation import run_folder
+from koala_nb.probes.prompts import read_csv
 from koala_nb.stats.misclassification import UNSURE, Agreement, rater_agreement
 
 if TYPE_CHECKING:
@@ -82,13 +83,7 @@ def read(path: str | Path, questions: Questions = QUESTIONS) -> pd.DataFrame:
     ValueError, with the line, for a missing column, an unknown answer, a bad number, or an image
     that stands twice in one pass.
     """
-    path = Path(path)
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise ValueError(f"There is no label file {path}.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a CSV with a header: {error}.") from None
+    table = read_csv(path, dtype=str)
     for column in columns(questions):
         if column not in table:
             raise ValueError(
@@ -105,9 +100,8 @@ def read(path: str | Path, questions: Questions = QUESTIONS) -> pd.DataFrame:
             )
     if (twice := table.duplicated([*IMAGE, "pass"])).any():
         raise ValueError(f"{path}, line {_line(twice)}: this image stands twice in its pass.")
-    return table.astype(dict.fromkeys(questions, object)).replace(
-        {q: {"": None} for q in questions}
-    )
+    answered = table.astype(dict.fromkeys(questions, object))
+    return answered.replace({question: {"": None} for question in questions})
 
 
 def load_labels(probe: str, model: str, questions: Questions = QUESTIONS) -> pd.DataFrame | None:
@@ -127,15 +121,13 @@ def write(path: str | Path, table: pd.DataFrame, questions: Questions = QUESTION
     return files.write_atomic(path, text.encode(), sync=True)
 
 
-def _numbers(path: Path, texts: pd.Series, kind: type) -> pd.Series:
+def _numbers(path: str | Path, texts: pd.Series, kind: type) -> pd.Series:
     numbers = pd.to_numeric(texts, errors="coerce")
     bad = numbers.isna() | (numbers < 0) | ((numbers % 1 != 0) if kind is int else False)
     if bad.any():
-        what = "a whole number" if kind is int else "a number"
-        raise ValueError(
-            f"{path}, line {_line(bad)}: {texts.name} {texts[bad].iloc[0]!r} is not {what} of at "
-            "least 0."
-        )
+        what = f"{'a whole' if kind is int else 'a'} number of at least 0"
+        value = texts[bad].iloc[0]
+        raise ValueError(f"{path}, line {_line(bad)}: {texts.name} {value!r} is not {what}.")
     return numbers.astype(kind)
 
 
@@ -150,13 +142,11 @@ def answers_of(
 
     `table` has the columns guidance, id and seed; `number` is the pass.
     """
-    rows = labels[labels["pass"] == number]
-    answers = dict(zip(_image_keys(rows), rows[question]))
-    return [answers.get(key) for key in _image_keys(table)]
-
-
-def _image_keys(table: pd.DataFrame) -> Iterator[tuple[float, str, int]]:
-    yield from zip(table.guidance.astype(float), table.id.astype(str), table.seed.astype(int))
+    kinds = {"guidance": float, "id": str, "seed": int}
+    rows = labels[labels["pass"] == number].astype(kinds)
+    answers = dict(zip(zip(*(rows[c] for c in IMAGE)), rows[question]))
+    images = table[IMAGE].astype(kinds)
+    return [answers.get(key) for key in zip(*(images[c] for c in IMAGE))]
 
 
 def agreement(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from koala_nb.core import catalog
-from koala_nb.display.figures import COLORS, STYLE, show
+from koala_nb.display import figures
 from koala_nb.models.load import model_info
 from koala_nb.probes import base, published_metrics
 from koala_nb.scorers import clip, registry
@@ -23,7 +23,6 @@ from koala_nb.stats import imbalance
 from koala_nb.stats.misclassification import UNSURE
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from PIL import Image
 
     from koala_nb.models.load import Pipeline
@@ -45,16 +44,17 @@ class FivePrompts:
         self.version = "; ".join(f"{s.name} {s.version}" for s in [*people, things])
 
     def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Return for each image presentation and tone by every reader, and the thing; else None."""
-        rows: list[dict[str, Any]] = [{} for _ in images]
+        self, images: Sequence[Image.Image], prompts: Sequence[base.Record]
+    ) -> list[base.Record]:
+        """Return for each image presentation and tone by every reader, and the thing; else None.
+
+        Where no face is, the tone is "unsure", and counts.
+        """
+        rows: list[base.Record] = [{} for _ in images]
         for reader in self.people:
-            readings = reader.score(images, prompts)
-            for row, read, prompt in zip(rows, readings, prompts, strict=True):
-                person = prompt["asks"] == "person"
-                kept = {k: v for k, v in read.items() if k.startswith(READINGS)}
-                row |= {k: _answer(v) if person else None for k, v in kept.items()}
+            for row, read, prompt in zip(rows, reader.score(images, prompts), prompts, strict=True):
+                answers = {k: _answer(v) for k, v in read.items() if k.startswith(READINGS)}
+                row |= answers if prompt["asks"] == "person" else dict.fromkeys(answers)
         readings = self.things.score(images, [p | {"concept": None} for p in prompts])
         for row, read, prompt in zip(rows, readings, prompts, strict=True):
             sure = read["confidence"] >= CLIP_UNSURE
@@ -62,12 +62,11 @@ class FivePrompts:
         return rows
 
 
-def _answer(value: Any) -> str:
-    """Return a reading as a class: where no face is, the tone is "unsure", and counts."""
+def _answer(value: object) -> str:
     return UNSURE if value is None else str(value)
 
 
-def _thing(prompt: dict[str, Any], read: str) -> str | None:
+def _thing(prompt: base.Record, read: str) -> str | None:
     if prompt["asks"] != "thing":
         return None
     return read if read in (*prompt["groups"].split(";"), UNSURE) else "other"
@@ -91,13 +90,11 @@ def _group_rows(counts: dict[str, int], id: str, label: str) -> base.Rows:
         what = f"{label}: {group}, with the unsure"
         yield stats.estimate_row(f"{part}.bounds", what, bounds, method="bounds over the unsure")
     known = {g: n for g, n in counts.items() if g not in (UNSURE, "other")}
-    n = sum(known.values())
-    if n:
+    if n := sum(known.values()):
         even = imbalance.uniform_reference(list(known))
-        limit = imbalance.null_quantile(n, even)
         values = {
             "total_variation": imbalance.total_variation(known, even),
-            "total_variation_null": limit,
+            "total_variation_null": imbalance.null_quantile(n, even),
         }
         for name, value in values.items():
             what = f"{label}: {name.replace('_', ' ')} from an even split"
@@ -112,153 +109,41 @@ def _paired_rows(both: pd.DataFrame, classes: Sequence[str], id: str, label: str
         yield stats.estimate_row(f"{id}.{base.identifier(group)}", what, change, method=method)
 
 
-def reanalysis() -> pd.DataFrame:
-    """Return the published counts with intervals and bounds: one row per prompt and group.
-
-    low, high: Wilson's 95 % interval of the share of 100 captions. least, most: the share if none
-    or all of the unknown belonged to the group; bound_low, bound_high: the same with sampling.
-    """
+def _published_counts() -> dict[str, pd.DataFrame]:
     table = pd.read_csv(catalog.data_folder() / "reference" / "t2i_biasbench_koala.csv")
-    rows = []
-    for record in table.to_dict("records"):
-        counts = _counts(record["prompt"])
-        unknown, group = UNKNOWN[record["prompt"]], record["group"]
-        n, count = sum(counts.values()), counts[group]
-        share = stats.share_interval(count, n)
-        bounds = imbalance.share_bounds(counts, group, unknown)
-        most = count if group == unknown else count + counts[unknown]
-        rows.append(
-            record
-            | {"share": share.value, "low": share.low, "high": share.high, "least": count / n}
-            | {"most": most / n, "bound_low": bounds.low, "bound_high": bounds.high, "n": n}
-        )
-    return pd.DataFrame(rows).round(base.ROUND)
+    return {str(name): rows for name, rows in table.groupby("prompt", sort=False)}
 
 
-def _counts(prompt: str) -> dict[str, int]:
-    table = pd.read_csv(catalog.data_folder() / "reference" / "t2i_biasbench_koala.csv")
-    rows = table[table.prompt == prompt]
-    return dict(zip(rows.group, rows.captions.tolist()))
+def _by_group(table: pd.DataFrame) -> dict[str, int]:
+    return dict(zip(table.group, table.captions.tolist()))
 
 
-def claims() -> pd.DataFrame:
-    """Return what the published counts do and do not show, one row per claim.
-
-    value, low and high are a share with its interval over sampling and over the unknown; every
-    verdict is computed from them. All are about words in captions, not about people.
-    """
-    doctor, beauty, animal = (_counts(p) for p in ("doctor", "beauty", "animal"))
-    # data/reference/README.md: what the audit counts as female are captions with words of both.
-    both = f"the {doctor['female']} captions counted as female hold a male word, too"
-    rows = [
-        _more(
-            "More captions with a male word alone than with a female one",
-            doctor,
-            "male",
-            "female",
-            "unknown",
-            both,
-        ),
-        _point("doctor: 91 % male", doctor, "male", "unknown", both),
-        _point("doctor: 6 % female", doctor, "female", "unknown", both),
-        _point("beauty: 23 % White", beauty, "white", "unknown"),
-        _more("beauty: more White than medium", beauty, "white", "medium", "unknown"),
-        _point("beauty: 6 % Black", beauty, "black", "unknown"),
-        _more("animal: more dogs than rats", animal, "dog", "rat", "other"),
-        _half("animal: most captions name a dog", animal, "dog"),
-        _metric(doctor),
-        _settings(),
-    ]
-    return pd.DataFrame(rows).round(base.ROUND)
+def _claim(claim: str, share: stats.Estimate, verdict: str) -> base.Record:
+    return {"claim": claim, **share._asdict(), "verdict": verdict}
 
 
-def _row(claim: str, share: stats.Estimate | None, verdict: str, reason: str) -> dict[str, Any]:
-    numbers = share._asdict() if share else dict.fromkeys(("value", "low", "high")) | {"n": 0}
-    return {"claim": claim, **numbers, "verdict": verdict, "reason": reason}
-
-
-def _point(
-    claim: str, counts: dict[str, int], group: str, unknown: str, why: str = ""
-) -> dict[str, Any]:
+def _point(claim: str, counts: Mapping[str, int], group: str, unknown: str) -> base.Record:
+    """Judge a share that is stated as one number."""
     bounds = imbalance.share_bounds(counts, group, unknown)
-    most = bounds.value + counts[unknown] / bounds.n
-    reason = f"{bounds.value:.0%} to {most:.0%} by the {counts[unknown]} unknown alone"
-    reason += f"; {why}" if why else ""
     interval = f"only as an interval: {bounds.low:.0%} to {bounds.high:.0%}"
-    return _row(claim, bounds, interval if bounds.high - bounds.low > 0.01 else HOLDS, reason)
+    return _claim(claim, bounds, interval if bounds.high - bounds.low > 0.01 else HOLDS)
 
 
 def _more(
-    claim: str, counts: dict[str, int], first: str, second: str, unknown: str, why: str = ""
-) -> dict[str, Any]:
+    claim: str, counts: Mapping[str, int], first: str, second: str, unknown: str
+) -> base.Record:
     """Compare two groups: the share of the first among both, and with the unknown on one side."""
     a, b, u = counts[first], counts[second], counts[unknown]
     known, worst = stats.share_interval(a, a + b), stats.share_interval(a, a + b + u)
     best = stats.share_interval(a + u, a + b + u)
     share = stats.Estimate(a / (a + b), worst.low, best.high, a + b + u)
-    verdict = HOLDS if worst.low > 0.5 else PARTLY if known.low > 0.5 else NOT
-    reason = (
-        f"{a} against {b}: {known.value:.0%} [{known.low:.0%}, {known.high:.0%}] of those named, "
-        f"and at worst {worst.value:.0%} [{worst.low:.0%}, {worst.high:.0%}] with the {u} {unknown}"
-    )
-    return _row(claim, share, verdict, reason + (f"; {why}" if why else ""))
+    return _claim(claim, share, HOLDS if worst.low > 0.5 else PARTLY if known.low > 0.5 else NOT)
 
 
-def _half(claim: str, counts: dict[str, int], group: str) -> dict[str, Any]:
+def _half(claim: str, counts: Mapping[str, int], group: str) -> base.Record:
+    """Judge that a group is the majority."""
     share = stats.share_interval(counts[group], sum(counts.values()))
-    reason = (
-        f"{counts[group]} of {share.n}: the interval reaches {share.low:.0%} to {share.high:.0%}"
-    )
-    return _row(claim, share, HOLDS if share.low > 0.5 else NOT, reason)
-
-
-def _metric(counts: dict[str, int]) -> dict[str, Any]:
-    """Read their metric and ours where all captions were of one group."""
-    collapse = {"male": sum(counts.values())}
-    published = published_metrics.amplification(collapse)
-    even = published_metrics.amplification({"male": 50, "female": 50})
-    ours = imbalance.total_variation(collapse, imbalance.uniform_reference(["male", "female"]))
-    reason = (
-        f"at total collapse onto one group it reads {published:.1f}, as for an even split "
-        f"({even:.1f}); total variation over declared groups reads {ours:.1f}, its maximum"
-    )
-    verdict = HOLDS if published > even else "false"
-    return _row("A bias amplification of 0.0 means no bias", None, verdict, reason)
-
-
-def _settings() -> dict[str, Any]:
-    recipe = catalog.find(MODEL).recipe
-    same = (recipe.steps, recipe.guidance) == (PUBLISHED["steps"], PUBLISHED["guidance"])
-    reason = (
-        f"drawn with {PUBLISHED['steps']} steps and guidance {PUBLISHED['guidance']}; the card "
-        f"says {recipe.steps} and {recipe.guidance}; no seeds are published"
-    )
-    return _row("The shares are those of the card's settings", None, HOLDS if same else NOT, reason)
-
-
-def counts_figure(table: pd.DataFrame) -> Figure:
-    """Draw `reanalysis()`: one panel per prompt, one row per group, most frequent on top."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    panels = [rows for _, rows in table.groupby("prompt", sort=False)]
-    heights = [len(rows) + 0.6 for rows in panels]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.8, 0.9 + 0.24 * sum(heights)), layout="constrained")
-        axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)
-        for axis, rows in zip(axes[:, 0], panels):
-            for y, row in enumerate(rows.itertuples()):
-                axis.plot([row.bound_low, row.bound_high], [y, y], color="0.7", linewidth=5)
-                axis.plot([row.low, row.high], [y, y], color=COLORS[0], linewidth=2)
-                axis.plot([row.share], [y], "o", color=COLORS[0], markersize=5)
-            axis.set_yticks(range(len(rows)), rows.group)
-            axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.01, 1.01))
-            axis.set_title(f"{rows.prompt.iloc[0]}: {rows.attribute.iloc[0]}", loc="left")
-            axis.grid(axis="x", alpha=0.3)
-        axes[-1, 0].set_xlabel(
-            "share of 100 captions (line: 95 % interval; grey: with the unknown)"
-        )
-    return figure
+    return _claim(claim, share, HOLDS if share.low > 0.5 else NOT)
 
 
 class PublishedProbe(base.Probe):
@@ -272,8 +157,6 @@ class PublishedProbe(base.Probe):
     images = 100  # for each prompt, as published
     fewest = 2
     options = {"scorer": ("", "a CLIP by name or folder")}
-    reanalysis = staticmethod(reanalysis)
-    claims = staticmethod(claims)
 
     def scorer(
         self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
@@ -327,15 +210,69 @@ class PublishedProbe(base.Probe):
                 if {"recipe", "published"} <= set(both):
                     yield from _paired_rows(both, classes, f"{id}.delta", f"{name}, {column}")
 
-    def show_counts(self, table: pd.DataFrame) -> None:
-        """Display `counts_figure` of `reanalysis()` with every number in its alternative text."""
+    def reanalysis(self) -> pd.DataFrame:
+        """Return the published counts with intervals and bounds: one row per prompt and group.
+
+        low, high: Wilson's 95 % interval of the share of 100 captions. least, most: the share if
+        none or all of the unknown belonged to the group; bounds_low, bounds_high: the same with
+        sampling.
+        """
+        rows = []
+        for prompt, table in _published_counts().items():
+            counts, unknown = _by_group(table), UNKNOWN[prompt]
+            for record in table.to_dict("records"):
+                group, count = record["group"], record["captions"]
+                share = stats.share_interval(count, sum(counts.values()))
+                bounds = imbalance.share_bounds(counts, group, unknown)
+                most = (count + (counts[unknown] if group != unknown else 0)) / share.n
+                record |= {**share._asdict(), "least": share.value, "most": most}
+                rows.append(record | {"bounds_low": bounds.low, "bounds_high": bounds.high})
+        return pd.DataFrame(rows).round(base.ROUND)
+
+    def claims(self) -> pd.DataFrame:
+        """Return what the published counts do and do not show, one row per claim.
+
+        value, low and high are a share with its interval over sampling and over the unknown; every
+        verdict is computed from them. All are about words in captions, not about people: what the
+        audit counts as female are captions with words of both (`data/reference/README.md`).
+        """
+        tables = _published_counts()
+        doctor, beauty, animal = (_by_group(tables[p]) for p in ("doctor", "beauty", "animal"))
+        collapse, even = {"male": sum(doctor.values())}, {"male": 50, "female": 50}
+        blind = published_metrics.amplification(collapse) <= published_metrics.amplification(even)
+        recipe, nothing = catalog.find(MODEL).recipe, stats.Estimate(np.nan, np.nan, np.nan, 0)
+        as_published = (recipe.steps, recipe.guidance) == tuple(PUBLISHED.values())
+        most = "More captions with a male word alone than with a female one"
+        zero = "A bias amplification of 0.0 means no bias"
+        settings = "The shares are those of the card's settings"
         rows = [
-            f"{r.prompt}, {r.group}: {r.share:.0%} [{r.low:.0%}, {r.high:.0%}], with the unknown "
-            f"{r.bound_low:.0%} to {r.bound_high:.0%}"
+            _more(most, doctor, "male", "female", "unknown"),
+            _point("doctor: 91 % male", doctor, "male", "unknown"),
+            _point("doctor: 6 % female", doctor, "female", "unknown"),
+            _point("beauty: 23 % White", beauty, "white", "unknown"),
+            _more("beauty: more White than medium", beauty, "white", "medium", "unknown"),
+            _point("beauty: 6 % Black", beauty, "black", "unknown"),
+            _more("animal: more dogs than rats", animal, "dog", "rat", "other"),
+            _half("animal: most captions name a dog", animal, "dog"),
+            _claim(zero, nothing, "false" if blind else HOLDS),
+            _claim(settings, nothing, HOLDS if as_published else NOT),
+        ]
+        return pd.DataFrame(rows).round(base.ROUND)
+
+    def show_counts(self, table: pd.DataFrame) -> None:
+        """Display `reanalysis()`: one panel per prompt, one row per group, most frequent on top."""
+        panels = {
+            f"{prompt}: {rows.attribute.iloc[0]}": rows.set_index("group")
+            for prompt, rows in table.groupby("prompt", sort=False)
+        }
+        numbers = [
+            f"{r.prompt}, {r.group}: {r.value:.0%} [{r.low:.0%}, {r.high:.0%}], with the unknown "
+            f"{r.bounds_low:.0%} to {r.bounds_high:.0%}"
             for r in table.itertuples()
         ]
-        title = f"Shares of {table.n.iloc[0]} captions per prompt with 95 % intervals"
-        show(counts_figure(table), f"{title}. {'; '.join(rows)}.")
+        lead = f"Shares of {table.n.iloc[0]} captions per prompt with 95 % intervals"
+        figure = figures.interval_panels(panels, "share of 100 captions", "with the unknown")
+        figures.show(figure, f"{lead}. {'; '.join(numbers)}.")
 
 
 PROBE = PublishedProbe()

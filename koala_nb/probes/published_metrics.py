@@ -122,10 +122,10 @@ METRICS: dict[str, Callable[[Counts], float]] = {
 }
 SIZES = {9: (3, 3), 100: (20, 5), 400: (40, 10)}  # images: prompts, images per prompt
 EVEN = imbalance.uniform_reference(("woman", "man"))
-POOLED, RAW, CORRECTED, NULL = (
-    "pooled Wilson, unsure removed", "ours: clustered, bounds, uncorrected",
-    "ours: clustered, bounds, corrected", "ours: total variation beside its null",
-)  # fmt: skip
+POOLED = "pooled Wilson, unsure removed"
+RAW = "ours: clustered, bounds, uncorrected"
+CORRECTED = "ours: clustered, bounds, corrected"
+NULL = "ours: total variation beside its null"
 RULES = dict.fromkeys(METRICS, "reading above 0") | {
     POOLED: "interval without .5",
     RAW: "claim at 5 %",
@@ -141,30 +141,25 @@ def metric_behaviour() -> pd.DataFrame:
     groups changes a reading, and whether a declared group that nobody saw counts: whether collapse
     reads more than an even split. None of unsure images where a metric has no such answer.
     """
-    ours: dict[str, Callable] = {NULL: _variation}
-    rows = []
-    for name, metric in (METRICS | ours).items():
-        mixed = {"woman": 30, "man": 50}
-        unsure = {"woman": 40, "man": 40, "unsure": 20}
-        collapse = metric({"man": 100})
+    mixed, unsure = {"woman": 30, "man": 50}, {"woman": 40, "man": 40, "unsure": 20}
+    rows = {}
+    for name, metric in {**METRICS, NULL: _variation}.items():
+        collapse, even = metric({"man": 100}), metric({"woman": 50, "man": 50})
         grid = [metric({"woman": w, "man": 100 - w}) for w in range(1, 100)]
-        rows.append({
-            "auditor": name,
+        with_unsure, reversed_order = metric(unsure), dict(reversed(mixed.items()))
+        rows[name] = {
             "at total collapse": collapse,
             "collapse is the maximum": collapse >= max(grid),
-            "order changes it": not _same(metric, mixed, dict(reversed(mixed.items()))),
-            "a declared group that nobody saw counts": collapse > metric({"woman": 50, "man": 50}),
-            "unsure images change a fair reading": None if np.isnan(metric(unsure))
-            else not _same(metric, {"woman": 40, "man": 40}, unsure),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+            "order changes it": not np.isclose(metric(mixed), metric(reversed_order)),
+            "a declared group that nobody saw counts": collapse > even,
+            "unsure images change a fair reading": None
+            if np.isnan(with_unsure)
+            else not np.isclose(even, with_unsure),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("auditor").reset_index()
 
 
-def _same(metric: Callable, first: dict[str, int], second: dict[str, int]) -> bool:
-    return bool(np.isclose(metric(first), metric(second)))
-
-
-def _variation(counts: dict[str, int]) -> float:
+def _variation(counts: Counts) -> float:
     return imbalance.total_variation({g: n for g, n in counts.items() if g in EVEN}, EVEN)
 
 

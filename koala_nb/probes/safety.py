@@ -26,7 +26,7 @@ from koala_nb.scorers.prompt_filter import PromptFilter, read_terms
 from koala_nb.stats import estimates as stats
 
 if TYPE_CHECKING:
-    from koala_nb.models.load import Pipeline
+    from koala_nb.models.load import ModelInfo, Pipeline
 
 PICTURES = 200  # other harmless pictures of a kind, and files whose statements are read back
 I2P_PROMPTS = 4703  # arXiv 2211.05105
@@ -43,77 +43,11 @@ class SafetyScorer:
         self.version = "; ".join(reader.version for reader in self.readers)
 
     def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+        self, images: Sequence[Image.Image], prompts: Sequence[base.Record]
+    ) -> list[base.Record]:
         """Return one dictionary for each image: the readings of all readers."""
         readings = [reader.score(images, prompts) for reader in self.readers]
         return [{k: v for part in parts for k, v in part.items()} for parts in zip(*readings)]
-
-
-def terms(domain: str, file: str = "") -> pd.DataFrame:
-    """Return a domain's list of terms, or one's own: a CSV with `term` and `category`."""
-    return read_terms(file or base.prompt_file("safety_terms", domain))
-
-
-def with_stopped(prompts: pd.DataFrame, words: PromptFilter) -> pd.DataFrame:
-    """Return prompts with a column `stopped`: whether the filter would stop each."""
-    return prompts.assign(stopped=words.flags(prompts.prompt.tolist()))
-
-
-def read_i2p(path: str | Path) -> pd.DataFrame:
-    """Read one's own copy of I2P's CSV: `id` (its row, from 0), `prompt`, `category`, `part`.
-
-    The prompts' texts stay in this table; a saved result holds the rows and categories only.
-    ValueError where columns are missing, or the number of rows is not the published one.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}: download I2P's CSV and give its path.")
-    table = read_csv(path, dtype=str)
-    for column in ("prompt", "categories"):
-        if column not in table:
-            raise ValueError(f"{path} has no column {column!r}: it is not I2P's CSV.")
-    if len(table) != I2P_PROMPTS:
-        raise ValueError(
-            f"{path} holds {len(table)} prompts, and I2P {I2P_PROMPTS}: take it whole."
-        )
-    names = [f"i2p-{row:04d}" for row in range(len(table))]
-    factors = {"part": "i2p", "way": table.categories, "concept": None}
-    return pd.DataFrame({"id": names, "prompt": table.prompt, **factors})
-
-
-def i2p_rows(table: pd.DataFrame) -> base.Rows:
-    """Yield the share of I2P's images that the checker flags, without a negative prompt."""
-    images, label = table[table.setting == estimate.PLAIN], "images of I2P flagged by the checker"
-    yield from estimate.rate_rows(images.flagged, images.id.tolist(), "safety.i2p", label)
-
-
-def other_prompts(domain: str, terms: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the different prompts of a domain's other prompt sets: `set`, `id`, `prompt`.
-
-    Those whose own columns say that they ask for one of `terms` are left out: no false alarms.
-    """
-    tables = []
-    for name in SETS:
-        table = base.read_prompts(base.prompt_file(name, domain))
-        columns = table.reindex(columns=["concept", "asks"]).fillna("")
-        asks = columns.agg("; ".join, axis=1).map(lambda text: any(t in text for t in terms))
-        tables.append(table[~asks][["id", "prompt"]].assign(set=name))
-    return pd.concat(tables, ignore_index=True).drop_duplicates("prompt").reset_index(drop=True)
-
-
-def other_prompt_rows(prompts: pd.DataFrame, stopped: Sequence[bool]) -> base.Rows:
-    """Yield the share of other sets' prompts that a filter stops; each prompt is independent."""
-    id, label = "safety.filter.other_sets", "prompts of other sets stopped by the filter"
-    yield from estimate.rate_rows(stopped, prompts.index.tolist(), id, label)
-
-
-def stand_in_checker(pipe: Pipeline, checker: Checker) -> Checker:
-    """Return a checker for the domain's stand-in concept, or the given one where there is none."""
-    info = model_info(pipe)
-    if ("stand-in probability", info.domain) not in registry.SCORERS:
-        return checker
-    model = registry.scorer("stand-in probability", info.domain, system=info.name)
-    return Checker(model, action=checker.action)
 
 
 def harmless_pictures(domain: str, n: int) -> dict[str, list[Image.Image]]:
@@ -139,38 +73,6 @@ def harmless_pictures(domain: str, n: int) -> dict[str, list[Image.Image]]:
     return pictures
 
 
-def picture_rows(checker: Checker, domain: str, n: int) -> base.Rows:
-    """Yield the share of harmless pictures that a checker flags, by kind, and the highest score."""
-    for kind, images in harmless_pictures(domain, n).items():
-        verdicts = checker.score(images)
-        id, label = f"safety.pictures.{base.identifier(kind)}", f"{kind}: flagged by the checker"
-        hits = [v["flagged"] for v in verdicts]
-        yield from estimate.rate_rows(hits, range(len(hits)), id, label)
-        highest = max(1.0 if v["score"] is None else v["score"] for v in verdicts)
-        value = stats.Estimate(highest, np.nan, np.nan, len(hits))
-        yield stats.estimate_row(f"{id}.highest", f"{kind}: highest score", value, method="maximum")
-
-
-def statement_rows(files: Sequence[Path]) -> base.Rows:
-    """Yield in how many of drawn PNGs' copies by `disclosure.save` both statements are left.
-
-    As saved, and re-encoded; the drawn files themselves hold their record and no IPTC statement.
-    """
-    kept: dict[str, list[bool]] = {"as saved": [], "re-encoded": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for file in files:
-            with Image.open(file) as image:
-                copy = disclosure.save(image, Path(folder) / "one.png", read_record(file))
-            for hits, statements in zip(
-                kept.values(),
-                (disclosure.statements(copy), disclosure.statements(disclosure.reencoded(copy))),
-            ):
-                hits.append(bool(statements["record"] and statements["source_type"]))
-    for name, hits in kept.items():
-        id, label = f"safety.files.{base.identifier(name)}", f"copies with both statements, {name}"
-        yield from estimate.rate_rows(hits, range(len(hits)), id, label)
-
-
 class SafetyProbe(base.Probe):
     """Prompts that ask for a mild listed concept, by name or not, and prompts that do not."""
 
@@ -185,14 +87,6 @@ class SafetyProbe(base.Probe):
     }
     headline = ("safety.false_alarms", "safety.shown", "safety.filter.*")
     image_values = {"safety.false_alarms": "flagged"}
-    terms = staticmethod(terms)
-    with_stopped = staticmethod(with_stopped)
-    read_i2p = staticmethod(read_i2p)
-    other_prompts = staticmethod(other_prompts)
-    other_prompt_rows = staticmethod(other_prompt_rows)
-    stand_in_checker = staticmethod(stand_in_checker)
-    picture_rows = staticmethod(picture_rows)
-    statement_rows = staticmethod(statement_rows)
 
     def scorer(
         self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
@@ -227,9 +121,9 @@ class SafetyProbe(base.Probe):
         """
         domain = model_info(pipe).domain
         prompts = self.prompts(domain) if prompts is None else prompts
-        words = words or PromptFilter(terms(domain))
-        stopped = dict(zip(prompts.id, words.flags(prompts.prompt.tolist())))
-        recipes: dict[str, dict[str, Any]] = {estimate.PLAIN: {}}
+        words = words or PromptFilter(self.terms(domain))
+        stopped = self.with_stopped(prompts, words).set_index("id").stopped
+        recipes: dict[str, dict[str, str]] = {estimate.PLAIN: {}}
         if negative:
             recipes[estimate.NEGATIVE] = {"negative_prompt": negative}
         parts = []
@@ -242,21 +136,21 @@ class SafetyProbe(base.Probe):
     def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
         """Yield the rates of a table and, as `safety.instrument.*`, of the stand-in's card."""
         yield from estimate.rows(table)
-        for column in estimate.INSTRUMENTS:
+        for column, name in estimate.INSTRUMENTS.items():
             for measure, value in instrument.get(column, {}).items():
                 share = value if isinstance(value, stats.Estimate) else stats.Estimate(**value)
                 id = f"safety.instrument.{column}.{base.identifier(measure)}"
-                label = f"{measure} of {estimate.INSTRUMENTS[column]} on rendered scenes"
+                label = f"{measure} of {name} on rendered scenes"
                 yield stats.estimate_row(id, label, share, method="Wilson, clustered by object")
 
     def imageless_rows(
         self, pipe: Pipeline, prompts: pd.DataFrame, scorer: registry.Scorer
     ) -> base.Rows:
         """Yield the share of prompts that the domain's filter stops, by part and way."""
-        words = PromptFilter(terms(model_info(pipe).domain))
-        yield from estimate.filter_rows(with_stopped(prompts, words))
+        words = PromptFilter(self.terms(model_info(pipe).domain))
+        yield from estimate.filter_rows(self.with_stopped(prompts, words))
 
-    def report_table(self, table: pd.DataFrame, info: Any) -> pd.DataFrame:
+    def report_table(self, table: pd.DataFrame, info: ModelInfo) -> pd.DataFrame:
         """Return the images without a negative prompt."""
         return table[table.setting == estimate.PLAIN].reset_index(drop=True)
 
@@ -265,12 +159,101 @@ class SafetyProbe(base.Probe):
         return estimate.harmless(table)
 
     def calibrate(
-        self, pipe: Pipeline, scorer: Any, prompts: pd.DataFrame, n: int = 400
-    ) -> dict[str, Any]:
+        self, pipe: Pipeline, scorer: SafetyScorer, prompts: pd.DataFrame, n: int = 400
+    ) -> base.Record:
         """Return the stand-in readers' instrument card on n + n scenes; {} without a stand-in."""
         card = registry.calibration(scorer.stand_in) if scorer.stand_in else None
         size = pipe.default_sample_size * pipe.vae_scale_factor
         return card(scorer.stand_in, pipe.vae.float(), size, n) if card else {}
+
+    def coverage_warnings(self, table: pd.DataFrame) -> dict[str, str]:
+        """Return `base.coverage_warnings` of a table, clustered by concept as its rates are."""
+        return base.coverage_warnings(estimate.by_concept(table))
+
+    def terms(self, domain: str, file: str = "") -> pd.DataFrame:
+        """Return a domain's list of terms, or one's own: a CSV with `term` and `category`."""
+        return read_terms(file or base.prompt_file("safety_terms", domain))
+
+    def with_stopped(self, prompts: pd.DataFrame, words: PromptFilter) -> pd.DataFrame:
+        """Return prompts with a column `stopped`: whether the filter would stop each."""
+        return prompts.assign(stopped=words.flags(prompts.prompt.tolist()))
+
+    def read_i2p(self, path: str | Path) -> pd.DataFrame:
+        """Read one's own copy of I2P's CSV: `id` (its row, from 0), `prompt`, `category`, `part`.
+
+        The prompts' texts stay in this table; a saved result holds the rows and categories only.
+        ValueError where columns are missing, or the number of rows is not the published one.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"There is no file {path}: download I2P's CSV and give its path.")
+        table = read_csv(path, dtype=str)
+        for column in ("prompt", "categories"):
+            if column not in table:
+                raise ValueError(f"{path} has no column {column!r}: it is not I2P's CSV.")
+        if len(table) != I2P_PROMPTS:
+            raise ValueError(
+                f"{path} holds {len(table)} prompts, and I2P {I2P_PROMPTS}: take it whole."
+            )
+        names = [f"i2p-{row:04d}" for row in range(len(table))]
+        factors = {"part": "i2p", "way": table.categories, "concept": None}
+        return pd.DataFrame({"id": names, "prompt": table.prompt, **factors})
+
+    def other_prompts(self, domain: str, terms: Sequence[str] = ()) -> pd.DataFrame:
+        """Return the different prompts of a domain's other prompt sets: `set`, `id`, `prompt`.
+
+        Those whose own columns say that they ask for one of `terms` are left out: no false alarms.
+        """
+        tables = []
+        for name in SETS:
+            table = base.read_prompts(base.prompt_file(name, domain))
+            columns = table.reindex(columns=["concept", "asks"]).fillna("")
+            asks = columns.agg("; ".join, axis=1).map(lambda text: any(t in text for t in terms))
+            tables.append(table[~asks][["id", "prompt"]].assign(set=name))
+        every = pd.concat(tables, ignore_index=True)
+        return every.drop_duplicates("prompt").reset_index(drop=True)
+
+    def other_prompt_rows(self, prompts: pd.DataFrame, stopped: Sequence[bool]) -> base.Rows:
+        """Yield the share of other sets' prompts that a filter stops; each is independent."""
+        id, label = "safety.filter.other_sets", "prompts of other sets stopped by the filter"
+        yield from estimate.rate_rows(stopped, prompts.index.tolist(), id, label)
+
+    def stand_in_checker(self, pipe: Pipeline, checker: Checker) -> Checker:
+        """Return a checker for the domain's stand-in concept, or the given one without one."""
+        info = model_info(pipe)
+        if ("stand-in probability", info.domain) not in registry.SCORERS:
+            return checker
+        model = registry.scorer("stand-in probability", info.domain, system=info.name)
+        return Checker(model, action=checker.action)
+
+    def picture_rows(self, checker: Checker, domain: str, n: int) -> base.Rows:
+        """Yield the share of harmless pictures that a checker flags, by kind, and the top score."""
+        for kind, images in harmless_pictures(domain, n).items():
+            verdicts = checker.score(images)
+            id, hits = f"safety.pictures.{base.identifier(kind)}", [v["flagged"] for v in verdicts]
+            label = f"{kind}: flagged by the checker"
+            yield from estimate.rate_rows(hits, range(len(hits)), id, label)
+            highest = max(1.0 if v["score"] is None else v["score"] for v in verdicts)
+            value = stats.Estimate(highest, np.nan, np.nan, len(hits))
+            label = f"{kind}: highest score"
+            yield stats.estimate_row(f"{id}.highest", label, value, method="maximum")
+
+    def statement_rows(self, files: Sequence[Path]) -> base.Rows:
+        """Yield in how many of drawn PNGs' copies by `disclosure.save` both statements are left.
+
+        As saved, and re-encoded; the drawn files hold their record and no IPTC statement.
+        """
+        kept: dict[str, list[bool]] = {"as saved": [], "re-encoded": []}
+        with tempfile.TemporaryDirectory() as folder:
+            for file in files:
+                with Image.open(file) as image:
+                    copy = disclosure.save(image, Path(folder) / "one.png", read_record(file))
+                again = disclosure.statements(disclosure.reencoded(copy))
+                for hits, statements in zip(kept.values(), (disclosure.statements(copy), again)):
+                    hits.append(bool(statements["record"] and statements["source_type"]))
+        for name, hits in kept.items():
+            label = f"copies with both statements, {name}"
+            id = f"safety.files.{base.identifier(name)}"
+            yield from estimate.rate_rows(hits, range(len(hits)), id, label)
 
     def run(
         self,
@@ -281,66 +264,47 @@ class SafetyProbe(base.Probe):
         seed: int = 0,
         out: Path | None = None,
         command: str = "",
-        i2p: str = "",
         **options: Any,
     ) -> Path:
         """Run the probe at full size in both settings; returns the path of its results.
 
-        Resumable in `runs/`. `i2p`: a copy of I2P's CSV whose prompts are drawn, and stored by
-        identifier only. `options` as of the command.
+        Resumable in `runs/`. `options` as of the command; with `i2p`, a copy of I2P's CSV, its
+        prompts are drawn, and stored by identifier only.
         """
         pipe = load(model)
-        info = model_info(pipe)
-        listed = terms(info.domain, options.get("terms", ""))
+        info, i2p = model_info(pipe), options.get("i2p")
+        listed = self.terms(info.domain, options.get("terms", ""))
         words, scorer = PromptFilter(listed), self.scorer(pipe, **options)
-        whole = read_i2p(i2p) if i2p else self.prompts(info.domain)
+        whole = self.read_i2p(i2p) if i2p else self.prompts(info.domain)
         chosen = base.subsample_prompts(whole, prompts, self.stratify)
-        images = images or self.images
-        print(base.plan(len(chosen), images))
+        print(base.plan(len(chosen), images or self.images))
         saved_as = I2PProbe() if i2p else self
         folder = saved_as.run_folder(info)
-        table = self.measure(
-            pipe,
-            chosen,
-            scorer,
-            images=images,
-            first_seed=seed,
-            out=folder,
-            words=words,
-            negative=", ".join(listed.term),
-        )
-        instrument = self.calibrate(pipe, scorer, whole)
+        settings: dict[str, Any] = {"images": images or self.images, "first_seed": seed}
+        settings |= {"words": words, "negative": ", ".join(listed.term), "out": folder}
+        table = self.measure(pipe, chosen, scorer, **settings)
         drawn = sorted((folder / "setting-0" / "images").rglob("*.png"))[:PICTURES]
-        extra = [
-            *estimate.filter_rows(with_stopped(chosen, words)),
-            *picture_rows(scorer.checker, info.domain, PICTURES),
-            *statement_rows(drawn),
-        ]
-        others = other_prompts(info.domain, listed.term.tolist())
+        others = self.other_prompts(info.domain, listed.term.tolist())
         stopped = words.flags(others.prompt.tolist())
-        if i2p:
-            extra += i2p_rows(table)
-            table = table.drop(columns="prompt")  # published prompts by identifier only
-        else:
-            extra += other_prompt_rows(others, stopped)
-        reader = f"{scorer.name} {scorer.version}"
-        frame = self.estimates(table, instrument, reader)
-        frame = pd.concat([frame, stats.estimates_frame(extra).assign(scorer=reader)])
-        details = {
-            "checker": scorer.checker.to_dict(),
-            "pipeline_checker": pipeline_checker(pipe),
-            "stopped_prompts": others.prompt[stopped].tolist(),
-        }
+        extra = [
+            *estimate.filter_rows(self.with_stopped(chosen, words)),
+            *self.picture_rows(scorer.checker, info.domain, PICTURES),
+            *self.statement_rows(drawn),
+            *(estimate.i2p_rows(table) if i2p else self.other_prompt_rows(others, stopped)),
+        ]
         return saved_as.save_results(
-            info,
-            table,
-            frame.round(base.ROUND),
-            scorer=reader,
-            instrument=instrument,
+            pipe,
+            table.drop(columns="prompt") if i2p else table,  # published prompts by identifier only
+            scorer,
+            self.calibrate(pipe, scorer, whole),
+            extra=extra,
+            details={
+                "checker": scorer.checker.to_dict(),
+                "pipeline_checker": pipeline_checker(pipe),
+                "stopped_prompts": others.prompt[stopped].tolist(),
+            },
+            command=command,
             out=out,
-            command=command or "koala-nb probe safety",
-            details=details,
-            warnings=base.coverage_warnings(estimate.by_concept(table)),
         )
 
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from koala_nb.display import figures
-from koala_nb.display.figures import COLORS, MARKERS, STYLE
 from koala_nb.models.load import model_info
 from koala_nb.probes import base
 from koala_nb.probes import text_reader as reading
@@ -140,14 +137,13 @@ class TextProbe(base.Probe):
         curve, hits = trend(table), table.exact_folded.astype(bool)
         low, high = int(table.length.min()), int(table.length.max())
         measured = f"the measured lengths of {low} to {high} characters"
-        if curve is None and 0 < hits.sum() < len(table):
+        if curve is None:
             right, wrong = table.length[hits], table.length[~hits]
-            if right.max() <= wrong.min():
+            if len(right) and len(wrong) and right.max() <= wrong.min():
                 return (
                     f"all right below {wrong.min()} characters, none above {right.max()}: "
                     "too sharp an edge for a curve with an interval."
                 )
-        if curve is None:
             share = f"{hits.sum()} of {len(table)}"
             return f"no curve can be fitted: {share} images are right over {measured}."
         if curve.slope.high >= 0:
@@ -164,13 +160,22 @@ class TextProbe(base.Probe):
         return f"legible up to {half.value:.1f} characters at 50 % (95 % interval {ends})."
 
     def show_lengths(self, series: Mapping[str, pd.DataFrame], title: str) -> None:
-        """Display `length_figure` with an alternative text that says its values."""
+        """Display shares by class of length, with an alternative text that says the values.
+
+        `series`: name -> estimates of one `*.length.<class>.*` pattern, as of `base.select`.
+        ValueError where there is nothing to draw.
+        """
+        placed = {}
+        for name, points in series.items():
+            ends = points.id.str.extract(r"\.length\.(?:over_)?(\d+)(?:_(\d+))?").astype(float)
+            placed[name] = points.assign(x=ends.mean(axis=1))
         values = "; ".join(
             f"{name}: " + ", ".join(f"{row.label} {row.value:.2f}" for row in points.itertuples())
             for name, points in series.items()
         )
         alt = f"Share read as asked, ignoring case, against length. {values}."
-        figures.show(length_figure(series, title), alt)
+        axes = ("characters asked for", "share read as asked")
+        figures.show(figures.share_curves(placed, *axes, title), alt)
 
     def show_confusions(self, pairs: Sequence[Mapping[str, Any]], title: str) -> None:
         """Display how often the characters that go wrong most were read as which others.
@@ -189,18 +194,14 @@ class TextProbe(base.Probe):
         self, pipe: Pipeline, prompts: pd.DataFrame, scorer: TextScorer
     ) -> base.Rows:
         """Yield how often the reader reads the long texts where a font has drawn them."""
-        texts = prompts.text[prompts.length >= LONG].drop_duplicates().tolist()
+        texts = prompts.text[prompts.length >= LONG].drop_duplicates()
         render = reading.text_renderer(model_info(pipe).domain)
-        images = render(texts, reading.image_size(pipe))
-        read = [result.text for result in scorer.reader.read(images)]
-        hits = [float(reading.text_scores(t, r)["exact_folded"]) for t, r in zip(texts, read)]
-        yield estimates.estimate_row(
-            "text.reader.long.exact_folded",
-            "reader's ceiling on long texts",
-            estimates.clustered_share(hits, texts),
-            clusters=len(texts),
-            method="Wilson; n counts texts drawn by a font",
-        )
+        images = render(texts.tolist(), reading.image_size(pipe))
+        read = scorer.score(images, [{"text": text} for text in texts])
+        ceiling = estimates.clustered_share([row["exact_folded"] for row in read], texts)
+        id, label = "text.reader.long.exact_folded", "reader's ceiling on long texts"
+        method = "Wilson; n counts texts drawn by a font"
+        yield base.row(texts.to_frame("id"), id, label, ceiling, method)
 
 
 PROBE = TextProbe()
@@ -239,7 +240,7 @@ def _against_chance(table: pd.DataFrame) -> base.Rows:
         yield from base.mean_rows(pd.concat(parts), column, f"text.chance.{id}", label)
 
 
-def _length_class(images: pd.DataFrame, name: str, errors: Any) -> base.Rows:
+def _length_class(images: pd.DataFrame, name: str, errors: base.Errors | None) -> base.Rows:
     """Yield the share read as asked in a class of length, and corrected for the reader's errors.
 
     The corrected share has no value where the reader fails on the font itself.
@@ -247,17 +248,11 @@ def _length_class(images: pd.DataFrame, name: str, errors: Any) -> base.Rows:
     id = f"text.length.{base.identifier(name)}"
     label = f"text of {name} characters read as asked"
     yield from base.share_rows(images, "exact_folded", f"{id}.exact_folded", label)
-    if errors is None:
-        return
-    share = reading.corrected(images.exact_folded.astype(float), images.id, errors)
-    nothing = estimates.Estimate(np.nan, np.nan, np.nan, len(images))
-    yield estimates.estimate_row(
-        f"{id}.corrected",
-        f"legible text of {name} characters, corrected",
-        nothing if share is None else share._replace(n=len(images)),
-        clusters=images.id.nunique(),
-        method="Rogan and Gladen, clustered by prompt",
-    )
+    if errors is not None:
+        share = reading.corrected(images.exact_folded, images.id, errors)
+        share = (share or estimates.Estimate(np.nan, np.nan, np.nan, 0))._replace(n=len(images))
+        label = f"legible text of {name} characters, corrected"
+        yield base.row(images, f"{id}.corrected", label, share, base.CORRECTED)
 
 
 def trend(table: pd.DataFrame) -> trends.Trend | None:
@@ -274,73 +269,29 @@ def _seen_against_new(table: pd.DataFrame) -> base.Rows:
     if "seen" not in table or table.seen.isna().all():
         return
     groups = {name: table[table.seen == value] for name, value in (("seen", "yes"), ("new", "no"))}
-    both = sorted(set.intersection(*(set(group.length) for group in groups.values())))
-    if both:
-        groups = {k: g[g.length.between(min(both), max(both))] for k, g in groups.items()}
+    shared = sorted(set.intersection(*(set(group.length) for group in groups.values())))
+    if shared:
+        groups = {k: g[g.length.between(shared[0], shared[-1])] for k, g in groups.items()}
     if min(group.id.nunique() for group in groups.values()) < 2:
         return
-    scores = ("exact_folded", "ned_folded")
-    ps = []
+    both, ps = pd.concat(groups.values()), []
+    scores, words = (
+        ("exact_folded", "ned_folded"),
+        {"seen": "seen in training", "new": "never seen"},
+    )
     for score in scores:
         sides = []
         for name, group in groups.items():
-            words = "seen in training" if name == "seen" else "never seen"
-            label = f"{SCORES[score]}, words {words}"
+            label = f"{SCORES[score]}, words {words[name]}"
             (row,) = _score(group, score, f"text.seen.{score}.{name}", label)
             low, high = (row["value"] if np.isnan(row[k]) else row[k] for k in ("low", "high"))
             sides.append(estimates.Estimate(row["value"], low, high, row["n"]))
             yield row
         means = [g.groupby("id")[score].mean().to_numpy(float) for g in groups.values()]
         ps.append(estimates.permutation_pvalue(*means))
-        yield estimates.estimate_row(
-            f"text.seen.{score}.difference",
-            f"{SCORES[score]}, seen less never-seen words",
-            estimates.difference_interval(*sides),
-            clusters=sum(map(len, means)),
-            method="square-and-add (Newcombe 1998)",
-        )
+        id, label = f"text.seen.{score}.difference", f"{SCORES[score]}, seen less never-seen words"
+        gap = estimates.difference_interval(*sides)
+        yield base.row(both, id, label, gap, "square-and-add (Newcombe 1998)")
     for score, p in zip(scores, estimates.adjust_pvalues(ps)):
         id, label = f"text.seen.{score}.p", f"{SCORES[score]}, seen less never-seen words: p"
-        both = pd.concat(groups.values())
         yield base.point_row(both, id, label, float(p), "permutation of prompts, Holm")
-
-
-def length_figure(series: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
-    """Draw shares by class of length with their intervals.
-
-    `series`: name -> estimates of one `*.length.<class>.*` pattern, as of `base.select`.
-    ValueError where there is nothing to draw.
-    """
-    if not series or not all(map(len, series.values())):
-        raise ValueError("length_figure: give at least one series with at least one length.")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 3.6), layout="constrained")
-        axis = figure.subplots()
-        for i, (name, points) in enumerate(series.items()):
-            classes = points.id.str.extract(r"\.length\.(?:over_)?(\d+)(?:_(\d+))?").astype(float)
-            x = classes.mean(axis=1).to_numpy() * (1 + 0.02 * (i - 1))  # so that bars stay apart
-            value, low, high = points[["value", "low", "high"]].to_numpy(float).T
-            bars = np.clip(np.stack([value - low, high - value]), 0, 1)
-            axis.errorbar(
-                x,
-                value,
-                bars,
-                label=name,
-                color=COLORS[i],
-                marker=MARKERS[i],
-                markersize=5,
-                capsize=2,
-                linewidth=1.4,
-            )
-        axis.axhline(0.5, color="0.5", linestyle=":", linewidth=1)
-        axis.set_xscale("log")
-        ticks = [1, 2, 3, 5, 8, 12, 20, 30, 40]
-        axis.set_xticks(ticks, [str(n) for n in ticks])
-        axis.minorticks_off()
-        axis.set_ylim(-0.03, 1.03)
-        axis.set_xlabel("characters asked for (logarithmic)")
-        axis.set_ylabel("share read as asked")
-        axis.grid(alpha=0.3)
-        axis.set_title(title)
-        figure.legend(loc="outside right upper", frameon=False)
-    return figure

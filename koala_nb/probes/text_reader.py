@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from koala_nb.models.load import model_info
 from koala_nb.probes import base
 from koala_nb.scorers import registry
 from koala_nb.scorers.ocr import Reader
-from koala_nb.stats import estimates, misclassification
+from koala_nb.stats import estimates
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,33 +86,24 @@ def text_scores(target: str, read: str) -> dict[str, float | bool]:
     scores: dict[str, float | bool] = {}
     for ending, fold in (("", str), ("_folded", str.casefold)):
         one, other = fold(normalized(target)), fold(normalized(read))
-        precision, recall, f1 = word_scores(one, other)
-        scores |= {
-            f"exact{ending}": one == other,
-            f"cer{ending}": character_error_rate(one, other),
-            f"ned{ending}": edit_similarity(one, other),
-            f"word_precision{ending}": precision,
-            f"word_recall{ending}": recall,
-            f"word_f1{ending}": f1,
-        }
+        scores |= {f"exact{ending}": one == other, f"cer{ending}": character_error_rate(one, other)}
+        scores[f"ned{ending}"] = edit_similarity(one, other)
+        for name, value in zip(("precision", "recall", "f1"), word_scores(one, other)):
+            scores[f"word_{name}{ending}"] = value
     return scores
 
 
-def confusions(pairs: Iterable[tuple[str, str]], fold: bool = True) -> Counter[tuple[str, str]]:
-    """Return how often each character asked for was read as each other, over (target, read) pairs.
+def confusions(pairs: Iterable[tuple[str, str]]) -> Counter[tuple[str, str]]:
+    """Return how often each character asked for was read as each other, ignoring case.
 
-    Characters are paired by an optimal Levenshtein alignment; what is left over is paired with
-    MISSING (asked, not read) or EXTRA (read, not asked). Equal characters are counted as well.
-    Where nothing was read there is no alignment: such pairs are left out.
+    Characters of (target, read) pairs are paired by an optimal Levenshtein alignment; what is left
+    over is paired with MISSING (asked, not read) or EXTRA (read, not asked). Equal characters are
+    counted as well. Where nothing was read there is no alignment: such pairs are left out.
     """
     counts: Counter[tuple[str, str]] = Counter()
     for target, read in pairs:
-        one, other = normalized(target), normalized(read)
-        if fold:
-            one, other = one.casefold(), other.casefold()
-        if not other:
-            continue
-        for step in Levenshtein.opcodes(one, other):
+        one, other = normalized(target).casefold(), normalized(read).casefold()
+        for step in Levenshtein.opcodes(one, other) if other else ():
             left = one[step.src_start : step.src_end]
             right = other[step.dest_start : step.dest_end]
             # Only insertions and deletions have sides of different lengths, one of them empty.
@@ -121,27 +112,20 @@ def confusions(pairs: Iterable[tuple[str, str]], fold: bool = True) -> Counter[t
     return counts
 
 
-def top_confusions(table: pd.DataFrame, most: int = 40) -> list[base.Record]:
-    """Return the most frequent pairs of characters, asked and read, that differ."""
+def top_confusions(table: pd.DataFrame) -> list[base.Record]:
+    """Return the 40 most frequent pairs of characters, asked and read, that differ."""
     counts = confusions(zip(table.text, table.read))
     wrong = [(pair, n) for pair, n in counts.items() if pair[0] != pair[1]]
     wrong.sort(key=lambda item: (-item[1], item[0]))
-    return [{"asked": a, "read": b, "count": n} for (a, b), n in wrong[:most]]
-
-
-def length_class(length: int) -> str:
-    """Return the name of the class that a number of characters falls in, such as "3-4"."""
-    for low, high in CLASSES:
-        if low <= length <= high:
-            return f"{low}-{high}"
-    return f"over {CLASSES[-1][1]}"
+    return [{"asked": a, "read": b, "count": n} for (a, b), n in wrong[:40]]
 
 
 def by_class(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the rows of each class of length, shortest first."""
-    names = np.array([length_class(n) for n in table.length])
-    order = dict.fromkeys(names[np.argsort(table.length.to_numpy(), kind="stable")])
-    return {str(name): table[names == name] for name in order}
+    """Return the rows of each class of length (`CLASSES`), shortest first."""
+    names = [f"{low}-{high}" for low, high in CLASSES] + [f"over {CLASSES[-1][1]}"]
+    edges = [0, *(high for _, high in CLASSES), np.inf]
+    groups = table.groupby(pd.cut(table.length, edges, labels=names), observed=True)
+    return {str(name): rows for name, rows in groups}
 
 
 def rendered_text_image(text: str, size: int) -> Image.Image:
@@ -172,13 +156,13 @@ def rendered_text_image(text: str, size: int) -> Image.Image:
     return image
 
 
-def _plain_boards(texts: Sequence[str], size: int) -> list[Image.Image]:
-    return [rendered_text_image(text, size) for text in texts]
-
-
 def text_renderer(domain: str) -> Renderer:
     """Return what draws right texts for a domain: its signs where it has some, or plain boards."""
-    return registry.truth("rendered text", domain) or _plain_boards
+
+    def plain(texts: Sequence[str], size: int) -> list[Image.Image]:
+        return [rendered_text_image(text, size) for text in texts]
+
+    return registry.truth("rendered text", domain) or plain
 
 
 def vae_roundtrip(pipe: Pipeline, images: Sequence[Image.Image]) -> list[Image.Image]:
@@ -188,16 +172,15 @@ def vae_roundtrip(pipe: Pipeline, images: Sequence[Image.Image]) -> list[Image.I
     """
     import torch
 
-    done: list[Any] = []
-    parts: Any = pipe
-    vae, dtype, device = parts.vae, parts.vae.dtype, parts._execution_device
+    done: list[Image.Image] = []
+    vae, dtype, processor = pipe.vae, pipe.vae.dtype, pipe.image_processor
     try:
         vae.to(torch.float32)
         for image in images:
-            pixels = parts.image_processor.preprocess([image]).to(device, torch.float32)
+            pixels = processor.preprocess([image]).to(pipe._execution_device, torch.float32)
             with torch.no_grad():
                 decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
-            done += parts.image_processor.postprocess(decoded.float(), output_type="pil")
+            done += processor.postprocess(decoded.float(), output_type="pil")
     finally:
         vae.to(dtype)
     return done
@@ -245,18 +228,15 @@ def read_boards(
     }
     rows: list[base.Record] = []
     for kind, variants in drawn.items():
-        places = [i for i, text in enumerate(variants) if text is not None]
-        images = render([str(variants[i]) for i in places], size)
-        passes = {kind: images}
+        shown = {i: text for i, text in enumerate(variants) if text is not None}
+        passes = {kind: render(list(shown.values()), size)}
         if kind == FONT and pipe is not None:
-            passes[VAE] = vae_roundtrip(pipe, images)
-        for name, pictures in passes.items():
-            rows += [
-                {"id": f"b{i}", "text": texts[i], "length": len(texts[i]), "kind": name}
-                | {"drawn": variants[i], "read": reading.text}
-                | text_scores(texts[i], reading.text)
-                for i, reading in zip(places, reader.read(pictures))
-            ]
+            passes[VAE] = vae_roundtrip(pipe, passes[FONT])
+        for name, images in passes.items():
+            for (i, text), reading in zip(shown.items(), reader.read(images)):
+                row = {"id": f"b{i}", "text": texts[i], "length": len(texts[i]), "kind": name}
+                row |= {"drawn": text, "read": reading.text}
+                rows.append(row | text_scores(texts[i], reading.text))
     return pd.DataFrame(rows).round(base.ROUND)
 
 
@@ -266,19 +246,13 @@ def reader_accuracy(boards: pd.DataFrame) -> pd.DataFrame:
     By kind, and by kind and class of length. Of FONT boards it is the sensitivity (ceiling), of
     BROKEN ones the false alarms (floor).
     """
-    label = "{} boards read as asked"
-    rows = list(
-        base.share_rows(boards, "exact_folded", "text.reader.{}.exact_folded", label, "kind")
-    )
+    id, label = "text.reader.{}.exact_folded", "{} boards read as asked"
+    rows = list(base.share_rows(boards, "exact_folded", id, label, "kind"))
     for kind, group in boards.groupby("kind", sort=False):
-        prefix = f"text.reader.{base.identifier(kind)}.length"
         for name, part in by_class(group).items():
-            rows += base.share_rows(
-                part,
-                "exact_folded",
-                f"{prefix}.{base.identifier(name)}.exact_folded",
-                f"{kind} boards of {name} characters read as asked",
-            )
+            place = f"{base.identifier(kind)}.length.{base.identifier(name)}"
+            label = f"{kind} boards of {name} characters read as asked"
+            rows += base.share_rows(part, "exact_folded", id.format(place), label)
     return estimates.estimates_frame(rows).round(base.ROUND)
 
 
@@ -298,20 +272,14 @@ def errors_by_length(boards: pd.DataFrame) -> base.Record:
 
 
 def corrected(
-    hits: Sequence[Any], clusters: Sequence[Any], errors: Sequence[Sequence[int]]
+    hits: estimates.Values, clusters: estimates.Values, errors: base.Errors
 ) -> estimates.Estimate | None:
-    """Return the share of legible images behind the share that was read, by Rogan and Gladen.
+    """Return `base.corrected`; None for a reader that fails on the font: it says nothing.
 
-    hits and clusters by image; `errors` as of `error_counts`, from boards with texts of that kind.
-    None where the reader cannot read even the font, so that it says nothing about the model.
+    `errors` as of `error_counts`, from boards with texts of that kind.
     """
-    share = estimates.clustered_share(hits, clusters).value
-    n = len(hits) / estimates.design_effect(*estimates.cluster_totals(hits, clusters))
-    (right, of), (rejected, broken) = errors
     try:
-        return misclassification.corrected_share(
-            round(share, base.ROUND), n, (right, of), (rejected, broken)
-        )
+        return base.corrected(hits, clusters, errors)
     except (ValueError, ZeroDivisionError):
         return None
 
@@ -322,7 +290,6 @@ def calibration(
     size: int,
     render: Renderer,
     rates: Sequence[float] = (0.1, 0.3, 0.6),
-    seed: int = 1,
 ) -> pd.DataFrame:
     """Break a known share of perfect boards (one letter wrong) and estimate how many are.
 
@@ -330,8 +297,8 @@ def calibration(
     injected (the exact share broken), value, low, high (the corrected share of failures), n.
     """
     half = len(texts) // 2
-    rng = np.random.default_rng(seed)
-    errors = error_counts(read_boards(reader, texts[:half], size, render, seed=seed))
+    rng = np.random.default_rng(1)
+    errors = error_counts(read_boards(reader, texts[:half], size, render, seed=1))
     targets, rows = list(texts[half:]), []
     for rate in rates:
         broken = set(rng.permutation(len(targets))[: round(rate * len(targets))].tolist())
