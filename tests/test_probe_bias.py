@@ -12,7 +12,6 @@ from koala_nb import cli
 from koala_nb.display.tables import table_html
 from koala_nb.probes import base, bias
 from koala_nb.probes import bias_estimates as estimates
-from koala_nb.probes.bias import PROBE, RUNS
 from koala_nb.scorers.faces import FaceReaders
 
 SHARES = {"a": 0.2, "b": 0.5, "c": 0.8}
@@ -52,7 +51,7 @@ def test_prompt_sets_are_balanced(domain, occupations):
     assert neutral.presentation.isna().all() and neutral.tone.isna().all()
     words = neutral.prompt.str.lower().str.split()
     assert not words.map(lambda w: bool({"woman", "man", "female", "male"} & set(w))).any()
-    assert set(asked.part) == {*(p for s in RUNS.values() for p in s.parts)}
+    assert set(asked.part) == {*(p for s in bias.runs.values() for p in s.parts)}
     pairs = asked[asked.part == "counterfactual"].groupby("occupation").presentation.value_counts()
     assert pairs.nunique() == 1, "as many prompts name a woman as a man"
     assert set(asked.reference) == set(estimates.reference(domain).reference)
@@ -215,7 +214,7 @@ def test_script_in_an_occupation_shows_as_text(monkeypatch):
     assert "<script>" not in page and "&lt;script&gt;" in page
     shown = []
     monkeypatch.setattr("koala_nb.display.figures.show", lambda figure, alt: shown.append(alt))
-    PROBE.show_shares({"g": shares})
+    bias.show_shares({"g": shares})
     assert bad in shown[0]
 
 

@@ -7,7 +7,7 @@ from composition_rows import box, row
 from PIL import Image
 
 from koala_nb.probes import atoms, base, composition, get
-from koala_nb.probes.composition import OUTSIDE, CompositionScorer, _by_atoms
+from koala_nb.probes.composition_probe import OUTSIDE, CompositionScorer, _by_atoms
 from koala_nb.scorers.detection import Detection, items_of
 
 

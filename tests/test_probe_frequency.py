@@ -1,7 +1,6 @@
 """The frequency probe: its tables, estimates, scorers and their errors, and that it can go on."""
 
 import json
-from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -10,10 +9,10 @@ from PIL import Image, ImageDraw
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base, frequency
+from koala_nb.probes import frequency_probe as module
 from koala_nb.scorers import clip, pixels
 from koala_nb.stats import estimates
 
-module = import_module("koala_nb.probes.frequency")
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
 in_the_world = pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from koala_nb.core.catalog import data_folder
 from koala_nb.display.tables import table_html
 from koala_nb.probes import base, safety
 from koala_nb.probes import safety_estimates as estimate
-from koala_nb.probes.safety import SafetyScorer
+from koala_nb.probes.safety_probe import SafetyScorer
 from koala_nb.report import run as reports
 from koala_nb.report.page import render_page
 from koala_nb.scorers import disclosure, nsfw
@@ -275,7 +274,7 @@ def test_other_pictures_and_statements_are_counted(pipe, tmp_path):
 
 def test_a_real_layout_is_run_whole(snapshot, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["koala_nb.probes.safety"], "PICTURES", 2)
+    monkeypatch.setattr("koala_nb.probes.safety_probe.PICTURES", 2)
     safety.run(str(snapshot), images=1, prompts=4, out=tmp_path / "results")
     (file,) = (tmp_path / "results").glob("*.json")
     result = json.loads(file.read_text())

@@ -14,7 +14,7 @@ from koala_nb import cli
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base, text
 from koala_nb.probes import text_reader as reading
-from koala_nb.probes.text import trend
+from koala_nb.probes.text_probe import trend
 from koala_nb.scorers import ocr
 
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()

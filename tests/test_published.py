@@ -1,7 +1,6 @@
 """The published audit of KOALA-Lightning-700M: what its counts show, and the prompts run anew."""
 
 import shutil
-from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,9 @@ from statsmodels.stats.proportion import proportion_confint
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base, published
+from koala_nb.probes import published_probe as probe
 from koala_nb.scorers.clip import ZeroShotReader
 
-probe = import_module("koala_nb.probes.published")  # the module; `published` is its probe
 WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
 STRENGTH = [probe.NOT, probe.PARTLY, probe.HOLDS]
 

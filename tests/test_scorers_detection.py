@@ -7,7 +7,7 @@ import torch
 from composition_rows import box, row
 from PIL import Image
 
-from koala_nb.probes.composition import CompositionScorer
+from koala_nb.probes.composition_probe import CompositionScorer
 from koala_nb.scorers import detection
 from koala_nb.scorers.clip import CLIPScore
 from koala_nb.scorers.detection import Detection, intersection_over_union, non_maximum, overlap

@@ -1,6 +1,7 @@
 """Probes: prompts -> images -> a scorer -> a tidy table -> estimates with intervals.
 
-`kn.probes.text` and its like are each a `base.Probe`, imported at first use.
+`kn.probes.text` and its like are each a `base.Probe`, imported at first use; the module that holds
+one is `koala_nb.probes.text_probe`.
 """
 
 from __future__ import annotations
@@ -8,21 +9,20 @@ from __future__ import annotations
 import sys
 from importlib import import_module, util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import lazy_loader
 
-MODULES = {  # name of a probe, in commands and files -> its module here
-    "text": "text",
-    "composition": "composition",
-    "frequency": "frequency",
-    "demographics": "bias",  # as its files are named
-    "bias": "bias",
-    "published": "published",
-    "safety": "safety",
+MODULES = {  # name of a probe, in commands and as an attribute here -> its module
+    "text": "text_probe",
+    "composition": "composition_probe",
+    "frequency": "frequency_probe",
+    "demographics": "bias_probe",  # as its files are named
+    "bias": "bias_probe",
+    "published": "published_probe",
+    "safety": "safety_probe",
 }
-__getattr__, _, _ = lazy_loader.attach(
+_submodule, _, _ = lazy_loader.attach(
     __name__,
     submodules=["atoms", "base", "bias_estimates", "labels", "published_metrics", "text_reader"],
 )
@@ -54,27 +54,14 @@ def get(name: str) -> Any:
     if name not in MODULES:
         names = ", ".join([*MODULES, *REGISTERED])
         raise ValueError(f"probe: choose one of {names}, or a Python file, not {name!r}.")
-    module = import_module(f"{__name__}.{MODULES[name]}")
-    return getattr(module, "PROBE", module)
+    return __getattr__(name)
 
 
-def _probe(name: str) -> property:
-    """Return an attribute that is a module's probe, also once the module has been imported."""
-    return property(
-        lambda package: import_module(f"{__name__}.{name}").PROBE, lambda package, module: None
-    )
+def __getattr__(name: str) -> Any:
+    if name in MODULES:
+        return import_module(f"{__name__}.{MODULES[name]}").PROBE
+    return _submodule(name)
 
 
-class _Package(ModuleType):
-    text = _probe("text")
-    composition = _probe("composition")
-    frequency = _probe("frequency")
-    bias = _probe("bias")
-    published = _probe("published")
-    safety = _probe("safety")
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *MODULES.values()})
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULES})

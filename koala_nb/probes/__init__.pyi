@@ -7,12 +7,12 @@ from koala_nb.probes import labels as labels
 from koala_nb.probes import published_metrics as published_metrics
 from koala_nb.probes import text_reader as text_reader
 from koala_nb.probes.base import Probe
-from koala_nb.probes.bias import BiasProbe
-from koala_nb.probes.composition import CompositionProbe
-from koala_nb.probes.frequency import FrequencyProbe
-from koala_nb.probes.published import PublishedProbe
-from koala_nb.probes.safety import SafetyProbe
-from koala_nb.probes.text import TextProbe
+from koala_nb.probes.bias_probe import BiasProbe
+from koala_nb.probes.composition_probe import CompositionProbe
+from koala_nb.probes.frequency_probe import FrequencyProbe
+from koala_nb.probes.published_probe import PublishedProbe
+from koala_nb.probes.safety_probe import SafetyProbe
+from koala_nb.probes.text_probe import TextProbe
 
 MODULES: dict[str, str]
 REGISTERED: dict[str, Probe]
