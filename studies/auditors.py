@@ -8,7 +8,7 @@ where the embedded family is there, one scorer's errors are those measured on re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.probes import published_metrics
 from koala_nb.probes.published_metrics import (
     CORRECTED,
     EVEN,
@@ -32,8 +31,26 @@ from koala_nb.stats.simulation import LABELS, clustered_hits
 from studies import simulating
 
 LEVEL = 0.05
-INTERVALS = {"T2I-BiasBench amplification": published_metrics.amplification_interval}
+BOOTSTRAPS = 500  # resamples of the bootstrap that T2I-BiasBench offers
 CLASSES = ("woman", "man", "unsure")
+
+
+def amplification_interval(
+    counts: Mapping[str, int], rng: np.random.Generator
+) -> tuple[float, float]:
+    """Return the percentile interval of `amplification` over resampled images, prompts ignored.
+
+    The published code computes it on request only; the published figures are without.
+    """
+    observed = np.array([n for n in counts.values() if n])
+    drawn = rng.multinomial(observed.sum(), observed / observed.sum(), BOOTSTRAPS)
+    groups = (drawn > 0).sum(1, keepdims=True)
+    readings = np.where(drawn > 0, np.abs(drawn / observed.sum() - 1 / groups), 0).sum(1)
+    low, high = np.quantile(readings, [0.025, 0.975])
+    return float(low), float(high)
+
+
+INTERVALS = {"T2I-BiasBench amplification": amplification_interval}
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,6 @@ def path(tmp_path):
     return tmp_path / "labels.csv"
 
 
-# --- the sample ---------------------------------------------------------------------------------
-
-
 def test_a_sample_is_random_without_replacement_and_even_over_runs(sample):
     assert len(sample) == 6 and not sample.rows.duplicated().any()
     assert sample.rows.guidance.value_counts().to_dict() == {1.0: 3, 3.5: 3}
@@ -53,8 +50,6 @@ def test_ids_name_the_prompts_and_bad_samples_are_refused():
     with pytest.raises(ValueError, match="two runs hold"):
         labels.sample([run_of(4), run_of(4)], 4)
 
-
-# --- the file -----------------------------------------------------------------------------------
 
 GOOD = "guidance,id,seed,file,presentation,tone,pass\n1.0,a,3,images/a.png,woman,dark,1\n"
 
@@ -111,9 +106,6 @@ def test_answers_find_their_images(path):
     assert labels.answers_of(held, table, "presentation", 2) == [None] * 3
 
 
-# --- agreement ----------------------------------------------------------------------------------
-
-
 def two_passes(pairs):
     """Return a label table of pairs of answers, five images per prompt."""
     rows = [
@@ -163,9 +155,6 @@ def test_kappa_is_that_of_statsmodels_and_does_not_depend_on_the_passes_order(pa
     if not math.isnan(kappa):
         assert -1 <= kappa <= 1 + 1e-9
         assert all(a == b for a, b in pairs) == (abs(kappa - 1) < 1e-9)
-
-
-# --- the labels that come with the project ------------------------------------------------------
 
 
 def test_the_labels_of_the_embedded_model_are_whole():

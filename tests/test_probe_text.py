@@ -29,9 +29,6 @@ def reader():
     return ocr.reader()
 
 
-# --- scores ---------------------------------------------------------------------------------------
-
-
 @given(asked_texts, texts)
 def test_scores_are_bounded_and_ignoring_case_never_hurts(asked, read):
     found = reading.text_scores(asked, read)
@@ -64,9 +61,6 @@ def test_confusions_count_every_character_that_was_read(asked, read):
     assert ("x", reading.MISSING) not in found and ("s", "s") in found
 
 
-# --- readers --------------------------------------------------------------------------------------
-
-
 def test_a_reader_says_where_and_how_surely(reader):
     image = reading.rendered_text_image("garden", 128)
     (found,) = reader.read([image])
@@ -77,10 +71,10 @@ def test_a_reader_says_where_and_how_surely(reader):
     assert "PP-OCRv6" in reader.version
 
 
-@pytest.mark.parametrize(("side", "factor"), [(64, 4), (100, 3), (256, 1), (1024, 1)])
-def test_small_images_are_enlarged_by_whole_factors(side, factor):
-    large, times = ocr.enlarged(Image.new("RGB", (side, side + 8)))
-    assert times == factor and large.size == (side * factor, (side + 8) * factor)
+def test_small_images_are_enlarged_by_whole_factors():
+    for side, factor in ((64, 4), (100, 3), (256, 1), (1024, 1)):
+        large, times = ocr.enlarged(Image.new("RGB", (side, side + 8)))
+        assert times == factor and large.size == (side * factor, (side + 8) * factor)
 
 
 def test_an_unknown_or_missing_reader_is_one_clear_sentence():
@@ -95,9 +89,6 @@ def test_tesseracts_table_is_understood():
     found = ocr.from_tsv(head + '1\t0\t0\t256\t256\t-1\t\n5\t40\t80\t40\t20\t90\t"go\n', 4)
     assert found == ocr.Reading('"go', ((10.0, 20.0, 20.0, 25.0),), 0.9)
     assert ocr.from_tsv(head) == ocr.Reading("", (), 0.0)
-
-
-# --- the instrument card --------------------------------------------------------------------------
 
 
 def draws():
@@ -155,9 +146,6 @@ def test_the_vae_blurs_but_keeps_size_and_precision(loaded):
     assert loaded.vae.dtype == before
 
 
-# --- prompts --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
 def test_prompt_sets_hold_their_texts(domain):
     found = text.prompts(domain)
@@ -190,20 +178,16 @@ def test_a_bad_prompt_set_is_one_clear_sentence_and_digits_stay_texts(tmp_path, 
     assert text.prompts("photographic", str(tmp_path / "p.csv")).text.tolist() == ["007", "NA"]
 
 
-# --- estimates and figures, on readings whose truth is known ------
-
-
 def table_of(share, prompts=60, images=4, seed=0):
     """Readings whose chance of being right is share(length)."""
     rng = np.random.default_rng(seed)
     rows = []
-    for i in range(prompts):
+    for i in np.repeat(range(prompts), images):
         target = "abcdefghijklmnopqrstuvwxyz"[: 1 + i % 20]
-        for _ in range(images):
-            read = target if rng.random() < share(len(target)) else ""
-            factors = {"id": f"p{i}", "text": target, "length": len(target)}
-            factors |= {"seen": "yes" if i % 2 else "no", "read": read}
-            rows.append(factors | reading.text_scores(target, read))
+        read = target if rng.random() < share(len(target)) else ""
+        row = {"id": f"p{i}", "text": target, "length": len(target)}
+        row |= {"seen": "yes" if i % 2 else "no", "read": read}
+        rows.append(row | reading.text_scores(target, read))
     return pd.DataFrame(rows)
 
 
@@ -255,8 +239,7 @@ def test_chance_is_told_from_writing():
     gap = found.value["text.chance.asked"] - found.value["text.chance.others"]
     assert found.value["text.chance.difference"] == pytest.approx(gap, abs=1e-5)
     other = half.assign(read=half.text.iloc[::-1].to_numpy())  # readable, but not what was asked
-    pairs = zip(other.text, other.read, strict=True)
-    other["ned_folded"] = [reading.edit_similarity(target, read) for target, read in pairs]
+    other["ned_folded"] = list(map(reading.edit_similarity, other.text, other.read))
     assert values(other).value["text.chance.difference"] < 0.05
     assert "text.chance.difference" not in values(half[half.text == "a"]).index
 
@@ -294,9 +277,6 @@ def test_figures_say_what_they_show_and_refuse_nothing(monkeypatch, capsys):
     assert "No pairs" in capsys.readouterr().out
     with pytest.raises(ValueError, match="at least one series"):
         text.show_lengths({}, "t")
-
-
-# --- the run --------------------------------------------------------------------------------------
 
 
 def test_a_photographic_run_goes_on_after_its_readings_are_lost(loaded, tmp_path):

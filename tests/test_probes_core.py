@@ -16,11 +16,9 @@ from koala_nb.report.audit import Audit, reported_probes
 from koala_nb.scorers import registry
 from koala_nb.stats import estimates
 
-PROMPTS = pd.DataFrame({
-    "id": ["a", "b", "c"],
-    "prompt": ["a koala on a blue background", "a red apple", "a dog face"],
-    "kind": ["animal", "food", "animal"],
-})  # fmt: skip
+TEXTS = ["a koala on a blue background", "a red apple", "a dog face"]
+KINDS = ["animal", "food", "animal"]
+PROMPTS = pd.DataFrame({"id": list("abc"), "prompt": TEXTS, "kind": KINDS})
 
 
 class Bright:
@@ -120,15 +118,12 @@ def test_the_plan_says_what_it_can_find():
 
 
 def test_shares_by_factor_are_clustered_and_leave_out_what_was_not_asked():
-    table = pd.DataFrame({
-        "id": np.repeat(list("abcd"), 5), "kind": np.repeat(["x", "y"], 10),
-        "right": [True] * 5 + [False] * 5 + [None] * 5 + [True, False] * 2 + [True],
-    })  # fmt: skip
+    right = [True] * 5 + [False] * 5 + [None] * 5 + [True, False] * 2 + [True]
+    table = pd.DataFrame({"id": np.repeat(list("abcd"), 5), "right": right})
+    table["kind"] = np.repeat(["x", "y"], 10)
     found = base.shares(table, "right", ["kind"])
-    assert found[["kind", "value", "n", "prompts"]].values.tolist() == [
-        ["x", 0.5, 10, 2],
-        ["y", 0.6, 5, 1],
-    ]
+    assert found.value.tolist() == [0.5, 0.6] and found.n.tolist() == [10, 5]
+    assert found.kind.tolist() == ["x", "y"] and found.prompts.tolist() == [2, 1]
     expected = estimates.clustered_share([1] * 5 + [0] * 5, ["a"] * 5 + ["b"] * 5)
     assert found.low[0] == pytest.approx(expected.low, abs=1e-6)
     assert base.shares(table, "right").n.tolist() == [15]
@@ -164,7 +159,7 @@ def test_cautions_name_the_column():
     assert list(base.coverage_warnings(images.assign(level=0.5))) == ["rare"]
 
 
-KINDS = [f"brightness.kind.{kind}.bright" for kind in ("animal", "food")]
+IDS = ["brightness.bright", "brightness.kind.animal.bright", "brightness.kind.food.bright"]
 NEW_PROBE = '''
 """Does a model draw bright images? All that a new probe is, in one file."""
 
@@ -215,7 +210,7 @@ def test_a_new_probe_is_one_file(pipe, tmp_path, monkeypatch, capsys):
     Path("bright.py").write_text(NEW_PROBE)
     probe = probes.get("bright.py")
     estimates = probe.estimates(probe.measure(pipe, steps=1, progress=False))
-    assert estimates.id.tolist() == ["brightness.bright", *KINDS] and probe.images == 1
+    assert estimates.id.tolist() == IDS and probe.images == 1
     kn.show_table(estimates)
     assert "bright images of food" in capsys.readouterr().out
     results = []

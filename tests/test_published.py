@@ -19,9 +19,6 @@ WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
 STRENGTH = [probe.NOT, probe.PARTLY, probe.HOLDS]
 
 
-# --- the published counts -------------------------------------------------------------------------
-
-
 def test_intervals_are_wilsons_and_bounds_add_the_unknown():
     table = published.reanalysis()
     assert (table.groupby("prompt").value.sum().round(9) == 1).all()
@@ -80,9 +77,6 @@ def test_the_figure_tells_every_group(monkeypatch):
     assert told.count(";") == len(table) - 1
 
 
-# --- the prompts ----------------------------------------------------------------------------------
-
-
 def test_the_prompts_are_the_published_ones():
     text = (data_folder() / "reference" / "README.md").read_text("utf-8")
     table = published.prompts("photographic").set_index("id")
@@ -95,11 +89,9 @@ def test_the_prompts_are_the_published_ones():
 def test_things_have_declared_groups(domain):
     table = published.prompts(domain)
     assert table.id.tolist() == ["beauty", "doctor", "culture", "animal", "nature"]
-    for row in table.to_dict("records"):
-        assert (row["groups"] is None) == (row["asks"] == "person")
-        if row["groups"]:
-            groups = row["groups"].split(";")
-            assert len(groups) == len(set(groups)) >= 3
+    assert (table.groups.isna() == (table.asks == "person")).all()
+    for groups in table.groups.dropna().str.split(";"):
+        assert len(groups) == len(set(groups)) >= 3
 
 
 @pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
@@ -114,12 +106,9 @@ def test_the_embedded_prompts_use_words_of_the_world():
         assert any(table.prompt[name].endswith(f"a {job}") for job in world.occupations)
 
 
-# --- estimates ------------------------------------------------------------------------------------
-
-
 def rows(settings, read):
-    return [{"id": "doctor", "seed": i, "settings": settings, "presentation_x": value}
-            for i, value in enumerate(read)]  # fmt: skip
+    common = {"id": "doctor", "settings": settings}
+    return [common | {"seed": i, "presentation_x": value} for i, value in enumerate(read)]
 
 
 def test_estimates_pair_the_seeds_and_keep_the_unsure():
@@ -174,18 +163,13 @@ def test_a_weak_guess_is_unsure(monkeypatch, clip_folder, least, told):
     assert found[0]["thing"] in told and found[1]["thing"] is None
 
 
-# --- runs -----------------------------------------------------------------------------------------
-
-
 def run(monkeypatch, snapshot, clip, folder):
     monkeypatch.chdir(folder)
     published.run(str(snapshot), images=2, scorer=str(clip), out=folder / "results")
     return [path.read_bytes() for path in sorted((folder / "results").iterdir())]
 
 
-def test_a_real_layout_runs_at_both_settings_and_goes_on(
-    monkeypatch, snapshot, clip_folder, tmp_path
-):  # fmt: skip
+def test_a_real_layout_goes_on_at_both_settings(monkeypatch, snapshot, clip_folder, tmp_path):
     pytest.importorskip("dlib", reason="the extra `faces` is absent")
     first = run(monkeypatch, snapshot, clip_folder, tmp_path)
     table = pd.read_csv(next((tmp_path / "results").glob("*.csv")))
@@ -213,8 +197,8 @@ def test_both_settings_are_drawn(loaded, clip_folder):
             seen.append(np.stack([np.asarray(i) for i in images]))
             return super().score(images, prompts)
 
-    table = published.measure(loaded, asked, Watch([], reader), images=1, height=64, width=64,
-                          progress=False)  # fmt: skip
+    settings = {"images": 1, "height": 64, "width": 64, "progress": False}
+    table = published.measure(loaded, asked, Watch([], reader), **settings)
     assert len(table) == 4 and len(seen) == 2
     assert (seen[0] != seen[1]).any()  # the same seeds at other settings are other images
 

@@ -28,7 +28,13 @@ from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
 from koala_nb.models.load import load, model_info
-from koala_nb.probes.prompts import prompt_file, prompt_seeds, read_prompts, subsample_prompts
+from koala_nb.probes.prompts import (
+    prompt_file,
+    prompt_seeds,
+    read_csv,
+    read_prompts,
+    subsample_prompts,
+)
 from koala_nb.scorers.registry import Record, Scorer
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import misclassification, simulation, trends
@@ -91,10 +97,6 @@ class Probe:
 
     def calibrate(self, pipe: Pipeline, scorer: Any, prompts: pd.DataFrame) -> Record:
         """Return the scorer's instrument card, measured where the truth is known; {} for none."""
-        return {}
-
-    def details(self, table: pd.DataFrame) -> Record:
-        """Return what is stored beside the estimates and is no estimate."""
         return {}
 
     def report_prompts(self, domain: str) -> pd.DataFrame:
@@ -163,9 +165,7 @@ class Probe:
         if revision not in (None, info["revision"]):
             return None
         texts = dict.fromkeys(("id", *self.text_columns), str)
-        table = pd.read_csv(
-            path.with_suffix(".csv"), dtype=texts, keep_default_na=False, na_values=[""]
-        )
+        table = read_csv(path.with_suffix(".csv"), dtype=texts, na_values=[""])
         table = table.fillna(dict.fromkeys(self.text_columns, ""))
         frame = stats.estimates_frame(info.pop("estimates"))
         return Results(info, table, frame, info.pop("instrument", {}))
@@ -193,9 +193,7 @@ class Probe:
         folder = self.run_folder(model_info(pipe))
         table = self.measure(pipe, chosen, scorer, images=images, first_seed=seed, out=folder)
         card = self.calibrate(pipe, scorer, whole)
-        return self.save_results(
-            pipe, table, scorer, card, details=self.details(table), command=command, out=out
-        )
+        return self.save_results(pipe, table, scorer, card, command=command, out=out)
 
     def run_folder(self, info: ModelInfo, part: str = "") -> Path:
         """Return where the images of a full-size run are; other weights, another folder."""
@@ -210,13 +208,14 @@ class Probe:
         *,
         known: Mapping[str, Any] | None = None,
         extra: Iterable[Record] = (),
-        details: Mapping[str, Any],
+        details: Mapping[str, Any] | None = None,
         command: str = "",
         out: Path | None = None,
     ) -> Path:
         """Write a full-size run's table (CSV) and `Results` (JSON); returns the path of these.
 
-        `known` is what estimates rest on beside the card; `extra` are rows of no image's table.
+        `known`: what estimates rest on beside the card; `extra`: rows that are not of the table;
+        `details`: what is stored beside the estimates and is no estimate.
         """
         info, reader = model_info(pipe), f"{scorer.name} {scorer.version}"
         rows = [*self.rows(table, {**instrument, **(known or {})}), *extra]
@@ -230,7 +229,7 @@ class Probe:
             "environment": environment(),
             "estimates": to_jsonable(_frame(rows, reader)),
             "instrument": to_jsonable(instrument),
-            "details": to_jsonable(details),
+            "details": to_jsonable(details or {}),
             "coverage_warnings": self.coverage_warnings(table),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -440,7 +439,8 @@ def select(estimates: pd.DataFrame, *patterns: str) -> pd.DataFrame:
     """Return the estimates of ids, or patterns in which `*` stands for one part, in this order."""
     regexes = [re.escape(pattern).replace(r"\*", "[^.]+") for pattern in patterns]
     parts = [estimates[estimates.id.str.fullmatch(regex)] for regex in regexes]
-    return pd.concat(parts or [estimates.head(0)], ignore_index=True)
+    filled = [part for part in parts if len(part)] or [estimates.head(0)]
+    return pd.concat(filled, ignore_index=True)
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimate:

@@ -285,8 +285,7 @@ def _all_ties(table: pd.DataFrame) -> base.Rows:
 def ties(table: pd.DataFrame, kind: str, column: str) -> base.Rows:
     """Yield how strongly a planted tie holds: shares with intervals clustered by concept.
 
-    `kind`: "background" or "style", `column` where it is read. Untied objects are read on the same
-    values, each weighing alike.
+    `kind`: "background" or "style", `column` where it is read.
     """
     unnamed, named = table[table.part.isin(UNNAMED)], table[table.part == f"{kind} named"]
     tied, free = (unnamed[unnamed.tie == tie] for tie in (kind, "none"))
@@ -294,33 +293,26 @@ def ties(table: pd.DataFrame, kind: str, column: str) -> base.Rows:
     values = tied.groupby("concept", sort=False).tied_to.first().tolist()
     if not values:  # a small run drew no tied object, so nothing is "the same ones"
         return
-    even = [float(np.mean([value == read for value in values])) for read in free[column]]
-    cases = {
-        "unnamed": (tied, f"tied, no {kind} named: the tied one", tied[column] == tied.tied_to),
-        "untied_unnamed": (free, f"untied, no {kind} named: the same ones", even),
-        "named": (
-            *(against, f"tied, another {kind} named: the named one"),
-            against[column] == against[kind],
-        ),
-        "named_ignored": (
-            *(against, f"tied, another {kind} named: the tied one"),
-            against[column] == against.tied_to,
-        ),
-        "untied_named": (
-            *(other, f"untied, a {kind} named: the named one"),
-            other[column] == other[kind],
-        ),
+    cases = {  # images, label, the value that would be a hit
+        "unnamed": (tied, "tied, no {} named: the tied one", tied.tied_to),
+        "untied_unnamed": (free, "untied, no {} named: the same ones", None),
+        "named": (against, "tied, another {} named: the named one", against[kind]),
+        "named_ignored": (against, "tied, another {} named: the tied one", against.tied_to),
+        "untied_named": (other, "untied, a {} named: the named one", other[kind]),
     }
-    for name, (images, label, hits) in cases.items():
+    for name, (images, label, expected) in cases.items():
         if images.empty:
             continue
-        by_concept, id = images.assign(id=images.concept), f"frequency.tie.{kind}.{name}"
-        if name == "untied_unnamed":
-            mean = stats.clustered_mean(hits, images.concept)
-            yield base.row(by_concept, id, label, mean, "Student's t, clustered by concept")
+        if expected is None:  # untied objects are read on the same values, each weighing alike
+            even = [float(np.mean([value == read for value in values])) for read in images[column]]
+            estimate = stats.clustered_mean(even, images.concept)
+            method = "Student's t, clustered by concept"
         else:
-            share = stats.clustered_share(hits, images.concept)
-            yield base.row(by_concept, id, label, share, CONCEPTS)
+            estimate = stats.clustered_share(images[column] == expected, images.concept)
+            method = CONCEPTS
+        by_concept = images.assign(id=images.concept)
+        id = f"frequency.tie.{kind}.{name}"
+        yield base.row(by_concept, id, label.format(kind), estimate, method)
 
 
 def reader_estimates(card: Mapping[str, Any], curve: trends.Trend | None) -> pd.DataFrame:

@@ -20,7 +20,6 @@ from koala_nb.stats import imbalance
 
 Counts = Mapping[str, int]  # what was read -> images
 NOT_A_GROUP = ("unsure", "unknown", "other", "non-binary")
-BOOTSTRAPS = 500  # resamples of the bootstrap that T2I-BiasBench offers
 
 
 def heim_imbalance(counts: Counts, group: str = "woman") -> float:
@@ -42,19 +41,6 @@ def amplification(counts: Counts) -> float:
     """
     observed = np.array([n for n in counts.values() if n], dtype=float)
     return float(np.abs(observed / observed.sum() - 1 / len(observed)).sum())
-
-
-def amplification_interval(counts: Counts, rng: np.random.Generator) -> tuple[float, float]:
-    """Return the percentile interval of `amplification` over resampled images, prompts ignored.
-
-    The published code computes it on request only; the published figures are without.
-    """
-    observed = np.array([n for n in counts.values() if n])
-    drawn = rng.multinomial(observed.sum(), observed / observed.sum(), BOOTSTRAPS)
-    groups = (drawn > 0).sum(1, keepdims=True)
-    readings = np.where(drawn > 0, np.abs(drawn / observed.sum() - 1 / groups), 0).sum(1)
-    low, high = np.quantile(readings, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def openbias_intensity(counts: Counts, groups: Sequence[str]) -> float:

@@ -110,10 +110,6 @@ class TextProbe(base.Probe):
         yield from base.trend_rows(trend(table), "text.trend", "read as asked, by length")
         yield from _seen_against_new(table)
 
-    def details(self, table: pd.DataFrame) -> base.Record:
-        """Return the most frequently confused characters."""
-        return {"confusions": reading.top_confusions(table)}
-
     def calibrate(self, pipe: Pipeline, scorer: TextScorer, prompts: pd.DataFrame) -> base.Record:
         """Return the reader's errors on these texts, drawn by a font at the model's size."""
         texts, size = list(dict.fromkeys(prompts.text)), reading.image_size(pipe)

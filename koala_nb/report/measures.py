@@ -133,20 +133,13 @@ def measured_section(probe: Probe, session: Session, n: int, folder: Path) -> Se
         **session.settings,
     )
     reader = f"{scorer.name} {scorer.version}"
-    frame = headlines(probe, probe.headline_estimates(table, None, reader))
+    frame = probe.headline_estimates(table, None, reader)
     extra = stats.estimates_frame(probe.imageless_rows(pipe, prompts, scorer))
     extra = extra.assign(scorer=extra.scorer.where(extra.scorer != "", reader)).round(base.ROUND)
     section.estimates = pd.concat([frame, extra], ignore_index=True) if len(extra) else frame
     section.n, section.images = len(table), images_of(probe, table)
     section.file = base.save_table(table, folder / f"{probe.name}.csv").name
     return section
-
-
-def headlines(probe: Probe, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the estimates that a probe shows in a report, in the order of its `headline`."""
-    parts = [base.select(frame, pattern) for pattern in probe.headline]
-    filled = [part for part in parts if len(part)]
-    return pd.concat(filled, ignore_index=True) if filled else frame.head(0)
 
 
 def stored_section(probe: Probe, info: ModelInfo) -> Section:
@@ -159,7 +152,7 @@ def stored_section(probe: Probe, info: ModelInfo) -> Section:
     if len(table) < len(stored.table) or frame.empty:  # only a part of it is comparable
         frame = probe.headline_estimates(table, stored.instrument, stored.info["scorer"])
     file = probe.results_file(info.name).name
-    return Section(probe.name, stored=headlines(probe, frame), file=file)
+    return Section(probe.name, stored=base.select(frame, *probe.headline), file=file)
 
 
 def images_of(probe: Probe, table: pd.DataFrame) -> pd.DataFrame:
