@@ -9,9 +9,12 @@ from __future__ import annotations
 import sys
 from importlib import import_module, util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lazy_loader
+
+if TYPE_CHECKING:
+    from koala_nb.probes.base import Probe
 
 MODULES = {  # name of a probe, in commands and as an attribute here -> its module
     "text": "text_probe",
@@ -26,16 +29,16 @@ _submodule, _, _ = lazy_loader.attach(
     __name__,
     submodules=["atoms", "base", "bias_estimates", "labels", "published_metrics", "text_reader"],
 )
-REGISTERED: dict[str, Any] = {}  # probes of one's own, by name
+REGISTERED: dict[str, Probe] = {}  # probes of one's own, by name
 
 
-def register(probe: Any) -> Any:
+def register(probe: Probe) -> Probe:
     """Make a probe of one's own known to `get`, and so to commands and the report; returns it."""
     REGISTERED[probe.name] = probe
     return probe
 
 
-def get(name: str) -> Any:
+def get(name: str) -> Probe:
     """Return a probe by its name, or the `PROBE` of a Python file.
 
     ValueError, naming those that there are, for another name or a file without one.

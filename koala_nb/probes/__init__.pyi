@@ -1,4 +1,3 @@
-from typing import Any
 
 from koala_nb.probes import atoms as atoms
 from koala_nb.probes import base as base
@@ -24,4 +23,4 @@ published: PublishedProbe
 safety: SafetyProbe
 
 def register(probe: Probe) -> Probe: ...
-def get(name: str) -> Any: ...
+def get(name: str) -> Probe: ...

@@ -8,8 +8,7 @@ a size, a style, a background, an absence; GenEval 2 (arXiv 2512.16853) scores p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,7 +27,7 @@ ATOMS = (
 )
 
 
-def queries_of(prompt: Mapping[str, Any]) -> list[str]:
+def queries_of(prompt: Record) -> list[str]:
     """Return the labels that a detector has to look for, each once."""
     labels = [item.label for item in items_of(prompt["asks"])]
     return list(dict.fromkeys([*labels, *([prompt["absent"]] if prompt.get("absent") else [])]))
@@ -58,7 +57,7 @@ def size_of(box: Box) -> str:
 
 
 def score_atoms(
-    prompt: Mapping[str, Any], detections: Sequence[Detection], background: str | None = None
+    prompt: Record, detections: Sequence[Detection], background: str | None = None
 ) -> Record:
     """Return an image's row: atoms right or not (None: not asked), and what is over or missing.
 
@@ -95,7 +94,7 @@ def score_atoms(
 
 
 def _single(
-    prompt: Mapping[str, Any],
+    prompt: Record,
     items: Sequence[Item],
     matches: Sequence[Sequence[Detection]],
     best: Sequence[Detection],
@@ -118,7 +117,7 @@ def _single(
     return {f"{name}_right": answers[name] if prompt.get(name) else None for name in SINGLE}
 
 
-def _correct(task: str, row: Mapping[str, Any]) -> bool | None:
+def _correct(task: str, row: Record) -> bool | None:
     if task not in TASKS:
         return None
     # GenEval asks of two objects that both are there, whatever the sentence says of their places.

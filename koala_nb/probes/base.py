@@ -77,7 +77,7 @@ class Probe:
     text_columns: ClassVar[tuple[str, ...]] = ()  # stay as written: "0042" is no number
     options: ClassVar[Mapping[str, tuple[Any, str]]] = {}  # of the command: default, help
     headline: ClassVar[tuple[str, ...]] = ()  # ids, or patterns as of `select`, for a report
-    report_options: ClassVar[Mapping[str, Any]] = {}  # of the scorer, in a report's short run
+    report_options: ClassVar[Record] = {}  # of the scorer, in a report's short run
     image_values: ClassVar[Mapping[str, str]] = {}  # id of a headline -> its column of 0 and 1
 
     def prompts(self, domain: str, file: str = "") -> pd.DataFrame:
@@ -91,7 +91,7 @@ class Probe:
         """
         raise NotImplementedError
 
-    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> Rows:
+    def rows(self, table: pd.DataFrame, instrument: Record) -> Rows:
         """Yield rows of `stats.estimates.estimate_row` from a measured table."""
         raise NotImplementedError
 
@@ -132,12 +132,12 @@ class Probe:
         scorer = scorer or self.scorer(pipe, prompts)
         return measure(pipe, prompts, scorer, **{"images": self.images, **settings})
 
-    def headline_rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> Rows:
+    def headline_rows(self, table: pd.DataFrame, instrument: Record) -> Rows:
         """Yield the rows of `headline`; a probe whose other rows take long yields them alone."""
         return self.rows(table, instrument)
 
     def estimates(
-        self, table: pd.DataFrame, instrument: Mapping[str, Any] | None = None, scorer: str = ""
+        self, table: pd.DataFrame, instrument: Record | None = None, scorer: str = ""
     ) -> pd.DataFrame:
         """Return all estimates of a measured table as one tidy frame.
 
@@ -146,7 +146,7 @@ class Probe:
         return _frame(self.rows(table, instrument or {}), scorer)
 
     def headline_estimates(
-        self, table: pd.DataFrame, instrument: Mapping[str, Any] | None = None, scorer: str = ""
+        self, table: pd.DataFrame, instrument: Record | None = None, scorer: str = ""
     ) -> pd.DataFrame:
         """Return the estimates that a report shows, those of `headline`, as `estimates` does."""
         return select(_frame(self.headline_rows(table, instrument or {}), scorer), *self.headline)
@@ -206,9 +206,9 @@ class Probe:
         scorer: Scorer,
         instrument: Record,
         *,
-        known: Mapping[str, Any] | None = None,
+        known: Record | None = None,
         extra: Iterable[Record] = (),
-        details: Mapping[str, Any] | None = None,
+        details: Record | None = None,
         command: str = "",
         out: Path | None = None,
     ) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -179,7 +178,7 @@ def by_occupation(
             "prediction_powered": powered.get("woman", NO_ESTIMATE),
             "bounds": misclassification.bounds_over_unsure(best, "woman"),
         }
-        row: dict[str, Any] = {"occupation": name, "reference": reference.get(_key(images), np.nan)}
+        row: base.Record = {"occupation": name, "reference": reference.get(_key(images), np.nan)}
         row |= {"n": len(images), "prompts": len(set(ids))}
         row |= {"effective_n": effective_sample_size(images), "unsure": raw["unsure"].value}
         for kind, share in women.items():
@@ -206,7 +205,7 @@ def _key(images: pd.DataFrame) -> str:
     return str(images.reference.iloc[0] if "reference" in images else images.occupation.iloc[0])
 
 
-def _distance_from_even(read: pd.Series, even: Reference, n: float) -> dict[str, Any]:
+def _distance_from_even(read: pd.Series, even: Reference, n: float) -> base.Record:
     """Return the total variation of readings from even, and its 95 % quantile if they are even."""
     counts = {group: int((read == group).sum()) for group in even}
     if not sum(counts.values()):

@@ -52,7 +52,7 @@ class Setting:
     parts: tuple[str, ...]
     images: int  # for each prompt
     same_seeds: bool = False  # for paired contrasts only
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: base.Record = field(default_factory=dict)
 
 
 RUNS = {
@@ -112,7 +112,7 @@ class BiasProbe(base.Probe):
         read = {f"woman_{instrument_of(c)}": table[c] == "woman" for c in estimate.readings(table)}
         return table.assign(**read)
 
-    def headline_rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+    def headline_rows(self, table: pd.DataFrame, instrument: base.Record) -> base.Rows:
         """Yield shares of images as they are read, at the highest guidance of neutral prompts."""
         images = table[table.part == "neutral"]
         if "guidance" in images and len(images):
@@ -121,7 +121,7 @@ class BiasProbe(base.Probe):
             references = instrument.get("references") or estimate.references_of(table)
             yield from _headline(images, references[0])
 
-    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+    def rows(self, table: pd.DataFrame, instrument: base.Record) -> base.Rows:
         """Yield headline shares, shares by guidance and occupation, contrasts, named, descriptors.
 
         `instrument` may hold `labels` of these images, a `teacher`'s table, and `references`, a

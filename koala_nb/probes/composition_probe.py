@@ -6,7 +6,7 @@ are in `atoms`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,7 @@ class CompositionProbe(base.Probe):
         card = registry.calibration(scorer.detector)
         return tidy_card(card(scorer.detector, scorer.quality, pipe.vae.float())) if card else {}
 
-    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+    def rows(self, table: pd.DataFrame, instrument: base.Record) -> base.Rows:
         """Yield shares by task, kind and number of atoms, independence, gaps, missing and extra."""
         yield from base.share_rows(table, "all_right", "composition.all_right", "everything right")
         id = "composition.task.{}"
@@ -315,7 +315,7 @@ def _gaps(table: pd.DataFrame) -> base.Rows:
         yield base.row(compared, id, f"{label}: seen less held out", gap, "Welch's t over prompts")
 
 
-def _single_corrected(table: pd.DataFrame, errors: Mapping[str, Any]) -> base.Record:
+def _single_corrected(table: pd.DataFrame, errors: base.Record) -> base.Record:
     """Return the single-object share corrected for the detector's error."""
     group = table[table.task == "single_object"]
     rates = errors["sensitivity"], errors["specificity"]
@@ -325,7 +325,7 @@ def _single_corrected(table: pd.DataFrame, errors: Mapping[str, Any]) -> base.Re
     return base.row(group, id, label, share, base.CORRECTED)
 
 
-def tidy_card(card: Mapping[str, Any]) -> base.Record:
+def tidy_card(card: base.Record) -> base.Record:
     """Return a detector's measured card with its shares as tidy estimates, beside error counts."""
     shares = {}
     for row in card["ceiling"]:

@@ -7,7 +7,7 @@ where the prompt does not say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,7 @@ class FrequencyProbe(base.Probe):
         card["bins"] = dict(zip(rows.concept, rows.bin))
         return {**card, "estimates": reader_estimates(card, curve)}
 
-    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+    def rows(self, table: pd.DataFrame, instrument: base.Record) -> base.Rows:
         """Yield success by part, bin and concept, the curve, ties, what is unnamed, copies."""
         for part, group in table.groupby("part", sort=False):
             label = LABELS.get(str(part), f"{part}: drawn right")
@@ -127,9 +127,7 @@ class FrequencyProbe(base.Probe):
         if "copy" in instrument:
             yield from _copies(table, instrument)
 
-    def binned(
-        self, table: pd.DataFrame, instrument: Mapping[str, Any] | None = None
-    ) -> pd.DataFrame:
+    def binned(self, table: pd.DataFrame, instrument: base.Record | None = None) -> pd.DataFrame:
         """Return the rows whose frequency is known, with their `bin`, most frequent first.
 
         Bins hold equally many concepts of the table, or are those of an instrument card; what
@@ -243,9 +241,7 @@ def trend(table: pd.DataFrame) -> trends.Trend | None:
     )
 
 
-def _by_frequency(
-    table: pd.DataFrame, ranked: pd.DataFrame, instrument: Mapping[str, Any]
-) -> base.Rows:
+def _by_frequency(table: pd.DataFrame, ranked: pd.DataFrame, instrument: base.Record) -> base.Rows:
     yield from base.trend_rows(trend(table), "frequency.trend", "drawn right, by log10 frequency")
     bins = {str(label): group for label, group in ranked.groupby("bin", sort=False)}
     for label, group in bins.items():
@@ -315,7 +311,7 @@ def ties(table: pd.DataFrame, kind: str, column: str) -> base.Rows:
         yield base.row(by_concept, id, label.format(kind), estimate, method)
 
 
-def reader_estimates(card: Mapping[str, Any], curve: trends.Trend | None) -> pd.DataFrame:
+def reader_estimates(card: base.Record, curve: trends.Trend | None) -> pd.DataFrame:
     """Return an instrument card's counts as shares, and the trend of the scorer's own success."""
     counts = {
         f"{name}, {part}": pair
@@ -380,7 +376,7 @@ def _unnamed(images: pd.DataFrame, column: str, values: Sequence[str]) -> base.R
         yield stats.estimate_row(id, f"{label}; n is effective", point)
 
 
-def _copies(table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+def _copies(table: pd.DataFrame, instrument: base.Record) -> base.Rows:
     """Yield the share of images that are copies of a training drawing, and how alike seeds are.
 
     A copy is nearer to its best sprite than the card's distance. Pairs are those of one prompt's

@@ -72,7 +72,7 @@ def _thing(prompt: base.Record, read: str) -> str | None:
     return read if read in (*prompt["groups"].split(";"), UNSURE) else "other"
 
 
-def declared(reading: str, row: dict[str, Any]) -> list[str]:
+def declared(reading: str, row: base.Record) -> list[str]:
     """Return the classes of a reading, declared in advance; `row` is one of the prompt set."""
     if reading.startswith("presentation"):
         return ["woman", "man", UNSURE]
@@ -192,7 +192,7 @@ class PublishedProbe(base.Probe):
             tables.append(table.assign(settings=name))
         return pd.concat(tables, ignore_index=True)
 
-    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+    def rows(self, table: pd.DataFrame, instrument: base.Record) -> base.Rows:
         """Yield shares of every declared group by prompt, reading and settings, and the changes.
 
         A group that nobody saw has its row: a share of 0 with an interval.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -36,7 +35,7 @@ def harmless(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.part == NOT_ASKED]
 
 
-def rate_rows(hits: Iterable[Any], clusters: Sequence[Any], id: str, label: str) -> base.Rows:
+def rate_rows(hits: stats.Values, clusters: stats.Values, id: str, label: str) -> base.Rows:
     """Yield a share as an estimate and, where nothing hits, `<id>.upper_bound`.
 
     The bound counts a cluster as one trial: nothing is known of how alike its images are. Clusters

@@ -7,7 +7,7 @@ No harmful content is drawn. In the emoji world a stand-in concept calibrates th
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,7 @@ class SafetyProbe(base.Probe):
             parts.append(part.assign(setting=name, stopped=part.id.map(stopped)))
         return pd.concat(parts, ignore_index=True)
 
-    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+    def rows(self, table: pd.DataFrame, instrument: base.Record) -> base.Rows:
         """Yield the rates of a table and, as `safety.instrument.*`, of the stand-in's card."""
         yield from estimate.rows(table)
         for column, name in estimate.INSTRUMENTS.items():
@@ -280,7 +280,7 @@ class SafetyProbe(base.Probe):
         print(base.plan(len(chosen), images or self.images))
         saved_as = I2PProbe() if i2p else self
         folder = saved_as.run_folder(info)
-        settings: dict[str, Any] = {"images": images or self.images, "first_seed": seed}
+        settings: base.Record = {"images": images or self.images, "first_seed": seed}
         settings |= {"words": words, "negative": ", ".join(listed.term), "out": folder}
         table = self.measure(pipe, chosen, scorer, **settings)
         drawn = sorted((folder / "setting-0" / "images").rglob("*.png"))[:PICTURES]

@@ -91,7 +91,7 @@ class TextProbe(base.Probe):
         name = options.get("reader") or "rapidocr"
         return TextScorer(registry.scorer("text", model_info(pipe).domain, name=name))
 
-    def rows(self, table: pd.DataFrame, instrument: Mapping[str, Any]) -> base.Rows:
+    def rows(self, table: pd.DataFrame, instrument: base.Record) -> base.Rows:
         """Yield scores, chance, scores by length, group and phrasing, the curve, seen words."""
         table = table.assign(nothing_read=table.read == "")
         for score, label in SCORES.items():
@@ -173,7 +173,7 @@ class TextProbe(base.Probe):
         axes = ("characters asked for", "share read as asked")
         figures.show(figures.share_curves(placed, *axes, title), alt)
 
-    def show_confusions(self, pairs: Sequence[Mapping[str, Any]], title: str) -> None:
+    def show_confusions(self, pairs: Sequence[base.Record], title: str) -> None:
         """Display how often the characters that go wrong most were read as which others.
 
         `pairs` as of `text_reader.top_confusions`; a sentence where there are none.
