@@ -1,4 +1,3 @@
-
 from koala_nb.probes import atoms as atoms
 from koala_nb.probes import base as base
 from koala_nb.probes import bias_estimates as bias_estimates
