@@ -32,10 +32,7 @@ def test_it_starts_with_the_recipe_where_nothing_is_given(loaded, monkeypatch):
     explorer = prompt_explorer(loaded)
     assert (explorer.steps.value, explorer.guidance.value) == (10, 3.5)
     assert "Golden Retriever" in explorer.prompt.value
-
-
-def test_guidance_zero_stays_zero(loaded):
-    assert prompt_explorer(loaded, guidance=0.0).guidance.value == 0.0
+    assert prompt_explorer(loaded, guidance=0.0).guidance.value == 0.0  # zero is given, too
 
 
 def test_it_draws_the_image_of_generate(explorer, loaded):
@@ -47,15 +44,13 @@ def test_it_draws_the_image_of_generate(explorer, loaded):
     assert described in explorer.status.value and not explorer.button.disabled
 
 
-def test_an_error_is_one_sentence_in_the_widget(explorer):
+def test_any_failure_is_one_sentence_in_the_widget_and_frees_the_button(explorer, monkeypatch):
     explorer.button.click()
     explorer.prompt.value = "  "
     explorer.button.click()
     assert "No image: the prompt is empty" in explorer.status.value
     assert explorer.picture.value == "" and not explorer.button.disabled
-
-
-def test_any_failure_frees_the_button(explorer, monkeypatch):
+    explorer.prompt.value = PROMPT
     fail = MagicMock(side_effect=RuntimeError("out of <memory>\nand more"))
     monkeypatch.setattr("koala_nb.generation.generate.generate", fail)
     explorer.draw()
@@ -135,9 +130,6 @@ def test_the_table_of_a_block_is_exact():
 def test_a_block_that_is_not_there_is_refused(stage, block, message):
     with pytest.raises(ValueError, match=message):
         block_table("koala-700m", stage, block)
-
-
-def test_an_unknown_system_is_refused_by_the_explorer():
     with pytest.raises(ValueError, match="Did you mean 'koala-700m'"):
         unet_explorer("koala-700")
 

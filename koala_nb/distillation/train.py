@@ -185,17 +185,15 @@ class Batches:
         """Return a student's distillation loss on a batch, and its parts."""
         from torch.utils._pytree import tree_map
 
+        device, dtype = self.teacher.device, self.teacher.dtype
         times = (batch["time"] * len(self.alphas)).long()
         alpha = self.alphas[times][:, None, None, None]
         noisy = alpha.sqrt() * batch["latents"] + (1 - alpha).sqrt() * batch["noise"]
         inputs = {"sample": noisy, "timestep": times, "encoder_hidden_states": batch["states"]}
         added = {"text_embeds": batch["pooled"], "time_ids": batch["ids"]}
-        inputs = tree_map(
-            lambda value: value.to(self.teacher.device), inputs | {"added_cond_kwargs": added}
-        )
-        dtype = self.teacher.dtype
+        inputs = tree_map(lambda v: v.to(device), inputs | {"added_cond_kwargs": added})
         rounded = tree_map(lambda v: v.to(dtype) if v.is_floating_point() else v, inputs)
-        noise = batch["noise"].to(self.teacher.device)
+        noise = batch["noise"].to(device)
         return distiller.losses(lambda: student(**inputs).sample, rounded, noise)
 
     def validate(self, distiller: Distiller, student: nn.Module) -> dict[str, float]:
