@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,20 +95,12 @@ def test_what_the_machine_lacks_becomes_a_sentence_and_a_mistake_does_not(tiny, 
         audits.Audit(tiny, 0)
 
 
-def info(**changes):
-    system = catalog.find("nano-koala")
+def info(name="nano-koala", **changes):
+    system = catalog.find(name)
     path = catalog.data_folder() / "results" / "probe-text-nano-koala.json"
-    given = {
-        "system": system,
-        "source": "nano-koala",
-        "variant": None,
-        "dtype": "float32",
-        "device": "cpu",
-        "domain": system.domain,
-        "recipe": system.recipe,
-        "revision": json.loads(path.read_text())["revision"],
-    }
-    return ModelInfo(**{**given, **changes})
+    revision = json.loads(path.read_text())["revision"]
+    about = ModelInfo(system, name, revision, None, "float32", "cpu", system.domain, system.recipe)
+    return replace(about, **changes)
 
 
 @pytest.mark.parametrize("name", audits.reported_probes())
@@ -154,57 +147,33 @@ def test_a_correlation_has_fishers_interval():
     assert methods == {True: "Fisher's", False: "Wilson"}
 
 
-def shares(n=400, value=0.25, low=0.2, high=0.3):
-    row = estimate_row(
-        "text.exact_folded",
-        "text read as asked",
-        Estimate(value, low, high, n),
-        clusters=n,
-        method="a test",
-        scorer="reader 1",
+def shares(n=400, *ends):
+    shown = Estimate(*(ends or (0.25, 0.2, 0.3)), n)
+    about = {"clusters": n, "method": "a test", "scorer": "reader 1"}
+    return estimates_frame(
+        [estimate_row("text.exact_folded", "text read as asked", shown, **about)]
     )
-    return estimates_frame([row])
+
+
+CLAIM = {"id": "limitation.x", "claim": HOSTILE, "source": "s", "rule": "r", "verdict": "holds"}
+CLAIM |= {"value": 0.1, "low": 0.0, "high": 0.2, "n": 9, "why": "w"}
 
 
 def audit(tmp_path, **sections):
     """An audit whose sections, verdicts and images are made up for these tests."""
-    system = catalog.find("koala-lightning-700m")
-    about = info(
-        system=system,
-        source=system.repository,
-        revision="0" * 40,
-        device="cuda",
-        dtype="float16",
-        domain=system.domain,
-        recipe=system.recipe,
-    )
+    name, first = "koala-lightning-700m", {"steps": 10, "guidance": 3.5, "width": 64, "height": 64}
     made = object.__new__(audits.Audit)
     vars(made).update(
         session=SimpleNamespace(settings={}, seeds=range(2)),
         n=24,
-        info=about,
+        info=info(name, source=f"etri-vilab/{name}", revision="0" * 40, dtype="float16"),
         folder=tmp_path,
         prompts=pd.DataFrame({"id": ["a"], "prompt": [HOSTILE]}),
         _sections=sections,
         run=SimpleNamespace(
-            images=[None] * 64,
-            seconds_per_image=0.5,
-            records=pd.DataFrame([{"steps": 10, "guidance": 3.5, "width": 64, "height": 64}]),
+            images=[None] * 64, seconds_per_image=0.5, records=pd.DataFrame([first])
         ),
-        verdicts=[
-            {
-                "id": "limitation.x",
-                "claim": HOSTILE,
-                "source": "s",
-                "rule": "r",
-                "verdict": "holds",
-                "value": 0.1,
-                "low": 0.0,
-                "high": 0.2,
-                "n": 9,
-                "why": "w",
-            }
-        ],
+        verdicts=[CLAIM],
     )
     return made
 
@@ -310,13 +279,8 @@ def test_results_hold_what_a_program_wants(page):
     results = records.read(page.parent / "results.json").to_json()
     assert results["model"]["system"] == "nano-koala" and results["banner"]
     assert results["model"]["revision"].startswith("weights-")
-    assert results["settings"] == {
-        "seeds": [0, 1],
-        "steps": 2,
-        "height": 64,
-        "width": 64,
-        "n": 24,
-    }
+    settings = {"seeds": [0, 1], "steps": 2, "height": 64, "width": 64, "n": 24}
+    assert results["settings"] == settings
     assert results["images"] == 4 and results["seconds_per_image"] > 0
     assert [p["prompt"] for p in results["prompts"]] == ["a koala on a blue background", ONE_LINE]
     assert len(list((page.parent / results["files"]["images"]).glob("*.png"))) == 4
