@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -17,7 +17,7 @@ from koala_nb.probes.prompts import read_csv
 from koala_nb.report import claims, measures, render
 from koala_nb.report import results as records
 from koala_nb.report import run as reports
-from koala_nb.report.measures import Section
+from koala_nb.report.measures import Record, Section
 
 if TYPE_CHECKING:
     from koala_nb.generation.run_folder import Run
@@ -139,7 +139,7 @@ class Audit:
         return card_comparison()
 
     @cached_property
-    def verdicts(self) -> list[dict[str, Any]]:
+    def verdicts(self) -> list[Record]:
         """Each published statement with its verdict, as `results.json` holds them."""
         evidence = claims.Evidence(
             self.sections,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -19,6 +19,7 @@ from koala_nb.core import card
 from koala_nb.report.measures import (
     CORRELATION,
     DIFFERENCE,
+    Record,
     Section,
     effective_sample_size,
     required_sample_size,
@@ -40,8 +41,7 @@ SLOWER = 1.1  # times the published seconds: up to here a latency is the publish
 UNETS = ("KOALA-1B", "KOALA-700M")
 FIGURES = {"value": None, "low": None, "high": None, "n": None}
 
-Decision = dict[str, Any]
-Decide = Callable[["Evidence"], Decision]
+Decide = Callable[["Evidence"], Record]  # returns a verdict, its figures and why
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Evidence:
     info: ModelInfo
     size: int  # pixels per side
     device: str  # name of the device that drew the images
-    settings: Mapping[str, Any] = field(default_factory=dict)  # what the report changed
+    settings: Mapping[str, object] = field(default_factory=dict)  # what the report changed
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Claim:
     on_images: bool = False
 
 
-def decide(evidence: Evidence) -> list[dict[str, Any]]:
+def decide(evidence: Evidence) -> list[Record]:
     """Return each claim with its verdict, as `results.json` holds them."""
     name, embedded = evidence.info.name, evidence.info.domain != "photographic"
     rows = []
@@ -82,14 +82,14 @@ def decide(evidence: Evidence) -> list[dict[str, Any]]:
     return rows
 
 
-def _untested(why: str, estimate: Mapping[str, Any] | None = None) -> Decision:
+def _untested(why: str, estimate: Record | None = None) -> Record:
     figures = {key: estimate[key] for key in FIGURES} if estimate else FIGURES
     return {"verdict": UNTESTED, **figures, "why": why}
 
 
 def decide_less_than(
-    estimate: Mapping[str, Any] | None, bar: float, missing: str, excluded: float | None = None
-) -> Decision:
+    estimate: Record | None, bar: float, missing: str, excluded: float | None = None
+) -> Record:
     """Decide whether a share, or a difference of shares, lies below a bar.
 
     It holds where the whole interval does; it does not where the whole interval lies above
@@ -102,15 +102,20 @@ def decide_less_than(
     if size < required:
         few = f"as good as {size:.0f} of {required} planned independent images"
         return _untested(f"not tested at this n: {few}", estimate)
-    figures = {key: estimate[key] for key in FIGURES} | {"why": estimate["label"]}
-    if estimate["high"] < bar:
-        return {"verdict": HOLDS, **figures}
-    if estimate["low"] > (bar if excluded is None else excluded):
-        return {"verdict": NOT, **figures}
-    return _untested("the interval does not decide", estimate)
+    refuted = estimate["low"] > (bar if excluded is None else excluded)
+    return _by_interval(estimate, estimate["high"] < bar, refuted, estimate["label"])
 
 
-def _long_text(evidence: Evidence) -> Decision:
+def _by_interval(
+    estimate: Record, holds: bool, refuted: bool, why: str, undecided: str = ""
+) -> Record:
+    if not (holds or refuted):
+        return _untested(f"the interval does not decide{undecided}", estimate)
+    figures = {key: estimate[key] for key in FIGURES}
+    return {"verdict": HOLDS if holds else NOT, **figures, "why": why}
+
+
+def _long_text(evidence: Evidence) -> Record:
     section = evidence.sections["text"]
     estimate, ceiling = section.best(LONG_TEXT), section.best(CEILING)
     if not (estimate and ceiling):
@@ -126,7 +131,7 @@ def _long_text(evidence: Evidence) -> Decision:
 def _difference(section: str, id: str, missing: str, beside: str = "") -> Decide:
     """Decide that a difference lies below 0; `beside`: an estimate that is told beside it."""
 
-    def decided(evidence: Evidence) -> Decision:
+    def decided(evidence: Evidence) -> Record:
         part = evidence.sections[section]
         decision = decide_less_than(part.best(id), 0, part.why or missing, -DIFFERENCE)
         if other := part.best(beside):
@@ -137,7 +142,7 @@ def _difference(section: str, id: str, missing: str, beside: str = "") -> Decide
 
 
 def _counted(quantity: str) -> Decide:
-    def decided(evidence: Evidence) -> Decision:
+    def decided(evidence: Evidence) -> Record:
         table = evidence.comparison
         rows = table[(table.quantity == quantity) & table.system.isin(UNETS)]
         why = "; ".join(f"{r.system}: {_text(r.computed)}" for r in rows.itertuples())
@@ -147,36 +152,27 @@ def _counted(quantity: str) -> Decide:
     return decided
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return {True: "yes", False: "none"}[value] if isinstance(value, bool) else str(value)
 
 
-def _latency(evidence: Evidence) -> Decision:
+def _latency(evidence: Evidence) -> Record:
     info = evidence.info
     title = info.system.title if info.system else info.name
     published = dict(zip(card.LATENCY_GPUS, card.LATENCY_FIGURE.get(title, ())))
     seconds = evidence.sections["latency"].best(SECONDS)
-    side = 512 if "Turbo" in title else 1024
     if evidence.settings.keys() & {"steps", "guidance"}:
         return _untested("drawn with other steps or guidance than the published figures")
-    for gpu, figure in published.items():
-        same = is_gpu(evidence.device, gpu) and evidence.size == side
-        if figure and seconds and same and info.dtype == "float16":
-            return _not_slower(seconds, SLOWER * figure[0], f"published: {figure[0]} s on {gpu}")
-    return _untested(f"this report ran {info.name} on {evidence.device}")
-
-
-def _not_slower(seconds: Mapping[str, Any], bar: float, why: str) -> Decision:
+    gpu = next((gpu for gpu in published if is_gpu(evidence.device, gpu)), "")
+    figure = published.get(gpu)
+    if not (figure and seconds and evidence.size == info.recipe.height and info.dtype == "float16"):
+        return _untested(f"this report ran {info.name} on {evidence.device}")
     if seconds["n"] < TIMED:
         return _untested(f"fewer than {TIMED} images were timed", seconds)
     if seconds["low"] is None:
         return _untested("too few batches for an interval", seconds)
-    figures = {key: seconds[key] for key in FIGURES} | {"why": why}
-    if seconds["high"] <= bar:
-        return {"verdict": HOLDS, **figures}
-    if seconds["low"] > bar:
-        return {"verdict": NOT, **figures}
-    return _untested(f"the interval does not decide ({why})", seconds)
+    bar, why = SLOWER * figure[0], f"published: {figure[0]} s on {gpu}"
+    return _by_interval(seconds, seconds["high"] <= bar, seconds["low"] > bar, why, f" ({why})")
 
 
 def is_gpu(device: str, published: str) -> bool:

@@ -6,7 +6,7 @@ needs no change here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from koala_nb.stats.estimates import Estimate, estimate_id, estimate_row
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
+    from torch import nn
 
     from koala_nb.generation.run_folder import BatchTimes
     from koala_nb.models.load import ModelInfo
@@ -83,7 +84,7 @@ class Section:
         ids = [*self.stored.id, *self.estimates.id]
         return self.best(ids[0]) if ids else None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """Return the section as `results.json` holds it."""
         return {
             "state": self.state,
@@ -101,7 +102,7 @@ def required_sample_size() -> int:
     return trends.required_sample_size(DIFFERENCE)
 
 
-def effective_sample_size(estimate: Mapping[str, Any]) -> float:
+def effective_sample_size(estimate: Record) -> float:
     """Return how many independent images an estimate's count for, as a probe's plan does."""
     clusters = estimate["clusters"] or estimate["n"]
     return trends.effective_sample_size(clusters, estimate["n"] / clusters, CORRELATION)
@@ -184,7 +185,7 @@ def architecture(pipe: StableDiffusionXLPipeline) -> Section:
     return Section("architecture", stats.estimates_frame(rows))
 
 
-def _modules(pipe: StableDiffusionXLPipeline) -> dict[str, Any]:
+def _modules(pipe: StableDiffusionXLPipeline) -> dict[str, nn.Module]:
     from torch import nn
 
     return {k: v for k, v in pipe.components.items() if isinstance(v, nn.Module)}
@@ -238,7 +239,7 @@ def _part_rows(pipe: StableDiffusionXLPipeline, info: ModelInfo, size: int) -> I
         yield from _timed(case, device)
 
 
-def _timed(case: Mapping[str, Any], device: str) -> Iterator[Record]:
+def _timed(case: Record, device: str) -> Iterator[Record]:
     if case["outcome"] != "measured":
         return
     name = case["part"] + (", with guidance" if case["guided"] else "")
@@ -268,7 +269,7 @@ def _benchmarked(name: str, size: int) -> Iterator[Record]:
                 yield from _timed(case, str(stored["environment"]["device"]))
 
 
-def stored_quality(info: ModelInfo) -> dict[str, Any]:
+def stored_quality(info: ModelInfo) -> Record:
     """Return `data/results/quality-<model>.json` where it is of these weights, else {}."""
     path = catalog.data_folder() / "results" / f"quality-{info.name}.json"
     stored = read_json(path) if not {"/", "\\"} & set(info.name) and path.is_file() else {}

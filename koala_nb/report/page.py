@@ -6,7 +6,12 @@ import re
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2.runtime import Context
+    from nbconvert import HTMLExporter
+    from nbformat import NotebookNode
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 NOT_IN_REPORT = "not-in-report"  # tag of cells that teach or set up
@@ -15,7 +20,7 @@ NUMBER = re.compile("([-\u2212+]?[0-9][0-9,]*([.][0-9]+)?( ?(%|s|GB|MB|ms))?|[-\
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def fill_template(name: str, **values: Any) -> str:
+def fill_template(name: str, **values: object) -> str:
     """Return one of TEMPLATES with its values filled in; in HTML every text is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -39,7 +44,7 @@ def render_page(notebook: Path) -> str:
     import nbformat
     from traitlets.config import Config
 
-    nb: Any = nbformat.read(notebook, as_version=4)
+    nb = nbformat.read(notebook, as_version=4)
     heads = [c for c in nb.cells if c.source.startswith("# ")]
     title = heads[0].source.splitlines()[0][2:] if heads else notebook.stem
     nb.metadata.setdefault("title", title)
@@ -97,7 +102,7 @@ def _wide(table: str) -> str:
     return f'<div class="wide" role="group" tabindex="0" aria-label="{escape(name)}">{soup}</div>'
 
 
-def _html_of(cells: Iterable[Any]) -> str:
+def _html_of(cells: Iterable[NotebookNode]) -> str:
     outputs = (output for cell in cells for output in cell.get("outputs", ()))
     return "".join(o.get("data", {}).get("text/html", "") for o in outputs)
 
@@ -117,7 +122,7 @@ def mathml(tex: str, display: str = "inline") -> str:
     return f"<code>{escape(tex.strip())}</code>" if "\\" in formula else formula
 
 
-def _exporter() -> Any:
+def _exporter() -> type[HTMLExporter]:
     from jinja2 import pass_context
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -138,7 +143,7 @@ def _exporter() -> Any:
         """nbconvert's, with that renderer; pictures attached to a cell are inlined as there."""
 
         @pass_context
-        def markdown2html(self, context: Any, source: str) -> str:
+        def markdown2html(self, context: Context, source: str) -> str:
             attachments = context.get("cell", {}).get("attachments", {})
             renderer = Renderer(escape=False, attachments=attachments, exclude_anchor_links=True)
             return MarkdownWithMath(renderer=renderer).render(source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape, unescape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -105,7 +105,7 @@ def _percent(estimate: Record) -> str:
     return f"{value:.1f} %{ends}, n {estimate['n']:,}"
 
 
-def _verdict_sentences(name: str, claims: Sequence[Mapping[str, Any]]) -> list[str]:
+def _verdict_sentences(name: str, claims: Sequence[Record]) -> list[str]:
     sentences = []
     limits = [c for c in claims if c["id"].startswith("limitation.")]
     others = [c for c in claims if c not in limits]
@@ -160,7 +160,7 @@ def beside(section: Section) -> pd.DataFrame:
     runs = {"this run": section.estimates, "stored run": section.stored}
     runs = {run: frame for run, frame in runs.items() if len(frame)}
     ends = [[run, f"{run}_low", f"{run}_high", f"n, {run}"] for run in runs]
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Record] = {}
     for columns, frame in zip(ends, runs.values()):
         for e in frame.to_dict("records"):
             row = rows.setdefault(e["id"], {k: e[k] for k in ("label", "method", "scorer")})
@@ -185,19 +185,19 @@ def _show_samples(audit: Audit, name: str) -> None:
     figures.show_images(images, captions, columns=[""] * SAMPLES, title=title)
 
 
-def show_claims(claims: Sequence[Mapping[str, Any]]) -> None:
+def show_claims(claims: Sequence[Record]) -> None:
     """Display each statement, its verdict, the figures that decide, its rule and its source."""
     text = "\n".join(f"{c['claim'].rstrip('.')}: {c['verdict']}. {_reason(c)}" for c in claims)
     show_html(fill_template("claims.html.j2", claims=claims, reason=_reason), text)
 
 
-def _reason(claim: Mapping[str, Any]) -> str:
+def _reason(claim: Record) -> str:
     if claim["value"] is None:
         return f"{claim['why']}."
     return f"{_interval(claim)}, n {claim['n']:,}: {claim['why']}."
 
 
-def _interval(estimate: Mapping[str, Any]) -> str:
+def _interval(estimate: Record) -> str:
     return format_interval(estimate["value"], estimate["low"], estimate["high"], 3)
 
 
@@ -364,7 +364,7 @@ def model_card(results: results.Results) -> str:
     )
 
 
-def escaped(text: Any) -> str:
+def escaped(text: object) -> str:
     """Return a text that Markdown shows as it is: no markup, no link, no second line."""
     plain = " ".join(str(text).split())
     marked = re.sub(r"([\\`*_{}\[\]<>()#|!~$&])", r"\\\1", plain)

@@ -31,7 +31,6 @@ HOST = re.compile(
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Finite = float | None
-Count = int
 
 
 class _Strict(BaseModel):
@@ -45,7 +44,7 @@ class KeyFigure(_Strict):
     value: Finite
     low: Finite
     high: Finite
-    n: Count = Field(ge=1, description="Units measured: images, prompts, repeats; see `method`.")
+    n: int = Field(ge=1, description="Units measured: images, prompts, repeats; see `method`.")
 
 
 class EstimateRecord(KeyFigure):
@@ -139,7 +138,7 @@ class Results(_Strict):
         return plain
 
 
-def check(results: Mapping[str, Any]) -> Results:
+def check(results: Mapping[str, object]) -> Results:
     """Return results as checked records; ValueError, naming the first field that is wrong."""
     try:
         return Results.model_validate(results)
