@@ -78,19 +78,19 @@ def test_skin_tone_of_the_ten_swatches():
 
 
 def test_the_largest_mad_falls_with_the_number_of_groups():
-    found = [metrics.dalleval_mad({"g0": 9}, [f"g{i}" for i in range(k)]) for k in (2, 10)]
-    assert found == pytest.approx([0.5, 0.18])
+    result = [metrics.dalleval_mad({"g0": 9}, [f"g{i}" for i in range(k)]) for k in (2, 10)]
+    assert result == pytest.approx([0.5, 0.18])
     assert np.isnan(metrics.dalleval_mad({"unsure": 3}, GENDERS))
 
 
 def test_behaviour_names_who_fails():
-    found = metrics.metric_behaviour().set_index("auditor")
+    result = metrics.metric_behaviour().set_index("auditor")
     bench = "T2I-BiasBench amplification"
-    blind = found["a declared group that nobody saw counts"]
+    blind = result["a declared group that nobody saw counts"]
     assert blind.index[~blind].tolist() == [bench]
-    assert found.index[~found["collapse is the maximum"]].tolist() == [bench]
-    assert not found["order changes it"].any()
-    unsure = found["unsure images change a fair reading"]
+    assert result.index[~result["collapse is the maximum"]].tolist() == [bench]
+    assert not result["order changes it"].any()
+    unsure = result["unsure images change a fair reading"]
     assert unsure["HEIM imbalance"] is None
     assert not unsure[metrics.NULL]
 
@@ -133,8 +133,8 @@ def test_the_order_of_images_changes_no_verdict(seed):
 
 
 def by_name(case, images, sets=150):
-    found = study.simulate(study.CASES[case], images, sets, 0)
-    return {row["auditor"]: row for row in found}
+    result = study.simulate(study.CASES[case], images, sets, 0)
+    return {row["auditor"]: row for row in result}
 
 
 def test_each_set_shows_what_an_auditor_leaves_out():
@@ -198,6 +198,6 @@ def test_the_stored_cells_tell_the_auditors_apart():
 def test_a_fair_model_shows_the_published_imbalance():
     """The figures of the reference: a mean of .137 at 9 images and .040 at 100."""
     cells = metrics.simulated_audits().set_index(["auditor", "set", "images"]).sort_index()
-    found = cells.reading["HEIM imbalance", "fair"]
-    assert found[9] == pytest.approx(0.137, abs=0.006)
-    assert found[100] == pytest.approx(0.040, abs=0.002)
+    result = cells.reading["HEIM imbalance", "fair"]
+    assert result[9] == pytest.approx(0.137, abs=0.006)
+    assert result[100] == pytest.approx(0.040, abs=0.002)

@@ -124,11 +124,11 @@ def test_kappa_of_a_known_table():
     # 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: observed .7, by chance .5, so kappa .4.
     pairs = [("woman", "woman")] * 20 + [("woman", "man")] * 5 + [("man", "woman")] * 10
     pairs += [("man", "man")] * 15
-    found = agreement([pairs[k] for k in np.random.default_rng(0).permutation(50)])
-    assert found.kappa.value == pytest.approx(0.4) == pytest.approx(found.asymptotic.value)
-    assert found.same.value == pytest.approx(0.7) and found.kappa.n == 50
-    assert all(estimate.low < estimate.value < estimate.high for estimate in found)
-    assert found.asymptotic.low == pytest.approx(0.1511, abs=0.01)
+    result = agreement([pairs[k] for k in np.random.default_rng(0).permutation(50)])
+    assert result.kappa.value == pytest.approx(0.4) == pytest.approx(result.asymptotic.value)
+    assert result.same.value == pytest.approx(0.7) and result.kappa.n == 50
+    assert all(estimate.low < estimate.value < estimate.high for estimate in result)
+    assert result.asymptotic.low == pytest.approx(0.1511, abs=0.01)
 
 
 def test_what_two_passes_tell_nothing_of():

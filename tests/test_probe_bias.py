@@ -58,11 +58,11 @@ def test_prompt_sets_are_balanced(domain, occupations):
 
 
 def test_raw_shares_and_verdicts():
-    found = estimates.by_occupation(table(), "presentation_one", SHARES).set_index("occupation")
-    assert found.loc["a", "raw"] == pytest.approx(0.2, abs=0.1)
-    assert found.loc["a", "verdict"] == "more men than women are read (uncorrected)"
-    assert found.loc["b", "verdict"] == "not told from an even split"
-    assert found.corrected.isna().all(), "nothing is corrected without labels"
+    result = estimates.by_occupation(table(), "presentation_one", SHARES).set_index("occupation")
+    assert result.loc["a", "raw"] == pytest.approx(0.2, abs=0.1)
+    assert result.loc["a", "verdict"] == "more men than women are read (uncorrected)"
+    assert result.loc["b", "verdict"] == "not told from an even split"
+    assert result.corrected.isna().all(), "nothing is corrected without labels"
 
 
 def test_labels_correct_a_scorer_that_errs():
@@ -75,8 +75,8 @@ def test_labels_correct_a_scorer_that_errs():
     counts = estimates.confusion(every, images, "presentation_one")
     assert counts.sum() == len(images) and counts[2].sum() == 20
     errors = np.array([[75, 25, 0], [25, 75, 0], [0, 0, 100]])
-    found = estimates.by_occupation(images, "presentation_one", {}, errors)
-    assert found.raw.mean() < 0.75 and found.corrected.mean() == pytest.approx(0.85, abs=0.06)
+    result = estimates.by_occupation(images, "presentation_one", {}, errors)
+    assert result.raw.mean() < 0.75 and result.corrected.mean() == pytest.approx(0.85, abs=0.06)
     held = labelled(images).iloc[::5]
     told = estimates.prediction_powered_shares(images, "presentation_one", held)["woman"]
     assert told.low < images.true.eq("woman").mean() < told.high
@@ -96,9 +96,9 @@ def test_no_verdict_where_an_occupations_own_labels_object():
     held = labelled(images)
     held.loc[images.occupation == "a", "presentation"] = "man"
     errors = np.diag([100, 100, 100])
-    found = estimates.by_occupation(images, "presentation_one", {}, errors, held)
-    assert found.verdict[0] == "no verdict: the two corrections disagree"
-    assert found.verdict[1] == "more women than men"
+    result = estimates.by_occupation(images, "presentation_one", {}, errors, held)
+    assert result.verdict[0] == "no verdict: the two corrections disagree"
+    assert result.verdict[1] == "more women than men"
 
 
 def test_a_plan_is_enough_only_where_the_claim_itself_has_the_power():
@@ -135,14 +135,15 @@ def test_slope_is_found(true):
         read = ["woman"] * round(400 * share) + ["man"] * round(400 * (1 - share))
         part = {"occupation": name, "reference": name, "presentation_one": read}
         parts += [pd.DataFrame(part | {"id": f"{name}-{prompt}"}) for prompt in range(2)]
-    found = estimates.slope(pd.concat(parts), "presentation_one", first, draws=40)
-    assert found.value == pytest.approx(true, rel=0.08) and found.low <= found.value <= found.high
+    result = estimates.slope(pd.concat(parts), "presentation_one", first, draws=40)
+    assert result.value == pytest.approx(true, rel=0.08)
+    assert result.low <= result.value <= result.high
 
 
 def test_guidance_amplification_has_the_references_side():
     sharp, flat = table({"a": 0.02, "c": 0.98}), table({"a": 0.2, "c": 0.8}, guidance=1.0)
-    found = estimates.amplification(sharp, "presentation_one", SHARES, flat)
-    assert found.value == pytest.approx(0.18, abs=0.07)
+    result = estimates.amplification(sharp, "presentation_one", SHARES, flat)
+    assert result.value == pytest.approx(0.18, abs=0.07)
     assert estimates.amplification(sharp, "presentation_one", SHARES).value > 0.1
 
 

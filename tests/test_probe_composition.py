@@ -120,9 +120,9 @@ def test_the_interval_covers_the_injected_failures(share, instruments):
     table = pd.DataFrame(CompositionScorer(instruments[0]).score(images, asked))
     table["id"] = [a["id"] for a in asked]
     failed = table.assign(failed=~table.correct.astype(bool))
-    (found,) = base.shares(failed, "failed").to_dict("records")
-    assert found["low"] <= truth <= found["high"], (found, truth)
-    assert found["high"] - found["low"] < 0.35
+    (result,) = base.shares(failed, "failed").to_dict("records")
+    assert result["low"] <= truth <= result["high"], (result, truth)
+    assert result["high"] - result["low"] < 0.35
 
 
 def simulated(n=40, images=4, shared=0.0, seed=0):
@@ -166,10 +166,10 @@ def test_the_gap_and_the_comparison_find_what_is_there():
     assert gap.low["composition.gap.pairs.difference"] > 0
     seen, held_out = (gap.value[f"composition.gap.pairs.{k}"] for k in ("seen", "held_out"))
     assert seen > held_out
-    found = composition.compare(one, other).set_index("id")
-    assert found.low["composition.compare.all_right.difference"] > 0
-    assert found.value["composition.compare.all_right.p"] < 0.01
-    assert found.value["composition.compare.extra.difference"] == 0
+    result = composition.compare(one, other).set_index("id")
+    assert result.low["composition.compare.all_right.difference"] > 0
+    assert result.value["composition.compare.all_right.p"] < 0.01
+    assert result.value["composition.compare.extra.difference"] == 0
     same = composition.compare(one, one)
     assert (base.select(same, "composition.compare.*.difference").value == 0).all()
     assert (base.select(same, "composition.compare.*.p").value == 1).all()
@@ -178,21 +178,21 @@ def test_the_gap_and_the_comparison_find_what_is_there():
 def test_estimates_of_a_model_that_draws_nothing():
     table = simulated(12)
     table[["item_1", "item_2", "correct", "all_right"]] = False
-    found = values(table)
-    assert found.value["composition.geneval"] == 0
-    assert "composition.trend.slope" not in found.index
-    assert np.isnan(found.low["composition.gap.pairs.difference"])
+    result = values(table)
+    assert result.value["composition.geneval"] == 0
+    assert "composition.trend.slope" not in result.index
+    assert np.isnan(result.low["composition.gap.pairs.difference"])
 
 
 def test_a_difference_counts_its_smaller_side_and_has_an_expectation():
     right = [True, True, True, False] + [False] * 10
     prompts = pd.DataFrame({"id": [f"p{i}" for i in range(14)], "atoms": [1] * 4 + [3] * 10})
     rows = _by_atoms(pd.concat([prompts.assign(all_right=right, seen="yes")] * 2))
-    found = {row["id"]: row for row in rows}
-    difference = found["composition.complex.difference"]
+    result = {row["id"]: row for row in rows}
+    difference = result["composition.complex.difference"]
     assert (difference["n"], difference["clusters"]) == (8, 4)
     assert "smaller side" in difference["method"]
-    expected = found["composition.complex.expected"]
+    expected = result["composition.complex.expected"]
     assert expected["value"] == pytest.approx(0.75**3 - 0.75) and np.isnan(expected["low"])
 
 

@@ -74,9 +74,9 @@ def drawn(concepts=60, images=8, slope=1.5, seed=0):
 
 
 def test_the_trend_holds_the_true_slope_and_middle():
-    found = [module.trend(drawn(seed=seed)) for seed in range(60)]
-    assert np.mean([t.slope.low <= 1.5 <= t.slope.high for t in found]) >= 0.88
-    assert np.mean([t.half.low <= 2 <= t.half.high for t in found]) >= 0.88
+    result = [module.trend(drawn(seed=seed)) for seed in range(60)]
+    assert np.mean([t.slope.low <= 1.5 <= t.slope.high for t in result]) >= 0.88
+    assert np.mean([t.half.low <= 2 <= t.half.high for t in result]) >= 0.88
     flat = [module.trend(drawn(slope=0.0, seed=seed)) for seed in range(60)]
     assert np.mean([t.slope.low <= 0 <= t.slope.high for t in flat]) >= 0.88
 
@@ -125,8 +125,8 @@ def test_ties_are_told_from_chance():
             named = {"id": f"q{i}", "part": "background named", "background": "blue"}
             rows += [row | plain, row | named | {"painted": "blue" if k else "red"}]
     table = pd.DataFrame(rows)
-    found = estimates.estimates_frame(module.ties(table, "background", "painted"))
-    assert found.value.tolist() == [1.0, 0.25, 0.75, 0.25, 0.75]
+    result = estimates.estimates_frame(module.ties(table, "background", "painted"))
+    assert result.value.tolist() == [1.0, 0.25, 0.75, 0.25, 0.75]
     assert module.tie_test(table, "background", "painted") < 0.001
     none = table.assign(painted=np.repeat(["red", "blue"] * 80, 2))
     assert module.tie_test(none, "background", "painted") > 0.5
@@ -135,8 +135,8 @@ def test_ties_are_told_from_chance():
 
 def test_agreement_of_seeds():
     table = pd.DataFrame({"id": list("aaaabbbb"), "look": list("xxxxxxyy")})
-    found = module.agreement(table, ["look"])
-    assert found.value == pytest.approx((1 + 1 / 3) / 2) and found.n == 2
+    result = module.agreement(table, ["look"])
+    assert result.value == pytest.approx((1 + 1 / 3) / 2) and result.n == 2
     with pytest.raises(ValueError, match="two or more prompts"):
         module.agreement(table[:4], ["look"])
 
@@ -174,8 +174,8 @@ def test_a_real_layout_with_random_weights_draws_nothing_right(loaded, clip_fold
     scorer = frequency.scorer(loaded, asked, scorer=str(clip_folder), read_text=False)
     settings = {"images": 2, "steps": 1, "height": 64, "width": 64, "progress": False}
     table = base.measure(loaded, asked, scorer, **settings)
-    found = frequency.estimates(table)
-    share = found.set_index("id").loc["frequency.part.concept.hit"]
+    result = frequency.estimates(table)
+    share = result.set_index("id").loc["frequency.part.concept.hit"]
     assert share.n == 16 and share.low <= 1 / 8
     assert table.painted.isin(pixels.PALETTE).all() and not table.bars.any()
 
@@ -241,8 +241,8 @@ def test_the_corrected_interval_holds_an_injected_failure_rate(reader, pipe, ask
     rows = reader.score([Image.fromarray(p) for p in pixels], prompts)
     right = np.sum([v for k, v in card["sensitivity"].items() if k != module.NEVER], axis=0)
     hits, names = [row["hit"] for row in rows], [p["concept"] for p in prompts]
-    found = base.corrected(hits, names, (right, card["specificity"]))
-    assert found.low <= 1 - wrong <= found.high and found.high - found.low < 0.3
+    result = base.corrected(hits, names, (right, card["specificity"]))
+    assert result.low <= 1 - wrong <= result.high and result.high - result.low < 0.3
 
 
 @in_the_world

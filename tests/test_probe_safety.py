@@ -38,8 +38,8 @@ def rate(hits, clusters):
 
 
 def test_a_zero_counts_prompts_and_not_images():
-    found = rate([False] * 12, "aaabbbcccddd")
-    assert found.value["x.upper_bound"] == pytest.approx(1 - 0.05 ** (1 / 4))
+    result = rate([False] * 12, "aaabbbcccddd")
+    assert result.value["x.upper_bound"] == pytest.approx(1 - 0.05 ** (1 / 4))
     assert list(rate([True] + [False] * 11, "aaabbbcccddd").index) == ["x"]
     unequal = rate([False] * 12, "aaaaaaaaabcd")  # worth fewer trials
     assert unequal.value["x.upper_bound"] == upper_bound_clopper_pearson(0, 1)
@@ -63,23 +63,23 @@ TABLE = rows(
 
 
 def test_a_leak_is_shown_and_not_stopped_and_every_defence_takes_away():
-    found = frame(estimate.rows(TABLE))
-    assert found.value["safety.leaked.asked.w"] == 0
+    result = frame(estimate.rows(TABLE))
+    assert result.value["safety.leaked.asked.w"] == 0
     for id in ("safety.leaked.paraphrased.w", "safety.leaked.paraphrased"):
-        assert found.value[id] == pytest.approx(2 / 3, abs=1e-6)
-    assert (found.n["safety.leaked.asked.w"], found.n["safety.leaked.paraphrased"]) == (2, 3)
+        assert result.value[id] == pytest.approx(2 / 3, abs=1e-6)
+    assert (result.n["safety.leaked.asked.w"], result.n["safety.leaked.paraphrased"]) == (2, 3)
     expected = {"no_defence": 4, "prompt_filter": 2, "checker_after_generation": 2, "both": 1}
-    values = {name: found.value[f"safety.reaches_user.{name}"] for name in expected}
+    values = {name: result.value[f"safety.reaches_user.{name}"] for name in expected}
     assert values == pytest.approx({k: v / 5 for k, v in expected.items()})
 
 
 def test_agreement_of_equal_readings_is_one():
     same = frame(estimate._agreement(TABLE.assign(shown_clip=TABLE.shown)))
     assert same.value["safety.agreement.kappa"] == pytest.approx(1)
-    found = frame(estimate._agreement(TABLE))
-    assert found.value["safety.agreement.both"] == 0.5
-    assert found.value["safety.agreement.either"] == pytest.approx(5 / 6)
-    kappa = found.loc["safety.agreement.kappa"]
+    result = frame(estimate._agreement(TABLE))
+    assert result.value["safety.agreement.both"] == 0.5
+    assert result.value["safety.agreement.either"] == pytest.approx(5 / 6)
+    kappa = result.loc["safety.agreement.kappa"]
     assert kappa.low < kappa.value < kappa.high
     alone = frame(estimate._agreement(TABLE[TABLE.id == "b"]))
     assert "safety.agreement.kappa" not in alone.index
@@ -87,8 +87,8 @@ def test_agreement_of_equal_readings_is_one():
 
 def test_a_negative_prompts_effect_is_paired_by_prompt():
     after = TABLE.assign(setting=estimate.NEGATIVE, shown=False, drawn=True)
-    found = frame(estimate.rows(pd.concat([TABLE, after])))
-    change = found.loc["safety.negative_prompt.paraphrased.delta"]
+    result = frame(estimate.rows(pd.concat([TABLE, after])))
+    change = result.loc["safety.negative_prompt.paraphrased.delta"]
     assert change.value == pytest.approx(-0.75) and change.n == 2  # b: 1/2, c: 1
 
 
@@ -97,28 +97,28 @@ def test_changes_are_adjusted_for_how_many_they_are():
     before = rows(*every)
     gone = (before.part == "asked") | before.id.str.endswith("0")
     after = before.assign(setting=estimate.NEGATIVE, shown=~gone)
-    found = frame(estimate.rows(pd.concat([before, after]))).value
+    result = frame(estimate.rows(pd.concat([before, after]))).value
     asked, other = "safety.negative_prompt.asked", "safety.negative_prompt.respelled"
-    assert found[f"{asked}.p"] == pytest.approx(2 / 2**8)
-    assert found[f"{asked}.p_holm"] == pytest.approx(6 / 2**8)
-    assert found[f"{other}.p"] == found[f"{other}.p_holm"] == 1
+    assert result[f"{asked}.p"] == pytest.approx(2 / 2**8)
+    assert result[f"{asked}.p_holm"] == pytest.approx(6 / 2**8)
+    assert result[f"{other}.p"] == result[f"{other}.p_holm"] == 1
 
 
 def test_prompts_of_one_concept_are_one_cluster():
     table = pd.concat([TABLE, TABLE.assign(setting=estimate.NEGATIVE)])
     table = table.assign(concept=table.id.map({"a": "owl", "b": "owl", "c": "star"}))
-    found = frame(estimate.rows(table)).clusters
-    assert set(found[found.index.str.startswith("safety.reaches_user")]) == {2}
+    result = frame(estimate.rows(table)).clusters
+    assert set(result[result.index.str.startswith("safety.reaches_user")]) == {2}
     for id in ("safety.shown", "safety.way.paraphrased.w.shown"):
-        assert found[id] == 2
-    assert found["safety.negative_prompt.paraphrased.delta"] == 2
+        assert result[id] == 2
+    assert result["safety.negative_prompt.paraphrased.delta"] == 2
 
 
 def test_a_short_run_without_settings_has_its_rates():
     table = TABLE.drop(columns=["setting", "stopped"])
-    found = frame(estimate.rows(table)).value
-    assert found["safety.shown"] == 4 / 5 and found["safety.false_alarms"] == 0
-    assert not any(id.startswith(("safety.leaked", "safety.reaches_user")) for id in found.index)
+    result = frame(estimate.rows(table)).value
+    assert result["safety.shown"] == 4 / 5 and result["safety.false_alarms"] == 0
+    assert not any(id.startswith(("safety.leaked", "safety.reaches_user")) for id in result.index)
 
 
 @pytest.mark.parametrize("emoji", [True, False])
@@ -127,10 +127,10 @@ def test_published_prompts_are_no_false_alarms(emoji):
     table = table.assign(part="i2p", way="hate", concept=None, setting=estimate.PLAIN)
     table = table.assign(flagged=[True, False], stopped=False)
     table = table.assign(shown=False, shown_clip=False, drawn=False) if emoji else table
-    found = estimates_frame([*estimate.rows(table), *estimate.i2p_rows(table)])
-    assert found.id.tolist() == ["safety.flagged.plain.i2p", "safety.i2p"]
-    assert found.value.tolist() == [0.5, 0.5]
-    (item,) = estimate.checklist(found).query("tested").item
+    result = estimates_frame([*estimate.rows(table), *estimate.i2p_rows(table)])
+    assert result.id.tolist() == ["safety.flagged.plain.i2p", "safety.i2p"]
+    assert result.value.tolist() == [0.5, 0.5]
+    (item,) = estimate.checklist(result).query("tested").item
     assert "share flagged by the checker" in item
 
 
@@ -206,18 +206,18 @@ def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tm
 
     def table(folder):
         drawing = {"out": tmp_path / folder, "images": 2, "steps": 2, "progress": False}
-        found = safety.measure(pipe, asked, scorer, words=words, negative="owl, star", **drawing)
-        return base.save_table(found, tmp_path / f"{folder}.csv").read_bytes(), found
+        result = safety.measure(pipe, asked, scorer, words=words, negative="owl, star", **drawing)
+        return base.save_table(result, tmp_path / f"{folder}.csv").read_bytes(), result
 
-    whole, found = table("whole")
-    assert found.groupby("setting").seed.apply(list).map(tuple).nunique() == 1
+    whole, result = table("whole")
+    assert result.groupby("setting").seed.apply(list).map(tuple).nunique() == 1
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     second = tmp_path / "killed" / "setting-1"
     next(iter(sorted(second.glob("images/*.png")))).unlink()
     for scores in second.glob("scores-*.jsonl"):
         scores.unlink()
     assert table("killed")[0] == whole
-    estimates = safety.estimates(found)
+    estimates = safety.estimates(result)
     json.dumps(base.to_jsonable(estimates), allow_nan=False)
     settings = base.select(estimates, "safety.shown.*.*").id.str.split(".").str[2]
     assert set(settings) == {"plain", "negative"}

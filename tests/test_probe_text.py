@@ -31,10 +31,10 @@ def reader():
 
 @given(asked_texts, texts)
 def test_scores_are_bounded_and_ignoring_case_never_hurts(asked, read):
-    found = reading.text_scores(asked, read)
-    assert all(0 <= v and (v <= 1 or name.startswith("cer")) for name, v in found.items())
-    assert found["exact_folded"] >= found["exact"] == (found["cer"] == 0) == (found["ned"] == 1)
-    assert found["ned_folded"] >= found["ned"] and found["cer_folded"] <= found["cer"]
+    result = reading.text_scores(asked, read)
+    assert all(0 <= v and (v <= 1 or name.startswith("cer")) for name, v in result.items())
+    assert result["exact_folded"] >= result["exact"] == (result["cer"] == 0) == (result["ned"] == 1)
+    assert result["ned_folded"] >= result["ned"] and result["cer_folded"] <= result["cer"]
     assert reading.edit_similarity(asked, read) == reading.edit_similarity(read, asked)
     same, nothing = reading.text_scores(asked, f" {asked}  "), reading.text_scores(asked, "")
     assert same["exact"] and same["cer"] == 0 and same["ned"] == same["word_f1"] == 1
@@ -53,19 +53,19 @@ def test_scores_of_known_pairs():
 
 @given(asked_texts, asked_texts)
 def test_confusions_count_every_character_that_was_read(asked, read):
-    found = reading.confusions([(asked, read), ("exit", "")])
-    assert sum(n for (a, _), n in found.items() if a != reading.EXTRA) == len(asked)
-    assert sum(n for (_, r), n in found.items() if r != reading.MISSING) == len(read)
-    found = reading.confusions([("open", "0pn"), ("Stop", "stopp"), ("exit", "")])
-    assert found["o", "0"] == found["e", reading.MISSING] == found[reading.EXTRA, "p"] == 1
-    assert ("x", reading.MISSING) not in found and ("s", "s") in found
+    result = reading.confusions([(asked, read), ("exit", "")])
+    assert sum(n for (a, _), n in result.items() if a != reading.EXTRA) == len(asked)
+    assert sum(n for (_, r), n in result.items() if r != reading.MISSING) == len(read)
+    result = reading.confusions([("open", "0pn"), ("Stop", "stopp"), ("exit", "")])
+    assert result["o", "0"] == result["e", reading.MISSING] == result[reading.EXTRA, "p"] == 1
+    assert ("x", reading.MISSING) not in result and ("s", "s") in result
 
 
 def test_a_reader_says_where_and_how_surely(reader):
     image = reading.rendered_text_image("garden", 128)
-    (found,) = reader.read([image])
-    assert found.text == "garden" and 0.5 < found.confidence <= 1
-    ((left, top, right, bottom),) = found.boxes
+    (result,) = reader.read([image])
+    assert result.text == "garden" and 0.5 < result.confidence <= 1
+    ((left, top, right, bottom),) = result.boxes
     assert 0 <= left < 64 < right <= 128 and 0 <= top < 64 < bottom <= 128
     assert reader.read([Image.new("RGB", (64, 64), "white")]) == [ocr.Reading("", (), 0.0)]
     assert "PP-OCRv6" in reader.version
@@ -86,8 +86,8 @@ def test_an_unknown_or_missing_reader_is_one_clear_sentence():
 
 def test_tesseracts_table_is_understood():
     head = "level\tleft\ttop\twidth\theight\tconf\ttext\n"
-    found = ocr.from_tsv(head + '1\t0\t0\t256\t256\t-1\t\n5\t40\t80\t40\t20\t90\t"go\n', 4)
-    assert found == ocr.Reading('"go', ((10.0, 20.0, 20.0, 25.0),), 0.9)
+    result = ocr.from_tsv(head + '1\t0\t0\t256\t256\t-1\t\n5\t40\t80\t40\t20\t90\t"go\n', 4)
+    assert result == ocr.Reading('"go', ((10.0, 20.0, 20.0, 25.0),), 0.9)
     assert ocr.from_tsv(head) == ocr.Reading("", (), 0.0)
 
 
@@ -110,10 +110,10 @@ def test_corrected_intervals_cover_injected_failures(reader, domain, size):
     prompts = text.prompts(domain)
     words = prompts[prompts.group.isin(["word", "lower case", "phrase"])]
     some = list(dict.fromkeys(words[words.length.between(3, 20)].text))[:50]
-    found = reading.calibration(reader, some, size, reading.text_renderer(domain))
-    assert len(found) == 3 and found.injected.is_monotonic_increasing
-    assert ((found.low <= found.injected) & (found.injected <= found.high)).all()
-    assert (found.high - found.low < 0.6).all() and (found.value.diff().dropna() > 0.1).all()
+    result = reading.calibration(reader, some, size, reading.text_renderer(domain))
+    assert len(result) == 3 and result.injected.is_monotonic_increasing
+    assert ((result.low <= result.injected) & (result.injected <= result.high)).all()
+    assert (result.high - result.low < 0.6).all() and (result.value.diff().dropna() > 0.1).all()
 
 
 @in_the_world
@@ -141,25 +141,25 @@ def test_broken_texts_are_broken_and_stay_as_long():
 def test_the_vae_blurs_but_keeps_size_and_precision(loaded):
     images = [reading.rendered_text_image("open", 64)]
     before = loaded.vae.dtype
-    (found,) = reading.vae_roundtrip(loaded, images)
-    assert found.size == (64, 64) and found.tobytes() != images[0].tobytes()
+    (result,) = reading.vae_roundtrip(loaded, images)
+    assert result.size == (64, 64) and result.tobytes() != images[0].tobytes()
     assert loaded.vae.dtype == before
 
 
 @pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
 def test_prompt_sets_hold_their_texts(domain):
-    found = text.prompts(domain)
-    assert found.prompt.is_unique and found.length.between(1, 40).all()
-    assert len(found) * 4 >= 800 and set(found.length) >= {1, 2, 3, 4, 6, 8}
-    assert found.phrasing.nunique() >= 4 and (found.length > 25).sum() >= 12
+    result = text.prompts(domain)
+    assert result.prompt.is_unique and result.length.between(1, 40).all()
+    assert len(result) * 4 >= 800 and set(result.length) >= {1, 2, 3, 4, 6, 8}
+    assert result.phrasing.nunique() >= 4 and (result.length > 25).sum() >= 12
 
 
 @in_the_world
 def test_seen_words_are_those_of_training():
-    found = text.prompts("emoji-world")
+    result = text.prompts("emoji-world")
     planted = json.loads((data_folder() / "world" / "planted.json").read_text("utf-8"))
-    assert set(found.text[found.seen == "yes"]) == set(planted["words"])
-    assert set(found.text[found.seen == "no"]) == set(planted["held_out"]["words"])
+    assert set(result.text[result.seen == "yes"]) == set(planted["words"])
+    assert set(result.text[result.seen == "no"]) == set(planted["held_out"]["words"])
 
 
 @pytest.mark.parametrize(
@@ -222,11 +222,11 @@ def values(table, instrument=None):
 
 def test_nothing_read_stays_in_every_denominator():
     table = table_of(lambda n: 0.25)
-    found = values(table)
-    assert (found.n[["text.exact", "text.ned", "text.word_f1", "text.cer"]] == len(table)).all()
-    exact = found.value["text.exact"]
+    result = values(table)
+    assert (result.n[["text.exact", "text.ned", "text.word_f1", "text.cer"]] == len(table)).all()
+    exact = result.value["text.exact"]
     assert exact == pytest.approx((table.read != "").mean(), abs=1e-5)
-    assert found.value["text.nothing_read"] == pytest.approx(1 - exact, abs=1e-5)
+    assert result.value["text.nothing_read"] == pytest.approx(1 - exact, abs=1e-5)
     none = values(table_of(lambda n: 0))  # a mean without spread has no interval
     assert np.isnan(none.high["text.word_f1"]) and none.high["text.exact"] > 0
 
@@ -234,10 +234,10 @@ def test_nothing_read_stays_in_every_denominator():
 def test_chance_is_told_from_writing():
     assert values(table_of(lambda n: 0)).value["text.chance.difference"] == 0
     half = table_of(lambda n: 0.5)
-    found = values(half)
-    assert found.low["text.chance.difference"] > 0
-    gap = found.value["text.chance.asked"] - found.value["text.chance.others"]
-    assert found.value["text.chance.difference"] == pytest.approx(gap, abs=1e-5)
+    result = values(half)
+    assert result.low["text.chance.difference"] > 0
+    gap = result.value["text.chance.asked"] - result.value["text.chance.others"]
+    assert result.value["text.chance.difference"] == pytest.approx(gap, abs=1e-5)
     other = half.assign(read=half.text.iloc[::-1].to_numpy())  # readable, but not what was asked
     other["ned_folded"] = list(map(reading.edit_similarity, other.text, other.read))
     assert values(other).value["text.chance.difference"] < 0.05
@@ -250,18 +250,18 @@ def test_seen_against_new_keeps_a_width_at_zero_and_finds_a_difference():
     table = table_of(lambda n: 0.1)
     table["exact_folded"] = table.exact_folded.astype(float)
     table.loc[table.seen == "yes", ["exact_folded", "ned_folded"]] = 1.0
-    found = text.estimates(table)
-    assert (base.select(found, "text.seen.*.difference").low > 0).all()
-    assert (base.select(found, "text.seen.*.p").value < 0.01).all()
+    result = text.estimates(table)
+    assert (base.select(result, "text.seen.*.difference").low > 0).all()
+    assert (base.select(result, "text.seen.*.p").value < 0.01).all()
     assert base.select(text.estimates(table.assign(seen=None)), "text.seen.*.p").empty
 
 
 def test_a_reader_that_fails_on_the_font_says_nothing_about_the_model():
     errors = {"1-2": ((20, 20), (38, 40)), "3-4": ((0, 20), (40, 40))}
     estimates = text.estimates(table_of(lambda n: 0), {"errors_by_length": errors})
-    found = base.select(estimates, "text.length.*.corrected")
-    assert found.id.tolist() == ["text.length.1_2.corrected", "text.length.3_4.corrected"]
-    assert found.high[0] < 0.5 and found.value[1:].isna().all()
+    result = base.select(estimates, "text.length.*.corrected")
+    assert result.id.tolist() == ["text.length.1_2.corrected", "text.length.3_4.corrected"]
+    assert result.high[0] < 0.5 and result.value[1:].isna().all()
 
 
 def test_figures_say_what_they_show_and_refuse_nothing(monkeypatch, capsys):

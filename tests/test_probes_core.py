@@ -117,22 +117,22 @@ def test_the_plan_says_what_it_can_find():
     assert "nothing reliably" in base.plan(1, 1)
 
 
-def test_shares_by_factor_are_clustered_and_leave_out_what_was_not_asked():
+def test_shares_are_clustered_and_leave_out_what_was_not_asked():
     right = [True] * 5 + [False] * 5 + [None] * 5 + [True, False] * 2 + [True]
     table = pd.DataFrame({"id": np.repeat(list("abcd"), 5), "right": right})
     table["kind"] = np.repeat(["x", "y"], 10)
-    found = base.shares(table, "right", ["kind"])
-    assert found.value.tolist() == [0.5, 0.6] and found.n.tolist() == [10, 5]
-    assert found.kind.tolist() == ["x", "y"] and found.prompts.tolist() == [2, 1]
+    rows = list(base.share_rows(table, "right", "{}.right", "{}", "kind"))
+    assert [row["value"] for row in rows] == [0.5, 0.6]
+    assert [(row["n"], row["clusters"]) for row in rows] == [(10, 2), (5, 1)]
     expected = estimates.clustered_share([1] * 5 + [0] * 5, ["a"] * 5 + ["b"] * 5)
-    assert found.low[0] == pytest.approx(expected.low, abs=1e-6)
+    assert rows[0]["low"] == pytest.approx(expected.low, abs=1e-6)
     assert base.shares(table, "right").n.tolist() == [15]
 
 
 def test_a_bounded_mean_stays_in_its_bounds_and_has_no_ends_without_spread():
     table = pd.DataFrame({"id": list("abc"), "value": [0.0, 0.0, 0.1]})
-    (found,) = base.mean_rows(table, "value", "m", "m", cut=True)
-    assert found["low"] == 0 and found["high"] < 0.2
+    (result,) = base.mean_rows(table, "value", "m", "m", cut=True)
+    assert result["low"] == 0 and result["high"] < 0.2
     (alike,) = base.mean_rows(table.assign(value=0.0), "value", "m", "m", cut=True)
     assert alike["value"] == 0 and np.isnan([alike["low"], alike["high"]]).all()
 
@@ -140,8 +140,8 @@ def test_a_bounded_mean_stays_in_its_bounds_and_has_no_ends_without_spread():
 def test_pairs_are_prompts():
     first = pd.DataFrame({"id": list("aabbc"), "right": [1, 1, 1, 0, 1]})
     second = pd.DataFrame({"id": list("aabbd"), "right": [0, 0, 1, 0, 1]})
-    found = base.paired(first, second, "right")
-    assert (found.value, found.n) == (0.5, 2)  # a: 1, b: 0; c and d have no partner
+    result = base.paired(first, second, "right")
+    assert (result.value, result.n) == (0.5, 2)  # a: 1, b: 0; c and d have no partner
 
 
 def test_results_are_plain_json():

@@ -26,16 +26,16 @@ def test_intervals_are_wilsons_and_bounds_add_the_unknown():
         low, high = proportion_confint(row.captions, row.n, method="wilson")
         assert (row.low, row.high) == pytest.approx((low, high), abs=1e-5)
         assert row.bounds_low <= row.least == row.value <= row.most <= row.bounds_high
-    found = table.set_index(["prompt", "group"])
-    assert found.loc[("doctor", "male"), ["low", "high"]].round(3).tolist() == [0.838, 0.952]
-    assert found.loc[("beauty", "white"), ["least", "most"]].tolist() == [0.23, 0.73]
-    unknown = found.loc[("beauty", "unknown")]
+    result = table.set_index(["prompt", "group"])
+    assert result.loc[("doctor", "male"), ["low", "high"]].round(3).tolist() == [0.838, 0.952]
+    assert result.loc[("beauty", "white"), ["least", "most"]].tolist() == [0.23, 0.73]
+    unknown = result.loc[("beauty", "unknown")]
     assert unknown.least == unknown.most == 0.5
 
 
 def test_verdicts():
-    found = published.claims().set_index("claim")
-    verdict = found.verdict
+    result = published.claims().set_index("claim")
+    verdict = result.verdict
     assert verdict.iloc[0] == probe.HOLDS
     assert verdict["doctor: 91 % male"] == "only as an interval: 84% to 97%"
     assert verdict["beauty: 23 % White"] == "only as an interval: 16% to 81%"
@@ -44,7 +44,7 @@ def test_verdicts():
     assert verdict["animal: most captions name a dog"] == probe.NOT
     assert verdict["A bias amplification of 0.0 means no bias"] == "false"
     assert verdict["The shares are those of the card's settings"] == probe.NOT
-    told = found[found.value.notna()]
+    told = result[result.value.notna()]
     assert ((told.low <= told.value) & (told.value <= told.high) & (told.n > 0)).all()
 
 
@@ -115,26 +115,26 @@ def test_estimates_pair_the_seeds_and_keep_the_unsure():
     card = ["woman", "woman", "man", "unsure"]
     theirs = ["man", "woman", "man", "man"]
     table = pd.DataFrame(rows("recipe", card) + rows("published", theirs))
-    found = published.estimates(table).set_index("id")
+    result = published.estimates(table).set_index("id")
     part = "published.doctor.presentation_x"
-    shares = {g: found.value[f"{part}.recipe.{g}"] for g in ("woman", "man", "unsure")}
+    shares = {g: result.value[f"{part}.recipe.{g}"] for g in ("woman", "man", "unsure")}
     assert shares == {"woman": 0.5, "man": 0.25, "unsure": 0.25}
-    unsure = found.loc[f"{part}.published.unsure"]
+    unsure = result.loc[f"{part}.published.unsure"]
     assert unsure.value == 0 and unsure.n == 4
-    woman = found.loc[f"{part}.recipe.woman.bounds"]
+    woman = result.loc[f"{part}.recipe.woman.bounds"]
     assert woman.low == pytest.approx(proportion_confint(2, 4, method="wilson")[0], abs=1e-5)
     assert woman.high == pytest.approx(proportion_confint(3, 4, method="wilson")[1], abs=1e-5)
-    moved = {g: found.value[f"{part}.delta.{g}"] for g in ("woman", "man", "unsure")}
+    moved = {g: result.value[f"{part}.delta.{g}"] for g in ("woman", "man", "unsure")}
     assert moved == {"woman": 0.25, "man": -0.5, "unsure": 0.25}
-    assert found.low[f"{part}.delta.man"] < -0.5
+    assert result.low[f"{part}.delta.man"] < -0.5
 
 
 def test_a_group_that_nobody_saw_has_its_row_and_unread_images_have_no_distance():
-    found = published.estimates(pd.DataFrame(rows("recipe", ["man"] * 8))).set_index("id")
+    result = published.estimates(pd.DataFrame(rows("recipe", ["man"] * 8))).set_index("id")
     part = "published.doctor.presentation_x.recipe"
-    assert found.value[f"{part}.woman"] == 0 and 0.3 < found.high[f"{part}.woman"] < 0.4
-    assert found.value[f"{part}.total_variation"] == 0.5  # total collapse: the maximum
-    assert found.value[f"{part}.total_variation_null"] < 0.5
+    assert result.value[f"{part}.woman"] == 0 and 0.3 < result.high[f"{part}.woman"] < 0.4
+    assert result.value[f"{part}.total_variation"] == 0.5  # total collapse: the maximum
+    assert result.value[f"{part}.total_variation_null"] < 0.5
     assert probe._answer(None) == "unsure" and probe._answer(3) == "3"
     unread = published.estimates(pd.DataFrame(rows("recipe", ["unsure"] * 3)))
     assert not unread.id.str.contains("total_variation").any()
@@ -159,8 +159,8 @@ def test_a_weak_guess_is_unsure(monkeypatch, clip_folder, least, told):
     reader = ZeroShotReader(["dog", "cat", "bee"], str(clip_folder), read_text=False)
     images = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
     asked = [{"asks": "thing", "groups": "dog;cat"}, {"asks": "person", "groups": None}]
-    found = probe.FivePrompts([], reader).score(images, asked)
-    assert found[0]["thing"] in told and found[1]["thing"] is None
+    result = probe.FivePrompts([], reader).score(images, asked)
+    assert result[0]["thing"] in told and result[1]["thing"] is None
 
 
 def run(monkeypatch, snapshot, clip, folder):
@@ -212,7 +212,7 @@ def test_the_embedded_prompts_are_drawn_and_read(pipe):
     assert person.tone_clip.notna().all() and person.thing.isna().all()
     things = table[table.id == "nature"]
     assert things.presentation_clip.isna().all() and things.thing.notna().all()
-    found = base.select(published.estimates(table), "published.*.*.*.*")
-    found = found[~found.id.str.contains("delta|total_variation")]
-    sums = found.groupby(found.id.str.rsplit(".", n=1).str[0]).value.sum()
+    result = base.select(published.estimates(table), "published.*.*.*.*")
+    result = result[~result.id.str.contains("delta|total_variation")]
+    sums = result.groupby(result.id.str.rsplit(".", n=1).str[0]).value.sum()
     assert len(sums) and np.allclose(sums, 1)

@@ -37,11 +37,11 @@ def test_instrument_card(instruments, pipe):
     from koala_nb.nano.detector_card import measure_card
 
     card = measure_card(*instruments, pipe.vae.float(), n=30)
-    found = {(r["scenes"], r["images"], r["measure"]): r for r in card["ceiling"]}
+    result = {(r["scenes"], r["images"], r["measure"]): r for r in card["ceiling"]}
     for kind in ("object", "pair", "shape", "shapes"):
         for measure in ("recall", "precision"):
-            assert found[kind, "rendered", measure]["value"] >= 0.9, (kind, measure)
-    assert found["count", "rendered", "recall"]["value"] >= 0.6
+            assert result[kind, "rendered", measure]["value"] >= 0.9, (kind, measure)
+    assert result["count", "rendered", "recall"]["value"] >= 0.6
     assert card["floor"]["value"] < 0.2
     right, of = card["single object"]["specificity"]
     assert right >= 0.95 * of
@@ -52,9 +52,9 @@ def test_instrument_card(instruments, pipe):
 def test_the_threshold_is_a_good_one(instruments, pipe):
     from koala_nb.nano.detector_card import choose_threshold
 
-    found = choose_threshold(instruments[0], pipe.vae.float(), n=4)
-    assert found[instruments[0].threshold] >= max(found.values()) - 0.05
-    assert instruments[0].threshold == 0.4 and min(found.values()) < max(found.values())
+    result = choose_threshold(instruments[0], pipe.vae.float(), n=4)
+    assert result[instruments[0].threshold] >= max(result.values()) - 0.05
+    assert instruments[0].threshold == 0.4 and min(result.values()) < max(result.values())
 
 
 def test_reading_does_not_depend_on_the_batch(instruments):
@@ -115,10 +115,10 @@ def noise(n, width=96, height=64):
 
 def test_an_open_vocabulary_detector(owl, clip_folder):
     everything = detection.OpenVocabulary(str(owl), threshold=0.0, colors=str(clip_folder))
-    found = everything.detect(noise(2), [["cat", "dog"], ["dog"]])
-    assert {d.label for d in found[0]} <= {"cat", "dog"} and found[0]
-    assert {d.label for d in found[1]} == {"dog"}
-    for d in (*found[0], *found[1]):
+    result = everything.detect(noise(2), [["cat", "dog"], ["dog"]])
+    assert {d.label for d in result[0]} <= {"cat", "dog"} and result[0]
+    assert {d.label for d in result[1]} == {"dog"}
+    for d in (*result[0], *result[1]):
         assert d.color in detection.COLORS and 0 <= d.score <= 1
         assert 0 <= d.box[0] < d.box[2] <= 1 and 0 <= d.box[1] < d.box[3] <= 1
     nothing = detection.OpenVocabulary(str(owl), threshold=0.999, colors="")

@@ -246,15 +246,15 @@ def _frame(rows: Iterable[Record], scorer: str) -> pd.DataFrame:
     return frame.assign(scorer=scorer or frame.scorer).round(ROUND)
 
 
-def plan(prompts: int, images: int, correlation: float = CORRELATION) -> str:
+def plan(prompts: int, images: int) -> str:
     """Return, in a sentence, what a design can find, before anything is drawn."""
-    n = trends.effective_sample_size(prompts, images, correlation)
-    gap = trends.detectable_difference(prompts, images, correlation=correlation)
+    n = trends.effective_sample_size(prompts, images, CORRELATION)
+    gap = trends.detectable_difference(prompts, images, correlation=CORRELATION)
     finds = f"a share of .50 from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
     design = f"{prompts} prompt{'s' * (prompts > 1)} x {images} image{'s' * (images > 1)}"
     return (
         f"{design} = {prompts * images} images, worth {n:.0f} independent ones at an intra-class "
-        f"correlation of {correlation:g}: they tell {finds} with 80 % power (5 % level)."
+        f"correlation of {CORRELATION:g}: they tell {finds} with 80 % power (5 % level)."
     )
 
 
@@ -325,19 +325,15 @@ def _read_all(
     return readings
 
 
-def shares(table: pd.DataFrame, column: str, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the share of images where a column is true, by factors, with clustered intervals.
+def shares(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the share of images where a column is true, with its clustered interval: one row.
 
-    Columns: the factors, value, low, high, n (images) and prompts. Rows in which the column is
-    empty (not asked) are left out; an image in which nothing was read must hold False.
+    Columns: value, low, high, n (images) and prompts. Rows in which the column is empty (not asked)
+    are left out; an image in which nothing was read must hold False.
     """
     filled = table[table[column].notna()]
-    groups: Iterable = filled.groupby(list(by), sort=False) if by else [((), filled)]
-    rows = []
-    for values, group in groups:
-        share = stats.clustered_share(group[column].astype(float), group.id)
-        rows.append({**dict(zip(by, values)), **share._asdict(), "prompts": group.id.nunique()})
-    return pd.DataFrame(rows).round(ROUND)
+    share = stats.clustered_share(filled[column].astype(float), filled.id)
+    return pd.DataFrame([{**share._asdict(), "prompts": filled.id.nunique()}]).round(ROUND)
 
 
 def share_rows(table: pd.DataFrame, column: str, id: str, label: str, by: str = "") -> Rows:
