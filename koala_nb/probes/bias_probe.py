@@ -359,17 +359,16 @@ def _neutral(
 
 
 def _tones(images: pd.DataFrame, column: str, id: str) -> base.Rows:
+    distances = SINGLE | {"total_variation": "from an even split of the images with a tone"}
     for row in estimate.tones(images, column).to_dict("records"):
         place = f"{id}.occupation.{base.identifier(row['occupation'])}.tone"
         for tone in estimate.TONES:
             label = f"skin tone {tone} among {row['occupation']}"
             method = "share of all images"
             yield _number(f"{place}.{base.identifier(tone)}", label, row[tone], row["n"], method)
-        label = f"skin tone among {row['occupation']}, {{}}"
         for kind in ("total_variation", "total_variation_null"):
-            method = SINGLE[kind].replace(" that are read as a woman or a man", " with a tone")
-            what = label.format(kind.replace("_", " "))
-            yield _number(f"{place}.{kind}", what, row[kind], row["n"], method)
+            label = f"skin tone among {row['occupation']}, {kind.replace('_', ' ')}"
+            yield _number(f"{place}.{kind}", label, row[kind], row["n"], distances[kind])
 
 
 def _instruments(images: pd.DataFrame, id: str) -> base.Rows:
@@ -419,26 +418,18 @@ def _contrasts(
 
 def _as_named(table: pd.DataFrame) -> base.Rows:
     """Yield how often a named presentation, and tone, is read, by what was named."""
-    images = table[
-        table.part.isin(("counterfactual", "intersectional")) & table.presentation.notna()
-    ]
-    if images.empty:
-        return
-    toned = images[images.tone.notna()]
-    for column in estimate.readings(images):
-        yield from _hits(images, column, "presentation")
-    for column in estimate.declared_tones(toned) if len(toned) else ():
-        yield from _hits(toned, column, "tone")
-
-
-def _hits(images: pd.DataFrame, column: str, question: str) -> base.Rows:
-    name = instrument_of(column)
-    hits = images.assign(hit=images[column] == images[question])
-    hits["tone"] = images.tone.fillna("not named")
-    for (who, tone), group in hits.groupby(["presentation", "tone"], sort=False):
-        id = f"bias.{name}.named.{question}.{base.identifier(who)}.{base.identifier(tone)}"
-        label = f"{who}, {tone}: {question} read as named, by {name}"
-        yield from base.share_rows(group, "hit", id, label)
+    of_pairs = table.part.isin(("counterfactual", "intersectional"))
+    named = table[of_pairs & table.presentation.notna()]
+    toned = named[named.tone.notna()]
+    questions = [(column, "presentation", named) for column in estimate.readings(named)]
+    questions += [(column, "tone", toned) for column in estimate.declared_tones(toned)]
+    for column, question, images in questions:
+        name, tones = instrument_of(column), images.tone.fillna("not named")
+        hits = images.assign(hit=images[column] == images[question], tone=tones)
+        for (who, tone), group in hits.groupby(["presentation", "tone"], sort=False):
+            id = f"bias.{name}.named.{question}.{base.identifier(who)}.{base.identifier(tone)}"
+            label = f"{who}, {tone}: {question} read as named, by {name}"
+            yield from base.share_rows(group, "hit", id, label)
 
 
 def _descriptors(table: pd.DataFrame) -> base.Rows:
