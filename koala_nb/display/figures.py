@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import matplotlib
 import numpy as np
@@ -20,7 +20,6 @@ from koala_nb.display.tables import EMPTY, format_interval, format_number
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
 
 PROMPTS_A_FIGURE = 4  # so that no figure is taller than a printed page
 CELL_INCHES = 1.3  # side of one image in a grid
@@ -56,11 +55,16 @@ class ImageRun(Protocol):
 
 
 @contextmanager
-def styled_axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """Give a figure of so many inches with one pair of axes, in the style of all figures."""
+def styled_axes(
+    width: float, height: float, *grid: int, **options: Any
+) -> Iterator[tuple[Figure, Any]]:
+    """Give a figure of so many inches and its axes, in the style of all figures.
+
+    grid: rows and columns of axes, else there is one; options: as of `Figure.subplots`.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.subplots()
+        yield figure, figure.subplots(*grid, **options)
 
 
 def image_grid(
@@ -84,11 +88,10 @@ def image_grid(
         )
     if len(numbers) not in (0, len(images)):
         raise ValueError(f"image_grid: {len(numbers)} numbers do not fit {len(images)} images.")
-    with matplotlib.rc_context(STYLE):
-        cell = CELL_INCHES + (0.2 if len(numbers) else 0)
-        height = (0.7 if title else 0.4) + cell * rows + (0.3 if meaning else 0)
-        figure = Figure(figsize=(2.6 + CELL_INCHES * columns, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
+    cell = CELL_INCHES + (0.2 if len(numbers) else 0)
+    height = (0.7 if title else 0.4) + cell * rows + (0.3 if meaning else 0)
+    grid = (2.6 + CELL_INCHES * columns, height, rows, columns)
+    with styled_axes(*grid, squeeze=False) as (figure, axes):
         for index, (axis, image) in enumerate(zip(axes.flat, images)):
             axis.imshow(image, interpolation="nearest" if image.width < 256 else "antialiased")
             axis.set(xticks=[], yticks=[])
@@ -112,12 +115,11 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int
     if len(images) != len(captions) or not images:
         raise ValueError(f"gallery: {len(images)} images do not fit {len(captions)} captions.")
     rows = -(-len(images) // columns)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.55 * columns, 2.15 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis in axes:
+    grid = (1.55 * columns, 2.15 * rows, rows, columns)
+    with styled_axes(*grid, squeeze=False) as (figure, axes):
+        for axis in axes.flat:
             axis.set_axis_off()
-        for axis, image, caption in zip(axes, images, captions):
+        for axis, image, caption in zip(axes.flat, images, captions):
             axis.imshow(image, interpolation="nearest" if image.width < 256 else "antialiased")
             text = _plain(_wrap(caption, 20))
             axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top")
@@ -274,9 +276,7 @@ def share_curves(
     drawn = {name: points for name, points in series.items() if len(points)}
     if not drawn:
         raise ValueError("share_curves: give at least one series with at least one point.")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 3.6), layout="constrained")
-        axis = figure.subplots()
+    with styled_axes(7.4, 3.6) as (figure, axis):
         for k, (name, points) in enumerate(drawn.items()):
             value = points["value"].to_numpy(float)
             ends = np.abs(points[["low", "high"]].to_numpy(float).T - value)
@@ -314,11 +314,9 @@ def interval_panels(
     if not beside:
         shape, size = shape[::-1], (6.8, 0.9 + 0.24 * sum(heights))
     ratios = None if beside else heights
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(
-            *shape, sharex=True, sharey=beside, height_ratios=ratios, squeeze=False
-        ).ravel()
+    share: dict[str, Any] = {"sharex": True, "sharey": beside, "height_ratios": ratios}
+    with styled_axes(*size, *shape, **share, squeeze=False) as (figure, axes):
+        axes = axes.ravel()
         for axis, (title, rows) in zip(axes, panels.items()):
             y = np.arange(len(rows))
             axis.hlines(y, rows.bounds_low, rows.bounds_high, "0.8", linewidth=6, label=bounds)

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from koala_nb.display.figures import COLORS, MARKERS, STYLE, show, styled_axes
+from koala_nb.display.figures import COLORS, MARKERS, show, styled_axes
 from koala_nb.speed.timing import Row
 
 Rows = Sequence[Row]
@@ -22,9 +21,8 @@ def show_scaling(rows: Rows) -> None:
     """
     sizes = sorted({row["size"] for row in rows})
     texts = []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-        panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    with styled_axes(7.2, 2.9, 1, len(sizes), sharey=True, squeeze=False) as (figure, axes):
+        panels = axes[0]
         for axis, size in zip(panels, sizes):
             for index, name in enumerate(dict.fromkeys(row["system"] for row in rows)):
                 cases = [r for r in rows if (r["size"], r["system"]) == (size, name)]
