@@ -100,37 +100,6 @@ def test_a_revision_without_any_variant_loads_and_says_so(tmp_path, monkeypatch)
     assert len(told.notes) == 1 and all(part in told.notes[0] for part in ALL)
 
 
-def test_only_the_files_that_the_pipeline_needs():
-    parts = {"unet": ["diffusers", "UNet2DConditionModel"], "tokenizer": ["t", "CLIPTokenizer"]}
-    index = {"_class_name": "StableDiffusionXLPipeline", **parts, "feature_extractor": [None, None]}
-    wanted = [
-        "tokenizer/merges.txt",
-        "tokenizer/vocab.json",
-        "unet/config.json",
-        "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
-        "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
-    ]
-    others = [
-        "README.md",
-        "sd_xl_base_1.0.safetensors",
-        "unet/diffusion_pytorch_model.safetensors",
-        "unet/diffusion_pytorch_model.bin",
-        "unet/diffusion_flax_model.msgpack",
-        "unet/model.onnx",
-        "unet/openvino_model.xml",
-        "unet/openvino_model.bin",
-        "vae_1_0/diffusion_pytorch_model.fp16.safetensors",
-        "unet/deeper/config.json",
-    ]
-    files, lacking = hub.files_needed(wanted + others, index, "fp16")
-    assert (sorted(files), lacking) == (["model_index.json", *wanted], [])
-    files, lacking = hub.files_needed(wanted + others, index, None)
-    assert [f for f in files if "safetensors" in f] == ["unet/diffusion_pytorch_model.safetensors"]
-    files, lacking = hub.files_needed(wanted + others, index, "fp16", skip="unet")
-    assert not [f for f in files if "safetensors" in f] and "unet/config.json" in files
-    assert hub.files_needed(others, index, "fp16")[1] == ["unet"]
-
-
 def test_sdxl_lightning_takes_its_unet_from_a_file(snapshot, tmp_path, monkeypatch):
     # Its real layout: one U-Net file in one repository, the other parts in SDXL-Base's.
     from safetensors.torch import load_file

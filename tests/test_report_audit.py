@@ -261,7 +261,7 @@ def data(tmp_path_factory):
     prompts.to_csv(folder / "prompts" / "first_look_emoji-world.csv", index=False)
     row = {"measure": "background <colour>", "small_must": 0.9, "value": 0.8125, "n": 16}
     row |= {"full_must": None, "full_goal": None, "low": 0.57, "high": 0.93, "instrument": "r"}
-    measured = {"rows": [row], "revision": hub.from_folder(model, None).revision}
+    measured = {"rows": [row], "revision": hub.from_folder(model).revision}
     (folder / "results").mkdir()
     (folder / "results" / "quality-nano-koala.json").write_text(json.dumps(measured))
     return folder

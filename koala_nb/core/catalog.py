@@ -50,7 +50,6 @@ class System:
     recipe: Recipe
     unet: dict[str, Any] = field(default_factory=dict)
     parameters: int | None = None
-    variant: str | None = "fp16"  # asked for first; an older revision may lack it
     licence: str | None = None
     domain: str = "photographic"
     note: str = ""

@@ -1,12 +1,9 @@
-"""From a name to a folder of safetensors whose weights are checked: the hub's cache, a download,
-or a folder as it is.
-
-`diffusers.DiffusionPipeline.download` is not used: it also fetches a repository's code, and leaves
-out the configuration of a part whose weights come from elsewhere.
+"""From a name to a folder of safetensors whose weights are checked: the hub's cache, a download
+by diffusers, or a folder as it is.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +15,14 @@ from koala_nb.core.files import short
 if TYPE_CHECKING:
     from torch import nn
 
+VARIANT = "fp16"  # asked for first; an older revision may lack it
 WEIGHTED = ("unet", "vae", "text_encoder", "text_encoder_2")
+TOKENIZER = ("vocab.json", "merges.txt")  # or tokenizer.json
 NEEDED = {
     "scheduler": ("scheduler_config.json",),
-    "tokenizer": ("vocab.json", "merges.txt"),  # or tokenizer.json
-    "tokenizer_2": ("vocab.json", "merges.txt"),
+    "tokenizer": TOKENIZER,
+    "tokenizer_2": TOKENIZER,
+    **dict.fromkeys(WEIGHTED, ("config.json",)),
 }
 LOOK = 8  # values of each tensor that are compared with its file
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack")
@@ -42,97 +42,58 @@ class Source:
     variant: str | None
     index: dict[str, Any]
     facts: dict[str, Any]  # of the optional koala_nb.json: name, domain, parts_from
+    weights: dict[str, list[Path]]  # part -> files to load
+    donor: "Source | None"  # parts whose folders are missing here come from there
     notes: list[str] = field(default_factory=list)
-    weights: dict[str, list[Path]] = field(default_factory=dict)  # part -> files to load
-    donor: "Source | None" = None  # parts whose folders are missing here come from there
-
-
-def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """The parts that a model_index.json names: part -> (library, class)."""
-    parts = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2}
-    return {k: (v[0], v[1]) for k, v in parts.items() if v[0] and v[1]}
-
-
-def files_needed(
-    listing: Iterable[str], index: dict[str, Any], variant: str | None, skip: str | None = None
-) -> tuple[list[str], list[str]]:
-    """Which of a repository's files a pipeline needs, and which parts lack the variant.
-
-    Only safetensors in one precision, configurations and tokenizers: no ONNX, OpenVINO or Flax
-    copies, no single-file checkpoints, no parts that model_index.json does not name, no weights
-    of the part `skip`.
-    """
-    needed, lacking = [], []
-    files = sorted(listing)
-    for part in components(index):
-        inside = [f for f in files if f.startswith(f"{part}/") and f.count("/") == 1]
-        needed += [f for f in inside if f.endswith((".json", ".txt", ".model"))]
-        weights = [f for f in inside if f.endswith(".safetensors") and part != skip]
-        plain = [f for f in weights if "." not in Path(f).name.removesuffix(".safetensors")]
-        chosen = [f for f in weights if f".{variant}" in Path(f).name] if variant else []
-        if weights and variant and not chosen:
-            lacking.append(part)
-        needed += chosen or plain
-    return ["model_index.json", *needed], lacking
 
 
 def from_hub(
-    repository: str,
-    revision: str | None,
-    variant: str | None,
-    local_files_only: bool | None,
-    skip: str | None = None,
+    repository: str, revision: str | None, local_files_only: bool | None, skip: str | None = None
 ) -> Source:
     """Find a repository's snapshot in the hub's cache, downloading what the pipeline needs.
 
-    Without a network, with HF_HUB_OFFLINE=1 or with `local_files_only`, only the cache counts.
-    Raises WeightsMissing where the snapshot, or a file of it, cannot be had.
+    Without a network, with HF_HUB_OFFLINE=1 or with `local_files_only`, only the cache counts. The
+    part `skip` is left out. Raises WeightsMissing where the snapshot, or a file of it, is missing.
     """
-    folder, online = None, not local_files_only
-    if online:
-        folder, online = _download(repository, revision, variant, skip)
+    folder = None if local_files_only else _download(repository, revision, skip)
     folder = folder or _cached(repository, revision)
-    source = from_folder(folder, variant, repository, skip)
+    source = from_folder(folder, repository, skip)
     source.revision = folder.name
     return source
 
 
-def _download(
-    repository: str, revision: str | None, variant: str | None, skip: str | None
-) -> tuple[Path | None, bool]:
-    """The downloaded snapshot, or (None, False) where the hub cannot be reached."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+def _download(repository: str, revision: str | None, skip: str | None) -> Path | None:
+    """The snapshot with what the pipeline needs, or None where the hub cannot be reached."""
+    from diffusers import DiffusionPipeline
     from huggingface_hub import errors as hub
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
+    options = {"revision": revision, "variant": VARIANT, "use_safetensors": True}
+    enable_progress_bars()  # gigabytes: nobody should wait in the dark
     try:
-        info = HfApi().model_info(repository, revision=revision)
-        # By name, not by hash, so that the cache also learns which commit "main" is.
-        index_file = hf_hub_download(repository, "model_index.json", revision=revision)
-        index = read_json(Path(index_file))
-        listing = [s.rfilename for s in info.siblings or []]
-        files, _ = files_needed(listing, index, variant, skip)
-        if not all((Path(index_file).parent / f).is_file() for f in files):
-            enable_progress_bars()  # gigabytes: nobody should wait in the dark
-            snapshot_download(repository, revision=revision, allow_patterns=files)
-    except hub.GatedRepoError:
+        return Path(
+            DiffusionPipeline.download(repository, **options, **({skip: None} if skip else {}))
+        )
+    except (OSError, hub.EntryNotFoundError, hub.HTTPError) as error:
+        # Where the hub fails, diffusers looks into the cache; that in vain, it tells the failure.
+        reason = error.__cause__ or error
+    finally:
+        disable_progress_bars()
+    if isinstance(reason, hub.GatedRepoError):
         raise WeightsMissing(
             f"{repository} asks for consent: accept its terms on https://huggingface.co/"
             f"{repository} and run `hf auth login`."
-        ) from None
-    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.EntryNotFoundError) as e:
-        if isinstance(e, hub.LocalEntryNotFoundError):
-            return None, False
+        )
+    absent = (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.EntryNotFoundError)
+    if isinstance(reason, absent) and not isinstance(reason, hub.LocalEntryNotFoundError):
         what = f"{repository}{f' at revision {revision}' if revision else ''}"
         raise WeightsMissing(
             f"The hub has no diffusers pipeline {what}: check the spelling, or log in with "
             "`hf auth login` if it is private."
-        ) from None
-    except (hub.OfflineModeIsEnabled, hub.HTTPError, ConnectionError):
-        return None, False
-    finally:
-        disable_progress_bars()
-    return Path(index_file).parent, True
+        )
+    if isinstance(reason, (hub.LocalEntryNotFoundError, hub.HTTPError, ConnectionError)):
+        return None
+    raise WeightsMissing(f"{repository} cannot be downloaded: {str(reason)[:200]}") from reason
 
 
 def _cached(repository: str, revision: str | None) -> Path:
@@ -146,18 +107,16 @@ def _cached(repository: str, revision: str | None) -> Path:
     except LocalEntryNotFoundError as error:
         if snapshot := getattr(error, "snapshot_path", None):  # lacks files that may not be needed
             return Path(snapshot)
-        raise WeightsMissing(missing_sentence(repository, revision)) from None
+        raise WeightsMissing(_out_of_reach(repository, revision)) from None
 
 
-def missing_sentence(repository: str, revision: str | None) -> str:
-    """What to do where a repository is neither in the cache nor within reach."""
+def _out_of_reach(repository: str, revision: str | None) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     known = next((s for s in catalog.SYSTEMS if repository in (s.repository, s.parts)), None)
     size = f" (about {known.download_gb} GB)" if known and known.download_gb else ""
-    at = f" at revision {revision}" if revision else ""
-    pinned = f" --revision {revision}" if revision else ""
-    files = '"*.json" "*/*.json" "*/*.txt" "*/*.fp16.safetensors"'
+    at, pinned = (f" at revision {revision}", f" --revision {revision}") if revision else ("", "")
+    files = f'"*.json" "*/*.json" "*/*.txt" "*/*.{VARIANT}.safetensors"'
     return (
         f"The weights of {repository}{at} are not in the hub's cache ({HF_HUB_CACHE}) and the hub "
         f"cannot be reached: with a network run `hf download {repository}{pinned} --include "
@@ -165,13 +124,11 @@ def missing_sentence(repository: str, revision: str | None) -> str:
     )
 
 
-def from_folder(
-    folder: Path, variant: str | None, name: str | None = None, skip: str | None = None
-) -> Source:
-    """Check a diffusers folder and say how to load it.
+def from_folder(folder: Path, repository: str | None = None, skip: str | None = None) -> Source:
+    """Check a diffusers folder, one's own or a repository's snapshot, and say how to load it.
 
-    Raises WeightsMissing naming the first missing, damaged or foreign file. Falls back to no
-    variant, with a note, where none is there.
+    Weights in half precision come first in a repository, those in full precision in a folder.
+    Raises WeightsMissing naming the first missing, damaged or foreign file.
     """
     index_file = folder / "model_index.json"
     if not index_file.is_file():
@@ -179,44 +136,53 @@ def from_folder(
             f"{folder} holds no model_index.json: give a folder saved by a diffusers pipeline."
         )
     index = read_json(index_file)
-    if not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= set(components(index)):
+    parts = [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and all(v)]
+    if not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= set(parts):
         raise WeightsMissing(f"{index_file} does not name the parts of a pipeline: restore it.")
-    listing = [f.relative_to(folder).as_posix() for f in folder.glob("*/*")]
-    files, lacking = files_needed(listing, index, variant, skip)
     facts = read_json(folder / "koala_nb.json") if (folder / "koala_nb.json").is_file() else {}
     for key in ("name", "domain", "parts_from"):
         if not isinstance(facts.get(key, ""), str):
             raise WeightsMissing(f"{folder / 'koala_nb.json'}: {key} is no text: correct it.")
-    source = Source(folder, name or str(folder), None, variant, index, facts)
-    if "parts_from" in facts:
-        lender = folder / facts["parts_from"]
-        source.donor = from_folder(lender, variant_in(lender))
-    weights = [f for f in files if f.endswith(".safetensors")]
-    if variant and not any(f".{variant}" in f for f in weights):
-        source.variant = None
+    donor = from_folder(folder / facts["parts_from"]) if "parts_from" in facts else None
+    here = [p for p in parts if not (donor and p != "unet" and not (folder / p).exists())]
+    variant = VARIANT if repository or _lacks_full_precision(folder) else None
+    weights = {part: _weights(folder / part, variant) for part in here if part != skip}
+    again = f"run `hf download {repository}`" if repository else "copy or download the folder again"
+    for part, files in weights.items():
+        _check_part(folder, part, files, again)
+    files = [file for part in weights.values() for file in part]
+    source = Source(
+        folder,
+        repository or str(folder),
+        None if repository else fingerprint(files, donor),
+        variant if any(f".{variant}" in file.name for file in files) else None,
+        index,
+        facts,
+        {part: weights[part] for part in WEIGHTED if part in weights},
+        donor,
+    )
+    lacking = [
+        p for p, fs in weights.items() if fs and not any(f".{variant}" in f.name for f in fs)
+    ]
     if variant and lacking:
         source.notes.append(f"no {variant} files for {', '.join(lacking)}: full precision loaded")
-    again = f"run `hf download {name}`" if name else "copy or download the folder again"
-    for part in components(index):
-        lent = source.donor and part != "unet" and not (folder / part).exists()
-        if part != skip and not lent:
-            inside = [f for f in weights if f.startswith(f"{part}/")]
-            check_part(folder, part, inside, again)
-            if part in WEIGHTED:
-                source.weights[part] = [folder / file for file in inside]
-    if name is None:
-        source.revision = fingerprint([folder / f for f in weights], source.donor)
     return source
 
 
-def variant_in(folder: Path) -> str | None:
-    """The variant to ask a folder for: "fp16" where a part has no other weights, else None."""
+def _lacks_full_precision(folder: Path) -> bool:
     files = list(folder.glob("*/*.safetensors"))
-    plain = {f.parent for f in files if ".fp16" not in f.name}
-    return "fp16" if any(f.parent not in plain for f in files) else None
+    full = {file.parent for file in files if f".{VARIANT}" not in file.name}
+    return any(file.parent not in full for file in files)
 
 
-def check_part(folder: Path, part: str, weights: list[str], again: str) -> None:
+def _weights(part: Path, variant: str | None) -> list[Path]:
+    """A part's safetensors of a variant; those of none where it has none of it."""
+    files = sorted(part.glob("*.safetensors"))
+    chosen = [file for file in files if variant and f".{variant}" in file.name]
+    return chosen or [file for file in files if "." not in file.stem]
+
+
+def _check_part(folder: Path, part: str, weights: list[Path], again: str) -> None:
     """Raise WeightsMissing where a part's files are missing or cut short, and say `again`."""
     from safetensors import SafetensorError, safe_open
 
@@ -228,21 +194,17 @@ def check_part(folder: Path, part: str, weights: list[str], again: str) -> None:
     for name in () if whole else NEEDED.get(part, ()):
         if not (folder / part / name).is_file():
             raise WeightsMissing(f"{folder} lacks {part}/{name}: {again}.")
-    if part not in WEIGHTED:
-        return
-    if not (folder / part / "config.json").is_file():
-        raise WeightsMissing(f"{folder} lacks {part}/config.json: {again}.")
-    if not weights:
+    if part in WEIGHTED and not weights:
         pickled = [f.name for f in (folder / part).glob("*") if f.suffix in PICKLES]
         why = f" (only {pickled[0]}, a pickle, which is never loaded)" if pickled else ""
         raise WeightsMissing(f"{folder} lacks safetensors weights in {part}/{why}: {again}.")
-    for weight in weights:
+    for file in weights:
         try:
-            with safe_open(folder / weight, framework="np"):
+            with safe_open(file, framework="np"):
                 pass
         except (SafetensorError, OSError) as error:
             raise WeightsMissing(
-                f"{folder / weight} is damaged or incomplete ({error}): delete it and {again}."
+                f"{file} is damaged or incomplete ({error}): delete it and {again}."
             ) from None
 
 

@@ -134,9 +134,10 @@ def silence_logging() -> None:
     """Silence the progress bars and notices of diffusers, transformers and the hub."""
     import diffusers
     import transformers
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars, logging
 
     disable_progress_bars()
+    logging.set_verbosity_error()
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
@@ -148,11 +149,11 @@ def _resolve(
     """The system (if catalogued), where its files are, and parts that come from elsewhere."""
     if name not in {s.name for s in catalog.SYSTEMS} and os.path.isdir(name):
         _no_revision(name, revision)
-        return None, _folder(Path(name)), {}
+        return None, hub.from_folder(Path(name)), {}
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name:
         known = next((s for s in catalog.SYSTEMS if s.repository == name), None)
         if known is None or known.embedded:
-            return None, hub.from_hub(name, revision, "fp16", local_only), {}
+            return None, hub.from_hub(name, revision, local_only), {}
         return _resolve(known.name, revision, local_only, dtype)
     if "/" in name or "\\" in name:
         raise ValueError(
@@ -169,15 +170,11 @@ def _resolve(
                 f"The embedded model {name} is not at {folder}: restore the data folder of the "
                 "project, set KOALA_NB_DATA to it, or train it with `koala-nb train`."
             )
-        return system, _folder(folder), {}
+        return system, hub.from_folder(folder), {}
     if system.unet_file and system.parts:
         unet = (system.repository, system.unet_file)
         return system, *_unet_file(unet, system.parts, revision, local_only, dtype)
-    return system, hub.from_hub(system.repository, revision, system.variant, local_only), {}
-
-
-def _folder(folder: Path) -> hub.Source:
-    return hub.from_folder(folder, hub.variant_in(folder))
+    return system, hub.from_hub(system.repository, revision, local_only), {}
 
 
 def _no_revision(name: str, revision: str | None) -> None:
@@ -196,10 +193,10 @@ def _unet_file(
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
 
-    source = hub.from_hub(parts, None, "fp16", local_only, skip="unet")
+    source = hub.from_hub(parts, None, local_only, skip="unet")
     file = hub.single_file(*unet_at, revision, local_only)
-    config = UNet2DConditionModel.load_config(source.folder / "unet")
-    unet = UNet2DConditionModel.from_config(config).to(dtype)
+    config = hub.single_file(parts, "unet/config.json", None, local_only)
+    unet = UNet2DConditionModel.from_config(hub.read_json(config)).to(dtype)
     unet.load_state_dict(load_file(file))
     source.notes.append(f"all but the U-Net from {parts} at {source.revision}")
     source.source, source.revision = unet_at[0], file.parent.name

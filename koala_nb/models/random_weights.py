@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from koala_nb.core import catalog
+from koala_nb.models.hub import VARIANT
 from koala_nb.models.unet import CLIP_BIGG, CLIP_H, CLIP_L, SDXL_VAE, build_parts, build_unet
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def write_to_hub_cache(home: Path, system: str, *, small: bool = False) -> Path:
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
         add_watermarker=False,
     )
-    pipe.save_pretrained(snapshot, variant=known.variant, safe_serialization=True)
+    pipe.save_pretrained(snapshot, variant=VARIANT, safe_serialization=True)
     (place / "refs").mkdir(parents=True, exist_ok=True)
     (place / "refs" / "main").write_text(COMMIT)  # last: what is half written is not found
     return snapshot
