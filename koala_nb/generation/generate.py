@@ -2,32 +2,32 @@
 
 import platform
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koala_nb.core import files
 from koala_nb.core.devices import empty_cache, is_out_of_memory
 from koala_nb.generation import run_folder
 from koala_nb.generation.plan import RECIPE, Plan, Request, Settings, default_batch_size, make_plan
-from koala_nb.generation.run_folder import BatchTimer, BatchTimes, Run
+from koala_nb.generation.run_folder import BatchTimes, Record, Run
 from koala_nb.models.load import model_info
 
 if TYPE_CHECKING:
     import torch
+    from diffusers.configuration_utils import FrozenDict
     from PIL import Image
     from torch import nn
 
     from koala_nb.models.load import Pipeline
 
-    Decoded = list[tuple[Image.Image, dict[str, Any]]]  # images, and how each was decoded
+    Decoded = list[tuple[Image.Image, Record]]  # images, and how each was decoded
 
-Item = TypeVar("Item")
-Drawn = TypeVar("Drawn")
 # Each is called before an attempt to draw; what it returns is called where memory ran out.
 ON_RETRY: list[Callable[[], Callable[[], None]]] = []
 
@@ -54,20 +54,155 @@ def generate(
     device, in any batch. With `out` the images go to a folder which the same call resumes after
     an interruption. Raises ValueError for a bad argument or a folder with other settings.
     """
+    import pandas as pd
+
     folder = None if out is None else run_folder.folder_at(out)
     settings = Settings(
         negative_prompt, steps, guidance, height, width, batch_size, timestep_spacing
     )
     plan = make_plan(pipe, prompts, seeds, settings)
-    unread = find_unread(pipe, plan)
-    with spacing(pipe, plan.timestep_spacing):
-        base = settings_of(pipe, plan)
-        if folder is None:
-            return _run_in_memory(pipe, plan, base, unread, progress)
-        device = base["device"].split(":")[0]  # which GPU of several does not matter
-        run_folder.open_folder(folder, {**base, "device": device}, plan)
-        _, batches = generate_missing(pipe, plan, base, unread, folder, progress)
-    return run_folder.close_folder(folder, plan.requests, batches)
+    drawing = Drawing(pipe, plan)
+    if folder is None:
+        drawn = [one for batch in drawing.draw(set(plan.requests), progress) for one in batch]
+        records = pd.DataFrame([one.record for one in drawn])
+        return Run([one.image for one in drawn], records, None, drawing.times)
+    run_folder.open_folder(folder, drawing.folder_settings(), plan)
+    drawing.write_missing(folder, progress)
+    return run_folder.close_folder(folder, plan.requests, drawing.times)
+
+
+class Drawn(NamedTuple):
+    """One image and what is known of it."""
+
+    request: Request
+    image: "Image.Image"
+    record: Record
+
+
+class Drawing:
+    """A plan and the pipeline that draws it.
+
+    `settings`: what determines the images, in the order in which a difference is reported;
+    `times`: the batches drawn so far, None for none. Warns of prompts that are not read whole.
+    """
+
+    def __init__(self, pipe: "Pipeline", plan: Plan) -> None:
+        self.pipe, self.plan = pipe, plan
+        self.unread = find_unread(pipe, plan)
+        with spacing(pipe, plan.timestep_spacing):
+            self.settings = _settings_of(pipe, plan)
+        self.times: BatchTimes | None = None
+        self.encode = lru_cache(maxsize=64)(partial(embed, pipe))
+
+    def folder_settings(self) -> Record:
+        """The settings of the run's folder: which GPU of several draws does not matter there."""
+        return {**self.settings, "device": self.settings["device"].split(":")[0]}
+
+    def draw(self, todo: Set[Request], progress: bool) -> Iterator[list[Drawn]]:
+        """Draw the images of `todo`, batch by batch, in halves where memory runs out.
+
+        A batch with one image missing is drawn whole, as before, and only the missing is yielded.
+        """
+        draw = SmallerBatches(self._draw_together)
+        sizes, seconds = [], []
+        before = time.perf_counter()
+        with (
+            spacing(self.pipe, self.plan.timestep_spacing),
+            cpu_kernels(self.pipe),
+            _bar(len(todo), progress) as advance,
+        ):
+            for batch in self.plan.batches():
+                if todo.isdisjoint(batch):
+                    continue
+                decoded = draw(batch)
+                if draw.limit is not None:
+                    for _, decoding in decoded:
+                        decoding["batch_halved_to"] = draw.limit
+                drawn = [
+                    Drawn(request, image, self._record(request, decoding))
+                    for request, (image, decoding) in zip(batch, decoded)
+                    if request in todo
+                ]
+                yield drawn
+                advance(len(drawn))
+                now = time.perf_counter()
+                sizes.append(len(batch))
+                seconds.append(now - before)
+                before = now
+                self.times = BatchTimes(tuple(sizes), tuple(seconds))
+
+    def write_missing(self, folder: Path, progress: bool) -> dict[Request, Record]:
+        """Draw what an open run's folder lacks of the images; returns the records of these."""
+        todo = run_folder.missing(folder, self.plan.requests)
+        run_folder.check_space(folder, self.plan, len(todo))
+        for name in {request.folder for request in todo}:
+            (folder / name).mkdir(exist_ok=True)
+        records = {}
+        with ThreadPoolExecutor(1) as writer:
+            writing: Future[None] | None = None
+            for batch in self.draw(todo, progress):
+                if writing:
+                    writing.result()  # so that no more than two batches wait
+                writing = writer.submit(_save, folder, batch)
+                records |= {one.request: one.record for one in batch}
+            if writing:
+                writing.result()
+        return records
+
+    def _record(self, request: Request, decoding: Record) -> Record:
+        unread = self.unread.get(request.prompt)
+        return {
+            "file": request.file,
+            "prompt_index": request.index,
+            "prompt": request.prompt,
+            "seed": request.seed,
+            **({} if unread is None else {"prompt_unread": unread}),
+            **self.settings,
+            **decoding,
+            "banner": files.banner(self.settings["domain"]),
+            "device_name": files.device_name(self.settings["device"]),
+            **files.versions(),
+        }
+
+    def _draw_together(self, batch: Sequence[Request]) -> "Decoded":
+        import torch
+
+        pipe, plan = self.pipe, self.plan
+        with torch.no_grad():
+            embeddings = [self.encode(r.prompt) for r in batch]
+            names = ["prompt_embeds", "pooled_prompt_embeds"][: len(embeddings[0])]
+            inputs = {k: torch.cat([e[i] for e in embeddings]) for i, k in enumerate(names)}
+            if plan.guidance > 1:  # as in diffusers: no unconditional half otherwise
+                negative = self._negative(embeddings[0])
+                for i, name in enumerate(names):
+                    inputs[f"negative_{name}"] = torch.cat([negative[i]] * len(batch))
+            generators = [torch.Generator("cpu").manual_seed(r.seed) for r in batch]
+            latents = pipe(
+                **inputs,
+                latents=_noise(pipe, plan, generators),
+                generator=generators,  # for samplers that add noise on the way
+                num_inference_steps=plan.steps,
+                guidance_scale=plan.guidance,
+                height=plan.height,
+                width=plan.width,
+                output_type="latent",
+            ).images
+            at_once = default_batch_size(max(latents.shape[2:]), latents.device.type)
+            decoded = [one for part in latents.split(at_once) for one in decode(pipe, part)]
+            pipe.maybe_free_model_hooks()
+        return decoded
+
+    def _negative(self, like: "list[torch.Tensor]") -> "list[torch.Tensor]":
+        """Embeddings of the negative prompt; zeros for None where the pipeline is made so."""
+        text = self.plan.negative_prompt
+        if text is None and self.pipe.config.get("force_zeros_for_empty_prompt", False):
+            return [part.new_zeros(part.shape) for part in like]
+        return self.encode(text)
+
+
+def _save(folder: Path, batch: Sequence[Drawn]) -> None:
+    for one in batch:
+        files.save_png(one.image, folder / one.request.file, one.record)
 
 
 def find_unread(pipe: "Pipeline", plan: Plan) -> dict[str, str]:
@@ -84,13 +219,12 @@ def find_unread(pipe: "Pipeline", plan: Plan) -> dict[str, str]:
         more = f" and of {len(lost) - 1} more prompts" if len(lost) > 1 else ""
         warnings.warn(
             f"Longer than the text encoder's {limit} tokens: it does not read {first}{more}.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return lost
 
 
-def settings_of(pipe: "Pipeline", plan: Plan) -> dict[str, Any]:
-    """What determines the images, in the order in which a difference is reported."""
+def _settings_of(pipe: "Pipeline", plan: Plan) -> Record:
     info = model_info(pipe)
     # Tiles, which change the image a little, count only where it is larger than one.
     latent = max(plan.height, plan.width) // pipe.vae_scale_factor
@@ -112,83 +246,6 @@ def settings_of(pipe: "Pipeline", plan: Plan) -> dict[str, Any]:
         "width": plan.width,
         "vae_tiling": tiling,
     }
-
-
-def _record(
-    base: dict[str, Any], unread: dict[str, str], request: Request, decoding: dict[str, Any]
-) -> dict[str, Any]:
-    cut = {"prompt_unread": unread[request.prompt]} if request.prompt in unread else {}
-    return {
-        "file": request.file,
-        "prompt_index": request.index,
-        "prompt": request.prompt,
-        "seed": request.seed,
-        **cut,
-        **base,
-        **decoding,
-        "banner": files.banner(base["domain"]),
-        "device_name": files.device_name(base["device"]),
-        **files.versions(),
-    }
-
-
-def _run_in_memory(
-    pipe: "Pipeline", plan: Plan, base: dict[str, Any], unread: dict[str, str], progress: bool
-) -> Run:
-    import pandas as pd
-
-    images, records = [], []
-    timer = BatchTimer()
-    with _bar(len(plan.requests), progress) as advance:
-        for batch, decoded in _draw(pipe, plan, plan.batches()):
-            for request, (image, decoding) in zip(batch, decoded):
-                images.append(image)
-                records.append(_record(base, unread, request, decoding))
-            advance(len(batch))
-            timer.tick(len(batch))
-    return Run(images, pd.DataFrame(records), None, timer.batches())
-
-
-def generate_missing(
-    pipe: "Pipeline",
-    plan: Plan,
-    base: dict[str, Any],
-    unread: dict[str, str],
-    out: Path,
-    progress: bool,
-) -> tuple[dict[Request, dict[str, Any]], BatchTimes | None]:
-    """Draw what is missing of a plan's images into an open run's folder.
-
-    Returns the records of what was missing, and the batches drawn for it; None where none was.
-    """
-    todo = run_folder.missing(out, plan.requests)
-    run_folder.check_space(out, plan, len(todo))
-    for folder in {request.folder for request in todo}:
-        (out / folder).mkdir(exist_ok=True)
-    # A batch with one image missing is drawn whole, as before, and only the missing is written.
-    batches = [batch for batch in plan.batches() if todo.intersection(batch)]
-    records = {}
-    timer = BatchTimer()
-    with _bar(len(todo), progress) as advance, ThreadPoolExecutor(1) as writer:
-        writing: list[Future[Any]] = []
-        for batch, decoded in _draw(pipe, plan, iter(batches)):
-            _finish(writing)  # so that no more than two batches wait
-            writing = []
-            for request, (image, decoding) in zip(batch, decoded):
-                if request in todo:
-                    record = records[request] = _record(base, unread, request, decoding)
-                    file = out / request.file
-                    writing.append(writer.submit(files.save_png, image, file, record))
-            advance(len(writing))
-            timer.tick(len(batch))
-        _finish(writing)
-    return records, timer.batches()
-
-
-def _finish(writing: "list[Future[Any]]") -> None:
-    """Wait until files are written. Raises what went wrong."""
-    for file in writing:
-        file.result()
 
 
 @contextmanager
@@ -215,62 +272,6 @@ def spacing(pipe: "Pipeline", timestep_spacing: str | None) -> Iterator[None]:
         pipe.scheduler = before
 
 
-def _draw(
-    pipe: "Pipeline", plan: Plan, batches: Iterator[tuple[Request, ...]]
-) -> "Iterator[tuple[tuple[Request, ...], Decoded]]":
-    """Each batch with its images and how they were decoded; in halves where memory runs out."""
-
-    @lru_cache(maxsize=64)
-    def encode(text: str | None) -> "list[torch.Tensor]":
-        return embed(pipe, text)
-
-    def draw_together(requests: Sequence[Request]) -> "Decoded":
-        return _draw_together(pipe, plan, requests, encode)
-
-    draw = SmallerBatches(draw_together)
-    with cpu_kernels(pipe):
-        for batch in batches:
-            decoded = draw(batch)
-            if draw.limit is not None:
-                for _, decoding in decoded:
-                    decoding["batch_halved_to"] = draw.limit
-            yield batch, decoded
-
-
-def _draw_together(
-    pipe: "Pipeline",
-    plan: Plan,
-    batch: Sequence[Request],
-    encode: "Callable[[str | None], list[torch.Tensor]]",
-) -> "Decoded":
-    import torch
-
-    is_xl = hasattr(pipe, "text_encoder_2")
-    with torch.no_grad():
-        embeddings = [encode(r.prompt) for r in batch]
-        names = ["prompt_embeds", "pooled_prompt_embeds"][: 1 + is_xl]
-        inputs = {k: torch.cat([e[i] for e in embeddings]) for i, k in enumerate(names)}
-        if plan.guidance > 1:  # as in diffusers: no unconditional half otherwise
-            negative = _negative(pipe, plan.negative_prompt, encode, embeddings[0])
-            for i, name in enumerate(names):
-                inputs[f"negative_{name}"] = torch.cat([negative[i]] * len(batch))
-        generators = [torch.Generator("cpu").manual_seed(r.seed) for r in batch]
-        latents = pipe(
-            **inputs,
-            latents=_noise(pipe, plan, generators),
-            generator=generators,  # for samplers that add noise on the way
-            num_inference_steps=plan.steps,
-            guidance_scale=plan.guidance,
-            height=plan.height,
-            width=plan.width,
-            output_type="latent",
-        ).images
-        at_once = default_batch_size(max(latents.shape[2:]), latents.device.type)
-        decoded = [one for part in latents.split(at_once) for one in decode(pipe, part)]
-        pipe.maybe_free_model_hooks()
-    return decoded
-
-
 def embed(pipe: "Pipeline", text: str | None) -> "list[torch.Tensor]":
     """Embeddings of one text, always alone in its batch, so that company cannot change them."""
     embeddings = pipe.encode_prompt(
@@ -280,18 +281,6 @@ def embed(pipe: "Pipeline", text: str | None) -> "list[torch.Tensor]":
         do_classifier_free_guidance=False,
     )
     return [embeddings[0], embeddings[2]] if len(embeddings) == 4 else [embeddings[0]]
-
-
-def _negative(
-    pipe: "Pipeline",
-    text: str | None,
-    encode: "Callable[[str | None], list[torch.Tensor]]",
-    like: "list[torch.Tensor]",
-) -> "list[torch.Tensor]":
-    """Embeddings of the negative prompt; zeros for None where the pipeline is made so."""
-    if text is None and pipe.config.get("force_zeros_for_empty_prompt", False):
-        return [part.new_zeros(part.shape) for part in like]
-    return encode(text)
 
 
 def _noise(pipe: "Pipeline", plan: Plan, generators: "list[torch.Generator]") -> "torch.Tensor":
@@ -317,7 +306,9 @@ def decode(pipe: "Pipeline", latents: "torch.Tensor") -> "Decoded":
     images = []
     for latent, pixels in zip(latents.split(1), _decode_in(pipe, latents, dtype).split(1)):
         used = dtype
-        if used != torch.float32 and _is_broken(pixels):
+        # NaN or infinity, or black all over.
+        broken = not pixels.isfinite().all() or (pixels <= -1).all()
+        if used != torch.float32 and broken:
             used = torch.float32
             pixels = _decode_in(pipe, latent, used)
         finite = bool(torch.isfinite(pixels).all())
@@ -335,11 +326,6 @@ def decoding_dtype(vae: "nn.Module", is_xl: bool) -> "torch.dtype":
 
     upcast = is_xl and vae.dtype == torch.float16 and vae.config.force_upcast
     return torch.float32 if upcast else vae.dtype
-
-
-def _is_broken(pixels: "torch.Tensor") -> bool:
-    """Whether decoded pixels, -1 to 1, hold NaN or infinity or are black all over."""
-    return not bool(pixels.isfinite().all()) or bool((pixels <= -1).all())
 
 
 def _decode_in(pipe: "Pipeline", latent: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
@@ -364,7 +350,7 @@ def decode_latent(vae: "nn.Module", latent: "torch.Tensor", dtype: "torch.dtype"
             vae.to(dtype=before)
 
 
-def unscale(config: Any, latent: "torch.Tensor") -> "torch.Tensor":
+def unscale(config: "FrozenDict", latent: "torch.Tensor") -> "torch.Tensor":
     """Undo the scaling (and shift, where the VAE has one) that latents are drawn in."""
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
@@ -426,17 +412,17 @@ def _onednn(layer: "nn.Module") -> "Callable[[torch.Tensor], torch.Tensor]":
     return forward
 
 
-class SmallerBatches(Generic[Item, Drawn]):
+class SmallerBatches:
     # Accelerate's find_executable_batch_size lowers by a tenth and draws again what fitted.
     """Draws batches whole, or in halves (of halves ...) from where memory ran out."""
 
-    def __init__(self, draw: Callable[[Sequence[Item]], list[Drawn]]) -> None:
+    def __init__(self, draw: "Callable[[Sequence[Request]], Decoded]") -> None:
         self.draw = draw
         self.limit: int | None = None  # images at once; None: never ran out
 
-    def __call__(self, batch: Sequence[Item]) -> list[Drawn]:
+    def __call__(self, batch: Sequence[Request]) -> "Decoded":
         """Return what `draw` makes of a batch, in order. Its error, if one image does not fit."""
-        drawn: list[Drawn] = []
+        drawn: Decoded = []
         while len(drawn) < len(batch):
             todo = batch[len(drawn) :][: self.limit or len(batch)]
             undo = [begin() for begin in ON_RETRY]

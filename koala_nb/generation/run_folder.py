@@ -9,10 +9,11 @@
 import io
 import os
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koala_nb.core import files
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
+Record = dict[str, Any]  # of one image, of JSON's plain values
 SETTINGS, RECORDS, CHUNK_RECORDS = "settings.json", "records.jsonl", "records"
 CHUNK = 1000  # images at most, so that a million makes about a thousand files
 CHUNKS = 256  # at least, where there are so many batches: enough for workers of unequal speed
-INSTALL = 'run `pip install -e ".[cluster]"`'
 
 
 class _FolderImages(Sequence):
@@ -39,20 +40,13 @@ class _FolderImages(Sequence):
         return len(self.paths)
 
     def __getitem__(self, index: Any) -> Any:
+        from PIL import Image
+
         if isinstance(index, slice):
-            return [_open(p) for p in self.paths[index]]
-        return _open(self.paths[index])
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(_open, self.paths)
-
-
-def _open(path: Path) -> "Image.Image":
-    from PIL import Image
-
-    with Image.open(path) as image:
-        image.load()
-    return image
+            return [self[i] for i in range(*index.indices(len(self)))]
+        with Image.open(self.paths[index]) as image:
+            image.load()
+        return image
 
 
 class BatchTimes(NamedTuple):
@@ -65,24 +59,6 @@ class BatchTimes(NamedTuple):
     def images(self) -> int:
         """How many images were drawn, also those of a batch that were there."""
         return sum(self.sizes)
-
-
-class BatchTimer:
-    """Times the batches of a call, from when it is made."""
-
-    def __init__(self) -> None:
-        self.last = time.perf_counter()
-        self.ticks: list[tuple[int, float]] = []
-
-    def tick(self, images: int) -> None:
-        """Note that a batch of so many images is done."""
-        now = time.perf_counter()
-        self.ticks.append((images, now - self.last))
-        self.last = now
-
-    def batches(self) -> BatchTimes | None:
-        """Sizes and seconds of the batches so far, None where there are none."""
-        return BatchTimes(*zip(*self.ticks)) if self.ticks else None
 
 
 @dataclass
@@ -111,32 +87,21 @@ def folder_at(out: Any) -> Path:
     return Path(out)
 
 
-def open_folder(folder: Path, settings: dict[str, Any], plan: Plan) -> None:
+def open_folder(folder: Path, settings: Record, plan: Plan) -> None:
     """Prepare a run's folder, or take up one with the same settings.
 
     Raises ValueError naming the first setting that differs, or for a folder of other things, and
     OSError where it cannot be written or its disk has too little space.
     """
-    try:
-        _open_folder(folder, {**settings, **plan.requested()}, plan)
-    except OSError as error:
-        if not error.strerror:  # a sentence of our own
-            raise
-        raise OSError(
-            f"{folder} cannot hold a run ({error.strerror}): choose a folder that you can write to."
-        ) from error
-
-
-def _open_folder(folder: Path, settings: dict[str, Any], plan: Plan) -> None:
-    file = folder / SETTINGS
+    file, settings = folder / SETTINGS, {**settings, **plan.requested()}
     if file.is_file():
         _compare(folder, read_json(file), settings)
     else:
         _refuse_other_things(folder)
         check_space(folder, plan, len(plan.requests))
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         files.write_json(file, settings)
-    (folder / IMAGES).mkdir(exist_ok=True)
+    files.make_folder(folder / IMAGES)
     clean(folder)
 
 
@@ -155,7 +120,7 @@ def _refuse_other_things(folder: Path) -> None:
         raise ValueError(f"{folder} holds other files (such as {others[0]}) and no run.")
 
 
-def _compare(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _compare(folder: Path, before: Record, now: Record) -> None:
     for key in now | before:
         old, new = before.get(key), now.get(key)
         if old == new:
@@ -200,7 +165,7 @@ def close_folder(
 
 
 def folder_run(
-    folder: Path, records: "list[dict[str, Any]] | pd.DataFrame", batches: BatchTimes | None = None
+    folder: Path, records: "list[Record] | pd.DataFrame", batches: BatchTimes | None = None
 ) -> Run:
     """A run from a finished folder and its records."""
     import pandas as pd
@@ -232,8 +197,8 @@ def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> "p
     lines = folder / RECORDS  # there also where one process finished what many began
     parquet = sorted((folder / CHUNK_RECORDS).glob("*.parquet"), key=lambda file: int(file.stem))
     if parquet and not lines.is_file():
-        pyarrow = _pyarrow()
-        tables = [pyarrow.parquet.ParquetFile(file).read(columns) for file in parquet]
+        pyarrow = extra("pyarrow")
+        tables = [extra("pyarrow.parquet").ParquetFile(file).read(columns) for file in parquet]
         # A column that is empty in one chunk has a type in another.
         table = pyarrow.concat_tables(tables, promote_options="permissive").to_pandas()
     else:
@@ -267,13 +232,11 @@ def unfinished_chunks(folder: Path, chunks: Sequence[Plan]) -> list[int]:
     ]
 
 
-def write_chunk(folder: Path, number: int, records: Sequence[dict[str, Any]]) -> Path:
+def write_chunk(folder: Path, number: int, records: Sequence[Record]) -> Path:
     """Write the records of one chunk, whole or not at all; a key that one lacks is null there."""
-    pyarrow = _pyarrow()
     keys = dict.fromkeys(key for record in records for key in record)
-    table = pyarrow.table({key: [record.get(key) for record in records] for key in keys})
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer)
+    table = extra("pyarrow").table({key: [record.get(key) for record in records] for key in keys})
+    extra("pyarrow.parquet").write_table(table, buffer := io.BytesIO())
     (folder / CHUNK_RECORDS).mkdir(exist_ok=True)
     if hasattr(os, "sync"):  # the images first: from now on the chunk counts as drawn
         os.sync()
@@ -284,9 +247,12 @@ def _chunk_file(folder: Path, number: int) -> Path:
     return folder / CHUNK_RECORDS / f"{number:05d}.parquet"
 
 
-def _pyarrow() -> Any:
+def extra(module: str) -> ModuleType:
+    """A module of the extra `cluster`. ValueError in a sentence where it is not installed."""
     try:
-        import pyarrow.parquet
+        return import_module(module)
     except ImportError:
-        raise ValueError(f"Records in Parquet need pyarrow, which is missing: {INSTALL}.") from None
-    return pyarrow
+        raise ValueError(
+            f"Runs by many workers need {module}, which is missing: run `pip install -e "
+            '".[cluster]"`.'
+        ) from None
