@@ -105,14 +105,50 @@ def _resident() -> float:
     return psutil.Process().memory_info().rss / 1e6
 
 
+def write_to_hub_cache(home: Path, system: str, *, small: bool = False) -> Path:
+    """Write an SDXL-like system of random weights in float16 as the hub's cache holds it.
+
+    Returns the snapshot's folder below `home`. The tokenizer is the embedded family's, which
+    encodes any text. ValueError for a system of another kind or without a repository.
+    """
+    import torch
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    from koala_nb.core import catalog
+    from koala_nb.models.hub import VARIANT
+    from koala_nb.models.load import load
+    from koala_nb.speed.random_weights import filled, parts
+
+    known = catalog.find(system)
+    if known.repository is None or known.unet_file or system == "sdm-v2.0":
+        raise ValueError(f"{system} is not one repository in SDXL's layout: choose another.")
+    place = home / "hub" / f"models--{known.repository.replace('/', '--')}"
+    commit = "0" * 40
+    snapshot = place / "snapshots" / commit
+    tokenizer = load("nano-koala", device="cpu").tokenizer
+    tokenizer.model_max_length = 77
+    made = parts(system, small=small, tokenizer=tokenizer)
+    torch.manual_seed(0)
+    pipe = StableDiffusionXLPipeline(
+        **{name: filled(module, "float16") for name, module in made.items()},
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
+        add_watermarker=False,
+    )
+    pipe.save_pretrained(snapshot, variant=VARIANT, safe_serialization=True)
+    (place / "refs").mkdir(parents=True, exist_ok=True)
+    (place / "refs" / "main").write_text(commit)  # last: what is half written is not found
+    return snapshot
+
+
 def measure(options: argparse.Namespace, home: Path) -> dict[str, Any]:
     """Write the random weights unless `home` holds them, and measure in a fresh process."""
     from koala_nb.core import catalog
-    from koala_nb.models import random_weights
 
     place = str(catalog.find(options.system).repository).replace("/", "--")
     if not (home / "hub" / f"models--{place}" / "refs" / "main").is_file():
-        random_weights.write_to_hub_cache(home, options.system, small=options.small)
+        write_to_hub_cache(home, options.system, small=options.small)
     given = [options.system, options.device or "", options.dtype or "", str(options.steps)]
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *given, *map(str, options.sizes)],

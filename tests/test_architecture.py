@@ -199,8 +199,6 @@ def test_other_parts_are_the_catalogues():
     parts = architecture.other_parts("koala-lightning-700m")
     assert parts == catalog.SHARED_PARAMETERS == architecture.other_parts("sdxl-base")
     assert parts["text_encoder"] + parts["text_encoder_2"] == 817_720_320
-    parts["vae"] = 0
-    assert architecture.other_parts("sdxl-base")["vae"] == 83_653_863, "a cache was changed"
 
 
 def test_sdm_has_one_text_encoder():

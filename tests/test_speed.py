@@ -17,9 +17,8 @@ from koala_nb import cli
 from koala_nb.core import files
 from koala_nb.core.card import LATENCY_FIGURE
 from koala_nb.core.catalog import data_folder
-from koala_nb.models import random_weights
 from koala_nb.models.unet import build_unet
-from koala_nb.speed import cost, figures, latency, roofline, throughput, timing
+from koala_nb.speed import cost, figures, latency, random_weights, roofline, throughput, timing
 from koala_nb.stats import estimates
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")

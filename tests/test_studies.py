@@ -8,7 +8,6 @@ import torch
 
 from koala_nb import generate
 from koala_nb.generation import run_folder
-from koala_nb.models import random_weights
 from koala_nb.speed import cost
 from studies import attention, full, generation, records, shortcuts
 
@@ -88,7 +87,7 @@ def test_full_writes_loads_and_draws(tmp_path):
     assert found["outcome"] == "measured" and found["images"][0]["finite"]
     assert found["weights_gb"] > 0 and found["load_peak_gb"] > 0
     with pytest.raises(ValueError, match="choose another"):
-        random_weights.write_to_hub_cache(tmp_path, "sdm-v2.0")
+        full.write_to_hub_cache(tmp_path, "sdm-v2.0")
 
 
 def test_records_writes_what_the_plan_reads(snapshot, tmp_path, capsys, monkeypatch):

@@ -1,28 +1,12 @@
 """What the authors publish about KOALA: `data/reference/koala_card.yaml`, read."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
 _FILE = Path(__file__).resolve().parents[2] / "data" / "reference" / "koala_card.yaml"
-
-
-@dataclass(frozen=True)
-class Card:
-    """The card's statements in our own words; each field is a sentence, a list or a citation."""
-
-    what: str
-    compression: str
-    training: str
-    uses: tuple[str, ...]
-    out_of_scope: str
-    limitations: tuple[str, ...]
-    steps_note: str
-    licence: str
-    citation: str
-    source: str
 
 
 _published: dict[str, Any] = yaml.safe_load(_FILE.read_text("utf-8"))
@@ -38,5 +22,5 @@ LATENCY_FIGURE: dict[str, tuple[tuple[float, float] | None, ...]] = {
     for system, pairs in _published["latency_figure"].items()
 }
 LATENCY_CONDITIONS: str = _published["latency_conditions"]
-_lists = {key: tuple(_published["card"][key]) for key in ("uses", "limitations")}
-CARD = Card(**{**_published["card"], **_lists}, source=CARD_SOURCE)
+# The card's statements in our own words; each is a sentence, a list or a citation.
+CARD = SimpleNamespace(**_published["card"], source=CARD_SOURCE)

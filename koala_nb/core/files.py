@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-PNG_KEY = "koala_nb"
+PNG_KEY, XMP_KEY = "koala_nb", "XML:com.adobe.xmp"  # the text chunks of a PNG
 EMBEDDED_BANNER = "Embedded teaching model: says nothing about KOALA-Lightning-700M"
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
@@ -188,15 +188,19 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
-def save_png(image: "Image.Image", path: str | os.PathLike[str], record: dict[str, Any]) -> Path:
-    """Write a PNG with its record in a text chunk named "koala_nb", atomically.
+def save_png(
+    image: "Image.Image", path: str | os.PathLike[str], record: dict[str, Any], xmp: str = ""
+) -> Path:
+    """Write a PNG with its record in a text chunk named "koala_nb", and an XMP packet, atomically.
 
-    The same image and record give the same bytes with the same versions of Pillow and zlib.
+    The same arguments give the same bytes with the same versions of Pillow and zlib.
     """
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text(PNG_KEY, json.dumps(record, ensure_ascii=True, allow_nan=False))
+    if xmp:
+        info.add_itxt(XMP_KEY, xmp)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
     return write_atomic(path, buffer.getvalue())

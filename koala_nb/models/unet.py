@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 KINDS = ("residual blocks", "self-attention", "cross-attention", "feed-forward", "other")
-CARD_ROWS = [
-    "parameters",
-    "reduction",
-    "checkpoint",
-    "transformer blocks",
-    "mid block",
-    "latency (s)",
-]
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+CARD_ROWS = "parameters;reduction;checkpoint;transformer blocks;mid block;latency (s)".split(";")
 # Each up stage keeps the pairs 0 and 2 of three, numbered 0 and 1 in the student (BK-SDM's rule).
 _MOVED = re.compile(r"^(up_blocks\.\d+\.(?:resnets|attentions))\.1(?=\.|$)")
 # The parts beside the U-Net, as the released configurations of SDXL-Base and SD v2.0 give them.
@@ -157,23 +148,15 @@ def totals() -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows: dict[str, dict[str, Any]] = {}
+    rows = {}
     for system in catalog.SYSTEMS:
         if system.embedded and catalog.unet_parameters(system) is None:
             continue
-        rows[system.name] = _total(json.dumps(system.unet_config))
+        unet = build_unet(system.unet_config)
+        counted = {name: int(n) for name, n in stages(unet).loc["total"].items()}
+        gb = round(counted["parameters"] * 2 / 1e9, 2)
+        rows[system.name] = {**counted, "mid_block": unet.mid_block is not None, "gb_float16": gb}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
-
-
-@cache
-def _total(config: str) -> dict[str, Any]:
-    unet = build_unet(json.loads(config))
-    counted = stages(unet).loc["total"]
-    return {
-        **{name: int(value) for name, value in counted.items()},
-        "mid_block": unet.mid_block is not None,
-        "gb_float16": round(int(counted["parameters"]) * BYTES["float16"] / 1e9, 2),
-    }
 
 
 def costs(unet: nn.Module, latent: tuple[int, int] | None = None, tokens: int = 77) -> pd.DataFrame:
@@ -252,12 +235,7 @@ def other_parts(system: str) -> dict[str, int]:
     """
     if catalog.find(system).embedded:
         raise ValueError(f"{system} has small parts of its own: load it and count them.")
-    return _count_parts(system == "sdm-v2.0").copy()
-
-
-@cache
-def _count_parts(sd_v2: bool) -> dict[str, int]:
-    parts = build_parts([CLIP_H] if sd_v2 else [CLIP_L, CLIP_BIGG], SDXL_VAE)
+    parts = build_parts([CLIP_H] if system == "sdm-v2.0" else [CLIP_L, CLIP_BIGG], SDXL_VAE)
     return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 
@@ -350,9 +328,7 @@ def card_comparison() -> pd.DataFrame:
         row = ("reduction", name, f"up to {published} %", f"{exact:.2f} % of 2,567M")
         rows.append((*row, _agrees(int(exact) == published), note))
     frame = pd.DataFrame(rows, columns="quantity system published computed verdict note".split())
-    return frame.sort_values(
-        "quantity", key=lambda s: s.map(CARD_ROWS.index), kind="stable", ignore_index=True
-    )
+    return frame.set_index("quantity").loc[CARD_ROWS].reset_index()
 
 
 def _agrees(holds: bool) -> str:

@@ -18,8 +18,8 @@ from koala_nb.models.load import model_info
 from koala_nb.probes import base
 from koala_nb.probes.atoms import ATOMS, TASKS, queries_of, score_atoms
 from koala_nb.scorers import registry
-from koala_nb.scorers.clip import Quality
-from koala_nb.scorers.detection import MOST_ITEMS, Detector, NullDetector
+from koala_nb.scorers.clip import CLIPScore
+from koala_nb.scorers.detection import MOST_ITEMS, Detector
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import trends
 
@@ -53,7 +53,7 @@ PROMPTS = "Student's t over prompts"
 class CompositionScorer:
     """Reads the atoms of a prompt with a detector, and the image's fit with `quality`."""
 
-    def __init__(self, detector: Detector, quality: Quality | None = None) -> None:
+    def __init__(self, detector: Detector, quality: CLIPScore | None = None) -> None:
         self.detector, self.quality = detector, quality
         self.name = detector.name
         self.version = detector.version
@@ -69,7 +69,7 @@ class CompositionScorer:
         detections = self.detector.detect(images, [queries_of(p) for p in prompts])
         behind = self.detector.background(images)
         for prompt, color in zip(prompts, behind):
-            if prompt.get("background") and color is None and self.name != NullDetector.name:
+            if prompt.get("background") and color is None and self.name != Detector.name:
                 raise ValueError(
                     f"{prompt['id']} asks for a background, which {self.name} does not read."
                 )
@@ -151,7 +151,7 @@ class CompositionProbe(base.Probe):
         try:
             return self.scorer(pipe, detector=detector), None
         except (FileNotFoundError, ValueError) as error:
-            return CompositionScorer(NullDetector()), str(error)
+            return CompositionScorer(Detector()), str(error)
 
     def comparable(self, name: str, domain: str) -> bool:
         """Return whether a second model is named, and is not catalogued in another domain."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from koala_nb.models import hub
 from koala_nb.scorers import ocr, pixels
@@ -27,7 +27,7 @@ def load_pretrained(kind: type, source: str, role: str) -> Any:
         if "Processor" in kind.__name__:
             return kind.from_pretrained(source)  # type: ignore[attr-defined]
         return hub.load_whole(kind, source)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"The {role} {source} cannot be loaded: download it with `hf download {source}`, or "
@@ -137,18 +137,6 @@ class ZeroShotReader:
             row |= {"read": read, "confidence": confidence, "style_read": MEDIA[medium]}
             row["hit"] = read == prompt["concept"]
         return rows
-
-
-class Quality(Protocol):
-    """Gives an image one number for its prompt, higher is better."""
-
-    name: str
-    version: str
-
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[float]:
-        """Return one number for each image; `prompts` holds rows of the prompt set."""
 
 
 class CLIPScore:

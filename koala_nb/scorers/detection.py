@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from koala_nb.scorers.clip import DEFAULT as CLIP
 from koala_nb.scorers.clip import Clip, load_pretrained
@@ -83,38 +83,26 @@ def non_maximum(detections: Sequence[Detection], limit: float = SAME_PLACE) -> l
     return kept
 
 
-class Detector(Protocol):
-    """Detects objects; `name` and `version` tell one detector's readings from another's."""
+class Detector:
+    """Detects objects; `name` and `version` tell one detector's readings from another's.
 
-    name: str
-    version: str
-
-    def detect(
-        self, images: Sequence[Image.Image], queries: Sequence[Sequence[str]]
-    ) -> list[list[Detection]]:
-        """Return what is in each image; `queries` holds the labels to look for, by image."""
-
-    def background(self, images: Sequence[Image.Image]) -> list[str | None]:
-        """Return each image's background colour; None where the detector does not read it."""
-
-
-class NullDetector:
-    """Stands where no detector is installed: it detects nothing, so its table is no result."""
+    This one stands where none is installed: it detects nothing, so its table is no result.
+    """
 
     name, version = "no detector", "0"
 
     def detect(
         self, images: Sequence[Image.Image], queries: Sequence[Sequence[str]]
     ) -> list[list[Detection]]:
-        """Return nothing for each image."""
+        """Return what is in each image; `queries` holds the labels to look for, by image."""
         return [[] for _ in images]
 
     def background(self, images: Sequence[Image.Image]) -> list[str | None]:
-        """Return None for each image."""
+        """Return each image's background colour; None where the detector does not read it."""
         return [None] * len(images)
 
 
-class OpenVocabulary:
+class OpenVocabulary(Detector):
     """A detector of transformers that looks for any words: OWLv2, Grounding DINO and their kin.
 
     `name`: hub id or folder, by default OWLv2's; `threshold`: least score, GenEval's 0.3 (it
@@ -132,10 +120,6 @@ class OpenVocabulary:
         self.clip = Clip(colors, "colour reader") if colors else None
         commit = getattr(self.model.config, "_commit_hash", None) or "local"
         self.version = f"{commit[:7]}, threshold {threshold:g}, colours by {colors or 'nothing'}"
-
-    def background(self, images: Sequence[Image.Image]) -> list[str | None]:
-        """Return None for each image: a photograph's background is not one colour."""
-        return [None] * len(images)
 
     def detect(
         self, images: Sequence[Image.Image], queries: Sequence[Sequence[str]]

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
-from koala_nb.core.files import PNG_KEY, write_atomic
+from koala_nb.core.files import PNG_KEY, XMP_KEY, save_png
 
 if TYPE_CHECKING:
     from PIL import Image
 
-XMP_KEY = "XML:com.adobe.xmp"  # the PNG text chunk that holds XMP
-IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
-RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 # From IPTC's vocabulary of digital source types: made by a model trained on sampled content.
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 PACKET = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{rdf}"><rdf:Description rdf:about="" '
-    'xmlns:Iptc4xmpExt="{iptc}" Iptc4xmpExt:DigitalSourceType="{source}"/></rdf:RDF></x:xmpmeta>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    f'Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPE}"/></rdf:RDF></x:xmpmeta>'
 )
 
 
@@ -32,20 +31,11 @@ def save(
 ) -> Path:
     """Write a PNG with its record and IPTC's "trained algorithmic media", atomically.
 
-    `visible` adds a strip below the picture: "AI-generated, <model>". The same arguments give the
-    same bytes.
+    `visible` adds a strip below the picture: "AI-generated, <model>".
     """
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text(PNG_KEY, json.dumps(record, ensure_ascii=True, allow_nan=False))
-    info.add_itxt(XMP_KEY, PACKET.format(rdf=RDF, iptc=IPTC, source=SOURCE_TYPE))
-    shown = (
-        labelled(image, f"AI-generated, {record.get('system', 'unknown')}") if visible else image
-    )
-    buffer = io.BytesIO()
-    shown.save(buffer, format="PNG", pnginfo=info)
-    return write_atomic(path, buffer.getvalue())
+    if visible:
+        image = labelled(image, f"AI-generated, {record.get('system', 'unknown')}")
+    return save_png(image, path, record, PACKET)
 
 
 def labelled(image: Image.Image, text: str) -> Image.Image:
@@ -80,24 +70,13 @@ def statements(file: str | Path | io.BytesIO) -> dict[str, Any]:
             info = dict(image.info)
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{file} is not a readable image: {error}.") from None
-    record, packet = info.get(PNG_KEY), info.get(XMP_KEY) or info.get("xmp")
+    record, packet = info.get(PNG_KEY), info.get(XMP_KEY) or info.get("xmp") or ""
+    text = packet if isinstance(packet, str) else packet.decode("utf-8", "replace")
+    source = re.search(r'DigitalSourceType="([^"]+)"', text)
     return {
         "record": json.loads(record) if record else None,
-        "source_type": _source_type(packet) if packet else None,
+        "source_type": source[1] if source else None,
     }
-
-
-def _source_type(packet: str | bytes) -> str | None:
-    if "<!" in (packet if isinstance(packet, str) else packet.decode("utf-8", "replace")):
-        return None  # XMP has no declarations: an entity bomb would
-    try:
-        tree = ElementTree.fromstring(packet)
-    except ElementTree.ParseError:
-        return None
-    for node in tree.iter(f"{{{RDF}}}Description"):
-        if source_type := node.get(f"{{{IPTC}}}DigitalSourceType"):
-            return source_type
-    return None
 
 
 def reencoded(path: str | Path, form: str = "JPEG", quality: int = 90) -> io.BytesIO:

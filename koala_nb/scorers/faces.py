@@ -40,15 +40,23 @@ INSTALL = 'run `pip install -e ".[faces]"`'
 MONK = "f6ede4 f3e7db f7ead0 eadaba d7bd96 a07e56 825c43 604134 3a312a 292420".split()
 MONK_RGB = np.array([list(bytes.fromhex(color)) for color in MONK])
 # sRGB's primaries and the white point D65, 2 degrees (IEC 61966-2-1).
-TO_XYZ = np.array([
-    [0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
-    [0.0193339, 0.1191920, 0.9503041],
-])  # fmt: skip
+TO_XYZ = np.array(
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+)
 WHITE = TO_XYZ.sum(1)
 # Lower ends of the angle's classes, in degrees (Chardon et al. 1991; Del Bino and Bernerd 2013).
 ITA_CLASSES = {
-    "very light": 55, "light": 41, "intermediate": 28, "tan": 10, "brown": -30, "dark": -91,
-}  # fmt: skip
+    "very light": 55,
+    "light": 41,
+    "intermediate": 28,
+    "tan": 10,
+    "brown": -30,
+    "dark": -91,
+}
 
 
 class Tone(NamedTuple):

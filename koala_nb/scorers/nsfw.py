@@ -16,7 +16,7 @@ import numpy as np
 from koala_nb.core.files import read_lines, write_lines
 from koala_nb.generation import run_folder
 from koala_nb.generation.plan import slug
-from koala_nb.models import hub
+from koala_nb.scorers.clip import load_pretrained
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -80,22 +80,17 @@ class TransformersClassifier:
     def __init__(self, source: str, labels: Sequence[str]) -> None:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-        try:
-            model = hub.load_whole(AutoModelForImageClassification, source)
-            self.processor = AutoImageProcessor.from_pretrained(source)
-        except (ImportError, OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"The checker {source} cannot be loaded: {reason}") from None
-        columns = model.config.label2id
+        self.model = load_pretrained(AutoModelForImageClassification, source, "checker")
+        self.processor = load_pretrained(AutoImageProcessor, source, "checker")
+        columns = self.model.config.label2id
         if not labels or any(label not in columns for label in labels):
             raise ValueError(
                 f"The checker {source} has the labels {', '.join(columns)}: name in `labels` which "
                 "of them count as unsafe."
             )
-        self.model = model
         self.columns = [columns[label] for label in labels]
         self.name = source.rstrip("/").split("/")[-1]
-        revision = getattr(model.config, "_commit_hash", None) or "folder"
+        revision = getattr(self.model.config, "_commit_hash", None) or "folder"
         self.version = f"{revision}, {' + '.join(labels)}"
         self.licence = "see its model card"
 
@@ -197,16 +192,15 @@ class Checker:
             verdicts += [{"file": n} | v for n, v in zip(names[chunk], scored, strict=True)]
             if file:
                 write_lines(file, [self.to_dict(), *verdicts])
-        hide = blurred if self.action == "blur" else lambda image: None
         pairs = zip(run.images, verdicts, strict=True)
-        return Checked([hide(image) if v["flagged"] else image for image, v in pairs], verdicts)
+        return Checked([self._hidden(i) if v["flagged"] else i for i, v in pairs], verdicts)
 
+    def _hidden(self, image: Image.Image) -> Image.Image | None:
+        from PIL import ImageFilter
 
-def blurred(image: Image.Image) -> Image.Image:
-    """Return an image blurred beyond recognition."""
-    from PIL import ImageFilter
-
-    return image.convert("RGB").filter(ImageFilter.GaussianBlur(BLUR * min(image.size)))
+        if self.action == "withhold":
+            return None
+        return image.convert("RGB").filter(ImageFilter.GaussianBlur(BLUR * min(image.size)))
 
 
 def pipeline_checker(pipe: DiffusionPipeline) -> str | None:

@@ -8,9 +8,10 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +34,7 @@ class Reading(NamedTuple):
     confidence: float
 
 
-class Reader(Protocol):
+class Reader:
     """Reads text; `name` and `version` are those of package and models."""
 
     name: str
@@ -41,6 +42,10 @@ class Reader(Protocol):
 
     def read(self, images: Sequence[Image.Image]) -> list[Reading]:
         """Return one reading for each image; an image without text has the text ""."""
+        return [self._read(image) for image in images]
+
+    def _read(self, image: Image.Image) -> Reading:
+        raise NotImplementedError
 
 
 def enlarged(image: Image.Image, least: int = LEAST_SIDE) -> tuple[Image.Image, int]:
@@ -57,11 +62,12 @@ def enlarged(image: Image.Image, least: int = LEAST_SIDE) -> tuple[Image.Image, 
     return image.convert("RGB").resize(size, pillow.Resampling.BICUBIC), factor
 
 
-class RapidReader:
+class RapidReader(Reader):
     """PP-OCRv6 by rapidocr on onnxruntime; its weights come inside the package.
 
-    Lines that it reads with less than .5 confidence are left out (rapidocr's own threshold). It
-    corrects no spelling: the recogniser knows no dictionary. ValueError where it is not installed.
+    The lines of a reading stand from top to bottom, joined by spaces; those of less than .5
+    confidence are left out (rapidocr's own threshold). It corrects no spelling: the recogniser
+    knows no dictionary. ValueError where it is not installed.
     """
 
     name = "rapidocr"
@@ -84,10 +90,6 @@ class RapidReader:
             }
         )
 
-    def read(self, images: Sequence[Image.Image]) -> list[Reading]:
-        """Return one reading for each image, its lines from top to bottom joined by spaces."""
-        return [self._read(image) for image in images]
-
     def _read(self, image: Image.Image) -> Reading:
         large, factor = enlarged(image)
         pixels = np.ascontiguousarray(np.asarray(large)[:, :, ::-1])  # rapidocr reads BGR
@@ -102,10 +104,10 @@ class RapidReader:
         )
 
 
-class TesseractReader:
-    """Tesseract (English), a second and independent reader, where the program is installed.
+class TesseractReader(Reader):
+    """Tesseract (English), a second and independent reader; ValueError where it is not installed.
 
-    ValueError where it is not.
+    The words of a reading stand in the program's order, with spaces.
     """
 
     name = "tesseract"
@@ -121,10 +123,6 @@ class TesseractReader:
         shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
         self.version = f"{(shown.stdout or shown.stderr).split()[1]} eng, enlarged to {LEAST_SIDE}"
 
-    def read(self, images: Sequence[Image.Image]) -> list[Reading]:
-        """Return one reading for each image, its words in the program's order with spaces."""
-        return [self._read(image) for image in images]
-
     def _read(self, image: Image.Image) -> Reading:
         large, factor = enlarged(image)
         large.save(png := io.BytesIO(), "PNG")
@@ -137,25 +135,21 @@ class TesseractReader:
 
 def from_tsv(text: str, factor: int = 1) -> Reading:
     """Return the reading in tesseract's TSV of an image that was enlarged `factor` times."""
-    rows = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-    words = [row for row in rows if (row.get("text") or "").strip()]
-    if not words:
+    table = pd.read_csv(
+        io.StringIO(text), sep="\t", quoting=csv.QUOTE_NONE, dtype={"text": str}, na_filter=False
+    )
+    words = table[table.text.str.strip() != ""]
+    if words.empty:
         return Reading("", (), 0.0)
-    boxes = []
-    for row in words:
-        left, top, width, height = (
-            int(row[k]) / factor for k in ("left", "top", "width", "height")
-        )
-        boxes.append((left, top, left + width, top + height))
-    confidences = [max(0.0, float(row["conf"])) / 100 for row in words]
-    read = " ".join(row["text"].strip() for row in words)
-    return Reading(read, tuple(boxes), float(np.mean(confidences)))
+    corners = words[["left", "top"]].assign(
+        right=words.left + words.width, bottom=words.top + words.height
+    )
+    boxes = tuple(map(tuple, (corners / factor).to_numpy().tolist()))
+    confidence = words.conf.astype(float).clip(lower=0).mean() / 100
+    return Reading(" ".join(words.text.str.strip()), boxes, float(confidence))
 
 
-READERS: dict[str, type[RapidReader] | type[TesseractReader]] = {
-    "rapidocr": RapidReader,
-    "tesseract": TesseractReader,
-}
+READERS: dict[str, type[Reader]] = {"rapidocr": RapidReader, "tesseract": TesseractReader}
 
 
 def reader(name: str = "rapidocr") -> Reader:

@@ -11,11 +11,18 @@ if TYPE_CHECKING:
 
 # The names of an audit's colours, fixed in advance; sRGB centres chosen by this project.
 PALETTE = {
-    "red": (210, 45, 45), "orange": (240, 145, 45), "yellow": (245, 220, 80),
-    "green": (80, 150, 75), "blue": (75, 130, 210), "purple": (130, 80, 180),
-    "pink": (245, 170, 200), "brown": (125, 85, 55), "gray": (135, 135, 135),
-    "white": (250, 250, 250), "black": (20, 20, 20),
-}  # fmt: skip
+    "red": (210, 45, 45),
+    "orange": (240, 145, 45),
+    "yellow": (245, 220, 80),
+    "green": (80, 150, 75),
+    "blue": (75, 130, 210),
+    "purple": (130, 80, 180),
+    "pink": (245, 170, 200),
+    "brown": (125, 85, 55),
+    "gray": (135, 135, 135),
+    "white": (250, 250, 250),
+    "black": (20, 20, 20),
+}
 BAR = 2.0  # grey levels: a row or column of less spread is uniform
 
 

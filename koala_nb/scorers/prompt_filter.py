@@ -111,8 +111,12 @@ class PromptFilter:
         hits = []
         for term, category, tokens in self.terms:
             forms = (tokens, ["".join(tokens)])  # "beer mug" may be written as one word
-            windows = [(form, view[i : i + len(form)]) for form in forms for view in views
-                       for i in range(len(view) - len(form) + 1)]  # fmt: skip
+            windows = [
+                (form, view[i : i + len(form)])
+                for form in forms
+                for view in views
+                for i in range(len(view) - len(form) + 1)
+            ]
             if any(form == window for form, window in windows):
                 hits.append(Hit(term, category, "exact"))
             elif self.similar and any(all(map(self._near, *pair)) for pair in windows):

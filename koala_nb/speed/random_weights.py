@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from koala_nb.core import catalog
-from koala_nb.models.hub import VARIANT
 from koala_nb.models.unet import CLIP_BIGG, CLIP_H, CLIP_L, SDXL_VAE, build_parts, build_unet
 
 if TYPE_CHECKING:
     from torch import nn
 
-COMMIT = "0" * 40
 SMALL_UNET = {
     "sample_size": 8,
     "block_out_channels": (32, 64, 128),
@@ -58,35 +55,3 @@ def parts(system: str, *, small: bool = False, tokenizer: Any = None) -> dict[st
         "unet": build_unet(config),
         **build_parts(texts, SMALL_VAE if small else SDXL_VAE, **ends),
     }
-
-
-def write_to_hub_cache(home: Path, system: str, *, small: bool = False) -> Path:
-    """Write an SDXL-like system of random weights in float16 as the hub's cache holds it.
-
-    Returns the snapshot's folder below `home`. The tokenizer is the embedded family's, which
-    encodes any text. ValueError for a system of another kind or without a repository.
-    """
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-
-    from koala_nb.models.load import load
-
-    known = catalog.find(system)
-    if known.repository is None or known.unet_file or system == "sdm-v2.0":
-        raise ValueError(f"{system} is not one repository in SDXL's layout: choose another.")
-    place = home / "hub" / f"models--{known.repository.replace('/', '--')}"
-    snapshot = place / "snapshots" / COMMIT
-    tokenizer = load("nano-koala", device="cpu").tokenizer
-    tokenizer.model_max_length = 77
-    made = parts(system, small=small, tokenizer=tokenizer)
-    torch.manual_seed(0)
-    pipe = StableDiffusionXLPipeline(
-        **{name: filled(module, "float16") for name, module in made.items()},
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
-        add_watermarker=False,
-    )
-    pipe.save_pretrained(snapshot, variant=VARIANT, safe_serialization=True)
-    (place / "refs").mkdir(parents=True, exist_ok=True)
-    (place / "refs" / "main").write_text(COMMIT)  # last: what is half written is not found
-    return snapshot
