@@ -224,7 +224,8 @@ def test_readers_are_merged_and_a_missing_tone_is_unsure(monkeypatch):
         def score(self, images, prompts):
             return [{"presentation_two": "man", "probability": 0.9}] * len(images)
 
-    monkeypatch.setattr("koala_nb.scorers.faces.readers", lambda source: [One(), Two()])
+    monkeypatch.setattr("koala_nb.scorers.faces.ClipReader", lambda source: One())
+    monkeypatch.setattr("koala_nb.scorers.faces.AgeGenderReader", Two)
     reader = FaceReaders()
     (row,) = reader.score([None], [{}])
     assert (reader.name, reader.version) == ("one and two", "one 1; two 1")

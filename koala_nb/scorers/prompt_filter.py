@@ -90,19 +90,23 @@ def _unspaced(tokens: Sequence[str]) -> list[str]:
     return kept
 
 
+def _nearly(term: str, word: str) -> bool:
+    from rapidfuzz.distance import OSA
+
+    long = min(len(term), len(word)) >= FUZZY_LENGTH
+    return term == word or (long and OSA.distance(term, word, score_cutoff=1) <= 1)
+
+
 class PromptFilter:
     """Matches listed terms in prompts, also in capitals, plurals, other widths, spaced or hyphened.
 
-    `terms` as from `read_terms`. `similar`: how many letters of a long word may be wrong.
+    One letter of a long word may be wrong. `terms` as from `read_terms`.
     """
 
-    def __init__(self, terms: pd.DataFrame, similar: int = 1) -> None:
-        if similar < 0:
-            raise ValueError(f"similar is {similar}: give 0 or more letters.")
+    def __init__(self, terms: pd.DataFrame) -> None:
         self.terms = [
             (row.term, row.category, words(row.term)) for row in terms.itertuples(index=False)
         ]
-        self.similar = similar
 
     def hits(self, prompt: str) -> list[Hit]:
         """Return the matching terms, in the order of the list."""
@@ -119,17 +123,9 @@ class PromptFilter:
             ]
             if any(form == window for form, window in windows):
                 hits.append(Hit(term, category, "exact"))
-            elif self.similar and any(all(map(self._near, *pair)) for pair in windows):
+            elif any(all(map(_nearly, *pair)) for pair in windows):
                 hits.append(Hit(term, category, "similar"))
         return hits
-
-    def _near(self, term: str, word: str) -> bool:
-        from rapidfuzz.distance import OSA
-
-        if term == word:
-            return True
-        long = min(len(term), len(word)) >= FUZZY_LENGTH
-        return long and OSA.distance(term, word, score_cutoff=self.similar) <= self.similar
 
     def flags(self, prompts: Sequence[str]) -> list[bool]:
         """Return for each prompt whether the filter would stop it."""
