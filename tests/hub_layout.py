@@ -25,9 +25,7 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WIDTH = 32  # of each text encoder
 
 
-def write_hub_layout(
-    home: Path, repository: str = REPOSITORY, variant: str | None = "fp16"
-) -> Path:
+def write_hub_layout(home: Path) -> Path:
     """Write `<home>/hub/models--.../{refs/main,snapshots/<commit>}`; returns the snapshot folder.
 
     Random weights in KOALA-700M's block structure, 64 x 64 px, half precision, leading timesteps.
@@ -37,7 +35,7 @@ def write_hub_layout(
     (place / "refs" / "main").write_text(COMMIT)
     snapshot = place / "snapshots" / COMMIT
     pipe = tiny_pipeline(snapshot)
-    pipe.to(torch.float16).save_pretrained(snapshot, variant=variant, safe_serialization=True)
+    pipe.to(torch.float16).save_pretrained(snapshot, variant="fp16")
     # Tokenizers as released: vocabulary and merges, no tokenizer.json.
     for name, pad in (("tokenizer", EOS), ("tokenizer_2", "!")):
         shutil.rmtree(snapshot / name)

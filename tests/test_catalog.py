@@ -1,40 +1,9 @@
-import json
+import shutil
 
 import pytest
 from hub_layout import REPOSITORY
 
 from koala_nb.core import card, catalog
-
-# Counted on U-Nets built from their configurations.
-PARAMETERS = {
-    "koala-lightning-700m": 782_822_724,
-    "koala-lightning-1b": 1_161_184_324,
-    "koala-700m": 782_822_724,
-    "koala-1b": 1_161_184_324,
-    "koala-700m-llava-cap": 782_822_724,
-    "koala-1b-llava-cap": 1_161_184_324,
-    "sdxl-base": 2_567_463_684,
-    "sdxl-turbo": 2_567_463_684,
-    "sdxl-lightning": 2_567_463_684,
-    "sdm-v2.0": 865_910_724,
-    "ssd-1b": 1_331_334_404,
-    "segmind-vega": 745_225_604,
-}
-
-
-def build_unet(config):
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        return UNet2DConditionModel(**config)
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_are_those_of_the_built_unet(name):
-    system = catalog.find(name)
-    unet = build_unet(system.unet_config)
-    assert sum(p.numel() for p in unet.parameters()) == system.parameters == PARAMETERS[name]
 
 
 def test_default_recipe_is_the_cards():
@@ -52,16 +21,6 @@ def test_published_figures():
     assert catalog.find("nano-koala").published == {}
     titles = {s.title for s in catalog.SYSTEMS}
     assert set(card.LATENCY_FIGURE) - titles == {"PixArt-alpha", "PixArt-Sigma"}
-
-
-def test_card_table_agrees_with_the_configurations():
-    of = {"KOALA-700M": "koala-700m", "KOALA-1B": "koala-1b", "SDXL-Base-1.0": "sdxl-base"}
-    of["SDM-v2.0"] = "sdm-v2.0"
-    for row in card.CARD_TABLE:
-        system = catalog.find(of[row["U-Net"]])
-        millions = int(row["parameters"].rstrip("M").replace(",", ""))
-        assert millions == system.parameters // 10**6
-        assert row["mid block"] == ("mid_block_type" not in system.unet)
 
 
 def test_download_is_half_precision_of_all_parts():
@@ -89,9 +48,7 @@ def test_systems_has_a_row_for_each_system(hub_cache):
     assert set(table.index[table.domain == "emoji-world"]) == embedded
 
 
-def test_embedded_systems_are_read_from_the_data_folder(snapshot, tmp_path, monkeypatch):
-    import shutil
-
+def test_embedded_systems_are_read_from_the_data_folder(snapshot, loaded, tmp_path, monkeypatch):
     monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path))
     system = catalog.find("nano-koala")
     assert not catalog.installed(system)
@@ -100,6 +57,5 @@ def test_embedded_systems_are_read_from_the_data_folder(snapshot, tmp_path, monk
     shutil.copytree(snapshot, tmp_path / "models" / "nano-koala")
     assert catalog.installed(system)
     assert system.unet_config["block_out_channels"] == [8, 16, 16]
-    config = json.loads((snapshot / "unet" / "config.json").read_text())
-    count = sum(p.numel() for p in build_unet(config).parameters())
+    count = sum(p.numel() for p in loaded.unet.parameters())
     assert catalog.unet_parameters(system) == count

@@ -38,9 +38,9 @@ LOAD = """
 import json, sys
 import koala_nb
 pipe = koala_nb.load("koala-lightning-700m")
-told = pipe.model_info
-run = koala_nb.generate(pipe, told.recipe.prompt, height=64, width=64, steps=2)
-print(json.dumps([told.name, told.revision, told.variant, told.dtype, told.notes,
+info = pipe.model_info
+run = koala_nb.generate(pipe, info.recipe.prompt, height=64, width=64, steps=2)
+print(json.dumps([info.name, info.revision, info.variant, info.dtype, info.notes,
                   pipe.scheduler.config.timestep_spacing, type(pipe).__name__,
                   run.images[0].size, run.records.revision[0]]))
 print(sys.stderr.isatty(), file=sys.stdout)
@@ -70,34 +70,22 @@ def test_absent_weights_say_what_to_do(python_offline, tmp_path):
     assert "hf download etri-vilab/koala-lightning-1b" in last and "about 4.1 GB" in last
 
 
-def test_hub_id_and_catalogue_name_are_the_same_system(hub_cache):
-    pipe = load(REPOSITORY, local_files_only=True, device="cpu")
-    assert pipe.model_info.system.name == "koala-lightning-700m"
-    assert pipe.model_info.source == REPOSITORY
-
-
-def test_pinned_revision(hub_cache):
-    pipe = load("koala-lightning-700m", revision=COMMIT, local_files_only=True, device="cpu")
-    assert pipe.model_info.revision == COMMIT
+def test_a_hub_id_and_a_pinned_revision(hub_cache):
+    info = load(REPOSITORY, revision=COMMIT, local_files_only=True, device="cpu").model_info
+    assert (info.system.name, info.source) == ("koala-lightning-700m", REPOSITORY)
+    assert info.revision == COMMIT
     with pytest.raises(WeightsMissing, match="at revision 1111111"):
         load("koala-lightning-700m", revision="1" * 40, local_files_only=True, device="cpu")
 
 
-def test_an_older_revision_without_fp16_unet_loads_and_says_so(tmp_path, monkeypatch):
-    snapshot = write_hub_layout(tmp_path)
-    without_variant(snapshot, "unet")
+@pytest.mark.parametrize(("lacking", "variant"), [(["unet"], "fp16"), (ALL, None)])
+def test_an_older_revision_without_half_precision_says_so(tmp_path, monkeypatch, lacking, variant):
+    without_variant(write_hub_layout(tmp_path), *lacking)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    told = load("koala-lightning-700m", local_files_only=True, device="cpu").model_info
-    assert told.variant == "fp16"
-    assert told.notes == ["no fp16 files for unet: full precision loaded"]
-
-
-def test_a_revision_without_any_variant_loads_and_says_so(tmp_path, monkeypatch):
-    write_hub_layout(tmp_path, variant=None)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    told = load("koala-lightning-700m", local_files_only=True, device="cpu").model_info
-    assert told.variant is None
-    assert len(told.notes) == 1 and all(part in told.notes[0] for part in ALL)
+    info = load("koala-lightning-700m", local_files_only=True, device="cpu").model_info
+    (note,) = info.notes
+    assert info.variant == variant and note.endswith(": full precision loaded")
+    assert all(part in note for part in lacking)
 
 
 def test_sdxl_lightning_takes_its_unet_from_a_file(snapshot, tmp_path, monkeypatch):
@@ -132,6 +120,7 @@ def test_sdxl_lightning_takes_its_unet_from_a_file(snapshot, tmp_path, monkeypat
 
 
 def test_a_folder_is_identified_by_its_weights(folder):
+    assert load(folder, device="cpu").model_info.variant == "fp16"  # it holds no others
     without_variant(folder, *ALL)
     first = load(folder, device="cpu").model_info
     assert (first.system, first.domain, first.source) == (None, "photographic", str(folder))
@@ -149,11 +138,6 @@ def test_a_revision_names_every_byte(tmp_path):
         opened.seek(2_000_000)
         opened.write(b"x")
     assert hub.fingerprint([file], None) != before
-
-
-def test_a_folder_with_fp16_files_only_loads(folder):
-    told = load(folder, device="cpu").model_info
-    assert told.variant == "fp16"
 
 
 def test_an_embedded_model_is_found_and_told_by_its_json(folder, monkeypatch, tmp_path):
@@ -192,24 +176,28 @@ def test_parts_may_stand_once_in_another_folder(folder, tmp_path):
         load(student, device="cpu")
 
 
-def test_truncated_weights_are_named(folder):
-    file = weights(folder, "unet")
+def cut_short(file):
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(WeightsMissing, match="damaged or incomplete") as error:
-        load(folder, device="cpu")
-    assert str(file) in str(error.value)
 
 
-@pytest.mark.parametrize("part", ["unet", "text_encoder_2"])
-def test_missing_weights_are_named(folder, part):
-    weights(folder, part).unlink()
-    with pytest.raises(WeightsMissing, match=f"lacks safetensors weights in {part}/"):
-        load(folder, device="cpu")
-
-
-def test_a_missing_tokenizer_is_named(folder):
-    shutil.rmtree(folder / "tokenizer_2")
-    with pytest.raises(WeightsMissing, match="lacks the part tokenizer_2: copy or download"):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: cut_short(weights(f, "unet")), r"unet/\S+ is damaged or incomplete"),
+        (lambda f: weights(f, "unet").unlink(), "lacks safetensors weights in unet/"),
+        (lambda f: weights(f, "text_encoder_2").unlink(), "weights in text_encoder_2/: copy or"),
+        (
+            lambda f: shutil.rmtree(f / "tokenizer_2"),
+            "lacks the part tokenizer_2: copy or download",
+        ),
+        (lambda f: weights(f, "vae").rename(f / "vae" / "model.bin"), "model.bin, a pickle"),
+        (lambda f: (f / "model_index.json").write_text("{"), "index.json is not readable JSON"),
+        (lambda f: (f / "model_index.json").unlink(), "holds no model_index.json"),
+    ],
+)
+def test_what_a_damaged_folder_lacks_is_named(folder, damage, message):
+    damage(folder)
+    with pytest.raises(WeightsMissing, match=message):
         load(folder, device="cpu")
 
 
@@ -218,23 +206,6 @@ def test_an_interrupted_download_is_told_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(WeightsMissing, match=f"weights in unet/: run `hf download {REPOSITORY}`"):
         load("koala-lightning-700m", local_files_only=True, device="cpu")
-
-
-def test_pickles_are_never_loaded(folder):
-    weights(folder, "vae").rename(folder / "vae" / "diffusion_pytorch_model.bin")
-    with pytest.raises(WeightsMissing, match="diffusion_pytorch_model.bin, a pickle"):
-        load(folder, device="cpu")
-
-
-def test_damaged_configuration_is_named(folder):
-    (folder / "model_index.json").write_text("{")
-    with pytest.raises(WeightsMissing, match="model_index.json is not readable JSON"):
-        load(folder, device="cpu")
-
-
-def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(WeightsMissing, match="holds no model_index.json"):
-        load(tmp_path)
 
 
 def test_another_kind_of_pipeline_is_refused(folder):
@@ -271,18 +242,14 @@ def test_a_device_that_is_not_there():
         load("koala-700m", device=absent)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", torch.bfloat16, "float16"])
-def test_every_part_has_the_asked_precision(snapshot, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [("bf16", "bfloat16"), (torch.bfloat16, "bfloat16"), ("half", "float16"), (None, "float32")],
+)
+def test_every_part_has_the_precision(snapshot, dtype, name):
     pipe = load(snapshot, device="cpu", dtype=dtype)
     parts = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
-    want = torch.float16 if dtype == "float16" else torch.bfloat16
-    assert {p.dtype for p in parts} == {want}
-    assert pipe.model_info.dtype == str(want).removeprefix("torch.")
-
-
-def test_default_precision_on_a_cpu_is_float32(loaded):
-    parts = (loaded.unet, loaded.vae, loaded.text_encoder, loaded.text_encoder_2)
-    assert {p.dtype for p in parts} == {torch.float32}
+    assert {p.dtype for p in parts} == {getattr(torch, name)} and pipe.model_info.dtype == name
     assert devices.pick_dtype(None, torch.device("cuda")) == torch.float16
 
 
@@ -309,9 +276,6 @@ def test_a_gpu_beside_a_cpu_only_torch_gets_one_warning(monkeypatch):
         devices.pick_device()
     assert len(caught) == 1
     devices._warn_cpu_only_torch.cache_clear()
-
-
-def test_no_gpu_no_warning(monkeypatch):
     monkeypatch.setattr(devices.shutil, "which", lambda name: None)
     monkeypatch.setattr(devices.Path, "exists", lambda path: False)
     devices._warn_cpu_only_torch.cache_clear()
@@ -327,9 +291,9 @@ def test_a_plain_diffusers_pipeline_tells_what_it_is(snapshot):
     pipe = StableDiffusionXLPipeline.from_pretrained(
         snapshot, variant="fp16", dtype=torch.float32, use_safetensors=True
     )
-    told = model_info(pipe)
-    assert (told.system, told.dtype, told.device) == (None, "float32", "cpu")
-    assert told.source == str(snapshot)
+    info = model_info(pipe)
+    assert (info.system, info.dtype, info.device) == (None, "float32", "cpu")
+    assert info.source == str(snapshot)
 
 
 def test_memory_that_torch_only_keeps_counts_as_free(snapshot, monkeypatch):

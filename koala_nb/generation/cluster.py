@@ -107,7 +107,7 @@ def local(workers: int, *, threads: int = 1) -> Iterator[Client]:
             raise ValueError(f"{name} must be a whole number of at least 1, not {short(value)}.")
     with (
         distributed.LocalCluster(
-            workers,
+            n_workers=workers,
             threads_per_worker=1,
             memory_limit=0,  # most of it are weights, which no worker could give back
             dashboard_address=None,
