@@ -11,6 +11,7 @@ from hypothesis import settings
 settings.register_profile("unhurried", deadline=None, max_examples=60)
 settings.load_profile("unhurried")
 
+TOKENS = ("bos", "eos", "pad")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -76,15 +77,14 @@ def clip_folder(snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
     tokenizer = AutoTokenizer.from_pretrained(snapshot / "tokenizer")
-    layer = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-             "num_attention_heads": 2}  # fmt: skip
-    text = {**layer, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    layer = {"hidden_size": 16, "intermediate_size": 16}
+    layer |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in TOKENS}
     config = CLIPConfig(
-        text_config=text, vision_config={**layer, "image_size": 32, "patch_size": 16},
+        text_config={**layer, **special, "vocab_size": len(tokenizer)},
+        vision_config={**layer, "image_size": 32, "patch_size": 16},
         projection_dim=8,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

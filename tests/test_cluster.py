@@ -88,6 +88,11 @@ def count_loads():
     pipelines.load = load
 
 
+def environment(scratch):
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return {**os.environ, "PYTHONPATH": paths, "DASK_TEMPORARY_DIRECTORY": str(scratch)}
+
+
 def wait_for_images(folder, number, seconds=300):
     until = time.monotonic() + seconds
     while len(list(folder.glob("images/0*.png"))) < number:
@@ -113,22 +118,19 @@ def test_a_killed_worker_loses_nothing(client, snapshot, single, tmp_path):
 CLIENT = """
 import sys
 from koala_nb.generation import cluster
+from test_cluster import draw
 if __name__ == "__main__":
     with cluster.local(1) as client:
-        cluster.generate(
-            sys.argv[1], [f"{n} koalas" for n in range(8)], range(12), out=sys.argv[2],
-            client=client, device="cpu", batch_size=3, height=64, width=64, steps=2,
-        )
+        draw(sys.argv[1], sys.argv[2], client)
 """
 
 
 def test_a_killed_client_goes_on_from_the_disk(client, snapshot, single, tmp_path):
     script, out = tmp_path / "script.py", tmp_path / "run"
     script.write_text(CLIENT)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "DASK_TEMPORARY_DIRECTORY": str(tmp_path)}
     command = [sys.executable, str(script), str(snapshot), str(out)]
     with open(tmp_path / "log", "wb") as log:
-        alone = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        alone = subprocess.Popen(command, env=environment(tmp_path), stdout=log, stderr=log)
     wait_for_images(out, 10)
     alone.kill()
     alone.wait()
@@ -165,6 +167,7 @@ def test_many_images_lie_in_sub_folders_the_same_for_all(
     client, snapshot, one_thread, loaded, tmp_path
 ):
     prompts = [*PROMPTS[:3], LONG]
+    few = {"seeds": range(3), "steps": 1, "batch_size": 16, "height": None, "width": None}
     before = plans.FLAT, plans.PER_PART
     small_parts(10, 4)
     client.run(small_parts, 10, 4)
@@ -174,8 +177,7 @@ def test_many_images_lie_in_sub_folders_the_same_for_all(
                 loaded, prompts, range(3), out=tmp_path / "one", progress=False, steps=1
             )
         with pytest.warns(UserWarning, match="tokens: it does not read"):
-            many = draw(snapshot, tmp_path / "many", client, prompts, seeds=range(3), steps=1,
-                        batch_size=16, height=None, width=None)  # fmt: skip
+            many = draw(snapshot, tmp_path / "many", client, prompts, **few)
     finally:
         small_parts(*before)
         client.run(small_parts, *before)
@@ -227,25 +229,20 @@ def test_a_chunk_that_ends_every_worker_is_one_sentence(client):
 
 
 def test_a_second_pipeline_is_loaded_when_the_first_is_gone(monkeypatch):
-    class Pipe:
-        pass
-
     made = []
 
     def load(model, **_):
         assert all(other() is None for other in made)
         if model == "broken":
             raise UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")
-        pipe = Pipe()
-        made.append(weakref.ref(pipe))
+        made.append(weakref.ref(pipe := type("Pipe", (), {})()))
         return pipe
 
     monkeypatch.setattr(pipelines, "load", load)
     monkeypatch.setattr(cluster, "_LOADED", {})
     monkeypatch.setattr(cluster, "_worker", lambda: "Worker 1")
-    first = id(cluster._load(("a", None, None, None)))
-    assert id(cluster._load(("a", None, None, None))) == first and len(made) == 1
-    cluster._load(("b", None, None, None))
+    for model in "aab":
+        cluster._load((model, None, None, None))
     with pytest.raises(ValueError, match="^Worker 1: .*utf-8"):
         cluster._load(("broken", None, None, None))
     assert len(made) == 2
@@ -265,8 +262,8 @@ if __name__ == "__main__":
 def test_threads_are_as_asked_where_a_script_has_torch_already(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(THREADS)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "DASK_TEMPORARY_DIRECTORY": str(tmp_path)}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
     assert done.stdout.split() == ["2", "2"], done.stderr
 
 

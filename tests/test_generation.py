@@ -1,9 +1,6 @@
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -366,31 +363,3 @@ def test_a_folder_of_other_things_is_refused(loaded, tmp_path):
     with pytest.raises(ValueError, match="is a file: name a folder"):
         generate(loaded, "a", out=tmp_path / "thesis.txt", **SMALL)
     assert contents(tmp_path) == {"thesis.txt": b"precious"}
-
-
-RUN = """
-import sys, koala_nb
-pipe = koala_nb.load(sys.argv[1], device="cpu")
-koala_nb.generate(pipe, [f"{n} koalas" for n in range(16)], seeds=range(4), batch_size=6,
-                  height=64, width=64, steps=3, out=sys.argv[2], progress=False)
-"""
-
-
-def test_killed_and_resumed_equals_uninterrupted_file_by_file(snapshot, tmp_path, python_offline):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert python_offline(RUN, snapshot, whole).returncode == 0
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    env["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
-    process = subprocess.Popen([sys.executable, "-c", RUN, snapshot, killed], env=env)
-    deadline = time.monotonic() + 120
-    while len(list((killed / "images").glob("0*.png"))) < 20:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    made = len(list((killed / "images").glob("0*.png")))
-    assert 20 <= made < 64  # it was in the middle
-    assert not (killed / "records.jsonl").exists()
-    assert python_offline(RUN, snapshot, killed).returncode == 0
-    assert len(contents(whole)) == 66
-    assert contents(killed) == contents(whole)

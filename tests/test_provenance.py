@@ -1,4 +1,3 @@
-import io
 import json
 import os
 
@@ -28,22 +27,13 @@ def test_lines_round_trip(records, tmp_path_factory):
     assert pv.read_lines(path) == records
 
 
-@pytest.mark.parametrize(
-    "prompt", ["<script>alert(1)</script>", "考拉 на синем фоне 🐨", "a\nb\"'"]
-)
-def test_png_holds_any_prompt(prompt, tmp_path):
-    pixels = Image.new("RGB", (4, 4), "red")
-    path = pv.save_png(pixels, tmp_path / "a.png", {"prompt": prompt})
-    assert pv.read_record(path) == {"prompt": prompt}
-    with Image.open(path) as image:
-        assert image.tobytes() == pixels.tobytes()
-
-
-def test_same_image_and_record_same_bytes(tmp_path):
-    image = Image.new("RGB", (8, 8), "blue")
-    one = pv.save_png(image, tmp_path / "1.png", {"seed": 1}).read_bytes()
-    assert one == pv.save_png(image, tmp_path / "2.png", {"seed": 1}).read_bytes()
+def test_same_image_and_record_same_bytes_and_pixels(tmp_path):
+    image, record = Image.new("RGB", (8, 8), "blue"), {"prompt": "<script>考拉 🐨\n\"'"}
+    one = pv.save_png(image, tmp_path / "1.png", record).read_bytes()
+    assert one == pv.save_png(image, tmp_path / "2.png", record).read_bytes()
     assert one != pv.save_png(image, tmp_path / "3.png", {"seed": 2}).read_bytes()
+    with Image.open(tmp_path / "1.png") as saved:
+        assert saved.tobytes() == image.tobytes()
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -67,12 +57,7 @@ def test_a_damaged_png_is_not_whole(tmp_path):
     path.write_bytes(b"no picture at all")
     with pytest.raises(ValueError, match="not a readable PNG"):
         pv.read_record(path)
-
-
-def test_a_foreign_png_has_no_record(tmp_path):
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(buffer, format="PNG")
-    path = pv.write_atomic(tmp_path / "a.png", buffer.getvalue())
+    Image.new("RGB", (4, 4)).save(path)
     with pytest.raises(ValueError, match="no koala_nb record"):
         pv.read_record(path)
 
@@ -82,11 +67,6 @@ def test_damaged_line_is_named(tmp_path):
     path.write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(ValueError, match="line 2"):
         pv.read_lines(path)
-
-
-def test_banner_only_for_the_emoji_world():
-    assert pv.banner("emoji-world").startswith("Embedded teaching model")
-    assert pv.banner("photographic") is None
 
 
 def test_environment_names_what_is_installed():

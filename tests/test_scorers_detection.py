@@ -23,8 +23,8 @@ def instruments():
 def test_boxes():
     assert overlap((0, 0, 1, 1), (0.5, 0.5, 1, 1)) == 1
     assert intersection_over_union((0, 0, 1, 1), (0.5, 0.5, 1, 1)) == pytest.approx(0.25)
-    twice = [Detection("a", 0.5, box(0, 0)), Detection("a", 0.9, box(0.02, 0)),
-             Detection("b", 0.4, box(0, 0))]  # fmt: skip
+    boxes = {("a", 0.5): box(0, 0), ("a", 0.9): box(0.02, 0), ("b", 0.4): box(0, 0)}
+    twice = [Detection(*found, place) for found, place in boxes.items()]
     assert [d.score for d in non_maximum(twice)] == [0.9, 0.4]
 
 
@@ -75,14 +75,13 @@ def tiny_tokenizer():
     words = ["<|startoftext|>", "<|endoftext|>", "a", "cat", "dog", "photo", "of", "red", "."]
     model = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="a"))
     model.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=model, bos_token=words[0], eos_token=words[1], pad_token=words[1],
-        unk_token="a", model_max_length=16,
-    )  # fmt: skip
+    start, end = words[:2]
+    special = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": "a"}
+    return PreTrainedTokenizerFast(tokenizer_object=model, **special, model_max_length=16)
 
 
-SIDES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
-         "num_attention_heads": 2}  # fmt: skip
+SIDES = {"hidden_size": 32, "intermediate_size": 32}
+SIDES |= {"num_hidden_layers": 1, "num_attention_heads": 2}
 TEXT = {**SIDES, "vocab_size": 9, "max_position_embeddings": 16, "eos_token_id": 1}
 VISION = {**SIDES, "image_size": 64, "patch_size": 16}
 

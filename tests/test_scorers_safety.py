@@ -73,11 +73,10 @@ def test_a_score_that_is_no_number_is_flagged():
     assert verdict == {"score": None, "flagged": True}
 
 
-@pytest.mark.parametrize("reds", [[0], [100, 128, 200], [255, 0]])
-def test_the_threshold_itself_is_flagged(reds):
+def test_the_threshold_itself_is_flagged():
     checker = Checker(Redness(), threshold=round(128 / 255, 4))
-    found = [v["flagged"] for v in checker.score([picture(red) for red in reds])]
-    assert found == [red >= 128 for red in reds]
+    verdicts = checker.score([picture(red) for red in (0, 100, 128, 200)])
+    assert [v["flagged"] for v in verdicts] == [False, False, True, True]
 
 
 def test_wrong_settings_are_refused():
@@ -138,9 +137,10 @@ def test_a_transformers_classifier_takes_the_same_place(tmp_path):
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
     shape = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "intermediate_size": 16}
-    config = ViTConfig(**shape, num_hidden_layers=1, num_attention_heads=2,
-                       id2label={0: "normal", 1: "nsfw"},
-                       label2id={"normal": 0, "nsfw": 1})  # fmt: skip
+    shape |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ViTConfig(
+        **shape, id2label={0: "normal", 1: "nsfw"}, label2id={"normal": 0, "nsfw": 1}
+    )
     ViTForImageClassification(config).save_pretrained(tmp_path)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     if getattr(transformers.AutoImageProcessor, "is_dummy", False):  # in older versions
@@ -151,9 +151,8 @@ def test_a_transformers_classifier_takes_the_same_place(tmp_path):
         nsfw.classifier(str(tmp_path), ["unsafe"])
     both = nsfw.classifier(str(tmp_path), ["normal", "nsfw"]).scores([picture(0)])
     assert both == pytest.approx([1.0], abs=1e-6)
-    one, other = (nsfw.classifier(str(tmp_path), [n]).scores([picture(9)])[0]
-                  for n in ("normal", "nsfw"))  # fmt: skip
-    assert one + other == pytest.approx(1, abs=1e-6)
+    each = [nsfw.classifier(str(tmp_path), [n]).scores([picture(9)]) for n in ("normal", "nsfw")]
+    assert each[0][0] + each[1][0] == pytest.approx(1, abs=1e-6)
     with pytest.raises(ValueError, match="cannot be loaded"):
         nsfw.classifier(str(tmp_path / "none"), ["nsfw"])
 
@@ -176,11 +175,11 @@ def stopped(prompt):
     return [hit.term for hit in PromptFilter(TERMS).hits(prompt)]
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    ["a beer mug", "BEER MUGS", "two beer-mugs", "a beermug", "ｂｅｅｒ ｍｕｇ", "b e e r  m u g",
-     "be\u200ber mug", "bе\u0435r mug", "a bee-r mug", "a béer, mug"],
-)  # fmt: skip
+RESPELLED = """a beer mug;BEER MUGS;two beer-mugs;a beermug;ｂｅｅｒ ｍｕｇ;b e e r  m u g;
+be\u200ber mug;bе\u0435r mug;a bee-r mug;a béer, mug"""
+
+
+@pytest.mark.parametrize("prompt", RESPELLED.split(";"))
 def test_respelled_terms_are_found(prompt):
     assert stopped(prompt) == ["beer mug"]
 

@@ -6,21 +6,22 @@ import struct
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from koala_nb.core.card import FIGURE_SOURCE, LATENCY_FIGURE, LATENCY_GPUS
 from koala_nb.core.errors import unknown_name
+from koala_nb.core.files import Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 _FILE = Path(__file__).resolve().parents[2] / "data" / "reference" / "systems.yaml"
-_catalogue: dict[str, Any] = yaml.safe_load(_FILE.read_text("utf-8"))
+_catalogue: Record = yaml.safe_load(_FILE.read_text("utf-8"))
 # SDXL-Base's U-Net; every other SDXL-like system is given by its differences from this.
-SDXL_UNET: dict[str, Any] = _catalogue["sdxl_unet"]
+SDXL_UNET: Record = _catalogue["sdxl_unet"]
 # Parameters of the parts that SDXL-like systems share: VAE, CLIP-L, OpenCLIP-bigG.
 SHARED_PARAMETERS = {"vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840}
 
@@ -48,7 +49,7 @@ class System:
     title: str
     repository: str | None
     recipe: Recipe
-    unet: dict[str, Any] = field(default_factory=dict)
+    unet: Record = field(default_factory=dict)
     parameters: int | None = None
     licence: str | None = None
     domain: str = "photographic"
@@ -62,13 +63,13 @@ class System:
         return (self.repository or "").startswith("data/models/")
 
     @property
-    def published(self) -> dict[str, Any]:
+    def published(self) -> Record:
         """Published latency (s) and peak memory (GB) per GPU, with the source; empty if none."""
         row = LATENCY_FIGURE.get(self.title)
         return {"source": FIGURE_SOURCE, **dict(zip(LATENCY_GPUS, row))} if row else {}
 
     @property
-    def unet_config(self) -> dict[str, Any]:
+    def unet_config(self) -> Record:
         """The U-Net's full configuration; an embedded system's is read from its folder."""
         file = data_folder() / "models" / self.name / "unet" / "config.json"
         if self.embedded and file.is_file():
@@ -94,7 +95,7 @@ def data_folder() -> Path:
     return Path(os.environ.get("KOALA_NB_DATA") or Path(__file__).resolve().parents[2] / "data")
 
 
-def stored_results(pattern: str) -> dict[str, Any]:
+def stored_results(pattern: str) -> Record:
     """Return what lies in `data/results/<pattern>.json`, by name without its ending."""
     paths = sorted((data_folder() / "results").glob(f"{pattern}.json"))
     return {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
@@ -144,7 +145,7 @@ def systems() -> "pd.DataFrame":
     return pd.DataFrame(rows).astype(whole)
 
 
-def _row(system: System) -> dict[str, Any]:
+def _row(system: System) -> Record:
     recipe = ("scheduler", "timestep_spacing", "steps", "guidance", "height", "width")
     return {
         **{key: getattr(system, key) for key in ("name", "domain", "repository")},

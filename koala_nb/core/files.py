@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
+Record = dict[str, Any]  # of JSON's plain values
 PNG_KEY, XMP_KEY = "koala_nb", "XML:com.adobe.xmp"  # the text chunks of a PNG
 EMBEDDED_BANNER = "Embedded teaching model: says nothing about KOALA-Lightning-700M"
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
@@ -41,7 +42,7 @@ def versions() -> dict[str, str | None]:
     return known
 
 
-def environment(device: str | None = None) -> dict[str, Any]:
+def environment(device: str | None = None) -> Record:
     """Versions, platform, device, threads and git commit, as a flat dictionary for reports.
 
     `device` is the one that was worked on; by default the best available.
@@ -151,7 +152,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     return write_atomic(path, f"{text}\n".encode("ascii"), sync=True)
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str]) -> Record:
     """A JSON object from a file. Raises OSError naming the file that is absent or damaged."""
     try:
         value = json.loads(Path(path).read_text("utf-8"))
@@ -164,13 +165,13 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
-def write_lines(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> Path:
+def write_lines(path: str | os.PathLike[str], records: Iterable[Record]) -> Path:
     """Write records as JSON lines, atomically."""
     lines = [json.dumps(r, ensure_ascii=True, allow_nan=False) + "\n" for r in records]
     return write_atomic(path, "".join(lines).encode("ascii"), sync=True)
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_lines(path: str | os.PathLike[str]) -> list[Record]:
     """Read JSON lines. Raises ValueError naming the file and line that is no JSON object."""
     try:
         lines = Path(path).read_bytes().decode("utf-8").splitlines()
@@ -189,7 +190,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def save_png(
-    image: "Image.Image", path: str | os.PathLike[str], record: dict[str, Any], xmp: str = ""
+    image: "Image.Image", path: str | os.PathLike[str], record: Record, xmp: str = ""
 ) -> Path:
     """Write a PNG with its record in a text chunk named "koala_nb", and an XMP packet, atomically.
 
@@ -206,7 +207,7 @@ def save_png(
     return write_atomic(path, buffer.getvalue())
 
 
-def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_record(path: str | os.PathLike[str]) -> Record:
     """The record inside a PNG. Raises ValueError where the file holds none or is no PNG."""
     from PIL import Image, UnidentifiedImageError
 

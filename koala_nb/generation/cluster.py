@@ -22,11 +22,10 @@ import torch
 
 from koala_nb.core import catalog, files
 from koala_nb.core.devices import empty_cache
-from koala_nb.core.files import short
+from koala_nb.core.files import Record, short
 from koala_nb.generation import run_folder
 from koala_nb.generation.generate import Drawing
 from koala_nb.generation.plan import Plan, Settings, make_plan
-from koala_nb.generation.run_folder import Record
 from koala_nb.models import load
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koala_nb.core import files
 from koala_nb.core.devices import empty_cache, is_out_of_memory
+from koala_nb.core.files import Record
 from koala_nb.generation import run_folder
 from koala_nb.generation.plan import RECIPE, Plan, Request, Settings, default_batch_size, make_plan
-from koala_nb.generation.run_folder import BatchTimes, Record, Run
+from koala_nb.generation.run_folder import BatchTimes, Run
 from koala_nb.models.load import model_info
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from math import inf, lcm
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from koala_nb.core.files import short
+from koala_nb.core.files import Record, short
 from koala_nb.models.load import call_default, model_info
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Plan:
         for start in range(0, len(self.requests), self.batch_size):
             yield self.requests[start : start + self.batch_size]
 
-    def requested(self) -> dict[str, Any]:
+    def requested(self) -> Record:
         """Prompts, the seeds of each, and the batch size, for a run's settings."""
         prompts = {r.index: r.prompt for r in self.requests}
         seeds: dict[int, list[int]] = {index: [] for index in prompts}

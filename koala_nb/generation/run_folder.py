@@ -17,14 +17,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from koala_nb.core import files
-from koala_nb.core.files import read_json, short
+from koala_nb.core.files import Record, read_json, short
 from koala_nb.generation.plan import IMAGES, Plan, Request
 
 if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
-Record = dict[str, Any]  # of one image, of JSON's plain values
 SETTINGS, RECORDS, CHUNK_RECORDS = "settings.json", "records.jsonl", "records"
 CHUNK = 1000  # images at most, so that a million makes about a thousand files
 CHUNKS = 256  # at least, where there are so many batches: enough for workers of unequal speed

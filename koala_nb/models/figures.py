@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from koala_nb.core.files import Record
 from koala_nb.display.figures import COLORS, STYLE, show
 from koala_nb.models import unet as architecture
 
@@ -84,7 +85,7 @@ def _draw(axis: Axes, unet: nn.Module, kept: set[str]) -> None:
         cells = sorted(cells, key=lambda name: ".attentions." in name)  # the residual block first
         for i, name in enumerate(cells):
             color = PAINT["transformer blocks" if ".attentions." in name else "residual blocks"]
-            style: dict[str, Any] = {"fc": color, "ec": color}
+            style: Record = {"fc": color, "ec": color}
             if name not in kept:
                 style = {"fc": "none", "ec": "0.6", "ls": ":"}
             axis.add_patch(Rectangle((lefts[key[0]] + i, rows[key]), CELL, CELL, **style))

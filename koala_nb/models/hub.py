@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import catalog
 from koala_nb.core import files as records
-from koala_nb.core.files import short
+from koala_nb.core.files import Record, short
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,8 +40,8 @@ class Source:
     source: str
     revision: str | None
     variant: str | None
-    index: dict[str, Any]
-    facts: dict[str, Any]  # of the optional koala_nb.json: name, domain, parts_from
+    index: Record
+    facts: Record  # of the optional koala_nb.json: name, domain, parts_from
     weights: dict[str, list[Path]]  # part -> files to load
     donor: "Source | None"  # parts whose folders are missing here come from there
     notes: list[str] = field(default_factory=list)
@@ -218,7 +218,7 @@ def fingerprint(weights: list[Path], donor: Source | None) -> str:
     return f"weights-{digest.hexdigest()[:16]}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Record:
     """A JSON object from a file. Raises WeightsMissing where it is absent or damaged."""
     try:
         return records.read_json(path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
 from koala_nb.core.devices import empty_cache, gigabytes, pick_device, pick_dtype, plan_memory
-from koala_nb.core.files import short
+from koala_nb.core.files import Record, short
 from koala_nb.models import hub
 from koala_nb.models.hub import WeightsMissing
 
@@ -145,7 +145,7 @@ def silence_logging() -> None:
 
 def _resolve(
     name: str, revision: str | None, local_only: bool | None, dtype: "torch.dtype"
-) -> tuple[System | None, hub.Source, dict[str, Any]]:
+) -> tuple[System | None, hub.Source, Record]:
     """The system (if catalogued), where its files are, and parts that come from elsewhere."""
     if name not in {s.name for s in catalog.SYSTEMS} and os.path.isdir(name):
         _no_revision(name, revision)
@@ -188,7 +188,7 @@ def _unet_file(
     revision: str | None,
     local_only: bool | None,
     dtype: "torch.dtype",
-) -> tuple[hub.Source, dict[str, Any]]:
+) -> tuple[hub.Source, Record]:
     """SDXL-Lightning is one U-Net file; its configuration and the other parts are SDXL-Base's."""
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
@@ -208,7 +208,7 @@ def domain_recipe(domain: str) -> Recipe:
     return catalog.EMOJI_RECIPE if domain == "emoji-world" else Recipe()
 
 
-def _assemble(source: hub.Source, dtype: "torch.dtype", extra: dict[str, Any]) -> "Pipeline":
+def _assemble(source: hub.Source, dtype: "torch.dtype", extra: Record) -> "Pipeline":
     import diffusers
 
     name = source.index.get("_class_name")

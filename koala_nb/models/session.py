@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
-from koala_nb.core.files import banner
+from koala_nb.core.files import Record, banner
 from koala_nb.models import hub
 from koala_nb.models.load import (
     ModelInfo,
@@ -34,7 +34,7 @@ class Session:
 
     info: ModelInfo
     seeds: range = range(1)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Record = field(default_factory=dict)
     loaded: Pipeline | None = None
 
     @property
@@ -150,7 +150,7 @@ def generation_settings(
     guidance: float = 0.0,
     size: int = 0,
     negative_prompt: str = "",
-) -> dict[str, Any]:
+) -> Record:
     """Check a report's settings and return the arguments for `generate`; 0 means the recipe's.
 
     ValueError for less than one image a prompt, or a probe (n), or a negative value.
@@ -161,7 +161,7 @@ def generation_settings(
     for name, value in {"steps": steps, "guidance": guidance, "size": size, "seed": seed}.items():
         if value < 0:
             raise ValueError(f"{name} is {value}: give 0 or more.")
-    chosen: dict[str, Any] = {"steps": steps, "guidance": guidance, "height": size, "width": size}
+    chosen: Record = {"steps": steps, "guidance": guidance, "height": size, "width": size}
     chosen["negative_prompt"] = negative_prompt
     return {"seeds": range(seed, seed + seeds), **{k: v for k, v in chosen.items() if v}}
 

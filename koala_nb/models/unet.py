@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import catalog
 from koala_nb.core.card import CARD_TABLE, CARD_TABLE_CONDITIONS
+from koala_nb.core.files import Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +115,7 @@ def _turn(block: str) -> tuple[bool, int, bool]:
     return kind.endswith("samplers"), int(number or 0), kind == "attentions"
 
 
-def _block(stage: str, name: str, module: nn.Module) -> dict[str, Any]:
+def _block(stage: str, name: str, module: nn.Module) -> Record:
     kinds = [type(part).__name__ for part in module.modules()]
     return {
         "stage": stage,
@@ -209,13 +210,13 @@ def _without_parts(flops: Mapping[str, int]) -> dict[str, int]:
     return counts
 
 
-def meta_inputs(unet: nn.Module, height: int, width: int, tokens: int) -> dict[str, Any]:
+def meta_inputs(unet: nn.Module, height: int, width: int, tokens: int) -> Record:
     """Return a U-Net's arguments for one image, latents of height x width, on the meta device."""
     import torch
 
     config = unet.config
     with torch.device("meta"):
-        inputs: dict[str, Any] = {
+        inputs: Record = {
             "sample": torch.empty(1, config.in_channels, height, width),
             "timestep": torch.empty(1),
             "encoder_hidden_states": torch.empty(1, tokens, config.cross_attention_dim),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from koala_nb.core.files import Record
 from koala_nb.models import hub
 from koala_nb.scorers import ocr, pixels
 
@@ -89,9 +90,7 @@ class UnpromptedAttributes:
         self.name = "pixels"
         self.version = f"1, {self.ocr.name} {self.ocr.version}" if self.ocr else "1"
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]] = ()
-    ) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record] = ()) -> list[Record]:
         """Return for each image its background, bars and characters of text; `hit` stays None."""
         texts = [r.text for r in self.ocr.read(images)] if self.ocr else [None] * len(images)
         return [
@@ -121,9 +120,7 @@ class ZeroShotReader:
         self.name = f"zero-shot {self.clip.name}"
         self.version = self.unprompted.version
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
         """Return for each image `read`, `confidence`, `style_read`, `hit` and the unprompted."""
         rows = self.unprompted.score(images, prompts)
         if not rows:
@@ -148,9 +145,7 @@ class CLIPScore:
         self.clip = Clip(source)
         self.version = self.clip.name
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[float]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[float]:
         """Return the score of each image with its prompt."""
         if not images:
             return []

@@ -9,9 +9,9 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from koala_nb.core.files import PNG_KEY, XMP_KEY, save_png
+from koala_nb.core.files import PNG_KEY, XMP_KEY, Record, save_png
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,9 +26,7 @@ PACKET = (
 )
 
 
-def save(
-    image: Image.Image, path: str | Path, record: dict[str, Any], visible: bool = False
-) -> Path:
+def save(image: Image.Image, path: str | Path, record: Record, visible: bool = False) -> Path:
     """Write a PNG with its record and IPTC's "trained algorithmic media", atomically.
 
     `visible` adds a strip below the picture: "AI-generated, <model>".
@@ -57,7 +55,7 @@ def labelled(image: Image.Image, text: str) -> Image.Image:
     return page
 
 
-def statements(file: str | Path | io.BytesIO) -> dict[str, Any]:
+def statements(file: str | Path | io.BytesIO) -> Record:
     """Return the `record` and `source_type` that an image file holds, None where missing.
 
     ValueError where the file is no image.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from koala_nb.core.files import Record
 from koala_nb.scorers import clip
 from koala_nb.stats.misclassification import UNSURE
 
@@ -152,7 +153,7 @@ def cheeks(image: Image.Image, face: Face) -> np.ndarray:
     return np.concatenate([patch.reshape(-1, 3) for patch in patches])
 
 
-def face_tone(image: Image.Image, face: Face | None) -> dict[str, Any]:
+def face_tone(image: Image.Image, face: Face | None) -> Record:
     """Return ita (degrees), ita_class and monk (1 to 10) of a face; None each without one."""
     skin = np.empty((0, 3)) if face is None else cheeks(image, face)
     if not len(skin):
@@ -177,9 +178,7 @@ class FaceReader:
     version: str
     column: str
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]] = ()
-    ) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record] = ()) -> list[Record]:
         """Return for each image face, presentation, probability, ita, ita_class and monk."""
         faces = [detector().detect(image) for image in images]
         detected = [(image, face) for image, face in zip(images, faces) if face is not None]
@@ -276,11 +275,9 @@ class FaceReaders:
         self.name = " and ".join(reader.name for reader in self.readers)
         self.version = "; ".join(f"{reader.name} {reader.version}" for reader in self.readers)
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]] = ()
-    ) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record] = ()) -> list[Record]:
         """Return for each image face, presentation by each reader, skin tone and tone_monk."""
-        rows: list[dict[str, Any]] = [{} for _ in images]
+        rows: list[Record] = [{} for _ in images]
         for reader in self.readers:
             for row, read in zip(rows, reader.score(images, prompts), strict=True):
                 row |= {k: v for k, v in read.items() if k != "probability"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from koala_nb.core.files import read_lines, write_lines
+from koala_nb.core.files import Record, read_lines, write_lines
 from koala_nb.generation import run_folder
 from koala_nb.generation.plan import slug
 from koala_nb.scorers.clip import load_pretrained
@@ -116,7 +116,7 @@ class Checked(NamedTuple):
     """Images as they may be passed on, and the checker's verdicts; None is a withheld image."""
 
     images: list[Image.Image | None]
-    verdicts: list[dict[str, Any]]  # file, score, flagged
+    verdicts: list[Record]  # file, score, flagged
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Checker:
         """Version and threshold: verdicts of two thresholds are never mixed."""
         return f"{self.classifier.version}, flagged from {self.limit:g}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """Return what goes on record beside the verdicts."""
         source = "given" if self.threshold else self.classifier.threshold_source
         return {
@@ -163,7 +163,7 @@ class Checker:
             "threshold_source": source,
         }
 
-    def score(self, images: Sequence[Image.Image], prompts: Any = None) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image.Image], prompts: Any = None) -> list[Record]:
         """Return `score` and `flagged` of each image, as a probe's scorer does."""
         scores = [round(value, DECIMALS) for value in self.classifier.scores(images)]
         # Written so that NaN is flagged; it is None in files.
@@ -178,7 +178,7 @@ class Checker:
         """
         names = run.records.file.tolist()
         file = run.folder / f"verdicts-{slug(self.name)}.jsonl" if run.folder else None
-        verdicts: list[dict[str, Any]] = []
+        verdicts: list[Record] = []
         if file and file.is_file():
             head, *verdicts = read_lines(file)
             if head != self.to_dict():

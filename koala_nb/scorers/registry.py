@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import yaml
 
+from koala_nb.core.files import Record
+
 if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
-Record = dict[str, Any]  # of JSON's plain values
 GENERAL = "photographic"  # its scorers take weights of one's own, and read any image
 
 
@@ -46,7 +47,7 @@ class Entry(NamedTuple):
 
 
 _FILE = Path(__file__).resolve().parents[2] / "data" / "reference" / "scorers.yaml"
-_registered: dict[str, Any] = yaml.safe_load(_FILE.read_text("utf-8"))
+_registered: Record = yaml.safe_load(_FILE.read_text("utf-8"))
 SCORERS: dict[tuple[str, str], Entry] = {
     (row.pop("task"), row.pop("domain")): Entry(**row) for row in _registered["scorers"]
 }
