@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from itertools import islice
+from itertools import groupby, islice
 from math import inf, lcm
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -87,14 +87,11 @@ class Plan:
 
     def requested(self) -> Record:
         """Prompts, the seeds of each, and the batch size, for a run's settings."""
-        prompts = {r.index: r.prompt for r in self.requests}
-        seeds: dict[int, list[int]] = {index: [] for index in prompts}
-        for r in self.requests:
-            seeds[r.index].append(r.seed)
+        each = [list(group) for _, group in groupby(self.requests, operator.attrgetter("index"))]
         return {
             "batch_size": self.batch_size,
-            "prompts": [*prompts.values()],
-            "seeds": [*seeds.values()],
+            "prompts": [group[0].prompt for group in each],
+            "seeds": [[request.seed for request in group] for group in each],
         }
 
 

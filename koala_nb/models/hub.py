@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import catalog
 from koala_nb.core import files as records
+from koala_nb.core.catalog import System
 from koala_nb.core.files import Record, short
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Source:
     facts: Record  # of the optional koala_nb.json: name, domain, parts_from
     weights: dict[str, list[Path]]  # part -> files to load
     donor: "Source | None"  # parts whose folders are missing here come from there
+    unet_file: Path | None = None  # the U-Net's weights, where they are not in the folder
     notes: list[str] = field(default_factory=list)
 
 
@@ -59,6 +61,18 @@ def from_hub(
     folder = folder or _cached(repository, revision)
     source = from_folder(folder, repository, skip)
     source.revision = folder.name
+    return source
+
+
+def with_unet_file(system: System, revision: str | None, local_files_only: bool | None) -> Source:
+    """SDXL-Lightning is one U-Net file; its configuration and the other parts are SDXL-Base's."""
+    parts = str(system.parts)
+    source = from_hub(parts, None, local_files_only, skip="unet")
+    _single_file(parts, "unet/config.json", None, local_files_only)
+    source.source = str(system.repository)
+    file = _single_file(source.source, str(system.unet_file), revision, local_files_only)
+    source.notes.append(f"all but the U-Net from {parts} at {source.revision}")
+    source.unet_file, source.revision = file, file.parent.name
     return source
 
 
@@ -226,7 +240,7 @@ def read_json(path: Path) -> Record:
         raise WeightsMissing(str(error)) from None
 
 
-def single_file(repository: str, name: str, revision: str | None, local_only: bool | None) -> Path:
+def _single_file(repository: str, name: str, revision: str | None, local_only: bool | None) -> Path:
     """One file of a repository, from the cache or downloaded. Raises WeightsMissing."""
     from huggingface_hub import errors as hub
     from huggingface_hub import hf_hub_download

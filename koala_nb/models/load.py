@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
 from koala_nb.core.devices import empty_cache, gigabytes, pick_device, pick_dtype, plan_memory
-from koala_nb.core.files import Record, short
+from koala_nb.core.files import short
 from koala_nb.models import hub
 from koala_nb.models.hub import WeightsMissing
 
@@ -75,14 +75,14 @@ def load(
     silence_logging()
     chosen_device = pick_device(device)
     chosen_dtype = pick_dtype(dtype, chosen_device)
-    system, source, extra = _resolve(str(name_or_path), revision, local_files_only, chosen_dtype)
+    system, source = _resolve(str(name_or_path), revision, local_files_only)
     if system is None and source.facts.get("name") in {s.name for s in catalog.SYSTEMS}:
         system = catalog.find(source.facts["name"])
     if system and source.folder == catalog.data_folder() / "models" / system.name:
         source.source = str(system.repository)  # the same on every machine
     domain = system.domain if system else source.facts.get("domain", "photographic")
     recipe = system.recipe if system else domain_recipe(domain)
-    pipe = _assemble(source, chosen_dtype, extra)
+    pipe = _assemble(source, chosen_dtype)
     pipe.model_info = ModelInfo(
         system,
         source.source,
@@ -144,17 +144,16 @@ def silence_logging() -> None:
 
 
 def _resolve(
-    name: str, revision: str | None, local_only: bool | None, dtype: "torch.dtype"
-) -> tuple[System | None, hub.Source, Record]:
-    """The system (if catalogued), where its files are, and parts that come from elsewhere."""
+    name: str, revision: str | None, local_only: bool | None
+) -> tuple[System | None, hub.Source]:
+    """The system (if catalogued) and where its files are."""
     if name not in {s.name for s in catalog.SYSTEMS} and os.path.isdir(name):
-        _no_revision(name, revision)
-        return None, hub.from_folder(Path(name)), {}
+        return None, _folder(name, Path(name), revision)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name:
         known = next((s for s in catalog.SYSTEMS if s.repository == name), None)
         if known is None or known.embedded:
-            return None, hub.from_hub(name, revision, local_only), {}
-        return _resolve(known.name, revision, local_only, dtype)
+            return None, hub.from_hub(name, revision, local_only)
+        return _resolve(known.name, revision, local_only)
     if "/" in name or "\\" in name:
         raise ValueError(
             f"There is no folder {short(name)}, and it is not a hub id of the form owner/name."
@@ -163,44 +162,22 @@ def _resolve(
     if system.repository is None:
         raise ValueError(f"{system.title} cannot be loaded. {system.note}")
     if system.embedded:
-        _no_revision(name, revision)
         folder = catalog.data_folder() / "models" / system.name
         if not folder.is_dir():
             raise WeightsMissing(
                 f"The embedded model {name} is not at {folder}: restore the data folder of the "
                 "project, set KOALA_NB_DATA to it, or train it with `koala-nb train`."
             )
-        return system, hub.from_folder(folder), {}
+        return system, _folder(name, folder, revision)
     if system.unet_file and system.parts:
-        unet = (system.repository, system.unet_file)
-        return system, *_unet_file(unet, system.parts, revision, local_only, dtype)
-    return system, hub.from_hub(system.repository, revision, local_only), {}
+        return system, hub.with_unet_file(system, revision, local_only)
+    return system, hub.from_hub(system.repository, revision, local_only)
 
 
-def _no_revision(name: str, revision: str | None) -> None:
+def _folder(name: str, folder: Path, revision: str | None) -> hub.Source:
     if revision is not None:
         raise ValueError(f"{name} is a folder: revision={revision!r} is for hub repositories.")
-
-
-def _unet_file(
-    unet_at: tuple[str, str],
-    parts: str,
-    revision: str | None,
-    local_only: bool | None,
-    dtype: "torch.dtype",
-) -> tuple[hub.Source, Record]:
-    """SDXL-Lightning is one U-Net file; its configuration and the other parts are SDXL-Base's."""
-    from diffusers import UNet2DConditionModel
-    from safetensors.torch import load_file
-
-    source = hub.from_hub(parts, None, local_only, skip="unet")
-    file = hub.single_file(*unet_at, revision, local_only)
-    config = hub.single_file(parts, "unet/config.json", None, local_only)
-    unet = UNet2DConditionModel.from_config(hub.read_json(config)).to(dtype)
-    unet.load_state_dict(load_file(file))
-    source.notes.append(f"all but the U-Net from {parts} at {source.revision}")
-    source.source, source.revision = unet_at[0], file.parent.name
-    return source, {"unet": unet.eval()}
+    return hub.from_folder(folder)
 
 
 def domain_recipe(domain: str) -> Recipe:
@@ -208,8 +185,9 @@ def domain_recipe(domain: str) -> Recipe:
     return catalog.EMOJI_RECIPE if domain == "emoji-world" else Recipe()
 
 
-def _assemble(source: hub.Source, dtype: "torch.dtype", extra: Record) -> "Pipeline":
+def _assemble(source: hub.Source, dtype: "torch.dtype") -> "Pipeline":
     import diffusers
+    from safetensors.torch import load_file
 
     name = source.index.get("_class_name")
     if name not in CLASSES:
@@ -218,15 +196,20 @@ def _assemble(source: hub.Source, dtype: "torch.dtype", extra: Record) -> "Pipel
         )
     cls = getattr(diffusers, name)
     options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    weights = source.weights
+    weights, given = source.weights, {}
     try:
+        if source.unet_file:
+            config = hub.read_json(source.folder / "unet" / "config.json")
+            unet = diffusers.UNet2DConditionModel.from_config(config).to(dtype)
+            unet.load_state_dict(load_file(source.unet_file))
+            given["unet"] = unet.eval()
         if donor := source.donor:
             lent = cls.from_pretrained(donor.folder, unet=None, variant=donor.variant, **options)
             here = {part.name for part in source.folder.iterdir()}
             wanted = source.index.keys() & lent.components.keys() - here
-            extra = {part: lent.components[part] for part in wanted}
+            given = {part: lent.components[part] for part in wanted}
             weights = {**donor.weights, **weights}
-        pipe = cls.from_pretrained(source.folder, variant=source.variant, **options, **extra)
+        pipe = cls.from_pretrained(source.folder, variant=source.variant, **options, **given)
         for part, files in weights.items():
             hub.check_weights(getattr(pipe, part), files)
     except (ValueError, OSError, TypeError, NotImplementedError) as error:
