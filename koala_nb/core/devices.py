@@ -10,15 +10,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-DTYPES = {
-    "float16": "float16",
-    "fp16": "float16",
-    "half": "float16",
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-    "float32": "float32",
-    "fp32": "float32",
-}
+DTYPES = ("float16", "bfloat16", "float32")
+SHORT_DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 # Memory beside the weights at 1024 x 1024 in half precision: the published peaks less the weights
 # (8.3 - 3.4 GB for KOALA-Lightning-700M, 11.9 - 6.9 for SDXL-Base). Most of it is the VAE's; what
 # remains with tiles of 512 px is an estimate.
@@ -63,8 +56,9 @@ def pick_dtype(dtype: "str | torch.dtype | None", device: "torch.device") -> "to
 
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
-    name = DTYPES.get(str(dtype).removeprefix("torch."))
-    if name is None:
+    name = str(dtype).removeprefix("torch.")
+    name = SHORT_DTYPES.get(name, name)
+    if name not in DTYPES:
         raise ValueError(f"Unknown dtype {dtype!r}: use float16, bfloat16 or float32.")
     return getattr(torch, name)
 

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from koala_nb.core.devices import pick_device
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -49,13 +51,10 @@ def environment(device: str | None = None) -> Record:
     """
     import torch
 
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.backends.mps.is_available():
-        best = "mps"
     return {
         **versions(),
         "platform": platform.platform(),
-        "device": device_name(device or best),
+        "device": device_name(device or pick_device().type),
         "threads": torch.get_num_threads(),
         "commit": git_commit(),
     }

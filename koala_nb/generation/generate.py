@@ -1,5 +1,7 @@
 """Prompts x seeds -> images, each with a complete record."""
 
+from __future__ import annotations
+
 import platform
 import sys
 import time
@@ -11,6 +13,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
+import torch
+
 from koala_nb.core import files
 from koala_nb.core.devices import empty_cache, is_out_of_memory
 from koala_nb.core.files import Record
@@ -20,7 +25,6 @@ from koala_nb.generation.run_folder import BatchTimes, Run
 from koala_nb.models.load import model_info
 
 if TYPE_CHECKING:
-    import torch
     from diffusers.configuration_utils import FrozenDict
     from PIL import Image
     from torch import nn
@@ -34,7 +38,7 @@ ON_RETRY: list[Callable[[], Callable[[], None]]] = []
 
 
 def generate(
-    pipe: "Pipeline",
+    pipe: Pipeline,
     prompts: str | Sequence[str],
     seeds: Sequence[int] | Sequence[Sequence[int]] = (0,),
     *,
@@ -55,8 +59,6 @@ def generate(
     device, in any batch. With `out` the images go to a folder which the same call resumes after
     an interruption. Raises ValueError for a bad argument or a folder with other settings.
     """
-    import pandas as pd
-
     folder = None if out is None else run_folder.folder_at(out)
     settings = Settings(
         negative_prompt, steps, guidance, height, width, batch_size, timestep_spacing
@@ -76,7 +78,7 @@ class Drawn(NamedTuple):
     """One image and what is known of it."""
 
     request: Request
-    image: "Image.Image"
+    image: Image.Image
     record: Record
 
 
@@ -87,7 +89,7 @@ class Drawing:
     `times`: the batches drawn so far, None for none. Warns of prompts that are not read whole.
     """
 
-    def __init__(self, pipe: "Pipeline", plan: Plan) -> None:
+    def __init__(self, pipe: Pipeline, plan: Plan) -> None:
         self.pipe, self.plan = pipe, plan
         self.unread = find_unread(pipe, plan)
         with spacing(pipe, plan.timestep_spacing):
@@ -165,9 +167,7 @@ class Drawing:
             **files.versions(),
         }
 
-    def _draw_together(self, batch: Sequence[Request]) -> "Decoded":
-        import torch
-
+    def _draw_together(self, batch: Sequence[Request]) -> Decoded:
         pipe, plan = self.pipe, self.plan
         with torch.no_grad():
             embeddings = [self.encode(r.prompt) for r in batch]
@@ -193,7 +193,7 @@ class Drawing:
             pipe.maybe_free_model_hooks()
         return decoded
 
-    def _negative(self, like: "list[torch.Tensor]") -> "list[torch.Tensor]":
+    def _negative(self, like: list[torch.Tensor]) -> list[torch.Tensor]:
         """Embeddings of the negative prompt; zeros for None where the pipeline is made so."""
         text = self.plan.negative_prompt
         if text is None and self.pipe.config.get("force_zeros_for_empty_prompt", False):
@@ -206,7 +206,7 @@ def _save(folder: Path, batch: Sequence[Drawn]) -> None:
         files.save_png(one.image, folder / one.request.file, one.record)
 
 
-def find_unread(pipe: "Pipeline", plan: Plan) -> dict[str, str]:
+def find_unread(pipe: Pipeline, plan: Plan) -> dict[str, str]:
     """Prompts longer than the text encoder reads -> what it does not; one warning of them all."""
     tokenizer = pipe.tokenizer
     limit = tokenizer.model_max_length
@@ -225,7 +225,7 @@ def find_unread(pipe: "Pipeline", plan: Plan) -> dict[str, str]:
     return lost
 
 
-def _settings_of(pipe: "Pipeline", plan: Plan) -> Record:
+def _settings_of(pipe: Pipeline, plan: Plan) -> Record:
     info = model_info(pipe)
     # Tiles, which change the image a little, count only where it is larger than one.
     latent = max(plan.height, plan.width) // pipe.vae_scale_factor
@@ -261,7 +261,7 @@ def _bar(total: int, progress: bool) -> Iterator[Callable[[int], Any]]:
 
 
 @contextmanager
-def spacing(pipe: "Pipeline", timestep_spacing: str | None) -> Iterator[None]:
+def spacing(pipe: Pipeline, timestep_spacing: str | None) -> Iterator[None]:
     """Give the pipeline another timestep spacing for a while."""
     before = pipe.scheduler
     if timestep_spacing is not None:
@@ -273,7 +273,7 @@ def spacing(pipe: "Pipeline", timestep_spacing: str | None) -> Iterator[None]:
         pipe.scheduler = before
 
 
-def embed(pipe: "Pipeline", text: str | None) -> "list[torch.Tensor]":
+def embed(pipe: Pipeline, text: str | None) -> list[torch.Tensor]:
     """Embeddings of one text, always alone in its batch, so that company cannot change them."""
     embeddings = pipe.encode_prompt(
         prompt=text or "",
@@ -284,25 +284,21 @@ def embed(pipe: "Pipeline", text: str | None) -> "list[torch.Tensor]":
     return [embeddings[0], embeddings[2]] if len(embeddings) == 4 else [embeddings[0]]
 
 
-def _noise(pipe: "Pipeline", plan: Plan, generators: "list[torch.Generator]") -> "torch.Tensor":
+def _noise(pipe: Pipeline, plan: Plan, generators: list[torch.Generator]) -> torch.Tensor:
     """Starting noise, (n, channels, height, width) of the latents; the pipeline scales it."""
-    import torch
-
     factor = pipe.vae_scale_factor
     shape = (1, pipe.unet.config.in_channels, plan.height // factor, plan.width // factor)
     noise = [torch.randn(shape, generator=g, dtype=torch.float32) for g in generators]
     return torch.cat(noise).to(pipe.unet.dtype)
 
 
-def decode(pipe: "Pipeline", latents: "torch.Tensor") -> "Decoded":
+def decode(pipe: Pipeline, latents: torch.Tensor) -> Decoded:
     """Turn latents, (n, channels, h, w), into images, as the pipeline itself would.
 
     SDXL's VAE can overflow in half precision and give a black image: such a one is decoded again
     in float32. Beside each image stand `decoded_in`, the precision that counted, and `finite`,
     which is False where even float32 gave no picture because the latent itself holds NaN.
     """
-    import torch
-
     dtype = decoding_dtype(pipe.vae, hasattr(pipe, "upcast_vae"))
     images = []
     for latent, pixels in zip(latents.split(1), _decode_in(pipe, latents, dtype).split(1)):
@@ -321,25 +317,21 @@ def decode(pipe: "Pipeline", latents: "torch.Tensor") -> "Decoded":
     return images
 
 
-def decoding_dtype(vae: "nn.Module", is_xl: bool) -> "torch.dtype":
+def decoding_dtype(vae: nn.Module, is_xl: bool) -> torch.dtype:
     """The precision that a VAE decodes in: its own, or float32 where SDXL's asks for it."""
-    import torch
-
     upcast = is_xl and vae.dtype == torch.float16 and vae.config.force_upcast
     return torch.float32 if upcast else vae.dtype
 
 
-def _decode_in(pipe: "Pipeline", latent: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+def _decode_in(pipe: Pipeline, latent: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     latent = unscale(pipe.vae.config, latent.to(dtype)).to(pipe._execution_device)
     pixels = decode_latent(pipe.vae, latent, dtype)
     watermark = getattr(pipe, "watermark", None)
     return watermark.apply_watermark(pixels) if watermark is not None else pixels
 
 
-def decode_latent(vae: "nn.Module", latent: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+def decode_latent(vae: nn.Module, latent: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return what a VAE decodes in a precision, which is its own again afterwards."""
-    import torch
-
     before = vae.dtype
     if dtype != before:
         vae.to(dtype=dtype)
@@ -351,7 +343,7 @@ def decode_latent(vae: "nn.Module", latent: "torch.Tensor", dtype: "torch.dtype"
             vae.to(dtype=before)
 
 
-def unscale(config: "FrozenDict", latent: "torch.Tensor") -> "torch.Tensor":
+def unscale(config: FrozenDict, latent: torch.Tensor) -> torch.Tensor:
     """Undo the scaling (and shift, where the VAE has one) that latents are drawn in."""
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
@@ -363,14 +355,12 @@ def unscale(config: "FrozenDict", latent: "torch.Tensor") -> "torch.Tensor":
 
 
 @contextmanager
-def cpu_kernels(pipe: "Pipeline") -> Iterator[None]:
+def cpu_kernels(pipe: Pipeline) -> Iterator[None]:
     """Let a pipeline on a CPU use the faster routines for a while; elsewhere changes nothing.
 
     Matrix products in float32 by oneDNN instead of MKL, which uses no more than AVX2 on AMD's
     processors; the VAE's convolutions on channels-last weights. Results differ by rounding alone.
     """
-    import torch
-
     if pipe._execution_device.type != "cpu":  # where parts wait says nothing
         yield
         return
@@ -386,10 +376,8 @@ def cpu_kernels(pipe: "Pipeline") -> Iterator[None]:
         pipe.vae.to(memory_format=torch.contiguous_format)
 
 
-def _gains(module: "nn.Module") -> bool:
+def _gains(module: nn.Module) -> bool:
     """Whether a module is a plain float32 linear layer that oneDNN can compute here."""
-    import torch
-
     return (
         type(module) is torch.nn.Linear
         and module.weight.dtype == torch.float32
@@ -400,12 +388,10 @@ def _gains(module: "nn.Module") -> bool:
     )
 
 
-def _onednn(layer: "nn.Module") -> "Callable[[torch.Tensor], torch.Tensor]":
-    import torch
-
+def _onednn(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     product = torch.ops.mkldnn._linear_pointwise  # what torch.compile itself calls
 
-    def forward(x: "torch.Tensor") -> "torch.Tensor":
+    def forward(x: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled():  # it has no gradient
             return torch.nn.functional.linear(x, layer.weight, layer.bias)
         return product(x, layer.weight, layer.bias, "none", [], "")
@@ -417,11 +403,11 @@ class SmallerBatches:
     # Accelerate's find_executable_batch_size lowers by a tenth and draws again what fitted.
     """Draws batches whole, or in halves (of halves ...) from where memory ran out."""
 
-    def __init__(self, draw: "Callable[[Sequence[Request]], Decoded]") -> None:
+    def __init__(self, draw: Callable[[Sequence[Request]], Decoded]) -> None:
         self.draw = draw
         self.limit: int | None = None  # images at once; None: never ran out
 
-    def __call__(self, batch: Sequence[Request]) -> "Decoded":
+    def __call__(self, batch: Sequence[Request]) -> Decoded:
         """Return what `draw` makes of a batch, in order. Its error, if one image does not fit."""
         drawn: Decoded = []
         while len(drawn) < len(batch):

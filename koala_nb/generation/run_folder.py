@@ -6,6 +6,8 @@
 <run>/records/00000.parquet          where many did: one a chunk, written when its images are there
 """
 
+from __future__ import annotations
+
 import io
 import os
 import shutil
@@ -16,12 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
+
 from koala_nb.core import files
 from koala_nb.core.files import Record, read_json, short
 from koala_nb.generation.plan import IMAGES, Plan, Request
 
 if TYPE_CHECKING:
-    import pandas as pd
     from PIL import Image
 
 SETTINGS, RECORDS, CHUNK_RECORDS = "settings.json", "records.jsonl", "records"
@@ -68,8 +71,8 @@ class Run:
     drew, None for nothing: less than there is where a folder was resumed.
     """
 
-    images: "Sequence[Image.Image]"
-    records: "pd.DataFrame"
+    images: Sequence[Image.Image]
+    records: pd.DataFrame
     folder: Path | None = None
     batches: BatchTimes | None = None
 
@@ -164,11 +167,9 @@ def close_folder(
 
 
 def folder_run(
-    folder: Path, records: "list[Record] | pd.DataFrame", batches: BatchTimes | None = None
+    folder: Path, records: list[Record] | pd.DataFrame, batches: BatchTimes | None = None
 ) -> Run:
     """A run from a finished folder and its records."""
-    import pandas as pd
-
     table = pd.DataFrame(records)
     return Run(_FolderImages([folder / file for file in table.file]), table, folder, batches)
 
@@ -181,14 +182,12 @@ def open_run(folder: str | Path) -> Run:
     return folder_run(Path(folder), read_records(folder))
 
 
-def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read the records of a run's folder, one row per image in the order of the requests.
 
     `columns` names those that are wanted; from Parquet nothing else is then read. ValueError for a
     folder that holds no run, or fewer records than the run has images.
     """
-    import pandas as pd
-
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder} holds no run: give a folder that `generate` wrote.")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from koala_nb.core import catalog
 from koala_nb.core import files as records
 from koala_nb.core.catalog import System
@@ -198,8 +200,6 @@ def _weights(part: Path, variant: str | None) -> list[Path]:
 
 def _check_part(folder: Path, part: str, weights: list[Path], again: str) -> None:
     """Raise WeightsMissing where a part's files are missing or cut short, and say `again`."""
-    from safetensors import SafetensorError, safe_open
-
     if not (folder / part).is_dir():
         raise WeightsMissing(f"{folder} lacks the part {part}: {again}.")
     for file in sorted((folder / part).glob("*.json")):
@@ -279,7 +279,6 @@ def check_weights(model: "nn.Module", paths: Sequence[Path]) -> None:
     fill what a file lacks, or names otherwise, with random values and no more than a warning.
     """
     import torch
-    from safetensors import safe_open
 
     beginnings: dict[int, list[torch.Tensor]] = {}  # by number of elements
     for file in paths:

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+import torch
+
 from koala_nb.core import catalog
 from koala_nb.core.card import CARD_TABLE, CARD_TABLE_CONDITIONS
 from koala_nb.core.files import Record
 
 if TYPE_CHECKING:
-    import pandas as pd
     from diffusers import UNet2DConditionModel
     from torch import nn
 
@@ -47,7 +49,6 @@ def build_unet(system: str | Path | Mapping[str, Any]) -> UNet2DConditionModel:
     `system` is a catalogued name, a folder with `unet/config.json`, or a configuration. ValueError
     for an unknown name, FileNotFoundError for a folder (or an embedded system) without one.
     """
-    import torch
     from diffusers import UNet2DConditionModel
 
     config = dict(system if isinstance(system, Mapping) else _config(system))
@@ -96,8 +97,6 @@ def blocks(unet: nn.Module) -> pd.DataFrame:
 
     Columns: stage, block, type (class), transformer_blocks, residual_blocks, parameters.
     """
-    import pandas as pd
-
     rows = []
     for name, module in unet.named_modules():
         stage = stage_of(name)
@@ -136,8 +135,6 @@ def _stages(unet: nn.Module) -> list[str]:
 
 def stages(unet: nn.Module) -> pd.DataFrame:
     """Return transformer blocks, residual blocks and parameters per stage, with a row `total`."""
-    import pandas as pd
-
     counted = blocks(unet).groupby("stage", sort=False).sum(numeric_only=True)
     return pd.concat([counted, counted.sum().rename("total").to_frame().T])
 
@@ -147,8 +144,6 @@ def totals() -> pd.DataFrame:
 
     Columns: parameters, transformer_blocks, residual_blocks, mid_block, gb_float16.
     """
-    import pandas as pd
-
     rows = {}
     for system in catalog.SYSTEMS:
         if system.embedded and catalog.unet_parameters(system) is None:
@@ -169,7 +164,6 @@ def costs(unet: nn.Module, latent: tuple[int, int] | None = None, tokens: int = 
     addition counts as two (torch.utils.flop_counter, which counts products of matrices and
     convolutions only). ValueError for a size that the U-Net cannot halve.
     """
-    import pandas as pd
     from torch.utils.flop_counter import FlopCounterMode
 
     height, width = latent or (unet.config.sample_size,) * 2
@@ -212,8 +206,6 @@ def _without_parts(flops: Mapping[str, int]) -> dict[str, int]:
 
 def meta_inputs(unet: nn.Module, height: int, width: int, tokens: int) -> Record:
     """Return a U-Net's arguments for one image, latents of height x width, on the meta device."""
-    import torch
-
     config = unet.config
     with torch.device("meta"):
         inputs: Record = {
@@ -247,7 +239,6 @@ def build_parts(
 
     `tokens`: numbers of special tokens, such as eos_token_id.
     """
-    import torch
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -285,8 +276,6 @@ def weight_map(student: nn.Module, teacher: nn.Module) -> pd.DataFrame:
     authors used exactly this map is not confirmed. ValueError naming the first tensor whose shape
     does not match or that is missing.
     """
-    import pandas as pd
-
     source, layers = teacher.state_dict(), (layers_per_block(teacher), layers_per_block(student))
     rows = []
     for name, tensor in student.state_dict().items():
@@ -306,8 +295,6 @@ def card_comparison() -> pd.DataFrame:
 
     Columns quantity, system, published, computed, verdict (holds, does not hold, quoted), note.
     """
-    import pandas as pd
-
     rows, sizes = [], {}
     for line in CARD_TABLE:
         name = str(line["U-Net"])
