@@ -84,9 +84,6 @@ def compared():
     return card_comparison().set_index(["quantity", "system"])
 
 
-# --- building and counting ----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", TOTALS)
 def test_totals_and_stages_to_the_last_parameter_and_block(name, unets):
     table = architecture.stages(unets[name])[COUNTED]
@@ -176,9 +173,6 @@ def test_other_parts_are_the_catalogues():
         architecture.other_parts("nano-koala")
 
 
-# --- costs --------------------------------------------------------------------------------------
-
-
 def self_attention_flops(width, tokens):
     """Four linear maps, and two products of all tokens with all tokens."""
     return 2 * (4 * tokens * width**2 + 2 * tokens**2 * width)
@@ -250,9 +244,6 @@ def test_a_size_that_cannot_be_halved_is_refused(latent, unets):
         architecture.costs(unets["koala-700m"], latent)
 
 
-# --- weight map ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["koala-700m", "koala-1b"])
 def test_every_shape_of_the_weight_map_matches(name, unets):
     student, teacher = unets[name].state_dict(), unets["sdxl-base"].state_dict()
@@ -301,9 +292,6 @@ def test_kept_blocks(unets):
     assert not any(name.startswith("mid_block") for name in kept)
 
 
-# --- the card's table ---------------------------------------------------------------------------
-
-
 def test_verdicts(compared):
     sizes = {"KOALA-1B": "does not hold", "KOALA-700M": "does not hold"}
     blocks = {"SDM-v2.0": "does not hold"}
@@ -335,9 +323,6 @@ def test_latencies_are_quoted_with_their_conditions(compared):
     assert quoted["published"].to_dict()["KOALA-700M"] == 1.257
     assert set(quoted["computed"]) == {"not computed"}
     assert all("RTX 4090" in note and "768 x 768" in note for note in quoted["note"])
-
-
-# --- figures ------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -13,9 +13,6 @@ from koala_nb.speed import roofline
 SMALL = {"height": 64, "width": 64, "steps": 3, "guidance": 3.5, "progress": False}
 
 
-# --- the same image, faster -------------------------------------------------------------------
-
-
 def test_cpu_kernels_change_rounding_alone_and_are_given_back(loaded):
     inputs = roofline.inputs_like(loaded.unet, 8, 2, 77, "cpu", torch.float32)
     linear = [m for m in loaded.unet.modules() if type(m) is torch.nn.Linear]
@@ -32,9 +29,6 @@ def test_cpu_kernels_change_rounding_alone_and_are_given_back(loaded):
     )
     with cpu_kernels(loaded):
         assert loaded.unet(**inputs)[0].requires_grad  # gradients are not lost
-
-
-# --- memory -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=10)

@@ -27,9 +27,6 @@ def contents(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
-# --- images -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("negative", ["a dog", None])
 def test_same_image_as_the_plain_diffusers_call(loaded, negative):
     ours = generate(loaded, "a koala", seeds=[7], negative_prompt=negative, **SMALL).images[0]
@@ -150,9 +147,6 @@ def test_a_stable_diffusion_pipeline_with_one_encoder(loaded, tmp_path):
     assert abs(pixels(ours) - pixels(plain)).max() <= 1
 
 
-# --- decoding ---------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def overflowing(snapshot):
     """The tiny KOALA in half precision, its VAE made to exceed 65,504 on the way, as SDXL's can."""
@@ -200,9 +194,6 @@ def test_a_latent_of_nan_is_recorded(loaded):
         [(image, how)] = decode(loaded, torch.full((1, 4, 8, 8), float("nan")))
     assert how["finite"] is False
     assert pixels(image).max() == 0
-
-
-# --- arguments --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -263,9 +254,6 @@ def test_default_batch_sizes():
     assert [default_batch_size(n, "cuda") for n in (32, 64, 128)] == [16, 4, 1]
 
 
-# --- file names -------------------------------------------------------------------------------
-
-
 @given(st.text())
 def test_a_slug_is_a_safe_file_name(prompt):
     name = slug(prompt)
@@ -278,9 +266,6 @@ def test_a_slug_is_a_safe_file_name(prompt):
 def test_no_two_requests_share_a_file(asked):
     requests = [Request(i, prompt, seed) for i, (prompt, seed) in enumerate(asked)]
     assert len({r.file for r in requests}) == len(requests)
-
-
-# --- run folders ------------------------------------------------------------------------------
 
 
 def test_a_folder_holds_images_with_records(loaded, tmp_path):

@@ -31,9 +31,6 @@ def without_variant(folder, *parts):
 
 ALL = ("unet", "vae", "text_encoder", "text_encoder_2")
 
-
-# --- the hub's cache --------------------------------------------------------------------------
-
 LOAD = """
 import json, sys
 import koala_nb
@@ -114,9 +111,6 @@ def test_sdxl_lightning_takes_its_unet_from_a_file(snapshot, tmp_path, monkeypat
     file.unlink()
     with pytest.raises(WeightsMissing, match="hf download ByteDance/SDXL-Lightning sdxl_light"):
         load("sdxl-lightning", local_files_only=True, device="cpu")
-
-
-# --- folders ----------------------------------------------------------------------------------
 
 
 def test_a_folder_is_identified_by_its_weights(folder):
@@ -213,9 +207,6 @@ def test_another_kind_of_pipeline_is_refused(folder):
     (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
     with pytest.raises(ValueError, match="is a FluxPipeline: only StableDiffusionXLPipeline"):
         load(folder, device="cpu")
-
-
-# --- names, devices, precision ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,6 @@ def swatch(color):
 FACE = faces.Face((10, 10, 50, 50), np.array([[40, 20], [30, 20], [14, 20], [24, 20], [27, 36]]))
 
 
-# --- finding ------------------------------------------------------------------------------------
-
-
 def test_the_face_of_the_photograph_is_found(photograph):
     found = faces.detector().detect(photograph)
     # In the photograph of 512 pixels the eyes are at about y 115, the nose at about (222, 140).
@@ -77,9 +74,6 @@ def test_of_two_faces_the_larger_is_read(photograph):
     page.paste(photograph, (300, 20))
     found = faces.detector().detect(page)
     assert np.allclose(found.box, np.array(face.box) + [300, 20, 300, 20], atol=8)
-
-
-# --- presentation -------------------------------------------------------------------------------
 
 
 def test_the_photograph_is_read_as_it_presents(reader, photograph):
@@ -126,9 +120,6 @@ def test_clip_reads_the_crop_of_the_face(photograph, clip_folder):
     with torch.no_grad():
         expected = reader.clip.model(**inputs).logits_per_image.softmax(1).max().item()
     assert rows[3]["probability"] == pytest.approx(expected, abs=1e-5)
-
-
-# --- tone ---------------------------------------------------------------------------------------
 
 
 def test_flat_swatches_give_the_ten_steps():
@@ -204,9 +195,6 @@ def test_what_is_no_colour_is_refused():
         faces.skin_tone(np.empty((0, 3)))
     with pytest.raises(ValueError, match="0 to 255"):
         faces.to_lab(np.array([300, 0, 0]))
-
-
-# --- what is missing ----------------------------------------------------------------------------
 
 
 def test_a_missing_extra_is_one_sentence(monkeypatch):

@@ -45,9 +45,6 @@ def run_of(reds):
     return Run([picture(red) for red in reds], pd.DataFrame(records))
 
 
-# --- the checker ---------------------------------------------------------------------------------
-
-
 def test_flagged_images_are_blurred_and_others_stay_to_the_pixel():
     run = run_of([10, 250])
     images, verdicts = Checker(Redness()).apply(run)
@@ -166,8 +163,6 @@ def test_an_sdxl_pipeline_has_no_pipeline_checker_its_own():
     assert nsfw.pipeline_checker(Old()) == "Redness"
 
 
-# --- the prompt filter ---------------------------------------------------------------------------
-
 TERMS = pd.DataFrame({"term": ["beer mug", "owl", "cigarette"], "category": ["a", "b", "c"]})
 
 
@@ -227,9 +222,6 @@ def test_a_broken_list_of_terms_is_named(tmp_path, text, message):
 def test_our_own_lists_are_whole():
     for domain in ("photographic", "emoji-world"):
         assert len(read_terms(base.prompt_file("safety_terms", domain))) >= 8
-
-
-# --- statements ----------------------------------------------------------------------------------
 
 
 def test_both_statements_are_read_back_and_the_picture_is_the_same(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -130,10 +129,10 @@ def unet_parameters(system: System) -> int | None:
 
 
 def _count(file: Path) -> int:
-    # A safetensors file opens with its header's length and the header, which names every shape.
-    with open(file, "rb") as weights:
-        header = json.loads(weights.read(struct.unpack("<Q", weights.read(8))[0]))
-    return sum(prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    from safetensors import safe_open
+
+    with safe_open(file, framework="np") as weights:
+        return sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())
 
 
 def systems() -> "pd.DataFrame":
