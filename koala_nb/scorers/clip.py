@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from koala_nb.core.files import Record
 from koala_nb.models import hub
 from koala_nb.scorers import ocr, pixels
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
 DEFAULT = "openai/clip-vit-large-patch14"  # MIT; 1.7 GB
@@ -43,7 +44,6 @@ class Clip:
     """
 
     def __init__(self, source: str = "", role: str = "scorer") -> None:
-        import torch
         from transformers import AutoProcessor, CLIPModel
 
         self.source = source or DEFAULT
@@ -64,8 +64,6 @@ class Clip:
         rgb = [image.convert("RGB") for image in images]
         parts = [rgb[start : start + BATCH] for start in range(0, len(rgb), BATCH)]
         inputs = (self.processor(images=part, return_tensors="pt") for part in parts)
-        import torch
-
         return torch.cat([self._unit(self.model.get_image_features, part) for part in inputs])
 
     def probabilities(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
@@ -73,8 +71,6 @@ class Clip:
         return (self.model.logit_scale.exp() * images @ texts.T).softmax(1).detach()
 
     def _unit(self, encode: Any, inputs: Any) -> torch.Tensor:
-        import torch
-
         with torch.no_grad():
             output = encode(**inputs.to(self.model.device))
         # transformers 5 returns an output object, 4 the tensor itself.

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from koala_nb.scorers.clip import DEFAULT as CLIP
 from koala_nb.scorers.clip import Clip, load_pretrained
 
@@ -128,8 +130,6 @@ class OpenVocabulary(Detector):
         return [self._detect(i.convert("RGB"), list(labels)) for i, labels in zip(images, queries)]
 
     def _detect(self, image: Image.Image, queries: list[str]) -> list[Detection]:
-        import torch
-
         texts = [[f"a {label}" for label in queries]]
         inputs = self.processor(images=image, text=texts, return_tensors="pt", padding=True)
         with torch.no_grad():

