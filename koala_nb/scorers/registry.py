@@ -62,8 +62,8 @@ def scorer(task: str, domain: str, **context: Any) -> Any:
     `image_size` (pixels), `concepts`, and `source` or `name`: weights of one's own, which are read
     by the task's general scorer, as is a domain that has none. ValueError where there is none.
     """
-    own = bool(context.get("source") or context.get("name"))
-    entry = SCORERS.get((task, GENERAL if own else domain)) or SCORERS.get((task, GENERAL))
+    has_weights = bool(context.get("source") or context.get("name"))
+    entry = SCORERS.get((task, GENERAL if has_weights else domain)) or SCORERS.get((task, GENERAL))
     if entry is None:
         raise ValueError(f"No scorer of {task} is registered for the domain {domain!r}.")
     return resolve(entry.path)(**{k: v for k, v in context.items() if k in entry.takes})
