@@ -1,3 +1,8 @@
+"""Loading: names, folders and repositories; a weight that a file lacks is named.
+
+The libraries would put random ones in its place.
+"""
+
 import json
 import shutil
 import warnings
@@ -5,9 +10,11 @@ import warnings
 import pytest
 import torch
 from hub_layout import COMMIT, REPOSITORY, write_hub_layout
+from safetensors.torch import load_file, save_file
 
 from koala_nb import load
 from koala_nb.core import devices
+from koala_nb.core.catalog import data_folder
 from koala_nb.models import hub
 from koala_nb.models import load as pipelines
 from koala_nb.models.load import WeightsMissing, model_info
@@ -27,6 +34,17 @@ def without_variant(folder, *parts):
     for part in parts:
         file = weights(folder, part)
         file.rename(file.with_name(file.name.replace(".fp16", "")))
+
+
+def change(folder, part, how):
+    """Rewrite a part's only safetensors file; return what `how` made of its tensors."""
+    tensors = how(load_file(file := weights(folder, part)))
+    save_file(tensors, file, metadata={"format": "pt"})
+    return tensors
+
+
+def without(name):
+    return lambda tensors: {k: v for k, v in tensors.items() if not k.endswith(name)}
 
 
 ALL = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -87,8 +105,6 @@ def test_an_older_revision_without_half_precision_says_so(tmp_path, monkeypatch,
 
 def test_sdxl_lightning_takes_its_unet_from_a_file(snapshot, tmp_path, monkeypatch):
     # Its real layout: one U-Net file in one repository, the other parts in SDXL-Base's.
-    from safetensors.torch import load_file
-
     cache = tmp_path / "hub"
     for repository in ("stabilityai--stable-diffusion-xl-base-1.0", "ByteDance--SDXL-Lightning"):
         place = cache / f"models--{repository}"
@@ -165,9 +181,13 @@ def test_parts_may_stand_once_in_another_folder(folder, tmp_path):
     )
     assert pipe.tokenizer("a koala").input_ids == whole.tokenizer("a koala").input_ids
     assert pipe.model_info.revision != whole.model_info.revision
-    shutil.rmtree(folder / "vae")
-    with pytest.raises(WeightsMissing, match="lacks the part vae"):
+    change(folder, "vae", without("decoder.conv_out.weight"))
+    with pytest.raises(WeightsMissing, match="vae/.* lacks 1 of the weights of AutoencoderKL"):
         load(student, device="cpu")
+    for place, part in ((folder, "vae"), (student, "unet")):
+        shutil.rmtree(place / part)
+        with pytest.raises(WeightsMissing, match=f"lacks the part {part}"):
+            load(student, device="cpu")
 
 
 def cut_short(file):
@@ -296,3 +316,55 @@ def test_memory_that_torch_only_keeps_counts_as_free(snapshot, monkeypatch):
     )
     pipelines._place(pipe, torch.device("cuda"), None)
     assert order == ["give back", "plan", "place"]
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"),
+        ("vae", "decoder.conv_out.weight"),
+        ("text_encoder", "layers.0.mlp.fc1.weight"),
+        ("text_encoder_2", "text_projection.weight"),
+    ],
+)
+def test_one_weight_that_a_file_lacks(folder, part, name):
+    change(folder, part, without(name))
+    with pytest.raises(WeightsMissing, match=f"{part}/.* lacks 1 of the weights of .*{name}"):
+        load(folder, device="cpu")
+
+
+def test_weights_under_names_that_the_class_does_not_know(folder):
+    change(folder, "text_encoder", lambda tensors: {f"other.{k}": v for k, v in tensors.items()})
+    with pytest.raises(WeightsMissing, match="of the weights of CLIPTextModel, such as"):
+        load(folder, device="cpu")
+
+
+def test_names_may_differ_where_the_library_knows_them(folder):
+    def renamed(tensors):  # as checkpoints older and newer than transformers 5 have them
+        prefix = "" if any(k.startswith("text_model.") for k in tensors) else "text_model."
+        return {prefix + k.removeprefix("text_model."): v for k, v in tensors.items()}
+
+    before = load(folder, device="cpu").text_encoder.state_dict()
+    change(folder, "text_encoder", renamed)
+    after = load(folder, device="cpu").text_encoder.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@pytest.fixture
+def nano_clip(tmp_path):
+    return shutil.copytree(data_folder() / "models" / "nano-clip", tmp_path / "nano-clip")
+
+
+def test_a_scorer_that_lacks_a_weight_or_has_one_of_another_shape(nano_clip):
+    from transformers import AutoModel, CLIPModel
+
+    assert not hub.load_whole(CLIPModel, nano_clip).training
+    whole = change(nano_clip.parent, "nano-clip", dict)
+    change(nano_clip.parent, "nano-clip", without("visual_projection.weight"))
+    for kind in (CLIPModel, AutoModel):
+        with pytest.raises(ValueError, match="lacks 1 of the weights of CLIPModel, such as visual"):
+            hub.load_whole(kind, nano_clip)
+    bad = {"text_projection.weight": torch.ones(3, 3)}
+    change(nano_clip.parent, "nano-clip", lambda tensors: {**whole, **bad})
+    with pytest.raises((ValueError, RuntimeError), match="text_projection.weight"):
+        hub.load_whole(CLIPModel, nano_clip)
