@@ -184,7 +184,7 @@ def test_parts_may_stand_once_in_another_folder(folder, tmp_path):
     change(folder, "vae", without("decoder.conv_out.weight"))
     with pytest.raises(WeightsMissing, match="vae/.* lacks 1 of the weights of AutoencoderKL"):
         load(student, device="cpu")
-    for place, part in ((folder, "vae"), (student, "unet")):
+    for place, part in ((student, "unet"), (folder, "vae")):
         shutil.rmtree(place / part)
         with pytest.raises(WeightsMissing, match=f"lacks the part {part}"):
             load(student, device="cpu")
