@@ -6,9 +6,9 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,8 +85,8 @@ class Drawn(NamedTuple):
 class Drawing:
     """A plan and the pipeline that draws it.
 
-    `settings`: what determines the images, in the order in which a difference is reported;
-    `times`: the batches drawn so far, None for none. Warns of prompts that are not read whole.
+    `settings`: what determines the images, in the order in which a difference is reported. Warns of
+    prompts that are not read whole.
     """
 
     def __init__(self, pipe: Pipeline, plan: Plan) -> None:
@@ -94,20 +94,25 @@ class Drawing:
         self.unread = find_unread(pipe, plan)
         with spacing(pipe, plan.timestep_spacing):
             self.settings = _settings_of(pipe, plan)
-        self.times: BatchTimes | None = None
         self.encode = lru_cache(maxsize=64)(partial(embed, pipe))
+        self._sizes: list[int] = []
+        self._seconds: list[float] = []
+
+    @property
+    def times(self) -> BatchTimes | None:
+        """The batches drawn so far, None for none."""
+        return BatchTimes(tuple(self._sizes), tuple(self._seconds)) if self._sizes else None
 
     def folder_settings(self) -> Record:
         """The settings of the run's folder: which GPU of several draws does not matter there."""
         return {**self.settings, "device": self.settings["device"].split(":")[0]}
 
-    def draw(self, todo: Set[Request], progress: bool) -> Iterator[list[Drawn]]:
+    def draw(self, todo: Set[Request], progress: bool) -> Generator[list[Drawn], None, None]:
         """Draw the images of `todo`, batch by batch, in halves where memory runs out.
 
         A batch with one image missing is drawn whole, as before, and only the missing is yielded.
         """
         draw = SmallerBatches(self._draw_together)
-        sizes, seconds = [], []
         before = time.perf_counter()
         with (
             spacing(self.pipe, self.plan.timestep_spacing),
@@ -129,10 +134,9 @@ class Drawing:
                 yield drawn
                 advance(len(drawn))
                 now = time.perf_counter()
-                sizes.append(len(batch))
-                seconds.append(now - before)
+                self._sizes.append(len(batch))
+                self._seconds.append(now - before)
                 before = now
-                self.times = BatchTimes(tuple(sizes), tuple(seconds))
 
     def write_missing(self, folder: Path, progress: bool) -> dict[Request, Record]:
         """Draw what an open run's folder lacks of the images; returns the records of these."""
@@ -141,9 +145,10 @@ class Drawing:
         for name in {request.folder for request in todo}:
             (folder / name).mkdir(exist_ok=True)
         records: dict[Request, Record] = {}
-        with ThreadPoolExecutor(1) as writer:
+        # Closed, so that the pipeline is as before even where a file cannot be written.
+        with ThreadPoolExecutor(1) as writer, closing(self.draw(todo, progress)) as batches:
             writing: Future[None] | None = None
-            for batch in self.draw(todo, progress):
+            for batch in batches:
                 if writing:
                     writing.result()  # so that no more than two batches wait
                 writing = writer.submit(_save, folder, batch)
