@@ -139,8 +139,6 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
     texts = [prompts] if isinstance(prompts, str) else _listed(prompts)
     if not texts:
         raise ValueError("prompts is empty: give at least one prompt.")
-    for number, text in enumerate(texts):
-        _check_prompt(f"prompt {number}", text)
     lists = _listed(seeds) if hasattr(seeds, "__iter__") else [seeds]
     if not lists:
         raise ValueError("seeds is empty: give at least one seed.")
@@ -150,7 +148,13 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
     lists = [_listed(numbers) for numbers in lists] if any(nested) else [lists] * len(texts)
     if len(lists) != len(texts):
         raise ValueError(f"seeds holds {len(lists)} lists for {len(texts)} prompts: give one each.")
-    _check_number(sum(map(len, lists)))
+    if sum(map(len, lists)) > MAX_IMAGES:
+        raise ValueError(
+            f"One run holds at most {MAX_IMAGES:,} images: give fewer prompts or seeds, or make "
+            "several runs."
+        )
+    for number, text in enumerate(texts):
+        _check_prompt(f"prompt {number}", text)
     requests = []
     for index, (text, values) in enumerate(zip(texts, lists)):
         numbers = [_whole(f"seed of prompt {index}", s, 0, MAX_SEED) for s in values]
@@ -166,18 +170,8 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
 
 
 def _listed(values: Iterable[Any]) -> list[Any]:
-    """The values as a list, even where an iterator would never end."""
-    listed = list(islice(values, MAX_IMAGES + 1))
-    _check_number(len(listed))
-    return listed
-
-
-def _check_number(images: int) -> None:
-    if images > MAX_IMAGES:
-        raise ValueError(
-            f"One run holds at most {MAX_IMAGES:,} images: give fewer prompts or seeds, or make "
-            "several runs."
-        )
+    """The values as a list, cut where an iterator would never end."""
+    return list(islice(values, MAX_IMAGES + 1))
 
 
 def _check_prompt(what: str, text: Any) -> None:

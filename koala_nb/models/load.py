@@ -68,6 +68,8 @@ def load(
     Raises ValueError for a bad name, device, dtype or offload, WeightsMissing (an OSError) for
     weights that are absent, damaged or out of reach.
     """
+    import diffusers
+
     if offload is not None and offload not in OFFLOADS:
         raise ValueError(f"Unknown offload {offload!r}: use one of {', '.join(OFFLOADS)}.")
     if revision is not None and not isinstance(revision, str):
@@ -94,7 +96,9 @@ def load(
         recipe,
         source.notes,
     )
-    _set_scheduler(pipe, recipe)
+    scheduler = getattr(diffusers, recipe.scheduler) if recipe.scheduler else type(pipe.scheduler)
+    change = {"timestep_spacing": recipe.timestep_spacing} if recipe.timestep_spacing else {}
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **change)
     _place(pipe, chosen_device, offload)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -221,14 +225,6 @@ def _assemble(source: hub.Source, dtype: "torch.dtype") -> "Pipeline":
     if getattr(pipe, "safety_checker", None) is not None:
         source.notes.append("the repository's safety checker is not applied")
     return pipe
-
-
-def _set_scheduler(pipe: "Pipeline", recipe: Recipe) -> None:
-    import diffusers
-
-    cls = getattr(diffusers, recipe.scheduler) if recipe.scheduler else type(pipe.scheduler)
-    change = {"timestep_spacing": recipe.timestep_spacing} if recipe.timestep_spacing else {}
-    pipe.scheduler = cls.from_config(pipe.scheduler.config, **change)
 
 
 def _place(pipe: "Pipeline", device: "torch.device", offload: str | None) -> None:
