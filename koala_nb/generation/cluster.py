@@ -109,7 +109,7 @@ def local(workers: int, *, threads: int = 1) -> Iterator[Client]:
             n_workers=workers,
             threads_per_worker=1,
             memory_limit=0,  # most of it are weights, which no worker could give back
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=logging.ERROR,
         ) as machines,
         distributed.Client(machines, set_as_default=False) as client,
