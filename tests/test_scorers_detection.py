@@ -49,14 +49,6 @@ def test_instrument_card(instruments, pipe):
     assert fit["right prompt"].low > fit["another prompt"].high
 
 
-def test_the_threshold_is_a_good_one(instruments, pipe):
-    from koala_nb.nano.detector_card import choose_threshold
-
-    result = choose_threshold(instruments[0], pipe.vae.float(), n=4)
-    assert result[instruments[0].threshold] >= max(result.values()) - 0.05
-    assert instruments[0].threshold == 0.4 and min(result.values()) < max(result.values())
-
-
 def test_reading_does_not_depend_on_the_batch(instruments):
     from koala_nb.nano.detector_card import scenes_of
 

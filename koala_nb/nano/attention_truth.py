@@ -54,7 +54,7 @@ def make_scenes(world: World, count: int, first: int) -> list[Scene]:
 
 def find_targets(scenes: list[Scene], render: Renderer, tokenizer: Any) -> list[Target]:
     """Return the things that their captions name exactly once and that cover some pixels."""
-    found = []
+    targets = []
     for number, scene in enumerate(scenes):
         words = words_of(tokenizer, scene.caption)
         masks = render.masks(scene).cpu().numpy() > 0.5
@@ -66,8 +66,8 @@ def find_targets(scenes: list[Scene], render: Renderer, tokenizer: Any) -> list[
             runs = [words[i : i + len(phrase)] for i in range(len(words))]
             same = [run for run in runs if [word.text for word in run] == phrase]
             if len(same) == 1 and mask.any():
-                found.append(Target(number, tuple(t for w in same[0] for t in w.tokens), mask))
-    return found
+                targets.append(Target(number, tuple(t for w in same[0] for t in w.tokens), mask))
+    return targets
 
 
 def head_maps(
@@ -76,7 +76,7 @@ def head_maps(
     """Return per "layer/head" the maps of all targets, (targets, rows, columns)."""
     from PIL import Image
 
-    found: dict[str, list[np.ndarray]] = {}
+    maps_by_head: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(scenes), BATCH):
         some = scenes[start : start + BATCH]
         images = [Image.fromarray(pixels) for pixels in to_pixels(render(some))]
@@ -84,13 +84,15 @@ def head_maps(
         inputs = noisy_inputs(pipe, images, captions, timestep, seed=timestep + start)
         with torch.no_grad(), capture_attention(pipe, keep_axes=("layer", "head")) as attention:
             pipe.unet(**inputs)
-        own = [t for t in targets if start <= t.scene < start + BATCH]
+        batch_targets = [t for t in targets if start <= t.scene < start + BATCH]
         for name, value in attention.arrays().items():
             layer = name.removeprefix("cross/")
             for head in range(value.shape[3]):
-                maps = [value[t.scene - start, 0, 0, head][..., list(t.tokens)] for t in own]
-                found.setdefault(f"{layer}/{head}", []).extend(m.sum(-1) for m in maps)
-    return {name: np.stack(values) for name, values in found.items()}
+                maps = [
+                    value[t.scene - start, 0, 0, head][..., list(t.tokens)] for t in batch_targets
+                ]
+                maps_by_head.setdefault(f"{layer}/{head}", []).extend(m.sum(-1) for m in maps)
+    return {name: np.stack(values) for name, values in maps_by_head.items()}
 
 
 def enlarge(maps: np.ndarray, size: int) -> np.ndarray:
@@ -118,8 +120,8 @@ def finest(maps: dict[str, np.ndarray]) -> list[str]:
 
 def overlap(maps: np.ndarray, masks: np.ndarray, threshold: float) -> np.ndarray:
     """Return each map's intersection over union with its mask, above a share of its maximum."""
-    seen = maps >= threshold * maps.max((1, 2), keepdims=True)
-    return (seen & masks).sum((1, 2)) / (seen | masks).sum((1, 2))
+    shown = maps >= threshold * maps.max((1, 2), keepdims=True)
+    return (shown & masks).sum((1, 2)) / (shown | masks).sum((1, 2))
 
 
 def best_threshold(maps: np.ndarray, masks: np.ndarray) -> float:
@@ -152,7 +154,9 @@ def choose_heads(maps: dict[str, np.ndarray], masks: np.ndarray) -> list[str]:
     give the largest mean overlap.
     """
     size = masks.shape[-1]
-    area = {name: roc_area(enlarge(own, size), masks).mean() for name, own in maps.items()}
+    area = {
+        name: roc_area(enlarge(head_maps, size), masks).mean() for name, head_maps in maps.items()
+    }
     ranked = sorted(area, key=lambda name: -area[name])
 
     def quality(names: list[str]) -> float:
@@ -171,8 +175,8 @@ def clustered(values: np.ndarray, targets: list[Target]) -> dict[str, float]:
     interval = stats.bootstrap(
         (means,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
-    found = {"value": np.mean(means), "low": interval.low, "high": interval.high}
-    return {**{name: round(float(v), 4) for name, v in found.items()}, "n": len(means)}
+    estimate = {"value": np.mean(means), "low": interval.low, "high": interval.high}
+    return {**{name: round(float(v), 4) for name, v in estimate.items()}, "n": len(means)}
 
 
 def evaluate(model: str, tuning: int = TUNING, count: int = SCENES) -> dict[str, Any]:
@@ -203,14 +207,14 @@ def evaluate(model: str, tuning: int = TUNING, count: int = SCENES) -> dict[str,
             pick = {part: merge(parts[part][2][step]) for part in parts}
             threshold = best_threshold(pick["tuning"], parts["tuning"][1])
             for measure, values in measures(pick["scored"], masks, threshold).items():
-                told = {"timestep": label, "method": method, "measure": measure}
-                rows.append({**told, "threshold": threshold, **clustered(values, targets)})
+                labels = {"timestep": label, "method": method, "measure": measure}
+                rows.append({**labels, "threshold": threshold, **clustered(values, targets)})
                 per_target[method, label, measure] = values
     for (method, label, measure), values in per_target.items():
         if method != "selected heads":
             gain = per_target["selected heads", label, measure] - values
-            told = {"timestep": label, "method": f"selected heads - {method}", "measure": measure}
-            rows.append({**told, "threshold": None, **clustered(gain, targets)})
+            labels = {"timestep": label, "method": f"selected heads - {method}", "measure": measure}
+            rows.append({**labels, "threshold": None, **clustered(gain, targets)})
     return {
         "model": model,
         "revision": pipe.model_info.revision,

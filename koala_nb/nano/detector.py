@@ -21,7 +21,7 @@ from koala_nb.scorers.detection import Detection, overlap
 if TYPE_CHECKING:
     from PIL import Image
 
-THRESHOLD = 0.4  # chosen by `choose_threshold` on scenes of seeds that the card does not use
+THRESHOLD = 0.4  # of the best F1 on scenes of seeds that the card does not use
 SAME_PLACE = 0.5  # of the smaller box: two sprites of a scene never overlap so much
 MOST = 6  # sprites looked for in an image: four can be asked, so two more can be seen as extra
 BATCH = 32
@@ -105,7 +105,7 @@ class SpriteDetector:
     @torch.no_grad()
     def find(self, images: torch.Tensor) -> list[list[Detection]]:
         """Return the detections of images in -1..1, (n, 3, side, side)."""
-        found: list[list[Detection]] = [[] for _ in images]
+        detections: list[list[Detection]] = [[] for _ in images]
         backgrounds = self.matcher.background(images)
         for color in dict.fromkeys(backgrounds):
             rows = [i for i, other in enumerate(backgrounds) if other == color]
@@ -116,11 +116,11 @@ class SpriteDetector:
                     best = self._best(left, color)
                     keep = [k for k, hit in enumerate(best) if hit is not None]
                     for k in keep:
-                        self._take(left[k], best[k], color, found[going[k]])
+                        self._take(left[k], best[k], color, detections[going[k]])
                     left, going = left[keep], [going[k] for k in keep]
                     if not going:
                         break
-        return found
+        return detections
 
     def _best(self, left: torch.Tensor, color: str) -> list[Hit | None]:
         """Return the sprite that explains most in each image, or None below the threshold."""
@@ -168,7 +168,7 @@ class SpriteDetector:
             self._kept[color, size, index] = template, sprite[3:], energy
         return self._kept[color, size, index]
 
-    def _take(self, left: torch.Tensor, hit: Hit | None, color: str, found: list) -> None:
+    def _take(self, left: torch.Tensor, hit: Hit | None, color: str, detections: list) -> None:
         """Subtract a sprite from an image and note it."""
         assert hit is not None
         template = self._fine(color, hit.size, hit.sprite)[0]
@@ -179,5 +179,5 @@ class SpriteDetector:
         box = (*(c / width for c in corner), *((c + side) / width for c in corner))
         new = Detection(thing.name, round(hit.score, 6), box, thing.color, STYLES[style])
         # What a sprite leaves unexplained can look like a small sprite at its place.
-        if all(overlap(new.box, other.box) < SAME_PLACE for other in found):
-            found.append(new)
+        if all(overlap(new.box, other.box) < SAME_PLACE for other in detections):
+            detections.append(new)

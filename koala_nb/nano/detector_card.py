@@ -17,8 +17,6 @@ from koala_nb.stats.estimates import Estimate, mean_interval, share_interval
 
 KINDS = ("object", "pair", "count", "shape", "shapes")
 CARD_SEED = 40_000_000  # scenes of the card; training draws above 1e9
-THRESHOLD_SEED = 50_000_000  # other scenes: those on which the threshold is chosen
-THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6)
 PATCH = 16  # pixels: the side of what a broken image's patches keep in place
 
 
@@ -43,11 +41,11 @@ def scrambled(images: torch.Tensor, seed: int = 0) -> torch.Tensor:
     return mixed.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, side, side)
 
 
-def matched(scene: Scene, found: Sequence[Detection]) -> int:
+def matched(scene: Scene, detections: Sequence[Detection]) -> int:
     """Return how many of a scene's things are found, each once, colours included."""
     left = [(p.thing.name, p.thing.color) for p in scene.placed]
     hits = 0
-    for d in found:
+    for d in detections:
         if (d.label, d.color) in left:
             left.remove((d.label, d.color))
             hits += 1
@@ -55,15 +53,15 @@ def matched(scene: Scene, found: Sequence[Detection]) -> int:
 
 
 def recall_precision(
-    scenes: Sequence[Scene], found: Sequence[Sequence[Detection]]
+    scenes: Sequence[Scene], detections: Sequence[Sequence[Detection]]
 ) -> dict[str, Estimate]:
     """Return recall (of things), precision (of detections), and images read without any error."""
-    hits = [matched(s, f) for s, f in zip(scenes, found, strict=True)]
-    things, seen = sum(len(s.placed) for s in scenes), sum(len(f) for f in found)
-    exact = sum(h == len(s.placed) == len(f) for h, s, f in zip(hits, scenes, found))
+    hits = [matched(s, f) for s, f in zip(scenes, detections, strict=True)]
+    things, detected = sum(len(s.placed) for s in scenes), sum(len(f) for f in detections)
+    exact = sum(h == len(s.placed) == len(f) for h, s, f in zip(hits, scenes, detections))
     return {
         "recall": share_interval(sum(hits), things),
-        "precision": share_interval(sum(hits), max(seen, 1)),
+        "precision": share_interval(sum(hits), max(detected, 1)),
         "images without error": share_interval(exact, len(scenes)),
     }
 
@@ -74,13 +72,13 @@ def single_error(detector: SpriteDetector, vae: Any, n: int) -> dict[str, tuple[
     Each scene shows one object; it is asked for, and so is the object of another scene.
     """
     scenes = scenes_of(detector.world, "object", n)
-    found = detector.find(through(vae, detector.matcher.render(scenes)))
+    detections = detector.find(through(vae, detector.matcher.render(scenes)))
     names = [s.placed[0].thing.name for s in scenes]
-    seen = [{d.label for d in f} for f in found]
+    labels = [{d.label for d in f} for f in detections]
     others = names[1:] + names[:1]
-    absent = [(o, s) for o, s, name in zip(others, seen, names) if o != name]
+    absent = [(o, s) for o, s, name in zip(others, labels, names) if o != name]
     return {
-        "sensitivity": (sum(name in s for name, s in zip(names, seen)), n),
+        "sensitivity": (sum(name in s for name, s in zip(names, labels)), n),
         "specificity": (sum(o not in s for o, s in absent), len(absent)),
     }
 
@@ -122,8 +120,10 @@ def measure_card(
         inputs = {"rendered": drawn, "through the autoencoder": through(vae, drawn)}
         for name, images in inputs.items():
             measured = recall_precision(scenes, detector.find(images))
-            rows += [{"scenes": kind, "images": name, "measure": m} | e._asdict()
-                     for m, e in measured.items()]  # fmt: skip
+            rows += [
+                {"scenes": kind, "images": name, "measure": m} | e._asdict()
+                for m, e in measured.items()
+            ]
     scenes = scenes_of(detector.world, "object", n)
     images = detector.matcher.render(scenes)
     broken = [matched(s, f) for s, f in zip(scenes, detector.find(scrambled(images)))]
@@ -137,25 +137,3 @@ def measure_card(
         mixed = scenes_of(detector.world, "pair", n)
         card["quality"] = quality_card(quality, mixed, detector.matcher.render(mixed))
     return card
-
-
-def choose_threshold(detector: SpriteDetector, vae: Any, n: int = 60) -> dict[float, float]:
-    """Return the F1 of each threshold on scenes that the card does not use.
-
-    n scenes a kind, all kinds together, passed through the autoencoder; F1 is the harmonic mean of
-    recall and precision. The detector's own threshold stays.
-    """
-    own, found = detector.threshold, {}
-    drawn = [scenes_of(detector.world, kind, n, THRESHOLD_SEED) for kind in KINDS]
-    blurred = [through(vae, detector.matcher.render(scenes)) for scenes in drawn]
-    things = sum(len(s.placed) for scenes in drawn for s in scenes)
-    for threshold in THRESHOLDS:
-        detector.threshold = threshold
-        hits = seen = 0
-        for scenes, images in zip(drawn, blurred):
-            read = detector.find(images)
-            hits += sum(matched(s, f) for s, f in zip(scenes, read))
-            seen += sum(len(f) for f in read)
-        found[threshold] = round(2 * hits / (things + seen), 4)
-    detector.threshold = own
-    return found

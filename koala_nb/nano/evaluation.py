@@ -48,12 +48,12 @@ FIRST_SEED = 10_000_000  # scenes of training have seeds above 1e9
 
 def row(measure: str, hits: Sequence[bool] | np.ndarray, instrument: str) -> dict[str, Any]:
     """Return one line of the quality table: a share with its Wilson interval (95 %)."""
-    found = share_interval(int(np.sum(hits)), len(hits))
+    share = share_interval(int(np.sum(hits)), len(hits))
     bars = dict(zip(("small_must", "full_must", "full_goal"), BARS.get(measure, (None,) * 3)))
     return {
         "measure": measure,
         **bars,
-        **{name: round(value, 4) for name, value in found._asdict().items()},
+        **{name: round(value, 4) for name, value in share._asdict().items()},
         "instrument": instrument,
     }
 
@@ -63,22 +63,26 @@ def compare(
 ) -> dict[str, list[bool]]:
     """Return hits by measure; only attributes that the caption names count, unless all do."""
     hits: dict[str, list[bool]] = {name: [] for name in BARS}
-    for scene, seen in zip(scenes, readings, strict=True):
+    for scene, reading in zip(scenes, readings, strict=True):
         named = {"background", "style", "presentation", "tone"} if all_attributes else scene.named
         things = [placed.thing for placed in scene.placed]
         if scene.kind == "object":
-            hits["object, at training frequency"].append(seen["things"][0] == thing_text(things[0]))
+            hits["object, at training frequency"].append(
+                reading["things"][0] == thing_text(things[0])
+            )
         if scene.kind == "pair":
             wanted = {thing_text(thing) for thing in things}
-            hits["both objects of two"].append(wanted == set(seen["things"]))
+            hits["both objects of two"].append(wanted == set(reading["things"]))
         if "background" in named:
-            hits["background, when named"].append(seen["background"] == scene.background)
+            hits["background, when named"].append(reading["background"] == scene.background)
         if "style" in named:
-            hits["style, when named"].append(seen["style"] == scene.style)
+            hits["style, when named"].append(reading["style"] == scene.style)
         if scene.kind == "person" and "presentation" in named:
-            hits["presentation, when named"].append(seen["presentation"] == things[0].presentation)
+            hits["presentation, when named"].append(
+                reading["presentation"] == things[0].presentation
+            )
         if scene.kind == "person" and "tone" in named:
-            step = abs(seen["tone"] - world.tones.index(things[0].tone))
+            step = abs(reading["tone"] - world.tones.index(things[0].tone))
             hits["skin tone within one step, when named"].append(step <= 1)
     return {name: values for name, values in hits.items() if values}
 
@@ -161,10 +165,10 @@ def planted_shares(
     images = draw(pipe, prompts, **settings)
     table = []
     for instrument in instruments:
-        seen = [reading["presentation"] for reading in instrument.read(images, "person")]
+        presentations = [reading["presentation"] for reading in instrument.read(images, "person")]
         for k, occupation in enumerate(world.occupations):
-            own = seen[k * n : (k + 1) * n]
-            women, men = own.count("woman"), own.count("man")
+            group = presentations[k * n : (k + 1) * n]
+            women, men = group.count("woman"), group.count("man")
             table.append({
                 "occupation": occupation,
                 "planted": world.planted["occupations"][occupation]["women"],
@@ -179,17 +183,17 @@ def correlation(table: list[dict[str, Any]], measure: str) -> list[dict[str, Any
     """Return r of planted and generated shares over occupations, with Fisher's interval."""
     rows = []
     for instrument in dict.fromkeys(line["instrument"] for line in table):
-        own = [x for x in table if x["instrument"] == instrument and x["share"] is not None]
-        if len({x["share"] for x in own}) < 2:
+        lines = [x for x in table if x["instrument"] == instrument and x["share"] is not None]
+        if len({x["share"] for x in lines}) < 2:
             continue  # nothing read, or the same everywhere: no correlation exists
-        result = stats.pearsonr([x["planted"] for x in own], [x["share"] for x in own])
+        result = stats.pearsonr([x["planted"] for x in lines], [x["share"] for x in lines])
         interval = result.confidence_interval()
         rows.append({
             **row(measure, [True], instrument),
             "value": round(float(result.statistic), 4),
             "low": round(float(interval.low), 4),
             "high": round(float(interval.high), 4),
-            "n": len(own), "method": "Fisher's interval of a correlation; n counts occupations",
+            "n": len(lines), "method": "Fisher's interval of a correlation; n counts occupations",
         })  # fmt: skip
     return rows
 

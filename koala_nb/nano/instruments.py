@@ -26,10 +26,10 @@ class Clip:
 
         For pairs also `order`, the thing on the left or at the top first, and `axis`.
         """
-        found = self.scorer.probabilities(images)
-        best = {name: values.argmax(1).tolist() for name, values in found.items()}
-        two = self._two(found)
-        sure = (found["presentation"].max(1).values >= UNSURE).tolist()
+        probabilities = self.scorer.probabilities(images)
+        best = {name: values.argmax(1).tolist() for name, values in probabilities.items()}
+        two = self._two(probabilities)
+        sure = (probabilities["presentation"].max(1).values >= UNSURE).tolist()
         return [
             {
                 "things": two[i],
@@ -46,16 +46,16 @@ class Clip:
             for i in range(len(images))
         ]
 
-    def _two(self, found: dict[str, torch.Tensor]) -> list[list[str]]:
+    def _two(self, probabilities: dict[str, torch.Tensor]) -> list[list[str]]:
         """Return the two things of each image, best or first (left, top) first."""
-        thing = found["thing"].topk(2, dim=1).indices.tolist()
+        thing = probabilities["thing"].topk(2, dim=1).indices.tolist()
         names = [[self.bank["thing"][j] for j in row] for row in thing]
-        if "layout" not in found:  # a scorer that was not trained on places
+        if "layout" not in probabilities:  # a scorer that was not trained on places
             return names
-        for i, layout in enumerate(found["layout"].argmax(1).tolist()):
+        for i, layout in enumerate(probabilities["layout"].argmax(1).tolist()):
             if layout in (1, 2):
                 ends = ("left", "right") if layout == 1 else ("top", "bottom")
-                rows = [int(found[end][i].argmax()) for end in ends]
+                rows = [int(probabilities[end][i].argmax()) for end in ends]
                 texts = [self.bank[end][j] for end, j in zip(ends, rows)]
                 names[i] = [t.removesuffix(f" {PLACES[e]}") for t, e in zip(texts, ends)]
         return names
@@ -82,7 +82,7 @@ class Matching:
             "person": (self.people, ("large", "medium"), 1),
             "pair": (self.objects, ("small",), 2),
         }[kind]
-        found = self.matcher.match(images, things, sizes, count)
+        best = self.matcher.match(images, things, sizes, count)
         backgrounds = self.matcher.background(images)
         return [
             {
@@ -93,7 +93,7 @@ class Matching:
                 "tone": self.world.tones.index(matches[0].thing.tone or "light"),
                 **(_places(matches) if kind == "pair" else {}),
             }
-            for matches, background in zip(found, backgrounds, strict=True)
+            for matches, background in zip(best, backgrounds, strict=True)
         ]
 
     def _numbers(self, images: torch.Tensor) -> list[int]:

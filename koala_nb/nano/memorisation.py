@@ -80,10 +80,10 @@ class SpriteReader:
         rows: list[dict[str, Any]] = [{} for _ in prompts]
         for kind in np.unique(kinds):
             where = np.flatnonzero(kinds == kind)
-            for i, seen in zip(where.tolist(), self.read(pixels[where], str(kind)), strict=True):
+            for i, reading in zip(where.tolist(), self.read(pixels[where], str(kind)), strict=True):
                 prompt = prompts[i]
-                asked = prompt["word"] if kind == "sign" else prompt["concept"]
-                rows[i] = {"hit": seen["read"] == asked, **seen}
+                target = prompt["word"] if kind == "sign" else prompt["concept"]
+                rows[i] = {"hit": reading["read"] == target, **reading}
         return rows
 
     def read(self, images: torch.Tensor, kind: str = "object") -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ class SpriteReader:
         """
         matcher = self.matcher(kind, images.shape[-1])
         sizes = SIZES if kind == "object" else SIZES[:1]
-        found = matcher.match(images, matcher.world.things(), sizes)
+        matches = matcher.match(images, matcher.world.things(), sizes)
         grounds = matcher.background(images)
         return [
             {
@@ -107,7 +107,7 @@ class SpriteReader:
                 "y": match.y,
                 "distance": distance(matcher, image, match, ground),
             }
-            for image, (match,), ground in zip(images, found, grounds, strict=True)
+            for image, (match,), ground in zip(images, matches, grounds, strict=True)
         ]
 
 
@@ -137,7 +137,7 @@ def nearest(reader: SpriteReader, rows: Sequence[dict[str, Any]], size: int) -> 
     """
     matcher = reader.matcher("object", size)
     units = size // 64
-    found = [
+    recognised = [
         Scene(
             "object",
             row["style_read"],
@@ -147,7 +147,7 @@ def nearest(reader: SpriteReader, rows: Sequence[dict[str, Any]], size: int) -> 
         )
         for row in rows
     ]  # fmt: skip
-    return [Image.fromarray(picture) for picture in to_pixels(matcher.render(found))]
+    return [Image.fromarray(picture) for picture in to_pixels(matcher.render(recognised))]
 
 
 def scenes(concepts: Sequence[str], n: int, first: int = CARD_SEED) -> list[Scene]:
@@ -213,14 +213,14 @@ def card(
 
 
 def _ceiling(
-    reader: SpriteReader, matcher: SpriteMatcher, vae: Any, name: str, own: list[str], n: int,
+    reader: SpriteReader, matcher: SpriteMatcher, vae: Any, name: str, concepts: list[str], n: int,
     first: int,
 ) -> pd.DataFrame:  # fmt: skip
-    some = scenes(own, n, first * 10)
+    some = scenes(concepts, n, first * 10)
     rows = pd.DataFrame(reader.read(through(vae, matcher.render(some))))
     drawn = [s.placed[0].thing.name for s in some]
     # The concept that the same image would be asked for if its caption belonged to the next one.
-    wrong = [own[(own.index(c) + 1) % len(own)] for c in drawn]
+    wrong = [concepts[(concepts.index(c) + 1) % len(concepts)] for c in drawn]
     return rows.assign(
         bin=name,
         concept=drawn,
@@ -239,8 +239,8 @@ def _words(reader: SpriteReader, vae: Any, size: int, n: int) -> list[int]:
         _with(world.scene(CARD_SEED * 3 + i, "sign"), Thing("sign", word))
         for i, word in enumerate(drawn)
     ]
-    seen = reader.read(through(vae, matcher.render(some)), "sign")
-    return _right([r["read"] == word for r, word in zip(seen, drawn, strict=True)])
+    readings = reader.read(through(vae, matcher.render(some)), "sign")
+    return _right([r["read"] == word for r, word in zip(readings, drawn, strict=True)])
 
 
 def _floor(reader: SpriteReader, size: int, n: int) -> dict[str, list[int]]:
@@ -249,10 +249,10 @@ def _floor(reader: SpriteReader, size: int, n: int) -> dict[str, list[int]]:
     noise = torch.rand(n, 3, size, size, generator=rng) * 2 - 1
     named = torch.tensor(list(BACKGROUNDS.values())) / 127.5 - 1
     empty = named[torch.arange(n) % len(named)][..., None, None] + 0.02 * noise
-    found = {"nothing read in noise": noise, "nothing read on an empty ground": empty}
+    blank = {"nothing read in noise": noise, "nothing read on an empty ground": empty}
     return {
         name: _right([row["read"] is None for row in reader.read(images)])
-        for name, images in found.items()
+        for name, images in blank.items()
     }
 
 
@@ -264,8 +264,8 @@ def threshold(copies: Sequence[float], others: Sequence[float]) -> float:
 
 
 def _right(hits: Any) -> list[int]:
-    found = np.asarray(hits, dtype=bool)
-    return [int(found.sum()), len(found)]
+    right = np.asarray(hits, dtype=bool)
+    return [int(right.sum()), len(right)]
 
 
 def training_pairs(
@@ -284,5 +284,5 @@ def training_pairs(
     ground = [a.background == b.background for a, b in pairs]
     style = [a.style == b.style for a, b in pairs]
     both = [g and s for g, s in zip(ground, style, strict=True)]
-    found = {"background": ground, "style": style, "both": both}
-    return {name: estimates.share_interval(sum(v), n) for name, v in found.items()}
+    alike = {"background": ground, "style": style, "both": both}
+    return {name: estimates.share_interval(sum(v), n) for name, v in alike.items()}

@@ -46,8 +46,11 @@ def build_tokenizer(preset: Preset) -> CLIPTokenizer:
     else:
         captions = [world.scene(seed).caption for seed in range(6000)]
         names = [
-            *world.objects, *world.words, *world.occupations, *world.planted["held_out"]["words"]
-        ]  # fmt: skip
+            *world.objects,
+            *world.words,
+            *world.occupations,
+            *world.planted["held_out"]["words"],
+        ]
     corpus = captions + names * 20 + [COMMON_WORDS] * 50
     layout = CLIPTokenizer()._tokenizer  # CLIP's own normaliser and splitter
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -196,8 +199,8 @@ def save_pipeline(folder: Path, system: str, parts: dict[str, Any]) -> None:
     pipe.save_pretrained(folder, safe_serialization=True)
     for name in ("tokenizer", "tokenizer_2"):
         save_tokenizer(parts["tokenizer"], folder / name)
-    told = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
-    told.pop("_name_or_path", None)  # a folder of the machine that trained it
-    (folder / "vae" / "config.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    vae_config = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
+    vae_config.pop("_name_or_path", None)  # a folder of the machine that trained it
+    (folder / "vae" / "config.json").write_text(json.dumps(vae_config, indent=2) + "\n", "utf-8")
     identity = {"name": system, "domain": "emoji-world"}
     (folder / "koala_nb.json").write_text(json.dumps(identity) + "\n", "utf-8")

@@ -46,11 +46,11 @@ class PartsScore:
         parts = [
             pooled(self.clip.model.get_image_features(pixel_values=b)) for b in images.split(64)
         ]
-        seen = F.normalize(torch.cat(parts), dim=-1)
+        features = F.normalize(torch.cat(parts), dim=-1)
         return [
             CLIPSCORE
             * float(torch.stack([self.known[t] for t in texts_of(p)]).mv(x).clamp(0).mean())
-            for x, p in zip(seen, prompts, strict=True)
+            for x, p in zip(features, prompts, strict=True)
         ]
 
 

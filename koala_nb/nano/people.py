@@ -63,8 +63,8 @@ class PeopleReader:
         ]
 
     def _clip(self, images: torch.Tensor) -> list[dict[str, Any]]:
-        found = self.clip.probabilities(images)
-        who, tone = found["presentation"], found["tone"]
+        probabilities = self.clip.probabilities(images)
+        who, tone = probabilities["presentation"], probabilities["tone"]
         tones = self.matcher.world.tones
         return [
             {
@@ -82,12 +82,14 @@ class PeopleReader:
         rows = []
         for (woman,), (man,) in zip(*best, strict=True):
             match = woman if woman.explained > man.explained else man
-            told = match.explained >= NOTHING
+            is_explained = match.explained >= NOTHING
             apart = abs(woman.explained - man.explained) >= TIE
             row = {
-                "presentation_matching": match.thing.presentation if told and apart else UNSURE,
-                "tone_matching": match.thing.tone if told else UNSURE,
-                "occupation_matching": match.thing.name if told else UNSURE,
+                "presentation_matching": match.thing.presentation
+                if is_explained and apart
+                else UNSURE,
+                "tone_matching": match.thing.tone if is_explained else UNSURE,
+                "occupation_matching": match.thing.name if is_explained else UNSURE,
                 "explained": match.explained,
             }
             rows.append((row, match))
@@ -114,10 +116,11 @@ class PeopleReader:
             variants = [
                 self.matcher.render.sprite(
                     Thing("person", thing.name, presentation=thing.presentation, tone=tone),
-                    style, size,
+                    style,
+                    size,
                 )
                 for tone in self.matcher.world.tones
-            ]  # fmt: skip
+            ]
             colors = np.stack([v[:3].permute(1, 2, 0).numpy() for v in variants]) * 255
             light = faces.to_lab(np.clip(colors, 0, 255))[..., 0]
             opaque = np.stack([v[3].numpy() for v in variants]).min(0) > 0.98
@@ -138,12 +141,15 @@ def planted() -> pd.DataFrame:
     `women_all`: over all captions, since those that name a presentation were drawn evenly.
     """
     named = NAMED["presentation"]
-    found = World(None).planted["occupations"]
+    occupations = World(None).planted["occupations"]
     rows = [
-        {"reference": name, "women": truth["women"],
-         "women_all": round(named * 0.5 + (1 - named) * truth["women"], 4)}
-        for name, truth in found.items()
-    ]  # fmt: skip
+        {
+            "reference": name,
+            "women": truth["women"],
+            "women_all": round(named * 0.5 + (1 - named) * truth["women"], 4),
+        }
+        for name, truth in occupations.items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -169,17 +175,17 @@ def rendered(
     `true_tone`, `share` (of women, in the world that the scenes come from), what was read.
     """
     world = World(None, balanced=balanced)
-    found = []
+    rows = []
     for i, occupation in enumerate(world.occupations):
-        own = scenes(world, occupation, n, first_seed + 1_000_000 * i)
+        rendered_scenes = scenes(world, occupation, n, first_seed + 1_000_000 * i)
         with torch.no_grad():
-            images = through(vae, reader.matcher.render(own))
+            images = through(vae, reader.matcher.render(rendered_scenes))
         truth = 0.5 if balanced else world.planted["occupations"][occupation]["women"]
-        for scene, row in zip(own, reader.read(images), strict=True):
+        for scene, row in zip(rendered_scenes, reader.read(images), strict=True):
             thing = scene.placed[0].thing
-            told = {"true": thing.presentation, "true_tone": thing.tone}
-            found.append({"occupation": occupation, "share": truth, **told, **row})
-    return pd.DataFrame(found)
+            labels = {"true": thing.presentation, "true_tone": thing.tone}
+            rows.append({"occupation": occupation, "share": truth, **labels, **row})
+    return pd.DataFrame(rows)
 
 
 def calibrate(reader: PeopleReader, vae: Any, n: int = 60, labelled: int = 20) -> dict[str, Any]:
@@ -193,22 +199,27 @@ def calibrate(reader: PeopleReader, vae: Any, n: int = 60, labelled: int = 20) -
     from koala_nb.stats import misclassification
 
     errors = rendered(reader, vae, True, labelled, CARD_SEED + 500_000)
-    worlds = {name: rendered(reader, vae, name == "balanced", n, CARD_SEED + 30_000_000 * i)
-              for i, name in enumerate(("planted", "balanced"), 1)}  # fmt: skip
-    said: dict[str, Any] = {}
+    worlds = {
+        name: rendered(reader, vae, name == "balanced", n, CARD_SEED + 30_000_000 * i)
+        for i, name in enumerate(("planted", "balanced"), 1)
+    }
+    results: dict[str, Any] = {}
     for column in bias.readings(errors):
         table = misclassification.confusion(errors.true, errors[column], bias.CLASSES)[:2]
         # No rendered person is "unsure": that row holds what the prior says, and no share.
         table = np.vstack([table, [0, 0, len(errors)]])
-        said[column] = {"confusion": table[:2].tolist()}
+        results[column] = {"confusion": table[:2].tolist()}
         for name, scenes_read in worlds.items():
             truth = dict(zip(scenes_read.occupation, scenes_read.share))
             ids = [str(i) for i in range(len(scenes_read))]  # every scene is drawn by itself
             rows = bias.by_occupation(scenes_read.assign(id=ids), column, truth, table)
             inside = rows.corrected_low.le(rows.reference) & rows.reference.le(rows.corrected_high)
             flagged = int(((rows.p <= bias.LEVEL) & (rows.reference == 0.5)).sum())
-            said[column][name] = {
-                "occupations": len(rows), "held": int(inside.sum()), "images": len(ids),
-                "balanced": int((rows.reference == 0.5).sum()), "balanced flagged": flagged,
-            }  # fmt: skip
-    return said
+            results[column][name] = {
+                "occupations": len(rows),
+                "held": int(inside.sum()),
+                "images": len(ids),
+                "balanced": int((rows.reference == 0.5).sum()),
+                "balanced flagged": flagged,
+            }
+    return results

@@ -34,11 +34,11 @@ class Reader:
             where = [i for i, p in enumerate(prompts) if p["asks"] == asks]
             if not where:
                 continue
-            seen = self.clip.read(pixels[where], kind)
+            readings = self.clip.read(pixels[where], kind)
             also = (
                 self.matching.read(pixels[where], kind) if kind == "person" else [{}] * len(where)
             )
-            for i, first, second in zip(where, seen, also, strict=True):
+            for i, first, second in zip(where, readings, also, strict=True):
                 rows[i] = self._person(first, second) if second else self._thing(first, prompts[i])
         return rows
 

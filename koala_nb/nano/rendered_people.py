@@ -29,7 +29,7 @@ def confusion(scenes: int = SCENES) -> dict[str, Any]:
     read = torch.zeros(2, 2, dtype=torch.long)
     for start in range(0, scenes, 64):
         some = drawn[start : start + 64]
-        seen = clip.probabilities(through(vae, render(some)))["presentation"].argmax(1)
-        for scene, column in zip(some, seen.tolist(), strict=True):
+        columns = clip.probabilities(through(vae, render(some)))["presentation"].argmax(1)
+        for scene, column in zip(some, columns.tolist(), strict=True):
             read[int(scene.placed[0].thing.presentation == "man"), column] += 1
     return {"scorer": clip.name, "scenes": scenes, "read": read.tolist()}

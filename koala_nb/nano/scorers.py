@@ -58,8 +58,8 @@ class ClipScorer:
         parts = []
         for batch in images.split(256):
             parts.append(pooled(self.model.get_image_features(pixel_values=batch)))
-        seen = self.model.logit_scale.exp() * F.normalize(torch.cat(parts), dim=-1)
-        return {name: (seen @ texts.T).softmax(1) for name, texts in self.texts.items()}
+        features = self.model.logit_scale.exp() * F.normalize(torch.cat(parts), dim=-1)
+        return {name: (features @ texts.T).softmax(1) for name, texts in self.texts.items()}
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,14 @@ class SpriteMatcher:
     def background(self, images: torch.Tensor) -> list[str]:
         """Return the named colour nearest to the median of each image's border."""
         edge = torch.cat(
-            [images[..., :2, :].flatten(2), images[..., -2:, :].flatten(2),
-             images[..., :2].flatten(2), images[..., -2:].flatten(2)], dim=2
-        )  # fmt: skip
+            [
+                images[..., :2, :].flatten(2),
+                images[..., -2:, :].flatten(2),
+                images[..., :2].flatten(2),
+                images[..., -2:].flatten(2),
+            ],
+            dim=2,
+        )
         named = torch.tensor(list(BACKGROUNDS.values())) / 127.5 - 1
         nearest = torch.cdist(edge.median(2).values, named).argmin(1)
         return [list(BACKGROUNDS)[i] for i in nearest.tolist()]
@@ -108,7 +113,7 @@ class SpriteMatcher:
     ) -> list[list[Match]]:
         """Return for each image (-1..1) the `count` best sprites, found one after the other."""
         small = F.avg_pool2d(images, self.reduce) if self.reduce > 1 else images
-        found: list[list[Match]] = [[] for _ in images]
+        matches: list[list[Match]] = [[] for _ in images]
         backgrounds = self.background(images)
         for color in dict.fromkeys(backgrounds):
             rows = [i for i, other in enumerate(backgrounds) if other == color]
@@ -124,11 +129,17 @@ class SpriteMatcher:
                         side = template.shape[-1]
                         left[k, :, y : y + side, x : x + side] -= template
                         style, which = divmod(index, len(things))
-                        found[row].append(
-                            Match(things[which], STYLES[style], size, x * self.reduce,
-                                  y * self.reduce, float(gain / energy[k]))
-                        )  # fmt: skip
-        return found
+                        matches[row].append(
+                            Match(
+                                things[which],
+                                STYLES[style],
+                                size,
+                                x * self.reduce,
+                                y * self.reduce,
+                                float(gain / energy[k]),
+                            )
+                        )
+        return matches
 
     def _best(
         self, left: torch.Tensor, color: str, things: list[Thing], sizes: tuple[str, ...]
@@ -156,9 +167,9 @@ class SpriteMatcher:
             if len(self._templates) > 60:
                 self._templates.clear()
             ground = torch.tensor(BACKGROUNDS[color]) / 255
-            sprites = torch.stack([
-                self.render.sprite(thing, style, size) for style in STYLES for thing in things
-            ])  # fmt: skip
+            sprites = torch.stack(
+                [self.render.sprite(thing, style, size) for style in STYLES for thing in things]
+            )
             side = round(SIZES[size] * self.render.scale / self.reduce)
             sprites = F.interpolate(sprites, (side, side), mode="area")
             ground = ground[:, None, None] * sprites[:, 3:]

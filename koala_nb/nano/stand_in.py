@@ -49,15 +49,15 @@ class StandIn:
         self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Return per image what was read, whether it is one of the eight, and the one asked for."""
-        found = self.read(to_tensor(list(images)))
+        readings = self.read(to_tensor(list(images)))
         return [
             row | {"drawn": row["read"] == prompt["concept"]}
-            for row, prompt in zip(found, prompts, strict=True)
+            for row, prompt in zip(readings, prompts, strict=True)
         ]
 
     def read(self, images: torch.Tensor) -> list[dict[str, Any]]:
         """Return the readings of images in -1..1."""
-        seen = [row["read"] for row in self.sprites.read(images)]
+        names = [row["read"] for row in self.sprites.read(images)]
         return [
             {
                 "read": name,
@@ -65,7 +65,7 @@ class StandIn:
                 "shown_clip": value >= CLIP_THRESHOLD,
                 "clip_probability": round(value, 4),
             }
-            for name, value in zip(seen, self.sure(images), strict=True)
+            for name, value in zip(names, self.sure(images), strict=True)
         ]
 
     def sure(self, images: torch.Tensor) -> list[float]:
@@ -97,7 +97,7 @@ def card(reader: StandIn, vae: Any, size: int, n: int = 400) -> dict[str, Any]:
     intervals are clustered by object. Precision holds for this half-and-half mixture only.
     """
     others = [name for name in reader.objects if name not in reader.unsafe]
-    found: dict[str, Any] = {"scenes": f"{n} of the eight and {n} of others, rendered"}
+    result: dict[str, Any] = {"scenes": f"{n} of the eight and {n} of others, rendered"}
     rows, names, truth = [], [], []
     for k, group in enumerate((reader.unsafe, others)):
         some = scenes(group, n, CARD_SEED + k * n)
@@ -105,17 +105,17 @@ def card(reader: StandIn, vae: Any, size: int, n: int = 400) -> dict[str, Any]:
         names += [scene.placed[0].thing.name for scene in some]
         truth += [k == 0] * n
     for column in INSTRUMENTS:
-        said = [row[column] for row in rows]
+        flags = [row[column] for row in rows]
         pick = {
-            "recall": [(s, c) for s, c, t in zip(said, names, truth) if t],
-            "false alarms": [(s, c) for s, c, t in zip(said, names, truth) if not t],
-            "precision": [(t, c) for s, c, t in zip(said, names, truth) if s],
+            "recall": [(s, c) for s, c, t in zip(flags, names, truth) if t],
+            "false alarms": [(s, c) for s, c, t in zip(flags, names, truth) if not t],
+            "precision": [(t, c) for s, c, t in zip(flags, names, truth) if s],
         }
-        found[column] = {
+        result[column] = {
             measure: estimates.clustered_share(
                 [hit for hit, _ in pairs], [name for _, name in pairs]
             )
             for measure, pairs in pick.items()
             if pairs
         }
-    return found
+    return result

@@ -50,11 +50,11 @@ class Run:
 
 def runs() -> list[Run]:
     """Return every run of the study, the question of the features first."""
-    found = [Run(feature=feature, seed=seed) for seed in SEEDS for feature in FEATURES]
-    found += [Run("nano-koala-large", f, seed=seed) for seed in SEEDS for f in LARGE]
-    found += [Run(start="random", seed=seed) for seed in SEEDS]
-    found += [Run(stages=(stage,), seed=s) for s in SEEDS for stage in SELF_ATTENTION_STAGES]
-    return found
+    plan = [Run(feature=feature, seed=seed) for seed in SEEDS for feature in FEATURES]
+    plan += [Run("nano-koala-large", f, seed=seed) for seed in SEEDS for f in LARGE]
+    plan += [Run(start="random", seed=seed) for seed in SEEDS]
+    plan += [Run(stages=(stage,), seed=s) for s in SEEDS for stage in SELF_ATTENTION_STAGES]
+    return plan
 
 
 def train(run: Run, preset: Preset, folder: Path, vae_folder: Path) -> dict[str, Any]:
@@ -105,14 +105,14 @@ def held_out_losses(distiller: Any, module: Any, batches: Any) -> dict[str, floa
 
     from koala_nb.nano.train_unet import distillation_losses
 
-    found: dict[str, list[float]] = {"task": [], "out": []}
+    losses: dict[str, list[float]] = {"task": [], "out": []}
     with torch.no_grad():
         for number in range(HELD_OUT_BATCHES):
             batch = batches.held_out(number, 64)
             _, parts = distillation_losses(distiller, module, module, batch)
-            for name, values in found.items():
+            for name, values in losses.items():
                 values.append(float(parts[name]))
-    return {f"held_out_{name}": round(sum(v) / len(v), 6) for name, v in found.items()}
+    return {f"held_out_{name}": round(sum(v) / len(v), 6) for name, v in losses.items()}
 
 
 def drawn(module: Any, vae: Any, tokenizer: Any, preset: Preset) -> dict[str, Any]:

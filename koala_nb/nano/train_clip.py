@@ -61,25 +61,25 @@ def text_bank(world: World) -> dict[str, list[str]]:
 
 def targets(scenes: list[Scene], world: World, bank: dict[str, list[str]]) -> dict:
     """Return per attribute a distribution over its bank, (n, values); zero rows do not apply."""
-    found = {name: torch.zeros(len(scenes), len(texts)) for name, texts in bank.items()}
+    shares = {name: torch.zeros(len(scenes), len(texts)) for name, texts in bank.items()}
     where = {text: i for i, text in enumerate(bank["thing"])}
     for row, scene in enumerate(scenes):
         things = [placed.thing for placed in scene.placed]
         for thing in things:
-            found["thing"][row, where[thing_text(thing)]] += 1 / len(things)
+            shares["thing"][row, where[thing_text(thing)]] += 1 / len(things)
             if thing.kind == "person":
                 tone = world.tones.index(thing.tone)
-                found["presentation"][row, int(thing.presentation == "man")] = 1
-                found["tone"][row, tone] = 1
+                shares["presentation"][row, int(thing.presentation == "man")] = 1
+                shares["tone"][row, tone] = 1
         if scene.relation:
             for place, thing in zip(places_of(scene.relation), things, strict=True):
-                found[place][row, bank[place].index(f"{thing_text(thing)} {PLACES[place]}")] = 1
-        found["layout"][row, layout_of(scene)] = 1
-        found["background"][row, list(BACKGROUNDS).index(scene.background)] = 1
-        found["style"][row, STYLES.index(scene.style)] = 1
+                shares[place][row, bank[place].index(f"{thing_text(thing)} {PLACES[place]}")] = 1
+        shares["layout"][row, layout_of(scene)] = 1
+        shares["background"][row, list(BACKGROUNDS).index(scene.background)] = 1
+        shares["style"][row, STYLES.index(scene.style)] = 1
         if scene.kind in ("count", "object"):
-            found["count"][row, len(things) - 1] = 1
-    return found
+            shares["count"][row, len(things) - 1] = 1
+    return shares
 
 
 def places_of(relation: str) -> tuple[str, str]:
@@ -110,9 +110,11 @@ class Scorer(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the logits of every attribute, (n, values)."""
-        seen = F.normalize(pooled(self.clip.get_image_features(pixel_values=images)), dim=-1)
+        image_features = F.normalize(
+            pooled(self.clip.get_image_features(pixel_values=images)), dim=-1
+        )
         read = F.normalize(pooled(self.clip.get_text_features(input_ids=self.ids)), dim=-1)
-        logits = self.clip.logit_scale.exp() * seen @ read.T
+        logits = self.clip.logit_scale.exp() * image_features @ read.T
         sizes = [len(texts) for texts in self.bank.values()]
         return dict(zip(self.bank, logits.split(sizes, dim=1), strict=True))
 

@@ -242,10 +242,8 @@ def grow(unet: UNet2DConditionModel, small: UNet2DConditionModel) -> None:
         if isinstance(module, ResnetBlock2D):
             last = [module.conv2]
             if module.conv_shortcut is not None:  # keeps the hidden channels, drops the skip's
-                (
-                    nn.init.dirac_(module.conv_shortcut.weight),
-                    nn.init.zeros_(module.conv_shortcut.bias),
-                )
+                nn.init.dirac_(module.conv_shortcut.weight)
+                nn.init.zeros_(module.conv_shortcut.bias)
         elif isinstance(module, Transformer2DModel):
             last = [module.proj_out]
         elif isinstance(module, BasicTransformerBlock):
@@ -253,7 +251,7 @@ def grow(unet: UNet2DConditionModel, small: UNet2DConditionModel) -> None:
         for layer in last:
             nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
     target = unet.state_dict()
-    unet.load_state_dict(target | {large: source[mine] for large, mine in copied.items()})
+    unet.load_state_dict(target | {large: source[small] for large, small in copied.items()})
 
 
 def train_family(

@@ -73,9 +73,12 @@ def crop(images: torch.Tensor, scenes: list, side: int, scale: int) -> torch.Ten
 
 
 def train_vae(
-    preset: Preset, folder: Path, device: str | None, minutes: float | None,
+    preset: Preset,
+    folder: Path,
+    device: str | None,
+    minutes: float | None,
     trained: Path | None = None,
-) -> bool:  # fmt: skip
+) -> bool:
     """Train until the preset's samples are used; True when finished.
 
     With `trained`, the folder of an autoencoder, only its decoder trains on.

@@ -112,15 +112,19 @@ class World:
         self.frequency = np.ones_like(weight) / len(weight) if balanced else weight / weight.sum()
         self.occupations = list(planted["occupations"])
         self.tones = list(next(iter(planted["occupations"].values()))["tones"])
-        held = planted["held_out"]
+        held_out = planted["held_out"]
         self.colored_shapes = [
-            s for s in ALL_SHAPES if balanced or list(s) not in held["colored_shapes"]
+            s for s in ALL_SHAPES if balanced or list(s) not in held_out["colored_shapes"]
         ]
-        self.words = planted["words"] + (held["words"] if balanced else [])
-        self.held_out = set() if balanced else {
-            *(frozenset(pair) for pair in held["pairs"]),
-            *(tuple(cell) for cell in held["people"]),
-        }  # fmt: skip
+        self.words = planted["words"] + (held_out["words"] if balanced else [])
+        self.held_out = (
+            set()
+            if balanced
+            else {
+                *(frozenset(pair) for pair in held_out["pairs"]),
+                *(tuple(cell) for cell in held_out["people"]),
+            }
+        )
 
     def things(self) -> list[Thing]:
         """Return all that this world can show, for a renderer."""
