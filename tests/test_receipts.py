@@ -11,40 +11,23 @@ from koala_nb.report import results
 
 FIGURE = {"label": "seconds", "value": 2.0, "low": 1.5, "high": 2.5, "n": 8}
 # Made up for these tests: no measurement.
+MODEL = {"system": "koala-lightning-700m", "source": "etri-vilab/koala-lightning-700m"}
+MODEL |= {"revision": "0123456789abcdef" * 2 + "01234567", "variant": "fp16", "dtype": "float16"}
+MODEL |= {"device": "cuda", "domain": "photographic", "notes": []}
+MACHINE = {"koala_nb": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "diffusers": "0.40.0"}
+MACHINE |= {"platform": "Linux", "device": "Test GPU <1>"}
+TIMES = {"state": "measured", "n": 0, "estimates": [FIGURE | {"id": "latency.seconds"}]}
 GOOD = {
     "schema_version": 2,
-    "model": {
-        "system": "koala-lightning-700m",
-        "source": "etri-vilab/koala-lightning-700m",
-        "revision": "0123456789abcdef0123456789abcdef01234567",
-        "variant": "fp16",
-        "dtype": "float16",
-        "device": "cuda",
-        "domain": "photographic",
-        "notes": [],
-    },
+    "model": MODEL,
     "banner": None,
     "settings": {"seeds": [0], "n": 8},
-    "environment": {
-        "koala_nb": "0.1.0",
-        "python": "3.11.9",
-        "torch": "2.13.0",
-        "diffusers": "0.40.0",
-        "platform": "Linux",
-        "device": "Test GPU <1>",
-    },
+    "environment": MACHINE,
     "prompts": [{"prompt": "a koala"}],
     "images": 8,
     "seconds_per_image": 2.0,
     "files": {"page": "index.html"},
-    "sections": {
-        "latency": {
-            "state": "measured",
-            "n": 0,
-            "estimates": [FIGURE | {"id": "latency.seconds"}],
-            "file": None,
-        }
-    },
+    "sections": {"latency": TIMES | {"file": None}},
     "key_figures": {"latency.seconds": FIGURE},
     "claims": [],
     "summary": ["see https://example.org/data/x"],

@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 from koala_nb.core import files
 from koala_nb.report import run
 from koala_nb.report.page import NOT_IN_REPORT, render_page
-from koala_nb.report.run import ReportFailed, process_identity, status
+from koala_nb.report.run import ReportFailed, process_identity
 
 PARAMETERS = (
     'name: str = "a"  # a text\n'
@@ -225,13 +225,6 @@ def test_a_dead_kernel(notebook, tmp_path):
     assert not (folder / "index.html").exists()
 
 
-def wait_for(condition, seconds=60):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited too long"
-        time.sleep(0.1)
-
-
 def test_a_killed_run_is_told_from_a_running_one(notebook, tmp_path):
     path = notebook("import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(120)")
     runner = subprocess.Popen(
@@ -240,7 +233,10 @@ def test_a_killed_run_is_told_from_a_running_one(notebook, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for((tmp_path / "began").exists)
+        limit = time.monotonic() + 60
+        while not (tmp_path / "began").exists():
+            assert time.monotonic() < limit, "waited too long"
+            time.sleep(0.1)
         (folder,) = (tmp_path / "out").iterdir()
         assert run.status(folder)["state"] == "running"
         with pytest.raises(ValueError, match="under way"):
@@ -260,35 +256,24 @@ def test_a_value_that_json_lacks_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def write_status(folder, **state):
-    folder.mkdir(exist_ok=True)
-    (folder / "status.json").write_text(json.dumps({"state": "running", **state}))
-    return status(folder)["state"]
+def test_a_run_is_under_way_while_its_very_process_is_there(tmp_path):
+    def state(**record):
+        (tmp_path / "status.json").write_text(json.dumps({"state": "running", **record}))
+        return run.status(tmp_path)["state"]
 
-
-def test_a_run_of_this_very_process_is_under_way(tmp_path):
-    assert write_status(tmp_path, **process_identity()) == "running"
-
-
-def test_a_later_process_of_the_same_number_is_not_the_run(tmp_path):
+    assert state(**process_identity()) == "running"
     begin = psutil.Process(1).create_time()
     init = {**process_identity(), "pid": 1, "process_start": begin}
-    assert write_status(tmp_path, **init) == "running"
-    assert write_status(tmp_path, **init | {"process_start": begin - 60}) == "failed"
-    assert write_status(tmp_path, **init | {"pid": 2**22 + 1}) == "failed"
-
-
-def test_a_run_on_another_machine_is_left_alone(tmp_path):
-    assert write_status(tmp_path, **process_identity() | {"host": "elsewhere"}) == "running"
+    assert state(**init) == "running"
+    assert state(**init | {"process_start": begin - 60}) == "failed"  # a later one of that number
+    assert state(**init | {"pid": 2**22 + 1}) == "failed"
+    assert state(**init | {"host": "elsewhere"}) == "running"  # nobody here can tell
 
 
 @pytest.mark.parametrize("text", ["{}", '{"state": "running"}', '{"state": 7}'])
 def test_a_status_that_says_too_little_is_a_failed_run(tmp_path, text):
     (tmp_path / "status.json").write_text(text)
-    assert status(tmp_path)["state"] == "failed"
-
-
-def test_a_damaged_status_is_named(tmp_path):
+    assert run.status(tmp_path)["state"] == "failed"
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(OSError, match="status.json is not readable JSON"):
-        status(tmp_path)
+        run.status(tmp_path)

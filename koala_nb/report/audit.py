@@ -18,13 +18,12 @@ from koala_nb.report import claims, measures, render
 from koala_nb.report import results as records
 from koala_nb.report import run as reports
 from koala_nb.report.measures import Record, Section
+from koala_nb.report.sweep import IMAGES
 
 if TYPE_CHECKING:
     from koala_nb.generation.run_folder import Run
     from koala_nb.models.session import Session
     from koala_nb.probes.base import Probe
-
-IMAGES = "key_images.csv"  # what a sweep pairs two runs by
 
 
 def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
