@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,13 +20,16 @@ from torch.nn import functional
 from koala_nb.attention.capture import capture_attention
 from koala_nb.attention.maps import words_of
 from koala_nb.core.catalog import data_folder
-from koala_nb.core.files import banner, versions, write_json
+from koala_nb.core.files import Record, banner, versions, write_json
 from koala_nb.distillation.similarity import noisy_inputs
 from koala_nb.models.load import load
 from koala_nb.nano.evaluation import FIRST_SEED
 from koala_nb.nano.lesson import preset_of
 from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.world import Scene, World
+
+if TYPE_CHECKING:
+    from koala_nb.models.load import Pipeline
 
 KINDS = ("object", "pair", "shapes")
 TIMESTEPS = (200, 500, 800)  # of 1000
@@ -71,7 +74,7 @@ def find_targets(scenes: list[Scene], render: Renderer, tokenizer: Any) -> list[
 
 
 def head_maps(
-    pipe: Any, scenes: list[Scene], targets: list[Target], render: Renderer, timestep: int
+    pipe: Pipeline, scenes: list[Scene], targets: list[Target], render: Renderer, timestep: int
 ) -> dict[str, np.ndarray]:
     """Return per "layer/head" the maps of all targets, (targets, rows, columns)."""
     from PIL import Image
@@ -179,7 +182,7 @@ def clustered(values: np.ndarray, targets: list[Target]) -> dict[str, float]:
     return {**{name: round(float(v), 4) for name, v in estimate.items()}, "n": len(means)}
 
 
-def evaluate(model: str, tuning: int = TUNING, count: int = SCENES) -> dict[str, Any]:
+def evaluate(model: str, tuning: int = TUNING, count: int = SCENES) -> Record:
     """Score one embedded model; returns rows by timestep, method and measure, and heads."""
     pipe = load(model, device="cpu", dtype="float32")
     preset = preset_of(model)
@@ -225,7 +228,7 @@ def evaluate(model: str, tuning: int = TUNING, count: int = SCENES) -> dict[str,
     }
 
 
-def table_of_heads(scored: list[dict[str, np.ndarray]], masks: np.ndarray) -> list[dict[str, Any]]:
+def table_of_heads(scored: list[dict[str, np.ndarray]], masks: np.ndarray) -> list[Record]:
     """Return the mean ROC area of every head at every timestep."""
     size = masks.shape[-1]
     return [

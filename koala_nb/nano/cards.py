@@ -3,9 +3,8 @@
 # ruff: noqa: E501
 
 from pathlib import Path
-from typing import Any
 
-from koala_nb.core.files import EMBEDDED_BANNER, write_atomic
+from koala_nb.core.files import EMBEDDED_BANNER, Record, write_atomic
 
 _HEAD = """---
 license: apache-2.0
@@ -56,7 +55,7 @@ known.
 """
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Record]) -> str:
     """Return lines of a quality table as Markdown."""
     lines = ["| measure | value | 95 % interval | n | instrument |", "|---|---|---|---|---|"]
     for row in rows:
@@ -66,17 +65,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def world_size(training: dict[str, Any]) -> str:
+def world_size(training: Record) -> str:
     """Return what part of the world a configuration draws."""
     return f"{training['objects']} kinds of object and 20 occupations, {training['image_size']} px"
 
 
-def note(training: dict[str, Any]) -> str:
+def note(training: Record) -> str:
     """Return how a run differed from its preset, as a sentence to append; often empty."""
     return f" {training['note']}" if "note" in training else ""
 
 
-def write_system_card(folder: Path, result: dict[str, Any], like: str, parameters: int) -> None:
+def write_system_card(folder: Path, result: Record, like: str, parameters: int) -> None:
     """Write README.md of an embedded system from the result of `koala-nb evaluate`."""
     training, name = result["training"], result["model"]
     distilled = (
@@ -94,7 +93,7 @@ def write_system_card(folder: Path, result: dict[str, Any], like: str, parameter
     write_atomic(folder / "README.md", text.encode())
 
 
-def write_clip_card(folder: Path, training: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def write_clip_card(folder: Path, training: Record, rows: list[Record]) -> None:
     """Write README.md of the scorer from its measured error."""
     text = _HEAD.format(name="nano-clip", banner=EMBEDDED_BANNER, library="transformers")
     text += _CLIP.format(**{**training, "note": note(training)}) + _DATA.format(

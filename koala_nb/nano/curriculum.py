@@ -1,10 +1,10 @@
 """What the family trains on: the mixture of scenes, their captions, and which noise they meet."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from koala_nb.core.files import Record
 from koala_nb.nano.phrases import Phrasing, pick
 from koala_nb.nano.world import STYLES, Placed, Scene, Thing, World
 
@@ -64,7 +64,7 @@ def swapped(scene: Scene, rng: np.random.Generator, world: World) -> Scene:
         name = pick(changes, rng)
         options = [*(STYLES if name == "style" else world.planted["backgrounds"])]
         options.remove(getattr(scene, name))
-        change: dict[str, Any] = {name: pick(options, rng)}
+        change: Record = {name: pick(options, rng)}
         return replace(scene, **change)
     if scene.kind == "count":
         number = int(rng.choice([n for n in (2, 3, 4) if n != len(placed)]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from koala_nb.core.files import Record
 from koala_nb.nano.detector import SpriteDetector
 from koala_nb.nano.evaluation import through
 from koala_nb.nano.parts_score import PartsScore
@@ -83,7 +84,7 @@ def single_error(detector: SpriteDetector, vae: Any, n: int) -> dict[str, tuple[
     }
 
 
-def asked_of(scene: Scene) -> dict[str, Any]:
+def asked_of(scene: Scene) -> Record:
     """Return a scene as a row of a prompt set: what it would be asked as."""
     things = [p.thing for p in scene.placed]
     kinds = list(dict.fromkeys(things))
@@ -107,13 +108,13 @@ def quality_card(quality: PartsScore, scenes: Sequence[Scene], images: torch.Ten
 
 def measure_card(
     detector: SpriteDetector, quality: PartsScore | None, vae: Any, n: int = 100
-) -> dict[str, Any]:
+) -> Record:
     """Return the card: n scenes a kind, drawn to the pixel and passed through the autoencoder.
 
     The floor is the share of broken images (their patches in another order) in which the object
     is still found.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Record] = []
     for kind in KINDS:
         scenes = scenes_of(detector.world, kind, n)
         drawn = detector.matcher.render(scenes)
@@ -127,7 +128,7 @@ def measure_card(
     scenes = scenes_of(detector.world, "object", n)
     images = detector.matcher.render(scenes)
     broken = [matched(s, f) for s, f in zip(scenes, detector.find(scrambled(images)))]
-    card: dict[str, Any] = {
+    card: Record = {
         "detector": f"{detector.name} {detector.version}",
         "ceiling": rows,
         "floor": share_interval(sum(broken), n)._asdict(),

@@ -4,12 +4,14 @@ Three truths stay apart: planted (the world's file), generated (this model at th
 measured (by an instrument whose error on rendered scenes stands beside it).
 """
 
+from __future__ import annotations
+
 import io
 import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ import torch
 from scipy import stats
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.core.files import banner, versions, write_atomic, write_json
+from koala_nb.core.files import Record, banner, versions, write_atomic, write_json
 from koala_nb.display.figures import gallery
 from koala_nb.generation.generate import generate
 from koala_nb.models.load import load
@@ -30,6 +32,9 @@ from koala_nb.nano.scorers import to_tensor
 from koala_nb.nano.train_clip import thing_text
 from koala_nb.nano.world import Scene, World
 from koala_nb.stats.estimates import share_interval
+
+if TYPE_CHECKING:
+    from koala_nb.models.load import Pipeline
 
 # Of the project's plan: small must, full must, full goal.
 BARS = {
@@ -46,7 +51,7 @@ DEFAULT = "nano-koala"
 FIRST_SEED = 10_000_000  # scenes of training have seeds above 1e9
 
 
-def row(measure: str, hits: Sequence[bool] | np.ndarray, instrument: str) -> dict[str, Any]:
+def row(measure: str, hits: Sequence[bool] | np.ndarray, instrument: str) -> Record:
     """Return one line of the quality table: a share with its Wilson interval (95 %)."""
     share = share_interval(int(np.sum(hits)), len(hits))
     bars = dict(zip(("small_must", "full_must", "full_goal"), BARS.get(measure, (None,) * 3)))
@@ -59,7 +64,7 @@ def row(measure: str, hits: Sequence[bool] | np.ndarray, instrument: str) -> dic
 
 
 def compare(
-    scenes: list[Scene], readings: list[dict[str, Any]], world: World, all_attributes: bool = False
+    scenes: list[Scene], readings: list[Record], world: World, all_attributes: bool = False
 ) -> dict[str, list[bool]]:
     """Return hits by measure; only attributes that the caption names count, unless all do."""
     hits: dict[str, list[bool]] = {name: [] for name in BARS}
@@ -99,7 +104,7 @@ def through(vae: Any, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts).clamp(-1, 1)
 
 
-def instrument_errors(world: World, vae: Any, instruments: list, n: int) -> list[dict[str, Any]]:
+def instrument_errors(world: World, vae: Any, instruments: list, n: int) -> list[Record]:
     """Return each instrument's hit rate on rendered scenes passed through the autoencoder.
 
     The scenes are balanced, so that rare values weigh as much as frequent ones.
@@ -117,7 +122,7 @@ def instrument_errors(world: World, vae: Any, instruments: list, n: int) -> list
     return rows
 
 
-def quality(pipe: Any, world: World, instruments: list, n: int) -> list[dict[str, Any]]:
+def quality(pipe: Pipeline, world: World, instruments: list, n: int) -> list[Record]:
     """Return the quality table at the recipe: hits by measure and instrument."""
     rows = []
     pooled: dict[tuple[str, str], list[bool]] = {}
@@ -146,15 +151,15 @@ def quality(pipe: Any, world: World, instruments: list, n: int) -> list[dict[str
     return rows
 
 
-def draw(pipe: Any, prompts: list[str], **settings: Any) -> torch.Tensor:
+def draw(pipe: Pipeline, prompts: list[str], **settings: Any) -> torch.Tensor:
     """Return one image a prompt in -1..1, seeds 0, 1, 2 ... disjoint over the prompts."""
     run = generate(pipe, prompts, [[i] for i in range(len(prompts))], batch_size=32, **settings)
     return to_tensor(list(run.images))
 
 
 def planted_shares(
-    pipe: Any, world: World, instruments: list, n: int, **settings: Any
-) -> list[dict[str, Any]]:
+    pipe: Pipeline, world: World, instruments: list, n: int, **settings: Any
+) -> list[Record]:
     """Return per occupation the planted and the measured share of women, n images each."""
     backgrounds = world.planted["backgrounds"]
     jobs = [occupation for occupation in world.occupations for _ in range(n)]
@@ -179,7 +184,7 @@ def planted_shares(
     return table
 
 
-def correlation(table: list[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
+def correlation(table: list[Record], measure: str) -> list[Record]:
     """Return r of planted and generated shares over occupations, with Fisher's interval."""
     rows = []
     for instrument in dict.fromkeys(line["instrument"] for line in table):
@@ -236,12 +241,12 @@ def evaluate(model: str, n: int, per_occupation: int, folder: Path) -> Path:
     return write_json(folder / f"quality-{model}.json", result)
 
 
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def records(frame: pd.DataFrame) -> list[Record]:
     """Return a frame of estimates as rows for JSON."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def write_cards(pipe: Any, result: dict[str, Any]) -> None:
+def write_cards(pipe: Pipeline, result: Record) -> None:
     """Write the model card of the evaluated system and, with DEFAULT, the scorer's."""
     models = data_folder() / "models"
     parameters = sum(p.numel() for p in pipe.unet.parameters())
@@ -252,7 +257,7 @@ def write_cards(pipe: Any, result: dict[str, Any]) -> None:
     write_clip_card(models / "nano-clip", training, result["instruments"])
 
 
-def first_look(pipe: Any, path: Path) -> None:
+def first_look(pipe: Pipeline, path: Path) -> None:
     """Write a picture of the report's prompts as this model draws them, seed 0."""
     prompts = pd.read_csv(data_folder() / "prompts" / "first_look_emoji-world.csv")[
         "prompt"

@@ -1,9 +1,8 @@
 """What the two instruments read in images of the emoji world, in one form."""
 
-from typing import Any
-
 import torch
 
+from koala_nb.core.files import Record
 from koala_nb.nano.detector import SpriteDetector
 from koala_nb.nano.scorers import ClipScorer, Match, SpriteMatcher
 from koala_nb.nano.train_clip import PLACES, thing_text
@@ -21,7 +20,7 @@ class Clip:
         self.scorer = ClipScorer()
         self.bank = self.scorer.bank
 
-    def read(self, images: torch.Tensor, kind: str) -> list[dict[str, Any]]:
+    def read(self, images: torch.Tensor, kind: str) -> list[Record]:
         """Return per image: things (best first), background, style, presentation, tone, number.
 
         For pairs also `order`, the thing on the left or at the top first, and `axis`.
@@ -73,7 +72,7 @@ class Matching:
         self.people = [thing for thing in world.things() if thing.kind == "person"]
         self.objects = [thing for thing in world.things() if thing.kind == "object"]
 
-    def read(self, images: torch.Tensor, kind: str) -> list[dict[str, Any]]:
+    def read(self, images: torch.Tensor, kind: str) -> list[Record]:
         """Return per image the same reading as `Clip.read`; `kind` says what to look for."""
         if kind == "count":
             return [{"number": number} for number in self._numbers(images)]
@@ -107,7 +106,7 @@ class Matching:
         return numbers
 
 
-def _places(matches: list[Match]) -> dict[str, Any]:
+def _places(matches: list[Match]) -> Record:
     """Return which of two matches is on the left or at the top, and the axis between them."""
     one, other = matches
     across = abs(one.x - other.x) > abs(one.y - other.y)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from koala_nb.core.files import Record
 from koala_nb.nano.evaluation import through
 from koala_nb.nano.presets import preset_of
 from koala_nb.nano.render import to_pixels
@@ -71,13 +72,11 @@ class SpriteReader:
             self._matchers[kind, size] = SpriteMatcher(Vocabulary(names, kind), size, reduce)
         return self._matchers[kind, size]
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
         """Return what was read in each image, and whether it is what its prompt asked for."""
         pixels = to_tensor(list(images))
         kinds = np.array(["sign" if prompt.get("word") else "object" for prompt in prompts])
-        rows: list[dict[str, Any]] = [{} for _ in prompts]
+        rows: list[Record] = [{} for _ in prompts]
         for kind in np.unique(kinds):
             where = np.flatnonzero(kinds == kind)
             for i, reading in zip(where.tolist(), self.read(pixels[where], str(kind)), strict=True):
@@ -86,7 +85,7 @@ class SpriteReader:
                 rows[i] = {"hit": reading["read"] == target, **reading}
         return rows
 
-    def read(self, images: torch.Tensor, kind: str = "object") -> list[dict[str, Any]]:
+    def read(self, images: torch.Tensor, kind: str = "object") -> list[Record]:
         """Return per image (-1..1) the sprite found, its look and place, and its distance.
 
         `read` is None where the best sprite explains less than NOTHING; x, y in pixels; `distance`
@@ -129,7 +128,7 @@ def distance(matcher: SpriteMatcher, image: torch.Tensor, match: Match, ground: 
     return float(mean.min().sqrt() * 127.5)
 
 
-def nearest(reader: SpriteReader, rows: Sequence[dict[str, Any]], size: int) -> list[Image.Image]:
+def nearest(reader: SpriteReader, rows: Sequence[Record], size: int) -> list[Image.Image]:
     """Return the rendered sprites that were found in images, on the grounds that were read.
 
     `rows` as of `SpriteReader.read`, each an object that was recognised; these are the pictures
@@ -175,9 +174,7 @@ def mixtures(matcher: SpriteMatcher, some: Sequence[Scene]) -> torch.Tensor:
     return torch.where(torch.arange(len(one))[:, None, None, None] % 2 == 0, (one + two) / 2, cut)
 
 
-def card(
-    reader: SpriteReader, vae: Any, prompts: pd.DataFrame, per_bin: int, size: int
-) -> dict[str, Any]:
+def card(reader: SpriteReader, vae: Any, prompts: pd.DataFrame, per_bin: int, size: int) -> Record:
     """Return the reader's instrument card, measured on images through a model's autoencoder.
 
     Ceiling: `per_bin` rendered scenes of each frequency bin. Floor: mixtures, noise and empty

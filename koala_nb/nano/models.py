@@ -3,7 +3,6 @@
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import (
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from koala_nb.core.catalog import SDXL_UNET
+from koala_nb.core.files import Record
 from koala_nb.nano.presets import SYSTEMS, Preset
 from koala_nb.nano.world import World
 
@@ -120,7 +120,7 @@ def build_text_encoders(
     return CLIPTextModel(configs[0]), CLIPTextModelWithProjection(configs[1])
 
 
-def unet_config(preset: Preset, system: str) -> dict[str, Any]:
+def unet_config(preset: Preset, system: str) -> Record:
     """Return the U-Net configuration of an embedded system: SDXL's, with the preset's widths."""
     return {
         **SDXL_UNET,
@@ -178,7 +178,7 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
 
 
-def save_pipeline(folder: Path, system: str, parts: dict[str, Any]) -> None:
+def save_pipeline(folder: Path, system: str, parts: Record) -> None:
     """Write an ordinary diffusers folder: U-Net and VAE in float16, text encoders in float32.
 
     `parts` holds unet, vae, text_encoder, text_encoder_2 and tokenizer, and is left as it is.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+from koala_nb.core.files import Record
 from koala_nb.nano.scorers import ClipScorer, to_tensor
 from koala_nb.nano.train_clip import COUNT_WORDS, pooled
 from koala_nb.scorers.detection import items_of
@@ -31,14 +32,12 @@ class PartsScore:
             for i, text in enumerate(texts)
         }
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[float]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[float]:
         """Return the score of each image with its prompt."""
         return self.read(to_tensor(list(images)), prompts)
 
     @torch.no_grad()
-    def read(self, images: torch.Tensor, prompts: Sequence[dict[str, Any]]) -> list[float]:
+    def read(self, images: torch.Tensor, prompts: Sequence[Record]) -> list[float]:
         """Return the score of images in -1..1, (n, 3, side, side)."""
         side = self.clip.model.config.vision_config.image_size
         if images.shape[-1] != side:
@@ -54,7 +53,7 @@ class PartsScore:
         ]
 
 
-def texts_of(prompt: dict[str, Any]) -> list[str]:
+def texts_of(prompt: Record) -> list[str]:
     """Return the texts of nano-clip's bank that a prompt's row asks for."""
     texts = []
     for item in items_of(prompt["asks"]):

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from koala_nb.core.files import Record
 from koala_nb.nano.evaluation import through
 from koala_nb.nano.instruments import UNSURE as SURE
 from koala_nb.nano.render import to_pixels
@@ -46,13 +47,11 @@ class PeopleReader:
         self.matcher = SpriteMatcher(World(None, balanced=True), image_size, REDUCE)
         self.people = [t for t in self.matcher.world.things() if t.kind == "person"]
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
         """Return one dictionary an image; the prompts are not looked at."""
         return self.read(to_tensor(list(images)))
 
-    def read(self, images: torch.Tensor) -> list[dict[str, Any]]:
+    def read(self, images: torch.Tensor) -> list[Record]:
         """Return what is read in images in -1..1: both instruments' answers, skin in pixels."""
         pixels = to_pixels(images)
         clip = self._clip(images)
@@ -62,7 +61,7 @@ class PeopleReader:
             for one, (two, match), image in zip(clip, matched, pixels, strict=True)
         ]
 
-    def _clip(self, images: torch.Tensor) -> list[dict[str, Any]]:
+    def _clip(self, images: torch.Tensor) -> list[Record]:
         probabilities = self.clip.probabilities(images)
         who, tone = probabilities["presentation"], probabilities["tone"]
         tones = self.matcher.world.tones
@@ -74,7 +73,7 @@ class PeopleReader:
             for p, t in zip(who, tone, strict=True)
         ]
 
-    def _matching(self, images: torch.Tensor) -> list[tuple[dict[str, Any], Match]]:
+    def _matching(self, images: torch.Tensor) -> list[tuple[Record, Match]]:
         best = [
             self.matcher.match(images, [t for t in self.people if t.presentation == who], SIZES)
             for who in PRESENTATIONS
@@ -95,7 +94,7 @@ class PeopleReader:
             rows.append((row, match))
         return rows
 
-    def _skin(self, image: np.ndarray, match: Match) -> dict[str, Any]:
+    def _skin(self, image: np.ndarray, match: Match) -> Record:
         mask = self.skin(match.thing, match.style, match.size)
         side = len(mask)
         window = image[match.y : match.y + side, match.x : match.x + side]
@@ -188,7 +187,7 @@ def rendered(
     return pd.DataFrame(rows)
 
 
-def calibrate(reader: PeopleReader, vae: Any, n: int = 60, labelled: int = 20) -> dict[str, Any]:
+def calibrate(reader: PeopleReader, vae: Any, n: int = 60, labelled: int = 20) -> Record:
     """Return whether the procedure finds known shares, n rendered people an occupation and world.
 
     By instrument: how many of the occupations' corrected intervals hold the share of the world that
@@ -203,7 +202,7 @@ def calibrate(reader: PeopleReader, vae: Any, n: int = 60, labelled: int = 20) -
         name: rendered(reader, vae, name == "balanced", n, CARD_SEED + 30_000_000 * i)
         for i, name in enumerate(("planted", "balanced"), 1)
     }
-    results: dict[str, Any] = {}
+    results: Record = {}
     for column in bias.readings(errors):
         table = misclassification.confusion(errors.true, errors[column], bias.CLASSES)[:2]
         # No rendered person is "unsure": that row holds what the prior says, and no share.

@@ -8,12 +8,11 @@ by a seeded permutation, so none mirrors the world outside.
 
 import json
 from itertools import combinations, product
-from typing import Any
 
 import numpy as np
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.core.files import write_atomic
+from koala_nb.core.files import Record, write_atomic
 
 SEED = 20231207
 ZIPF_EXPONENT, ZIPF_SHIFT = 1.35, 2.0  # 200 : 1 within the 150 most frequent
@@ -45,7 +44,7 @@ HELD_OUT_WORDS = (
 ).split()
 
 
-def make(sprites: list[dict[str, Any]], seed: int = SEED) -> dict[str, Any]:
+def make(sprites: list[Record], seed: int = SEED) -> Record:
     """Return all that is planted, for the listing of sprites in `sprites.json`."""
     rng = np.random.default_rng(seed)
     objects = _rank(sorted({s["name"] for s in sprites if s["kind"] == "object"}), rng)

@@ -2,14 +2,14 @@
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.errors import unknown_name
+from koala_nb.core.files import Record
 from koala_nb.distillation.loop import Stage
 
 FACTOR = 4  # pixels a latent
-SYSTEMS: dict[str, dict[str, Any]] = {
+SYSTEMS: dict[str, Record] = {
     "nano-sdxl": {"layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10]},
     "nano-koala-large": {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 6]},
     "nano-koala": {
@@ -112,7 +112,7 @@ def preset_of(system: str) -> Preset:
     return PRESETS[json.loads(record.read_text("utf-8"))["configuration"]]
 
 
-def training_record(preset: Preset, stage: str) -> dict[str, Any]:
+def training_record(preset: Preset, stage: str) -> Record:
     """Return how a stage trains, for `training.json` beside the weights and for model cards."""
     import torch
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from koala_nb.core.files import Record
 from koala_nb.nano.instruments import Clip, Matching
 from koala_nb.nano.presets import preset_of
 from koala_nb.nano.scorers import to_tensor
@@ -24,12 +25,10 @@ class Reader:
         self.clip, self.matching = Clip(), Matching(world, image_size)
         self.tones = world.tones
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
         """Return per image what the prompt asks about; None for the rest."""
         pixels = to_tensor(list(images))
-        rows: list[dict[str, Any]] = [{} for _ in images]
+        rows: list[Record] = [{} for _ in images]
         for kind, asks in (("person", "person"), ("object", "thing")):
             where = [i for i, p in enumerate(prompts) if p["asks"] == asks]
             if not where:
@@ -42,7 +41,7 @@ class Reader:
                 rows[i] = self._person(first, second) if second else self._thing(first, prompts[i])
         return rows
 
-    def _person(self, clip: dict[str, Any], matching: dict[str, Any]) -> dict[str, Any]:
+    def _person(self, clip: Record, matching: Record) -> Record:
         return {
             "presentation_clip": clip["presentation"],
             "presentation_matching": matching["presentation"],
@@ -51,7 +50,7 @@ class Reader:
             "thing": None,
         }
 
-    def _thing(self, clip: dict[str, Any], prompt: dict[str, Any]) -> dict[str, Any]:
+    def _thing(self, clip: Record, prompt: Record) -> Record:
         keys = ("presentation_clip", "presentation_matching", "tone_clip", "tone_matching")
         thing = clip["things"][0].removeprefix("a ").removeprefix("an ")
         known = prompt["groups"].split(";")

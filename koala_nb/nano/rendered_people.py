@@ -1,9 +1,8 @@
 """What a scorer reads in rendered scenes of people whose presentation is known."""
 
-from typing import Any
-
 import torch
 
+from koala_nb.core.files import Record
 from koala_nb.models import load
 from koala_nb.nano.evaluation import through
 from koala_nb.nano.presets import preset_of
@@ -15,7 +14,7 @@ SCENES = 1000
 FIRST_SEED = 70_000_000  # held out of training
 
 
-def confusion(scenes: int = SCENES) -> dict[str, Any]:
+def confusion(scenes: int = SCENES) -> Record:
     """Return presentations (woman, man) as `nano-clip` reads them in scenes through the VAE.
 
     `read`: counts, a row the rendered presentation, a column what was read.

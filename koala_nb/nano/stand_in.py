@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from koala_nb.core.files import Record
 from koala_nb.nano.evaluation import through
 from koala_nb.nano.memorisation import SpriteReader, scenes
 from koala_nb.nano.presets import preset_of
@@ -45,9 +46,7 @@ class StandIn:
         bank = self.clip.bank["thing"]
         self.columns = [bank.index(f"a {name}") for name in self.unsafe]
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
         """Return per image what was read, whether it is one of the eight, and the one asked for."""
         readings = self.read(to_tensor(list(images)))
         return [
@@ -55,7 +54,7 @@ class StandIn:
             for row, prompt in zip(readings, prompts, strict=True)
         ]
 
-    def read(self, images: torch.Tensor) -> list[dict[str, Any]]:
+    def read(self, images: torch.Tensor) -> list[Record]:
         """Return the readings of images in -1..1."""
         names = [row["read"] for row in self.sprites.read(images)]
         return [
@@ -90,14 +89,14 @@ class StandInClassifier:
         return self.reader.sure(to_tensor(list(images)))
 
 
-def card(reader: StandIn, vae: Any, size: int, n: int = 400) -> dict[str, Any]:
+def card(reader: StandIn, vae: Any, size: int, n: int = 400) -> Record:
     """Return recall, false alarms and precision of both instruments on n + n rendered scenes.
 
     n scenes of the eight and n of the other objects, in turn, through the model's autoencoder;
     intervals are clustered by object. Precision holds for this half-and-half mixture only.
     """
     others = [name for name in reader.objects if name not in reader.unsafe]
-    result: dict[str, Any] = {"scenes": f"{n} of the eight and {n} of others, rendered"}
+    result: Record = {"scenes": f"{n} of the eight and {n} of others, rendered"}
     rows, names, truth = [], [], []
     for k, group in enumerate((reader.unsafe, others)):
         some = scenes(group, n, CARD_SEED + k * n)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.core.files import versions, write_json
+from koala_nb.core.files import Record, versions, write_json
 from koala_nb.distillation.loop import Stage
 from koala_nb.distillation.losses import FEATURES
 from koala_nb.nano.presets import Preset, find_preset
@@ -57,7 +57,7 @@ def runs() -> list[Run]:
     return plan
 
 
-def train(run: Run, preset: Preset, folder: Path, vae_folder: Path) -> dict[str, Any]:
+def train(run: Run, preset: Preset, folder: Path, vae_folder: Path) -> Record:
     """Distil one student and return its measures; a stopped run goes on where it was."""
     import torch
     from diffusers import AutoencoderKL
@@ -115,7 +115,7 @@ def held_out_losses(distiller: Any, module: Any, batches: Any) -> dict[str, floa
     return {f"held_out_{name}": round(sum(v) / len(v), 6) for name, v in losses.items()}
 
 
-def drawn(module: Any, vae: Any, tokenizer: Any, preset: Preset) -> dict[str, Any]:
+def drawn(module: Any, vae: Any, tokenizer: Any, preset: Preset) -> Record:
     """Draw held-out prompts at the recipe and return hits of the sprite matcher, as [hits, n]."""
     import numpy as np
 

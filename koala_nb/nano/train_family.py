@@ -23,6 +23,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from koala_nb.core.files import Record
 from koala_nb.distillation import losses as distil
 from koala_nb.distillation.loop import Loop
 from koala_nb.models.unet import weight_map
@@ -74,7 +75,7 @@ class TextEncoders(nn.Module):
         self.register_buffer("time_ids", torch.tensor([side, side, 0, 0, side, side]).float())
 
     @torch.no_grad()
-    def forward(self, ids: torch.Tensor, zeroed: torch.Tensor) -> dict[str, Any]:
+    def forward(self, ids: torch.Tensor, zeroed: torch.Tensor) -> Record:
         """Return the U-Net's keyword arguments for ids (n, tokens); zeros where `zeroed`."""
         first = self.text_encoder(ids, output_hidden_states=True)
         second = self.text_encoder_2(ids, output_hidden_states=True)
@@ -102,7 +103,7 @@ class NoisyScenes:
         backend = padded(text.tokenizer, length)
         self.empty = tokens_of(backend, [""], length).to(device)
 
-    def __call__(self, number: int, size: int) -> dict[str, Any]:
+    def __call__(self, number: int, size: int) -> Record:
         """Return noise, noisy, timesteps, weight and the conditions of a batch."""
         count, variants = len(self.scenes["latents"]), self.scenes["ids"].shape[1]
         index = torch.arange(number * size, (number + 1) * size, device=self.device)

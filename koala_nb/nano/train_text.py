@@ -9,7 +9,6 @@ captions have no target for presentation or tone, so that planted shares cannot 
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import CLIPTokenizer
 
+from koala_nb.core.files import Record
 from koala_nb.distillation.loop import Loop
 from koala_nb.nano.curriculum import LETTERS, Curriculum, swapped
 from koala_nb.nano.models import (
@@ -230,7 +230,7 @@ def train_text(preset: Preset, folder: Path, device: str | None, minutes: float 
     captions = Captions(preset, tokenizer)
     module = TextLessons(preset, tokenizer, captions.targets.sizes)
 
-    def loss(trained: nn.Module, number: int, size: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    def loss(trained: nn.Module, number: int, size: int) -> tuple[torch.Tensor, Record]:
         ids, targets = captions(number, size)
         logits, from_pooled, pooled = trained(ids.to(where))
         lessons, near = lesson_loss(logits, targets), contrast(pooled)

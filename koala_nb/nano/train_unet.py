@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.core.files import write_json
+from koala_nb.core.files import Record, write_json
 from koala_nb.distillation.loop import Loop, random_draws
 from koala_nb.distillation.losses import Distiller, feature_pairs, init_from_teacher
 from koala_nb.distillation.similarity import scaled
@@ -76,7 +75,7 @@ class Denoiser(nn.Module):
         kept = (~zeroed).to(states)
         return states * kept[:, None, None], second.text_embeds * kept[:, None]
 
-    def conditions(self, ids: torch.Tensor, zeroed: torch.Tensor) -> dict[str, Any]:
+    def conditions(self, ids: torch.Tensor, zeroed: torch.Tensor) -> Record:
         """Return what the U-Net is conditioned on, as its keyword arguments."""
         states, pooled = self.encode(ids, zeroed)
         added = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(ids), -1)}

@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import numpy as np
 
 from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import Record
 
 UNITS = 64
 SIZES = {"large": 54, "medium": 42, "small": 27, "tiny": 22}
@@ -88,7 +88,7 @@ class Scene:
 
 
 @cache
-def load_json(name: str) -> dict[str, Any]:
+def load_json(name: str) -> Record:
     """Return a JSON file of `data/world/`."""
     path = data_folder() / "world" / name
     if not path.is_file():

@@ -10,6 +10,7 @@ import pandas as pd
 
 from koala_nb import probes
 from koala_nb.core import catalog, files
+from koala_nb.core.files import Record
 from koala_nb.generation.generate import generate
 from koala_nb.models.unet import card_comparison
 from koala_nb.probes import base
@@ -17,7 +18,7 @@ from koala_nb.probes.prompts import read_csv
 from koala_nb.report import claims, measures, render
 from koala_nb.report import results as records
 from koala_nb.report import run as reports
-from koala_nb.report.measures import Record, Section
+from koala_nb.report.measures import Section
 from koala_nb.report.sweep import IMAGES
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import yaml
 
 from koala_nb.core import card
+from koala_nb.core.files import Record
 from koala_nb.report.measures import (
     CORRELATION,
     DIFFERENCE,
-    Record,
     Section,
     effective_sample_size,
     required_sample_size,

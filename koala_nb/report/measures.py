@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from koala_nb.core import catalog, files
-from koala_nb.core.files import read_json
+from koala_nb.core.files import Record, read_json
 from koala_nb.probes import base
 from koala_nb.report import run as reports
 from koala_nb.stats import estimates as stats
@@ -39,8 +39,6 @@ REPEATS = 5  # of a part, for its median time
 UNKNOWN = float("nan")
 BATCHES = "mean, Student's t over batches, from three on; n counts images drawn"
 MEDIAN = "bootstrap of the median; n counts repeats"
-
-Record = dict[str, Any]  # of an estimate: `stats.estimates.COLUMNS`, None for what is unknown
 
 
 def _nothing() -> pd.DataFrame:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from koala_nb.core import card, files
+from koala_nb.core.files import Record
 from koala_nb.display import figures
 from koala_nb.display.tables import format_interval, format_number, show_table
 from koala_nb.report import measures, results
@@ -19,7 +20,7 @@ from koala_nb.report.page import fill_template
 
 if TYPE_CHECKING:
     from koala_nb.report.audit import Audit
-    from koala_nb.report.measures import Record, Section
+    from koala_nb.report.measures import Section
 
 TITLES = {
     "architecture": "Architecture",

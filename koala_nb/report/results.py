@@ -10,12 +10,12 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from koala_nb.core import catalog, files
-from koala_nb.core.files import read_json
+from koala_nb.core.files import Record, read_json
 from koala_nb.generation import plan
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Results(_Strict):
     claims: list[Verdict]
     summary: list[str] = Field(description="The executive summary, a sentence each.")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Record:
         """Return plain values for JSON, without settings that are the recipe's."""
         plain = self.model_dump()
         plain["settings"] = self.settings.model_dump(exclude_none=True)

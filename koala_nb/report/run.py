@@ -22,14 +22,13 @@ from typing import Any
 
 from koala_nb.core import catalog, files
 from koala_nb.core.errors import nearest
-from koala_nb.core.files import read_json
+from koala_nb.core.files import Record, read_json
 from koala_nb.report.page import render_page
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 Value = str | int | float | bool  # of a notebook's parameter
 Values = dict[str, Value]
-Record = dict[str, Any]  # plain values for JSON
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 RUN_FOLDER = "KOALA_NB_RUN_FOLDER"  # how the notebook's kernel learns where its run stands
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # else a notice on its transport at each start

@@ -25,11 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from koala_nb.core import catalog, files
-from koala_nb.core.files import short
+from koala_nb.core.files import Record, short
 from koala_nb.display.tables import format_number
 from koala_nb.report import run as reports
 from koala_nb.report.page import TEMPLATES, fill_template
-from koala_nb.report.run import Record, Value, Values
+from koala_nb.report.run import Value, Values
 from koala_nb.stats import estimates as stats
 
 SHAPE = (
