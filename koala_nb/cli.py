@@ -19,6 +19,7 @@ from typer.models import OptionInfo
 from koala_nb.probes import MODULES
 
 if TYPE_CHECKING:
+    from koala_nb.core.files import Record
     from koala_nb.probes.base import Probe
 
 MEMORY = (
@@ -199,7 +200,7 @@ def generate(
     from koala_nb.models.load import load
 
     numbers = range(seed, seed + seeds)
-    settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "height": size, "width": size}
+    settings: Record = {"steps": steps, "guidance": guidance, "height": size, "width": size}
     if workers:
         with cluster.local(workers) as client:
             folder = cluster.generate(model, prompt, numbers, client=client, out=out, **settings)

@@ -34,6 +34,8 @@ from koala_nb.nano.world import Scene, World
 from koala_nb.stats.estimates import share_interval
 
 if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
     from koala_nb.models.load import Pipeline
 
 # Of the project's plan: small must, full must, full goal.
@@ -98,13 +100,13 @@ def held_out(world: World, kind: str, n: int, offset: int = 0) -> list[Scene]:
 
 
 @torch.no_grad()
-def through(vae: Any, images: torch.Tensor) -> torch.Tensor:
+def through(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Return images after encoding and decoding, in -1..1."""
     parts = [vae.decode(vae.encode(b).latent_dist.mode()).sample for b in images.split(64)]
     return torch.cat(parts).clamp(-1, 1)
 
 
-def instrument_errors(world: World, vae: Any, instruments: list, n: int) -> list[Record]:
+def instrument_errors(world: World, vae: AutoencoderKL, instruments: list, n: int) -> list[Record]:
     """Return each instrument's hit rate on rendered scenes passed through the autoencoder.
 
     The scenes are balanced, so that rare values weigh as much as frequent ones.

@@ -7,7 +7,6 @@ share each batch, and students one pass of their teacher.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +141,7 @@ class UNets(nn.Module):
         super().__init__()
         self.unets = nn.ModuleDict({name: prepare(build_unet(preset, name)) for name in systems})
 
-    def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Record) -> dict[str, torch.Tensor]:
         """Return each system's predicted noise."""
         return {name: predict(unet, batch) for name, unet in self.unets.items()}
 
@@ -164,7 +163,7 @@ def prepare(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet.to(memory_format=torch.channels_last)
 
 
-def predict(unet: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+def predict(unet: nn.Module, batch: Record) -> torch.Tensor:
     """Return the noise that a U-Net predicts for a batch."""
     return unet(
         batch["noisy"].contiguous(memory_format=torch.channels_last),
@@ -174,7 +173,7 @@ def predict(unet: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
     ).sample
 
 
-def task_loss(predicted: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+def task_loss(predicted: torch.Tensor, batch: Record) -> torch.Tensor:
     """Return the weighted mean squared error of the noise."""
     error = F.mse_loss(predicted.float(), batch["noise"], reduction="none").mean((1, 2, 3))
     return (error * batch["weight"]).mean()
@@ -191,7 +190,7 @@ class SharedTeacher:
         self.features = {n: distil.FeatureHooks(u, self.pairs[n]) for n, u in module.unets.items()}
 
     def __call__(
-        self, trained: Callable[..., dict[str, torch.Tensor]], batch: Mapping[str, Any]
+        self, trained: Callable[..., dict[str, torch.Tensor]], batch: Record
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss summed over students, and its parts by student."""
         self.teacher_features.start()

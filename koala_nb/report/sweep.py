@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,7 +53,7 @@ class SweepFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     parameters: Record = {}
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, list[Value]] = {}
     runs: list[Record] = []
     workers: int = Field(1, ge=1)
 
