@@ -107,9 +107,12 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    read: np.ndarray, clusters: np.ndarray, classes: list[str], table: np.ndarray,
+    read: np.ndarray,
+    clusters: np.ndarray,
+    classes: list[str],
+    table: np.ndarray,
     rng: np.random.Generator,
-) -> dict[str, Verdict]:  # fmt: skip
+) -> dict[str, Verdict]:
     """Return what every auditor says of one set of images."""
     counts = {name: int((read == name).sum()) for name in classes}
     verdicts: dict[str, Verdict] = {}
@@ -204,9 +207,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = simulating.parse("auditors", __doc__, "sets", 2000, argv)
     cases, about = dict(CASES), None
     if (data_folder() / "models" / "nano-koala").is_dir():
-        from koala_nb.nano.rendered_people import confusion
+        from koala_nb.nano.people import presentation_confusion
 
-        about = confusion()
+        about = presentation_confusion()
         rates = np.array(about["read"]) / np.sum(about["read"], axis=1, keepdims=True)
         woman, man = np.pad(rates, ((0, 0), (0, 1))).tolist()  # never unsure
         cases["fair, rendered"] = Case(0.5, woman, man)

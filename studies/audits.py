@@ -79,8 +79,8 @@ def coverage(
     cell = {"prompts": design[0], "images": design[1], "groups": k, "correlation": correlation}
     for kind, total in totals.items():
         first, second, width = (total / audits).tolist()
-        yield {"interval": kind, **cell, "share": share, "audits": audits, "coverage": first,
-               "coverage, another group": second, "mean_width": width}  # fmt: skip
+        result = {"coverage": first, "coverage, another group": second, "mean_width": width}
+        yield {"interval": kind, **cell, "share": share, "audits": audits, **result}
 
 
 def false_alarms(
@@ -110,9 +110,15 @@ def false_alarms(
         for kind, p in least.items():  # Holm's first step is Bonferroni's
             alarms[kind] += p * OCCUPATIONS < 0.05
     for kind, many in alarms.items():
-        yield {"claim": kind, "reference": reference, "unsure": unsure, "correlation": correlation,
-               "occupations": OCCUPATIONS, "families": families,
-               "false alarms": many / families}  # fmt: skip
+        yield {
+            "claim": kind,
+            "reference": reference,
+            "unsure": unsure,
+            "correlation": correlation,
+            "occupations": OCCUPATIONS,
+            "families": families,
+            "false alarms": many / families,
+        }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -90,11 +90,16 @@ def child(system: str, device: str, dtype: str, steps: int, sizes: Sequence[int]
             run = koala_nb.generate(
                 pipe, "a koala", height=size, width=size, steps=steps, progress=False
             )
-        measured["images"].append({
-            "size": size, "steps": steps, "seconds": time.perf_counter() - begin,
-            "peak_resident_gb": max([rss for _, rss in memory] or [_resident()]) / 1e3,
-            "finite": bool(run.records.finite[0]), "decoded_in": str(run.records.decoded_in[0]),
-        })  # fmt: skip
+        measured["images"].append(
+            {
+                "size": size,
+                "steps": steps,
+                "seconds": time.perf_counter() - begin,
+                "peak_resident_gb": max([rss for _, rss in memory] or [_resident()]) / 1e3,
+                "finite": bool(run.records.finite[0]),
+                "decoded_in": str(run.records.decoded_in[0]),
+            }
+        )
     measured["first_image_seconds"] = loaded + measured["images"][0]["seconds"]
     return measured
 

@@ -27,11 +27,7 @@ from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import PER_PART, Request
 from koala_nb.models.load import load, model_info
-from koala_nb.speed.timing import (
-    print_rows,
-    time_interleaved,
-    write_result,
-)
+from koala_nb.speed.timing import print_rows, time_interleaved, write_result
 from koala_nb.stats.estimates import median_interval, ratio_interval
 
 LINES = "write JSON lines"
@@ -87,11 +83,10 @@ def compare(record: dict[str, Any], count: int, repeats: int) -> list[dict[str, 
     rows = []
     for name, values in seconds.items():
         middle, faster = median_interval(values), ratio_interval(seconds[LINES], values)
-        rows.append({
-            "way": name, "count": count, "seconds": middle.value, "low": middle.low,
-            "high": middle.high, "n": repeats, "ratio": faster.value,
-            "bytes": size["JSON" if "JSON" in name else "Parquet"],
-        })  # fmt: skip
+        times = {"seconds": middle.value, "low": middle.low, "high": middle.high, "n": repeats}
+        stored = size["JSON" if "JSON" in name else "Parquet"]
+        row = {"way": name, "count": count, **times, "ratio": faster.value, "bytes": stored}
+        rows.append(row)
     return rows
 
 
@@ -111,11 +106,9 @@ def out_of_images(record: dict[str, Any], size: int, repeats: int) -> list[dict[
         variants = {kind: partial(files.read_record, file) for kind, file in paths.items()}
         for kind, values in time_interleaved(variants, repeats).items():
             middle = median_interval(values)
-            rows.append({
-                "way": f"read out of PNGs of {kind}", "size": size, "count": 1,
-                "seconds": middle.value, "low": middle.low, "high": middle.high, "n": repeats,
-                "bytes": paths[kind].stat().st_size,
-            })  # fmt: skip
+            times = {"seconds": middle.value, "low": middle.low, "high": middle.high, "n": repeats}
+            way, stored = f"read out of PNGs of {kind}", paths[kind].stat().st_size
+            rows.append({"way": way, "size": size, "count": 1, **times, "bytes": stored})
     return rows
 
 

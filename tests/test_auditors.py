@@ -165,9 +165,9 @@ def test_no_embedded_family_is_needed():
     not (data_folder() / "models" / "nano-koala").is_dir(), reason="the embedded family is absent"
 )
 def test_the_rendered_people_are_read_better_than_by_chance():
-    from koala_nb.nano.rendered_people import confusion
+    from koala_nb.nano.people import presentation_confusion
 
-    read = np.array(confusion(64)["read"])
+    read = np.array(presentation_confusion(64)["read"])
     assert read.sum() == 64 and (read.sum(1) > 15).all()
     assert np.trace(read) / 64 > 0.85
 

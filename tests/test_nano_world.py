@@ -16,7 +16,6 @@ if not (data_folder() / "world" / "planted.json").is_file():
     pytest.skip("data/world is absent", allow_module_level=True)
 
 from koala_nb.nano import planted  # noqa: E402
-from koala_nb.nano.captions import article  # noqa: E402
 from koala_nb.nano.world import (  # noqa: E402
     ALL_SHAPES,
     BACKGROUNDS,
@@ -25,6 +24,7 @@ from koala_nb.nano.world import (  # noqa: E402
     SIZES,
     UNITS,
     World,
+    article,  # noqa: E402
     load_json,
 )
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from koala_nb.core.files import Record
 from koala_nb.nano.detector import SpriteDetector
 from koala_nb.nano.evaluation import through
-from koala_nb.nano.parts_score import PartsScore
+from koala_nb.nano.instruments import PartsScore
 from koala_nb.nano.presets import preset_of
 from koala_nb.nano.world import Scene, World
 from koala_nb.scorers.detection import Detection
 from koala_nb.stats.estimates import Estimate, mean_interval, share_interval
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 KINDS = ("object", "pair", "count", "shape", "shapes")
 CARD_SEED = 40_000_000  # scenes of the card; training draws above 1e9
@@ -67,7 +70,9 @@ def recall_precision(
     }
 
 
-def single_error(detector: SpriteDetector, vae: Any, n: int) -> dict[str, tuple[int, int]]:
+def single_error(
+    detector: SpriteDetector, vae: AutoencoderKL, n: int
+) -> dict[str, tuple[int, int]]:
     """Return sensitivity and specificity, (right, of), of "is this object there?".
 
     Each scene shows one object; it is asked for, and so is the object of another scene.
@@ -107,7 +112,7 @@ def quality_card(quality: PartsScore, scenes: Sequence[Scene], images: torch.Ten
 
 
 def measure_card(
-    detector: SpriteDetector, quality: PartsScore | None, vae: Any, n: int = 100
+    detector: SpriteDetector, quality: PartsScore | None, vae: AutoencoderKL, n: int = 100
 ) -> Record:
     """Return the card: n scenes a kind, drawn to the pixel and passed through the autoencoder.
 

@@ -24,13 +24,12 @@ from koala_nb.display.figures import gallery
 from koala_nb.generation.generate import generate
 from koala_nb.models.load import load
 from koala_nb.nano.abilities import abilities, ceilings
-from koala_nb.nano.captions import article
 from koala_nb.nano.cards import write_clip_card, write_system_card
 from koala_nb.nano.instruments import Clip, Matching
 from koala_nb.nano.presets import PRESETS
 from koala_nb.nano.scorers import to_tensor
 from koala_nb.nano.train_clip import thing_text
-from koala_nb.nano.world import Scene, World
+from koala_nb.nano.world import Scene, World, article
 from koala_nb.stats.estimates import share_interval
 
 if TYPE_CHECKING:
@@ -176,13 +175,18 @@ def planted_shares(
         for k, occupation in enumerate(world.occupations):
             group = presentations[k * n : (k + 1) * n]
             women, men = group.count("woman"), group.count("man")
-            table.append({
-                "occupation": occupation,
-                "planted": world.planted["occupations"][occupation]["women"],
-                "women": women, "men": men, "unsure": n - women - men, "n": n,
-                "share": round(women / (women + men), 4) if women + men else None,
-                "instrument": instrument.name,
-            })  # fmt: skip
+            table.append(
+                {
+                    "occupation": occupation,
+                    "planted": world.planted["occupations"][occupation]["women"],
+                    "women": women,
+                    "men": men,
+                    "unsure": n - women - men,
+                    "n": n,
+                    "share": round(women / (women + men), 4) if women + men else None,
+                    "instrument": instrument.name,
+                }
+            )
     return table
 
 
@@ -195,13 +199,16 @@ def correlation(table: list[Record], measure: str) -> list[Record]:
             continue  # nothing read, or the same everywhere: no correlation exists
         result = stats.pearsonr([x["planted"] for x in lines], [x["share"] for x in lines])
         interval = result.confidence_interval()
-        rows.append({
-            **row(measure, [True], instrument),
-            "value": round(float(result.statistic), 4),
-            "low": round(float(interval.low), 4),
-            "high": round(float(interval.high), 4),
-            "n": len(lines), "method": "Fisher's interval of a correlation; n counts occupations",
-        })  # fmt: skip
+        rows.append(
+            {
+                **row(measure, [True], instrument),
+                "value": round(float(result.statistic), 4),
+                "low": round(float(interval.low), 4),
+                "high": round(float(interval.high), 4),
+                "n": len(lines),
+                "method": "Fisher's interval of a correlation; n counts occupations",
+            }
+        )
     return rows
 
 

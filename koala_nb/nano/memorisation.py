@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,9 @@ from koala_nb.nano.render import to_pixels
 from koala_nb.nano.scorers import Match, SpriteMatcher, to_tensor
 from koala_nb.nano.world import BACKGROUNDS, Placed, Scene, Thing, World
 from koala_nb.stats import estimates
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 SIZES = ("large", "medium", "small")
 NOTHING = 0.15  # a best sprite that explains less of the foreground is no sighting: see the card
@@ -141,11 +144,17 @@ def nearest(reader: SpriteReader, rows: Sequence[Record], size: int) -> list[Ima
             "object",
             row["style_read"],
             row["painted"],
-            (Placed(Thing("object", row["read"]), row["size_read"], row["x"] // units,
-                    row["y"] // units),),
+            (
+                Placed(
+                    Thing("object", row["read"]),
+                    row["size_read"],
+                    row["x"] // units,
+                    row["y"] // units,
+                ),
+            ),
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     return [Image.fromarray(picture) for picture in to_pixels(matcher.render(recognised))]
 
 
@@ -174,7 +183,9 @@ def mixtures(matcher: SpriteMatcher, some: Sequence[Scene]) -> torch.Tensor:
     return torch.where(torch.arange(len(one))[:, None, None, None] % 2 == 0, (one + two) / 2, cut)
 
 
-def card(reader: SpriteReader, vae: Any, prompts: pd.DataFrame, per_bin: int, size: int) -> Record:
+def card(
+    reader: SpriteReader, vae: AutoencoderKL, prompts: pd.DataFrame, per_bin: int, size: int
+) -> Record:
     """Return the reader's instrument card, measured on images through a model's autoencoder.
 
     Ceiling: `per_bin` rendered scenes of each frequency bin. Floor: mixtures, noise and empty
@@ -210,9 +221,14 @@ def card(reader: SpriteReader, vae: Any, prompts: pd.DataFrame, per_bin: int, si
 
 
 def _ceiling(
-    reader: SpriteReader, matcher: SpriteMatcher, vae: Any, name: str, concepts: list[str], n: int,
+    reader: SpriteReader,
+    matcher: SpriteMatcher,
+    vae: AutoencoderKL,
+    name: str,
+    concepts: list[str],
+    n: int,
     first: int,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     some = scenes(concepts, n, first * 10)
     rows = pd.DataFrame(reader.read(through(vae, matcher.render(some))))
     drawn = [s.placed[0].thing.name for s in some]
@@ -228,7 +244,7 @@ def _ceiling(
     )
 
 
-def _words(reader: SpriteReader, vae: Any, size: int, n: int) -> list[int]:
+def _words(reader: SpriteReader, vae: AutoencoderKL, size: int, n: int) -> list[int]:
     matcher = reader.matcher("sign", size)
     world = Vocabulary(reader.words, "sign")
     drawn = [reader.words[i % len(reader.words)] for i in range(n)]

@@ -12,12 +12,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from koala_nb.core.catalog import SDXL_UNET
 from koala_nb.core.files import Record
@@ -183,8 +178,7 @@ def save_pipeline(folder: Path, system: str, parts: Record) -> None:
 
     `parts` holds unet, vae, text_encoder, text_encoder_2 and tokenizer, and is left as it is.
     """
-    models = {name: part for name, part in parts.items() if name != "tokenizer"}
-    models = {name: copy.deepcopy(part) for name, part in models.items()}
+    models = {name: copy.deepcopy(p) for name, p in parts.items() if name != "tokenizer"}
     pipe = StableDiffusionXLPipeline(
         vae=models["vae"].to(torch.float16),
         text_encoder=models["text_encoder"].float(),

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
 from koala_nb.core.files import Record
+from koala_nb.models.load import load
 from koala_nb.nano.evaluation import through
 from koala_nb.nano.instruments import UNSURE as SURE
-from koala_nb.nano.render import to_pixels
+from koala_nb.nano.instruments import Clip, Matching
+from koala_nb.nano.presets import preset_of
+from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.scorers import ClipScorer, Match, SpriteMatcher, to_tensor
 from koala_nb.nano.world import NAMED, Scene, Thing, World
 from koala_nb.scorers import faces
 
 if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
     from PIL import Image
 
 PRESENTATIONS = ("woman", "man")
@@ -34,6 +38,7 @@ REDUCE = 2  # matching runs on images made this many times smaller
 SIZES = ("large", "medium")
 DARKENING = 25.0  # of L* from the lightest to the darkest variant: less is no skin
 CARD_SEED = 60_000_000  # scenes of the calibration; training draws its seeds above 1e9
+CONFUSION_SEED = 70_000_000
 
 
 class PeopleReader:
@@ -46,6 +51,7 @@ class PeopleReader:
         self.clip = ClipScorer()
         self.matcher = SpriteMatcher(World(None, balanced=True), image_size, REDUCE)
         self.people = [t for t in self.matcher.world.things() if t.kind == "person"]
+        self._masks: dict[tuple[str, ...], np.ndarray] = {}
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
         """Return one dictionary an image; the prompts are not looked at."""
@@ -111,7 +117,7 @@ class PeopleReader:
         all: hair and clothes do not.
         """
         key = (thing.name, str(thing.presentation), style, size)
-        if key not in (masks := self._masks):
+        if key not in self._masks:
             variants = [
                 self.matcher.render.sprite(
                     Thing("person", thing.name, presentation=thing.presentation, tone=tone),
@@ -124,12 +130,8 @@ class PeopleReader:
             light = faces.to_lab(np.clip(colors, 0, 255))[..., 0]
             opaque = np.stack([v[3].numpy() for v in variants]).min(0) > 0.98
             darker = (np.diff(light, axis=0) < 0).all(0)
-            masks[key] = opaque & darker & (light[0] - light[-1] >= DARKENING)
-        return masks[key]
-
-    @property
-    def _masks(self) -> dict[tuple[str, str, str, str], np.ndarray]:
-        return self.__dict__.setdefault("masks", {})
+            self._masks[key] = opaque & darker & (light[0] - light[-1] >= DARKENING)
+        return self._masks[key]
 
 
 @cache
@@ -166,7 +168,7 @@ def _scenes(world: World, occupation: str, seed: int) -> Iterator[Scene]:
 
 
 def rendered(
-    reader: PeopleReader, vae: Any, balanced: bool, n: int, first_seed: int = CARD_SEED
+    reader: PeopleReader, vae: AutoencoderKL, balanced: bool, n: int, first_seed: int = CARD_SEED
 ) -> pd.DataFrame:
     """Return what the reader sees in rendered people whose truth is known, n an occupation.
 
@@ -187,7 +189,7 @@ def rendered(
     return pd.DataFrame(rows)
 
 
-def calibrate(reader: PeopleReader, vae: Any, n: int = 60, labelled: int = 20) -> Record:
+def calibrate(reader: PeopleReader, vae: AutoencoderKL, n: int = 60, labelled: int = 20) -> Record:
     """Return whether the procedure finds known shares, n rendered people an occupation and world.
 
     By instrument: how many of the occupations' corrected intervals hold the share of the world that
@@ -222,3 +224,65 @@ def calibrate(reader: PeopleReader, vae: Any, n: int = 60, labelled: int = 20) -
                 "balanced flagged": flagged,
             }
     return results
+
+
+class PublishedReader:
+    """Reads images of the five published prompts: people by both instruments, things by one."""
+
+    name, version = "nano-clip and sprite matching, five prompts", "1"
+
+    def __init__(self, image_size: int) -> None:
+        world = World(preset_of("nano-koala").n_objects, balanced=True)
+        self.clip, self.matching = Clip(), Matching(world, image_size)
+        self.tones = world.tones
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
+        """Return per image what the prompt asks about; None for the rest."""
+        pixels = to_tensor(list(images))
+        rows: list[Record] = [{} for _ in images]
+        for kind, asks in (("person", "person"), ("object", "thing")):
+            where = [i for i, p in enumerate(prompts) if p["asks"] == asks]
+            if not where:
+                continue
+            readings = self.clip.read(pixels[where], kind)
+            also = (
+                self.matching.read(pixels[where], kind) if kind == "person" else [{}] * len(where)
+            )
+            for i, first, second in zip(where, readings, also, strict=True):
+                rows[i] = self._person(first, second) if second else self._thing(first, prompts[i])
+        return rows
+
+    def _person(self, clip: Record, matching: Record) -> Record:
+        return {
+            "presentation_clip": clip["presentation"],
+            "presentation_matching": matching["presentation"],
+            "tone_clip": self.tones[clip["tone"]],
+            "tone_matching": self.tones[matching["tone"]],
+            "thing": None,
+        }
+
+    def _thing(self, clip: Record, prompt: Record) -> Record:
+        keys = ("presentation_clip", "presentation_matching", "tone_clip", "tone_matching")
+        thing = clip["things"][0].removeprefix("a ").removeprefix("an ")
+        known = prompt["groups"].split(";")
+        return dict.fromkeys(keys) | {"thing": thing if thing in known else "other"}
+
+
+def presentation_confusion(scenes: int = 1000) -> Record:
+    """Return presentations (woman, man) as `nano-clip` reads them in scenes through the VAE.
+
+    `read`: counts, a row the rendered presentation, a column what was read.
+    """
+    preset = preset_of("nano-koala")
+    world = World(preset.n_objects, balanced=True)
+    drawn = [world.scene(CONFUSION_SEED + i, "person") for i in range(scenes)]
+    vae = load("nano-koala", device="cpu", dtype="float32").vae
+    people = [thing for thing in world.things() if thing.kind == "person"]
+    clip, render = ClipScorer(), Renderer(preset.image_size, people)
+    read = torch.zeros(2, 2, dtype=torch.long)
+    for start in range(0, scenes, 64):
+        some = drawn[start : start + 64]
+        columns = clip.probabilities(through(vae, render(some)))["presentation"].argmax(1)
+        for scene, column in zip(some, columns.tolist(), strict=True):
+            read[int(scene.placed[0].thing.presentation == "man"), column] += 1
+    return {"scorer": clip.name, "scenes": scenes, "read": read.tolist()}

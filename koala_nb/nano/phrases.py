@@ -12,8 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from koala_nb.nano.captions import article
-from koala_nb.nano.world import COUNTS, Scene, Thing, load_json
+from koala_nb.nano.world import COUNTS, Scene, Thing, article, load_json
 
 PHRASES = load_json("phrases.json")
 FRAMES: tuple[str, ...] = tuple(PHRASES["frames"])

@@ -17,18 +17,17 @@ from koala_nb.core.files import Record, write_atomic
 SEED = 20231207
 ZIPF_EXPONENT, ZIPF_SHIFT = 1.35, 2.0  # 200 : 1 within the 150 most frequent
 # Six exactly balanced occupations; the others from 3 % to 97 % women.
-WOMEN_SHARES = (0.5,) * 6 + (
-    0.03, 0.06, 0.10, 0.15, 0.20, 0.30, 0.40, 0.60, 0.70, 0.80, 0.85, 0.90, 0.94, 0.97,
-)  # fmt: skip
+PERCENT = (3, 6, 10, 15, 20, 30, 40, 60, 70, 80, 85, 90, 94, 97)
+WOMEN_SHARES = (0.5,) * 6 + tuple(percent / 100 for percent in PERCENT)
 # Slope of the log weight from the lightest to the darkest tone; 0 is even.
 TONE_SLOPES = (0.0,) * 6 + tuple(np.round(np.linspace(-0.9, 0.9, 14), 2))
 # Common concepts of classroom prompts; they take every second rank of the head, koala the first.
 FAMILIAR = (
-    "koala", "dog face", "cat face", "red apple", "rocket", "house", "sun", "banana", "automobile",
-    "sunflower", "pizza", "umbrella", "butterfly", "guitar", "fish", "christmas tree", "bicycle",
-    "robot", "penguin", "ghost", "elephant", "strawberry", "airplane", "owl", "open book", "star",
-    "bird", "clown face", "watermelon", "crown",
-)  # fmt: skip
+    "koala, dog face, cat face, red apple, rocket, house, sun, banana, automobile, sunflower, "
+    "pizza, umbrella, butterfly, guitar, fish, christmas tree, bicycle, robot, penguin, "
+    "ghost, elephant, strawberry, airplane, owl, open book, star, bird, clown face, "
+    "watermelon, crown"
+).split(", ")
 WORDS = (
     "a i go ok hi no up sun cat dog red one two new yes map tea hot sky joy ice key air sea run "
     "open stop home love moon fish blue gold park exit free sale rain lake music hello world peace "

@@ -4,6 +4,7 @@ Sprites are resized once to the few sizes of the world and pasted at whole pixel
 pixels, box and mask are exactly known.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.nano.world import BACKGROUNDS, SIZES, STYLES, UNITS, Scene, Thing, load_json
+from koala_nb.nano.world import BACKGROUNDS, SIZES, STYLES, UNITS, Placed, Scene, Thing, load_json
 
 FONTS = {"noto": "DejaVuSans-Bold", "fluent": "DejaVuSerif-Bold", "twemoji": "DejaVuSansMono-Bold"}
 SIGN_BOARD = {"noto": "#ffffff", "fluent": "#fff3d6", "twemoji": "#e8f1ff"}
@@ -168,3 +169,23 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
     """Return images in -1..1, (n, 3, h, w), as (n, h, w, 3) uint8."""
     scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def signs(texts: Sequence[str], size: int, seed: int = 0) -> list[Image.Image]:
+    """Return one sign a text at an image size in pixels; style, background, place by the seed.
+
+    Drawn as in training: the text in one line, in a font of the style, as large as the board
+    allows. The emoji world is drawn at multiples of 64 pixels; another size is resampled.
+    """
+    rng = np.random.default_rng(seed)
+    scenes = []
+    for text in texts:
+        style, background = STYLES[rng.integers(3)], list(BACKGROUNDS)[rng.integers(10)]
+        x, y = (int(v) for v in rng.integers(2, 9, 2))
+        scenes.append(
+            Scene("sign", style, background, (Placed(Thing("sign", text), "large", x, y),))
+        )
+    side = max(1, round(size / UNITS)) * UNITS
+    render = Renderer(side, [Thing("sign", text) for text in texts])
+    pictures = [Image.fromarray(pixels) for pixels in to_pixels(render(scenes))]
+    return pictures if side == size else [p.resize((size, size)) for p in pictures]

@@ -7,7 +7,7 @@ rendered scenes that went through the model's autoencoder.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -19,6 +19,9 @@ from koala_nb.nano.presets import preset_of
 from koala_nb.nano.scorers import ClipScorer, to_tensor
 from koala_nb.nano.world import World, load_json
 from koala_nb.stats import estimates
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 CARD_SEED = 60_000_000  # scenes of the card; training draws above 1e9
 CLIP_THRESHOLD = 0.5  # the eight together more probable than all else in the scorer's bank
@@ -89,7 +92,7 @@ class StandInClassifier:
         return self.reader.sure(to_tensor(list(images)))
 
 
-def card(reader: StandIn, vae: Any, size: int, n: int = 400) -> Record:
+def card(reader: StandIn, vae: AutoencoderKL, size: int, n: int = 400) -> Record:
     """Return recall, false alarms and precision of both instruments on n + n rendered scenes.
 
     n scenes of the eight and n of the other objects, in turn, through the model's autoencoder;

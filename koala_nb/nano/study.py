@@ -4,6 +4,8 @@ Every run distils a student of `nano-sdxl` in the emoji world and differs from t
 choice: feature, stage, start or size. Runs are independent, resumable and shared out over workers.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -11,13 +13,18 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import Record, versions, write_json
 from koala_nb.distillation.loop import Stage
 from koala_nb.distillation.losses import FEATURES
 from koala_nb.nano.presets import Preset, find_preset
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL
+    from torch import nn
 
 SEEDS = (0, 1, 2)
 BUDGET = {  # the same for every run of a configuration
@@ -72,21 +79,23 @@ def train(run: Run, preset: Preset, folder: Path, vae_folder: Path) -> Record:
     vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32).to(where)
     tokenizer = build_tokenizer(preset)
     module = Denoiser(preset, run.system, tokenizer)
-    distiller = distiller_of(
-        module, data_folder() / "models" / "nano-sdxl", where,
-        run.feature, run.stages, run.start == "inherited",
-    )  # fmt: skip
+    teacher, inherited = data_folder() / "models" / "nano-sdxl", run.start == "inherited"
+    distiller = distiller_of(module, teacher, where, run.feature, run.stages, inherited)
     batches = Batches(preset, tokenizer, vae)
 
-    def loss(trained: Any, number: int, size: int) -> tuple[Any, dict]:
+    def loss(trained: nn.Module, number: int, size: int) -> tuple[torch.Tensor, dict]:
         batch = batches(number + run.seed * STEP_OF_SEED, size)
         with loop.accelerator.autocast():
             return distillation_losses(distiller, trained, module, batch)
 
     loop = Loop(
-        folder, module, BUDGET[preset.name], loss,
-        mixed_precision=reduced_precision(where), compiled=(BasicTransformerBlock,),
-    )  # fmt: skip
+        folder,
+        module,
+        BUDGET[preset.name],
+        loss,
+        mixed_precision=reduced_precision(where),
+        compiled=(BasicTransformerBlock,),
+    )
     loop.run()
     with loop.averaged() as averaged, torch.compiler.set_stance("force_eager"):
         measures = held_out_losses(distiller, averaged, batches)
@@ -96,7 +105,7 @@ def train(run: Run, preset: Preset, folder: Path, vae_folder: Path) -> Record:
     return {**asdict(run), **measures, "curve": curve}
 
 
-def held_out_losses(distiller: Any, module: Any, batches: Any) -> dict[str, float]:
+def held_out_losses(distiller: Any, module: nn.Module, batches: Any) -> dict[str, float]:
     """Return L_task and L_out on fixed batches of held-out scenes, with fixed noise.
 
     Without L_feat: its value depends on what is imitated, so it compares nothing.
@@ -115,7 +124,7 @@ def held_out_losses(distiller: Any, module: Any, batches: Any) -> dict[str, floa
     return {f"held_out_{name}": round(sum(v) / len(v), 6) for name, v in losses.items()}
 
 
-def drawn(module: Any, vae: Any, tokenizer: Any, preset: Preset) -> Record:
+def drawn(module: nn.Module, vae: AutoencoderKL, tokenizer: Any, preset: Preset) -> Record:
     """Draw held-out prompts at the recipe and return hits of the sprite matcher, as [hits, n]."""
     import numpy as np
 
@@ -172,10 +181,11 @@ def work(plan: list[Run], folder: Path, workers: int, config: str) -> None:
     command += ["--folder", str(folder.parents[1]), "--run"]
 
     def start(run: Run) -> None:
-        call = [*command, run.name]
         (folder / run.name).mkdir(parents=True, exist_ok=True)
         with open(folder / run.name / "output.txt", "w", encoding="utf-8") as output:
-            code = subprocess.call(call, env=environment, stdout=output, stderr=output)
+            code = subprocess.call(
+                [*command, run.name], env=environment, stdout=output, stderr=output
+            )
         if code:
             tqdm.write(f"{run.name} failed: see {output.name}")
 

@@ -195,9 +195,13 @@ def train_clip(preset: Preset, folder: Path, device: str | None, minutes: float 
         return total, hits
 
     loop = Loop(
-        folder, module, preset.stages["clip"], loss,
-        mixed_precision=reduced_precision(where), device=device,
-    )  # fmt: skip
+        folder,
+        module,
+        preset.stages["clip"],
+        loss,
+        mixed_precision=reduced_precision(where),
+        device=device,
+    )
     finished = loop.run(minutes)
     if loop.accelerator.is_main_process:
         target = data_folder() / "models" / "nano-clip" if finished else folder / "nano-clip"

@@ -84,10 +84,7 @@ class TextEncoders(nn.Module):
             "text_embeds": second.text_embeds * kept[:, None],
             "time_ids": self.time_ids.expand(len(ids), -1),
         }
-        return {
-            "encoder_hidden_states": states * kept[:, None, None],
-            "added_cond_kwargs": added,
-        }
+        return {"encoder_hidden_states": states * kept[:, None, None], "added_cond_kwargs": added}
 
 
 class NoisyScenes:
@@ -255,9 +252,13 @@ def grow(unet: UNet2DConditionModel, small: UNet2DConditionModel) -> None:
 
 
 def train_family(
-    preset: Preset, folder: Path, stage: str, device: str | None, minutes: float | None,
+    preset: Preset,
+    folder: Path,
+    stage: str,
+    device: str | None,
+    minutes: float | None,
     feature: str = "self-attention",
-) -> bool:  # fmt: skip
+) -> bool:
     """Train a stage's systems and write them beside its checkpoint; True when finished.
 
     Stages: `teacher`; `student`, distilled from the teacher; `control`, as students but direct.
@@ -295,10 +296,15 @@ def train_family(
         return grid_png(torch.cat(sheets), len(PREVIEW_PROMPTS))
 
     loop = Loop(
-        folder, module, preset.stages[stage], loss, preview,
+        folder,
+        module,
+        preset.stages[stage],
+        loss,
+        preview,
         mixed_precision=reduced_precision(where),
-        compiled=(BasicTransformerBlock, ResnetBlock2D), device=device,
-    )  # fmt: skip
+        compiled=(BasicTransformerBlock, ResnetBlock2D),
+        device=device,
+    )
     finished = loop.run(minutes)
     if loop.accelerator.is_main_process:
         with loop.averaged() as averaged:
@@ -310,10 +316,16 @@ def train_family(
 def assemble(unet: nn.Module, text: TextEncoders, vae: AutoencoderKL) -> StableDiffusionXLPipeline:
     """Return a pipeline of parts that are being trained."""
     pipe = StableDiffusionXLPipeline(
-        vae=vae, text_encoder=text.text_encoder, text_encoder_2=text.text_encoder_2,
-        tokenizer=text.tokenizer, tokenizer_2=text.tokenizer, unet=unet,
-        scheduler=build_scheduler(), force_zeros_for_empty_prompt=True, add_watermarker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=text.text_encoder,
+        text_encoder_2=text.text_encoder_2,
+        tokenizer=text.tokenizer,
+        tokenizer_2=text.tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -321,9 +333,12 @@ def assemble(unet: nn.Module, text: TextEncoders, vae: AutoencoderKL) -> StableD
 def draw_preview(unet: nn.Module, text: TextEncoders, vae: AutoencoderKL) -> torch.Tensor:
     """Return the preview prompts at the card's recipe, two seeds each, in -1..1."""
     images = assemble(unet, text, vae)(
-        PREVIEW_PROMPTS * 2, num_inference_steps=10, guidance_scale=3.5, output_type="pt",
+        PREVIEW_PROMPTS * 2,
+        num_inference_steps=10,
+        guidance_scale=3.5,
+        output_type="pt",
         generator=torch.Generator().manual_seed(0),
-    ).images  # fmt: skip
+    ).images
     return images.cpu().float() * 2 - 1
 
 
@@ -331,8 +346,6 @@ def publish(
     target: Path, system: str, unet: nn.Module, text: TextEncoders, vae: AutoencoderKL
 ) -> None:
     """Write a system as an ordinary pipeline folder."""
-    parts = {
-        "unet": unet, "vae": vae, "tokenizer": text.tokenizer,
-        "text_encoder": text.text_encoder, "text_encoder_2": text.text_encoder_2,
-    }  # fmt: skip
+    names = ("tokenizer", "text_encoder", "text_encoder_2")
+    parts = {"unet": unet, "vae": vae, **{name: getattr(text, name) for name in names}}
     save_pipeline(target, system, parts)

@@ -50,11 +50,17 @@ class Targets:
         self.rows = {thing: i for i, thing in enumerate(things)}
         self.tones = world.tones
         self.sizes = {
-            "first": len(things), "second": len(things) + 1, "axis": 3, "number": 4,
-            "background": len(BACKGROUNDS) + 1, "style": len(STYLES) + 1,
-            "size": len(SIZE_NAMES) + 1, "presentation": 2, "tone": len(self.tones),
+            "first": len(things),
+            "second": len(things) + 1,
+            "axis": 3,
+            "number": 4,
+            "background": len(BACKGROUNDS) + 1,
+            "style": len(STYLES) + 1,
+            "size": len(SIZE_NAMES) + 1,
+            "presentation": 2,
+            "tone": len(self.tones),
             **{f"letter {i}": len(LETTERS) + 1 for i in range(MAX_LETTERS)},
-        }  # fmt: skip
+        }
 
     def row(self, thing: Thing) -> int:
         """Return the number of a thing; a person's is the occupation's, a sign's is one for all."""
@@ -87,9 +93,10 @@ class Targets:
                 target["tone"] = self.tones.index(person.tone)
         word = things[0].name[:MAX_LETTERS] if things[0].kind == "sign" else None
         for i in range(MAX_LETTERS):
-            target[f"letter {i}"] = IGNORED if word is None else (
-                LETTERS.index(word[i]) if i < len(word) else len(LETTERS)
-            )  # fmt: skip
+            if word is None:
+                target[f"letter {i}"] = IGNORED
+            else:
+                target[f"letter {i}"] = LETTERS.index(word[i]) if i < len(word) else len(LETTERS)
         return target
 
 
@@ -236,8 +243,10 @@ def train_text(preset: Preset, folder: Path, device: str | None, minutes: float 
         lessons, near = lesson_loss(logits, targets), contrast(pooled)
         second = lesson_loss(from_pooled, targets)
         return lessons + POOLED_WEIGHT * second + near, {
-            "lessons": lessons.detach(), "pooled": second.detach(), "contrast": near.detach(),
-        }  # fmt: skip
+            "lessons": lessons.detach(),
+            "pooled": second.detach(),
+            "contrast": near.detach(),
+        }
 
     def preview(averaged: nn.Module) -> None:
         rows = {
@@ -249,9 +258,14 @@ def train_text(preset: Preset, folder: Path, device: str | None, minutes: float 
             log.write(json.dumps(rows) + "\n")
 
     loop = Loop(
-        folder, module, preset.stages["text"], loss, preview,
-        mixed_precision=reduced_precision(where), device=device,
-    )  # fmt: skip
+        folder,
+        module,
+        preset.stages["text"],
+        loss,
+        preview,
+        mixed_precision=reduced_precision(where),
+        device=device,
+    )
     finished = loop.run(minutes)
     if loop.accelerator.is_main_process:
         with loop.averaged() as averaged:

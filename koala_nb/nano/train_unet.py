@@ -82,11 +82,7 @@ class Denoiser(nn.Module):
         return {"encoder_hidden_states": states, "added_cond_kwargs": added}
 
     def forward(
-        self,
-        noisy: torch.Tensor,
-        timesteps: torch.Tensor,
-        ids: torch.Tensor,
-        zeroed: torch.Tensor,
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor, zeroed: torch.Tensor
     ) -> torch.Tensor:
         """Return the predicted noise, of the shape of `noisy`."""
         return self.unet(noisy, timesteps, **self.conditions(ids, zeroed)).sample
