@@ -166,3 +166,15 @@ def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, mon
     assert failed == 0 and read_json(page.with_name("sweep.json"))["counts"]["done"] == 4
     assert kept(out) == kept(tmp_path / "whole") and len(kept(out)) == 4 * 41
     assert not list(out.rglob("*.tmp"))
+
+
+def test_a_run_ends_though_nobody_reads_what_it_says(tmp_path):
+    cells = [nbformat.v4.new_code_cell("import time\ntime.sleep(3)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "slow.ipynb")
+    code = "from koala_nb.report import run; run.run_report('slow.ipynb', out='out')"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE)
+    process.stderr.read(1)  # of the bar, which counts images every second from here on
+    process.stderr.close()
+    process.wait(60)
+    (folder,) = (p.parent for p in (tmp_path / "out").glob("*/status.json"))
+    assert run.status(folder)["state"] == "done"

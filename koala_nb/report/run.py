@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from koala_nb.core import catalog, files
 from koala_nb.core.errors import nearest
@@ -241,13 +242,31 @@ def _execute(path: Path, folder: Path, values: Mapping[str, Value]) -> None:
             engine_name="koala-nb",
             kernel_name="python3",
             language="python",
-            progress_bar={"desc": path.stem, "unit": "cell"},
+            progress_bar={"desc": path.stem, "unit": "cell", "file": _Listener(sys.stderr)},
             extra_arguments=KERNEL_ARGUMENTS,
         )
     finally:
         for name in set(os.environ) - set(before):
             del os.environ[name]
         os.environ |= before
+
+
+class _Listener:
+    """A stream that may close while a run goes on: tqdm would keep its lock, and wait for it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def _engine() -> type:

@@ -10,6 +10,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -104,10 +105,13 @@ def _run_one(path: Path, values: Values, folder: Path) -> Record:
     command.append("--keep-done")  # by a process that outlived another sweep
     for name, value in values.items():
         command += ["-p", f"{name}={value}"]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    # A file, not a pipe: a run outlives a sweep that is killed, and writes to it until its end.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        code = subprocess.call(command, stdout=output, stderr=output)
+        output.seek(0)
+        lines = output.read().strip().splitlines() or [f"exit code {code}"]
     state = reports.status(folder)
-    if done.returncode == 2 or state["state"] not in ("done", "failed"):  # no cell was reached
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    if code == 2 or state["state"] not in ("done", "failed"):  # no cell was reached
         error = lines[-1].removeprefix("koala-nb: ")
         return {"state": "failed", "cell": "no cell of its own", "error": error}
     return state
