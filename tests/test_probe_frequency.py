@@ -125,7 +125,7 @@ def test_ties_are_told_from_chance():
             named = {"id": f"q{i}", "part": "background named", "background": "blue"}
             rows += [row | plain, row | named | {"painted": "blue" if k else "red"}]
     table = pd.DataFrame(rows)
-    result = estimates.estimates_frame(module.ties(table, "background", "painted"))
+    result = estimates.estimates_frame(module.association_rows(table, "background", "painted"))
     assert result.value.tolist() == [1.0, 0.25, 0.75, 0.25, 0.75]
     assert module.tie_test(table, "background", "painted") < 0.001
     none = table.assign(painted=np.repeat(["red", "blue"] * 80, 2))

@@ -1,15 +1,11 @@
 """What the authors publish about KOALA: `data/reference/koala_card.yaml`, read."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import yaml
+from koala_nb.core.files import read_reference
 
-_FILE = Path(__file__).resolve().parents[2] / "data" / "reference" / "koala_card.yaml"
-
-
-_published: dict[str, Any] = yaml.safe_load(_FILE.read_text("utf-8"))
+_published: dict[str, Any] = read_reference("koala_card.yaml")
 CARD_SOURCE: str = _published["card_source"]
 FIGURE_SOURCE: str = _published["figure_source"]
 # The card's table. Transformer blocks are the card's own numbers, per resolution.

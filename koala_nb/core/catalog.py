@@ -7,18 +7,15 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from koala_nb.core.card import FIGURE_SOURCE, LATENCY_FIGURE, LATENCY_GPUS
 from koala_nb.core.errors import unknown_name
-from koala_nb.core.files import Record
+from koala_nb.core.files import ROOT, Record, read_reference
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-_FILE = Path(__file__).resolve().parents[2] / "data" / "reference" / "systems.yaml"
-_catalogue: Record = yaml.safe_load(_FILE.read_text("utf-8"))
+_catalogue: Record = read_reference("systems.yaml")
 # SDXL-Base's U-Net; every other SDXL-like system is given by its differences from this.
 SDXL_UNET: Record = _catalogue["sdxl_unet"]
 # Parameters of the parts that SDXL-like systems share: VAE, CLIP-L, OpenCLIP-bigG.
@@ -91,7 +88,7 @@ EMOJI_RECIPE = next(s.recipe for s in SYSTEMS if s.domain == "emoji-world")
 
 def data_folder() -> Path:
     """The data folder: environment variable KOALA_NB_DATA, else `data/` beside the package."""
-    return Path(os.environ.get("KOALA_NB_DATA") or Path(__file__).resolve().parents[2] / "data")
+    return Path(os.environ.get("KOALA_NB_DATA") or ROOT / "data")
 
 
 def stored_results(pattern: str) -> Record:

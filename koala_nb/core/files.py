@@ -20,9 +20,17 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Record = dict[str, Any]  # of JSON's plain values
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout that this package runs from
 PNG_KEY, XMP_KEY = "koala_nb", "XML:com.adobe.xmp"  # the text chunks of a PNG
 EMBEDDED_BANNER = "Embedded teaching model: says nothing about KOALA-Lightning-700M"
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+
+
+def read_reference(name: str) -> Any:
+    """Return a YAML file of `data/reference`, which belongs to the code: not of KOALA_NB_DATA."""
+    import yaml
+
+    return yaml.safe_load((ROOT / "data" / "reference" / name).read_text("utf-8"))
 
 
 def banner(domain: str) -> str | None:
@@ -72,10 +80,9 @@ def device_name(device: str) -> str:
 @cache
 def git_commit() -> str | None:
     """The commit of the checkout that this package runs from, or None."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):

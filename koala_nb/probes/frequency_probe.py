@@ -269,7 +269,7 @@ def _by_frequency(table: pd.DataFrame, ranked: pd.DataFrame, instrument: base.Re
 def _all_ties(table: pd.DataFrame) -> base.Rows:
     ps = {}
     for kind, column in KINDS.items():
-        yield from ties(table, kind, column)
+        yield from association_rows(table, kind, column)
         if (p := tie_test(table, kind, column)) == p:
             ps[kind] = p
     for kind, p in zip(ps, stats.adjust_pvalues(list(ps.values()))):
@@ -278,7 +278,7 @@ def _all_ties(table: pd.DataFrame) -> base.Rows:
         yield base.point_row(tied, f"frequency.tie.{kind}.p", label, float(p), "sign flips, Holm")
 
 
-def ties(table: pd.DataFrame, kind: str, column: str) -> base.Rows:
+def association_rows(table: pd.DataFrame, kind: str, column: str) -> base.Rows:
     """Yield how strongly a planted tie holds: shares with intervals clustered by concept.
 
     `kind`: "background" or "style", `column` where it is read.

@@ -10,13 +10,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from koala_nb.core import card
-from koala_nb.core.files import Record
+from koala_nb.core.files import Record, read_reference
 from koala_nb.report.measures import (
     CORRELATION,
     DIFFERENCE,
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
 
     from koala_nb.models.load import ModelInfo
 
-FILE = Path(__file__).resolve().parents[2] / "data" / "reference" / "claims.yaml"
 HOLDS, NOT, UNTESTED = "holds", "does not hold", "not tested"
 LONG_TEXT, CEILING = "text.long.exact_folded", "text.reader.long.exact_folded"
 COMPLEX, INDEPENDENT = "composition.complex.difference", "composition.complex.expected"
@@ -218,7 +214,7 @@ def claims() -> list[Claim]:
     words["not_less"] = f"does not where it lies above -{DIFFERENCE}; {planned}, on either side"
     words["seconds"], *_ = card.LATENCY_FIGURE["KOALA-Lightning-700M"][2] or (None,)
     sources = {"card": card.CARD_SOURCE, "figure": card.FIGURE_SOURCE}
-    rows = yaml.safe_load(FILE.read_text("utf-8"))
+    rows = read_reference("claims.yaml")
     return [
         Claim(
             row["id"],

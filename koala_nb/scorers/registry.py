@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import yaml
-
-from koala_nb.core.files import Record
+from koala_nb.core.files import Record, read_reference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +43,7 @@ class Entry(NamedTuple):
     calibrate: str = ""  # "module:name" of what measures that error where the truth is known
 
 
-_FILE = Path(__file__).resolve().parents[2] / "data" / "reference" / "scorers.yaml"
-_registered: Record = yaml.safe_load(_FILE.read_text("utf-8"))
+_registered: Record = read_reference("scorers.yaml")
 SCORERS: dict[tuple[str, str], Entry] = {
     (row.pop("task"), row.pop("domain")): Entry(**row) for row in _registered["scorers"]
 }
