@@ -52,6 +52,16 @@ def test_no_page_asks_a_network_for_anything(site):
     assert asked and not [address for address in asked if address.startswith(("http", "//"))]
 
 
+def test_every_picture_is_there(site):
+    shown = {
+        page.parent / i["src"]
+        for page, s in site.items()
+        for i in s("img")
+        if not i["src"].startswith("data:")
+    }
+    assert shown and not [path for path in shown if not path.is_file()]
+
+
 def test_every_picture_of_a_notebook_is_described(site):
     pictures = [i for page, s in site.items() if page.parent.name == "notebooks" for i in s("img")]
     drawn = [picture for picture in pictures if picture["src"].startswith("data:")]
