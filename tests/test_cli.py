@@ -61,17 +61,31 @@ def test_an_unknown_option_is_refused(capsys):
     assert "--modle" in capsys.readouterr().err
 
 
-def test_a_report_that_fails_ends_with_exit_code_1(tmp_path):
+# As a kernel does that logs when its sockets are closed; under pytest ipykernel does not watch it.
+PRINT_PAST_THE_NOTEBOOK = "import os\nos.write(2, b'Traceback of the kernel')"
+
+
+def notebook(path, *cells):
     import nbformat
 
-    cell = nbformat.v4.new_code_cell("raise RuntimeError('broken on purpose')")
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "broken.ipynb")
+    code = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=code), path)
+
+
+def test_a_report_that_fails_ends_with_exit_code_1(tmp_path):
+    notebook(tmp_path / "broken.ipynb", PRINT_PAST_THE_NOTEBOOK, "raise RuntimeError('broken')")
     done = call("report", "broken.ipynb", "--out", "out", cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == ""
-    assert "broken failed at cell 1: RuntimeError: broken on purpose" in done.stderr
+    assert "broken failed at cell 2: RuntimeError: broken" in done.stderr
     assert "Traceback" not in done.stderr
     (status,) = tmp_path.glob("out/*/status.json")
     assert json.loads(status.read_text())["state"] == "failed"
+
+
+def test_what_a_dead_kernel_printed_is_printed(tmp_path):
+    notebook(tmp_path / "dead.ipynb", PRINT_PAST_THE_NOTEBOOK, "os._exit(1)")
+    done = call("report", "dead.ipynb", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback of the kernel" in done.stderr
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])

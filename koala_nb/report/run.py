@@ -17,9 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partialmethod
 from math import inf
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from koala_nb.core import catalog, files
 from koala_nb.core.errors import nearest
@@ -230,10 +231,12 @@ def _open_folder(folder: Path, keep_done: bool) -> bool:
 
 def _execute(path: Path, folder: Path, values: Mapping[str, Value]) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     before = dict(os.environ)  # the kernel inherits what is set here
     os.environ |= QUIET | before | {RUN_FOLDER: str(folder)}
     papermill.engines.papermill_engines.register("koala-nb", _engine())
+    errors = tempfile.TemporaryFile("w+", errors="replace")
     try:
         papermill.execute_notebook(
             str(path),
@@ -244,8 +247,14 @@ def _execute(path: Path, folder: Path, values: Mapping[str, Value]) -> None:
             language="python",
             progress_bar={"desc": path.stem, "unit": "cell", "file": _Listener(sys.stderr)},
             extra_arguments=KERNEL_ARGUMENTS,
+            kernel_manager_class=_kernel_manager(errors),
         )
+    except DeadKernelError:
+        errors.seek(0)
+        sys.stderr.write(errors.read()[-2000:])
+        raise
     finally:
+        errors.close()
         for name in set(os.environ) - set(before):
             del os.environ[name]
         os.environ |= before
@@ -267,6 +276,19 @@ class _Listener:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def _kernel_manager(errors: IO[str]) -> type:
+    """jupyter_client's, whose kernel prints into a file what no cell of the notebook printed.
+
+    A kernel that is told to end may close its sockets before its last message, and says so.
+    """
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        start_kernel = partialmethod(AsyncKernelManager.start_kernel, stderr=errors)
+
+    return Manager
 
 
 def _engine() -> type:
