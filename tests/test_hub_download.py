@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,16 +75,21 @@ def server(snapshot):
         httpd.shutdown()
 
 
+def run_online(command, address, home):
+    env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")}
+    env |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_PROXY": "127.0.0.1"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    options = {"env": env, "cwd": home, "capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(command, shell=isinstance(command, str), **options)
+
+
 def load_online(address, home, name="koala-lightning-700m"):
     code = (
         "import koala_nb, sys; p = koala_nb.load(sys.argv[1]);"
         "print(p.model_info.source, p.model_info.revision, p.model_info.variant)"
     )
-    env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")}
-    env |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", code, name]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    return run_online([sys.executable, "-c", code, name], address, home)
 
 
 def test_only_what_is_needed_is_downloaded_and_then_found_offline(server, tmp_path, python_offline):
@@ -96,6 +102,23 @@ def test_only_what_is_needed_is_downloaded_and_then_found_offline(server, tmp_pa
     assert len(fetched) == len(set(fetched))  # each once
     offline = "import koala_nb; print(koala_nb.load('koala-lightning-700m').model_info.revision)"
     done = python_offline(offline, home=tmp_path)
+    assert done.stdout.strip() == COMMIT, done.stderr
+
+
+@pytest.mark.parametrize("revision", [None, pytest.param(COMMIT, marks=pytest.mark.long)])
+def test_what_the_printed_command_downloads_loads_offline(
+    server, tmp_path, python_offline, revision
+):
+    address, fetched = server
+    load = f"import koala_nb; print(koala_nb.load('koala-lightning-700m', revision={revision!r})"
+    load += ".model_info.revision)"
+    refusal = python_offline(load, home=tmp_path).stderr
+    (command,) = re.findall("run `(.+?)`", refusal)
+    fetched.clear()
+    done = run_online(command, address, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert fetched and not set(fetched) & set(NOT_NEEDED)
+    done = python_offline(load, home=tmp_path)
     assert done.stdout.strip() == COMMIT, done.stderr
 
 

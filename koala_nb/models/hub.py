@@ -132,11 +132,12 @@ def _out_of_reach(repository: str, revision: str | None) -> str:
     known = next((s for s in catalog.SYSTEMS if repository in (s.repository, s.parts)), None)
     size = f" (about {known.download_gb} GB)" if known and known.download_gb else ""
     at, pinned = (f" at revision {revision}", f" --revision {revision}") if revision else ("", "")
-    files = f'"*.json" "*/*.json" "*/*.txt" "*/*.{VARIANT}.safetensors"'
+    patterns = ("*.json", "*/*.txt", f"*/*.{VARIANT}.safetensors")
+    files = " ".join(f'--include "{pattern}"' for pattern in patterns)  # one pattern per option
     return (
         f"The weights of {repository}{at} are not in the hub's cache ({HF_HUB_CACHE}) and the hub "
-        f"cannot be reached: with a network run `hf download {repository}{pinned} --include "
-        f"{files}`{size}, or load an embedded model such as 'nano-koala'."
+        f"cannot be reached: with a network run `hf download {repository}{pinned} {files}`{size}, "
+        "or load an embedded model such as 'nano-koala'."
     )
 
 
