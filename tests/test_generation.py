@@ -1,6 +1,4 @@
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -310,9 +308,7 @@ def test_what_is_missing_or_damaged_is_drawn_again_and_nothing_else(loaded, tmp_
     files[1].unlink()
     files[2].write_bytes(files[2].read_bytes()[:-5])
     (tmp_path / "records.jsonl").unlink()
-    (ended := subprocess.Popen([sys.executable, "-c", ""])).wait()
-    left = f".{files[1].name}.{provenance._machine()}-{ended.pid}.tmp"
-    (tmp_path / "images" / left).write_bytes(b"half")
+    (tmp_path / "images" / f".{files[1].name}.0123abcd.tmp").write_bytes(b"half")
     run = generate(loaded, "a", seeds=range(6), batch_size=4, out=tmp_path, **SMALL)
     assert contents(tmp_path) == before
     assert files[0].stat().st_mtime_ns == kept
@@ -348,3 +344,23 @@ def test_a_folder_of_other_things_is_refused(loaded, tmp_path):
     with pytest.raises(ValueError, match="is a file: name a folder"):
         generate(loaded, "a", out=tmp_path / "thesis.txt", **SMALL)
     assert contents(tmp_path) == {"thesis.txt": b"precious"}
+
+
+def test_a_setting_that_only_the_old_folder_has_refuses_it(loaded, tmp_path):
+    generate(loaded, "a", out=tmp_path, **SMALL)
+    settings = provenance.read_json(tmp_path / "settings.json")
+    provenance.write_json(tmp_path / "settings.json", {**settings, "eta": 0.5})
+    with pytest.raises(ValueError, match=r"other settings: eta was 0.5, now None. Use another"):
+        generate(loaded, "a", out=tmp_path, **SMALL)
+
+
+@pytest.mark.parametrize("place", ["images", "records"])
+def test_a_link_out_of_the_folder_is_not_followed(loaded, tmp_path, place):
+    generate(loaded, "a", out=tmp_path / "run", **SMALL)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.rmtree(tmp_path / "run" / place, ignore_errors=True)
+    (tmp_path / "run" / place).symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=f"run/{place} is a link to another place: remove it."):
+        generate(loaded, "a", out=tmp_path / "run", **SMALL)
+    assert not list(elsewhere.iterdir())

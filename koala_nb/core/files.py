@@ -1,18 +1,17 @@
 """What an image came from: versions, atomic files, and records inside PNGs."""
 
-import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import platform
-import socket
+import secrets
 import subprocess
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from koala_nb.core.devices import pick_device
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]  # of JSON's plain values
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout that this package runs from
+LOCK = ".lock"  # of a folder that is being written
 PNG_KEY, XMP_KEY = "koala_nb", "XML:com.adobe.xmp"  # the text chunks of a PNG
 EMBEDDED_BANNER = "Embedded teaching model: says nothing about KOALA-Lightning-700M"
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
@@ -96,21 +96,37 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes, *, sync: bool = False) -> Path:
-    """Write a file whole or not at all: a hidden temporary file beside it, then a rename.
+def write_atomic(
+    path: str | os.PathLike[str], data: bytes, *, sync: bool = False, exclusive: bool = False
+) -> Path:
+    """Write a file whole or not at all; `sync` and `exclusive` as for `open_atomic`."""
+    with open_atomic(path, sync=sync, exclusive=exclusive) as file:
+        file.write(data)
+    return Path(path)
+
+
+@contextmanager
+def open_atomic(
+    path: str | os.PathLike[str], *, sync: bool = False, exclusive: bool = False
+) -> Iterator[BinaryIO]:
+    """Open a file to be written whole or not at all: a temporary file beside it, then a rename.
 
     With `sync` the bytes are on the disk before the rename, so that a power cut cannot empty it.
-    OSError that names the file where it cannot be written.
+    With `exclusive` a file that is there stays. OSError that names the file where it cannot be
+    written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
+        with open(temporary, "xb") as file:
+            yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if exclusive:
+            _put_if_absent(temporary, path)
+        else:
+            os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):  # it was never made
             temporary.unlink()
@@ -120,7 +136,17 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, sync: bool = Fals
         raise OSError(
             f"{path} cannot be written ({why}): free some space, or write to another folder."
         ) from error
-    return path
+
+
+def _put_if_absent(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a disk without links
+        os.replace(temporary, path)
+        return
+    temporary.unlink()
 
 
 def make_folder(folder: Path) -> None:
@@ -133,29 +159,59 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def clean_temporary(folder: str | os.PathLike[str]) -> None:
-    """Remove what an interrupted `write_atomic` of this machine left in a folder (no subfolders).
+@contextmanager
+def locked(folder: Path, wait: float = 3.0) -> Iterator[None]:
+    """Make a folder and hold its lock, which the system releases however the process ends.
 
-    What another process that is there, or another machine, writes is left alone.
+    ValueError where another process or thread still has it after `wait` seconds.
     """
-    import psutil
+    from filelock import FileLock, Timeout
 
-    for file in Path(folder).glob(f".*.{_machine()}-*.tmp"):
-        number = file.stem.rpartition("-")[2]
-        if number.isdigit() and (int(number) == os.getpid() or not psutil.pid_exists(int(number))):
-            file.unlink(missing_ok=True)
+    make_folder(folder)
+    lock = FileLock(folder / LOCK, timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder} is being written by another process: wait for its end, or name another "
+            "folder."
+        ) from None
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be locked ({error.strerror or error}): name a folder that you can "
+            "write to."
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            (folder / LOCK).unlink()
+        lock.release()
 
 
-@cache
-def _machine() -> str:
-    """A short name of this machine for file names."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+def is_locked(folder: Path) -> bool:
+    """Whether a process or thread holds a folder's lock."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except (Timeout, OSError):  # an OSError of another user's lock, which nobody here can try
+        return True
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> Path:
-    """Write one JSON value, indented, atomically."""
+def clean_temporary(folder: str | os.PathLike[str]) -> None:
+    """Remove what an interrupted `open_atomic` left in a folder that is locked (no subfolders)."""
+    for file in Path(folder).glob(f".*.{'[0-9a-f]' * 8}.tmp"):
+        file.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any, *, exclusive: bool = False) -> Path:
+    """Write one JSON value, indented, atomically; `exclusive` as for `open_atomic`."""
     text = json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False)
-    return write_atomic(path, f"{text}\n".encode("ascii"), sync=True)
+    return write_atomic(path, f"{text}\n".encode("ascii"), sync=True, exclusive=exclusive)
 
 
 def read_json(path: str | os.PathLike[str]) -> Record:

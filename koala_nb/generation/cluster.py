@@ -74,20 +74,21 @@ def generate(
         plan, base, common, messages = client.submit(_prepare, *arguments, pure=False).result()
         for message in messages:
             warnings.warn(message, stacklevel=2)
-        run_folder.open_folder(folder, base, plan)
-        chunks = run_folder.split_plan(plan)
-        todo = {i: chunks[i] for i in run_folder.unfinished_chunks(folder, chunks)}
-        total, left = len(plan.requests), sum(len(chunk.requests) for chunk in todo.values())
-        run_folder.check_space(folder, plan, left)
-        shared = {"source": source, "common": common, "folder": folder}
-        futures = client.map(_draw, [*todo], [*todo.values()], **shared, pure=False)
-        try:
-            with tqdm(total=total, initial=total - left, unit="image", disable=not progress) as bar:
+        with run_folder.open_folder(folder, base, plan):
+            chunks = run_folder.split_plan(plan)
+            todo = {i: chunks[i] for i in run_folder.unfinished_chunks(folder, chunks)}
+            total, left = len(plan.requests), sum(len(chunk.requests) for chunk in todo.values())
+            run_folder.check_space(folder, plan, left)
+            shared = {"source": source, "common": common, "folder": folder}
+            futures = client.map(_draw, [*todo], [*todo.values()], **shared, pure=False)
+            bar = tqdm(total=total, initial=total - left, unit="image", disable=not progress)
+            try:
                 for future in distributed.as_completed(futures, loop=client.loop):
                     bar.update(future.result())
-        finally:
-            client.cancel(futures)  # what has not begun, where this was interrupted
-    run_folder.clean(folder)  # of what killed workers left
+            finally:
+                bar.close()
+                client.cancel(futures)  # what has not begun, where this was interrupted
+            run_folder.clean(folder)  # of what killed workers left
     return folder
 
 

@@ -57,7 +57,8 @@ def generate(
     Whatever is not given comes from the recipe in `pipe.model_info`; sizes in pixels. The starting
     noise is float32 from a CPU generator per image, so a seed means the same noise on every
     device, in any batch. With `out` the images go to a folder which the same call resumes after
-    an interruption. Raises ValueError for a bad argument or a folder with other settings.
+    an interruption. Raises ValueError for a bad argument, or a folder with other settings or that
+    another process writes.
     """
     folder = None if out is None else run_folder.folder_at(out)
     settings = Settings(
@@ -69,9 +70,9 @@ def generate(
         drawn = [one for batch in drawing.draw(set(plan.requests), progress) for one in batch]
         records = pd.DataFrame([one.record for one in drawn])
         return Run([one.image for one in drawn], records, None, drawing.times)
-    run_folder.open_folder(folder, drawing.folder_settings(), plan)
-    drawing.write_missing(folder, progress)
-    return run_folder.close_folder(folder, plan.requests, drawing.times)
+    with run_folder.open_folder(folder, drawing.folder_settings(), plan):
+        drawing.write_missing(folder, progress)
+        return run_folder.close_folder(folder, plan.requests, drawing.times)
 
 
 class Drawn(NamedTuple):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -89,11 +90,13 @@ def folder_at(out: Any) -> Path:
     return Path(out)
 
 
-def open_folder(folder: Path, settings: Record, plan: Plan) -> None:
-    """Prepare a run's folder, or take up one with the same settings.
+@contextmanager
+def open_folder(folder: Path, settings: Record, plan: Plan) -> Iterator[None]:
+    """Prepare a run's folder, or take up one with the same settings, and hold its lock.
 
-    Raises ValueError naming the first setting that differs, or for a folder of other things, and
-    OSError where it cannot be written or its disk has too little space.
+    Raises ValueError naming the first setting that differs, for a folder of other things, or one
+    that another process writes, and OSError where it cannot be written or its disk has too little
+    space.
     """
     file, settings = folder / SETTINGS, {**settings, **plan.requested()}
     if file.is_file():
@@ -101,15 +104,20 @@ def open_folder(folder: Path, settings: Record, plan: Plan) -> None:
     else:
         _refuse_other_things(folder)
         check_space(folder, plan, len(plan.requests))
-        files.make_folder(folder)
-        files.write_json(file, settings)
-    files.make_folder(folder / IMAGES)
-    clean(folder)
+    with files.locked(folder):
+        files.write_json(file, settings, exclusive=True)
+        _compare(folder, read_json(file), settings)
+        for place in (folder / IMAGES, folder / CHUNK_RECORDS, *folder.glob(f"{IMAGES}/*/")):
+            if place.is_symlink():
+                raise ValueError(f"{place} is a link to another place: remove it.")
+        files.make_folder(folder / IMAGES)
+        clean(folder)
+        yield
 
 
 def clean(folder: Path) -> None:
     """Remove what interrupted writing left in a run's folder."""
-    for place in (folder, *folder.glob("*/"), *folder.glob(f"{IMAGES}/*/")):
+    for place in (folder, folder / CHUNK_RECORDS, folder / IMAGES, *folder.glob(f"{IMAGES}/*/")):
         files.clean_temporary(place)
 
 
@@ -117,7 +125,7 @@ def _refuse_other_things(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder for the run.")
     inside = folder.iterdir() if folder.exists() else ()
-    others = [p.name for p in inside if not p.name.endswith(".tmp")]
+    others = [p.name for p in inside if not p.name.endswith(".tmp") and p.name != files.LOCK]
     if others:
         raise ValueError(f"{folder} holds other files (such as {others[0]}) and no run.")
 
