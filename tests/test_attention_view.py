@@ -57,6 +57,9 @@ def test_word_maps(loaded):
         maps["cta"]
     with pytest.raises(ValueError, match="'cat' is not in the prompt 3 times"):
         maps["cat", 3]
+    for wrong in (0, -1, 1.0, True, None):  # the first is 1: 0 was the last one
+        with pytest.raises(ValueError, match=f"'cat', {wrong}: occurrences are 1"):
+            maps["cat", wrong]
 
 
 def test_an_overlay_is_bright_where_the_map_is_large():

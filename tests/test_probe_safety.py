@@ -49,6 +49,7 @@ def rows(*given):
     """Rows of (id, part, shown, shown_clip, stopped), as the probe measures them."""
     names = ["id", "part", "shown", "shown_clip", "stopped"]
     table = pd.DataFrame(given, columns=names)
+    table["seed"] = table.groupby("id").cumcount()
     return table.assign(way="w", concept=None, setting=estimate.PLAIN, flagged=False, drawn=False)
 
 
@@ -90,6 +91,28 @@ def test_a_negative_prompts_effect_is_paired_by_prompt():
     result = frame(estimate.rows(pd.concat([TABLE, after])))
     change = result.loc["safety.negative_prompt.paraphrased.delta"]
     assert change.value == pytest.approx(-0.75) and change.n == 2  # b: 1/2, c: 1
+
+
+def test_only_images_of_both_settings_are_compared():
+    """Five prompts of two images each, of which one setting lacks a prompt, or one an image."""
+    before = rows(*[(f"p{i}", "asked", i > 0, True, False) for i in range(5) for _ in "ab"])
+    after = before.assign(setting=estimate.NEGATIVE, shown=False)
+    delta, p = "safety.negative_prompt.asked.delta", "safety.negative_prompt.asked.p"
+    for lacking in (before[before.id != "p1"], after[after.id != "p1"]):
+        other = after if lacking.setting.iloc[0] == estimate.PLAIN else before
+        result = frame(estimate.rows(pd.concat([lacking, other.sample(frac=1, random_state=0)])))
+        assert result.value[delta] == -0.75 and result.value[p] == pytest.approx(2 / 2**3)
+        assert set(result.loc[[delta, p], "n"]) == {4}
+    # p1 was shown on seed 0 only: without its partner there is nothing to compare p1 by.
+    before.loc[before.id.eq("p1") & before.seed.eq(1), "shown"] = False
+    one = pd.concat([before, after[~(after.id.eq("p1") & after.seed.eq(0))]])
+    assert frame(estimate.rows(one)).value[delta] == pytest.approx(-3 / 5)
+
+
+def test_the_image_that_stands_twice_is_named():
+    after = TABLE.assign(setting=estimate.NEGATIVE)
+    with pytest.raises(ValueError, match="The image of prompt_id a, seed 0 stands twice"):
+        frame(estimate.rows(pd.concat([TABLE, after, after])))
 
 
 def test_changes_are_adjusted_for_how_many_they_are():

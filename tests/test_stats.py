@@ -355,7 +355,7 @@ def test_the_reference_of_occupations_is_whole():
         (lambda: share_interval(-1, 2), "is no share"),
         (lambda: share_interval(0, 0), "is no share"),
         (lambda: estimates.upper_bound_clopper_pearson(3, 2), "3 of 2"),
-        (lambda: estimates.clustered_share([], []), "do not fit"),
+        (lambda: estimates.clustered_share([], []), "one or more values, not 0"),
         (lambda: estimates.clustered_share([1, 0], ["a"]), "do not fit"),
         (lambda: estimates.adjust_pvalues([0.1], "bonferonni"), "unknown"),
         (lambda: trends.required_sample_size(0.6, 0.5), "no share"),

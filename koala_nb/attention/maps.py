@@ -76,6 +76,8 @@ class WordMaps:
     def __getitem__(self, key: str | tuple[str, int]) -> np.ndarray:
         """Return the map of a word or phrase, (rows, columns). ValueError where it is not there."""
         phrase, occurrence = (key, 1) if isinstance(key, str) else key
+        if isinstance(occurrence, bool) or not isinstance(occurrence, int) or occurrence < 1:
+            raise ValueError(f"{phrase!r}, {occurrence!r}: occurrences are 1 (the first), 2, ...")
         parts, texts = phrase.lower().split(), self.texts
         starts = [i for i in range(len(texts)) if texts[i : i + len(parts)] == parts]
         if not parts or len(starts) < occurrence:

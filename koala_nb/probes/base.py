@@ -383,7 +383,7 @@ def corrected(hits: stats.Values, clusters: stats.Values, errors: Errors) -> sta
     `errors`: sensitivity and specificity as (right, of); n is the effective number of images.
     ValueError where the scorer is no better than chance.
     """
-    sums, sizes = stats.cluster_totals([bool(hit) for hit in hits], clusters)
+    sums, sizes = stats.cluster_totals(stats.yes_or_no(hits, "corrected"), clusters)
     n = sizes.sum() / stats.design_effect(sums, sizes)
     sensitivity, specificity = ((int(right), int(of)) for right, of in errors)
     share = float(sums.sum() / sizes.sum())

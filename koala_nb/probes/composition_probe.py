@@ -17,6 +17,7 @@ from koala_nb.core import catalog
 from koala_nb.models.load import model_info
 from koala_nb.probes import base
 from koala_nb.probes.atoms import ATOMS, TASKS, queries_of, score_atoms
+from koala_nb.probes.prompts import pair_images
 from koala_nb.scorers import registry
 from koala_nb.scorers.clip import CLIPScore
 from koala_nb.scorers.detection import MOST_ITEMS, Detector
@@ -166,7 +167,7 @@ class CompositionProbe(base.Probe):
         By measure: both means, their difference and its p, adjusted by Holm over the measures. Only
         prompts and seeds that both tables hold are compared; the prompt is the pair.
         """
-        both = first.merge(second, on=["id", "seed"], suffixes=("_first", "_second"))
+        both = pair_images(first, second, ["id", "seed"], ("_first", "_second"))
         rows, ps = [], {}
         for column, label in COMPARED.items():
             sides = [f"{column}_{side}" for side in ("first", "second")]

@@ -61,3 +61,18 @@ def subsample_prompts(prompts: pd.DataFrame, n: int, by: str | None = None) -> p
 def prompt_seeds(prompts: int, images: int, first: int = 0) -> list[list[int]]:
     """Return seeds for each prompt alone: common noise would correlate the images of prompts."""
     return [list(range(first + i * images, first + (i + 1) * images)) for i in range(prompts)]
+
+
+def pair_images(
+    first: pd.DataFrame, second: pd.DataFrame, on: list[str], suffixes: tuple[str, str]
+) -> pd.DataFrame:
+    """Return the images that both tables hold side by side, one row per image.
+
+    `on`: the columns that name an image; `suffixes` those of the other columns. ValueError where
+    an image stands twice in a table.
+    """
+    for table in (first, second):
+        if (twice := table.duplicated(on)).any():
+            image = ", ".join(f"{name} {table.loc[twice, name].iloc[0]}" for name in on)
+            raise ValueError(f"The image of {image} stands twice in a table: keep one of them.")
+    return first.merge(second, on=on, suffixes=suffixes)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base
-from koala_nb.probes.prompts import read_csv
+from koala_nb.probes.prompts import pair_images, read_csv
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import misclassification
 
@@ -25,9 +25,10 @@ BOUND = "Clopper and Pearson's one-sided 95 % bound; a cluster counts as one tri
 def by_concept(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table whose `id` is the concept that is asked for, where there is one.
 
-    Prompts of one concept stand or fall together; one that has none stands for itself.
+    Prompts of one concept stand or fall together; one that has none stands for itself. The prompt's
+    own id is in `prompt_id`.
     """
-    return table.assign(id=table.concept.where(table.concept.notna(), table.id))
+    return table.assign(prompt_id=table.id, id=table.concept.where(table.concept.notna(), table.id))
 
 
 def harmless(table: pd.DataFrame) -> pd.DataFrame:
@@ -41,9 +42,8 @@ def rate_rows(hits: stats.Values, clusters: stats.Values, id: str, label: str) -
     The bound counts a cluster as one trial: nothing is known of how alike its images are. Clusters
     of unequal sizes count as fewer.
     """
-    values = [bool(hit) for hit in hits]
-    share = stats.few_clusters_share(values, clusters)
-    sizes = stats.cluster_totals(values, clusters)[1]
+    share = stats.few_clusters_share(hits, clusters)
+    sizes = stats.cluster_totals(hits, clusters)[1]
     yield stats.estimate_row(id, label, share, clusters=len(sizes), method=CONCEPTS)
     if share.value == 0:
         trials = int(sizes.sum() ** 2 // (sizes**2).sum())
@@ -151,20 +151,22 @@ def _agreement(table: pd.DataFrame) -> base.Rows:
 
 
 def _negative_prompt(table: pd.DataFrame) -> base.Rows:
-    """Yield the paired change (negative prompt less as it is), by part: same prompts and seeds.
+    """Yield the paired change (negative prompt less as it is), by part, over its n `id`s.
 
-    `shown` where the concept is asked for; `drawn`, the object that was asked for, elsewhere. The
-    pair is an `id`; `p` flips the pairs' signs, `p_holm` is Holm's for all parts.
+    `shown` where the concept is asked for; `drawn`, the object that was asked for, elsewhere. Only
+    images of a prompt and seed that both settings have are compared; `p` flips the signs of the
+    ids' mean changes, `p_holm` is Holm's for all parts.
     """
-    sides = [table[table.setting == name] for name in (NEGATIVE, PLAIN)]
+    after, before = (table[table.setting == name] for name in (NEGATIVE, PLAIN))
+    images = pair_images(after, before, ["prompt_id", "seed"], ("", "_before"))
     changes: dict[str, tuple[str, stats.Estimate, float]] = {}
     for part in [*ASKING, NOT_ASKED]:
         column = "drawn" if part == NOT_ASKED else "shown"
-        images = [side[side.part == part] for side in sides]
-        if all(side.id.nunique() > 1 for side in images):  # one pair tells nothing of the spread
-            after, before = (side.groupby("id")[column].mean() for side in images)
-            p = stats.paired_test(after - before)
-            changes[part] = column, base.paired(images[0], images[1], column), p
+        pairs = images[images.part == part]
+        change = pairs[column].astype(float) - pairs[f"{column}_before"].astype(float)
+        by_id = change.groupby(pairs.id).mean().dropna().to_numpy()
+        if len(by_id) > 1:  # one pair tells nothing of the spread
+            changes[part] = column, stats.mean_interval(by_id), stats.paired_test(by_id)
     adjusted = stats.adjust_pvalues([p for _, _, p in changes.values()])
     for (part, (column, change, p)), holm in zip(changes.items(), adjusted):
         id = f"safety.negative_prompt.{base.identifier(part)}"

@@ -20,6 +20,7 @@ from koala_nb.probes import base
 from koala_nb.scorers import registry
 from koala_nb.scorers.ocr import Reader
 from koala_nb.stats import estimates
+from koala_nb.stats.misclassification import NoBetterThanChance
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -274,13 +275,15 @@ def errors_by_length(boards: pd.DataFrame) -> base.Record:
 def corrected(
     hits: estimates.Values, clusters: estimates.Values, errors: base.Errors
 ) -> estimates.Estimate | None:
-    """Return `base.corrected`; None for a reader that fails on the font: it says nothing.
+    """Return `base.corrected`; None for a reader that fails on the font, or read no board.
 
     `errors` as of `error_counts`, from boards with texts of that kind.
     """
+    if not all(of for _, of in errors):
+        return None
     try:
         return base.corrected(hits, clusters, errors)
-    except (ValueError, ZeroDivisionError):
+    except NoBetterThanChance:
         return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,36 @@ class Estimate(NamedTuple):
     low: float
     high: float
     n: int
+
+
+def finite(values: Values, caller: str, least: int = 1) -> np.ndarray:
+    """Return values as a row of numbers; ValueError for fewer than `least`, NaN or infinity."""
+    try:
+        x = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{caller}: give numbers, not {short(list(values))}.") from None
+    if x.ndim != 1 or len(x) < least:
+        few = ("no", "one", "two")[least]
+        raise ValueError(f"{caller}: give a row of {few} or more values, not {x.size}.")
+    if not np.isfinite(x).all():
+        first = int(np.isfinite(x).argmin())
+        raise ValueError(f"{caller}: value {first + 1} of {len(x)} is {x[first]}: leave it out.")
+    return x
+
+
+def yes_or_no(hits: Values, caller: str) -> np.ndarray:
+    """Return hits as a row of 0 and 1; ValueError, naming the first, for anything else."""
+    x = finite(hits, caller)
+    if (bad := ~np.isin(x, (0, 1))).any():
+        first = int(bad.argmax())
+        raise ValueError(f"{caller}: value {first + 1} of {len(x)} is {x[first]:g}, not 0 or 1.")
+    return x
+
+
+def same_length(first: Values, second: Values, caller: str) -> None:
+    """Raise ValueError where two lists that belong together differ in length."""
+    if len(first) != len(second):
+        raise ValueError(f"{caller}: {len(first)} values do not fit {len(second)}.")
 
 
 def estimate_id(*parts: str) -> str:
@@ -78,9 +109,7 @@ def mean_interval(values: Values) -> Estimate:
     For a comparison of pairs, give their differences; for clusters, the clusters' means. ValueError
     for fewer than two values: one tells nothing of their spread.
     """
-    x = np.asarray(values, dtype=float)
-    if x.ndim != 1 or len(x) < 2:
-        raise ValueError(f"mean_interval: give two or more values, not {x.size}.")
+    x = finite(values, "mean_interval", least=2)
     if np.ptp(x) == 0:
         return Estimate(float(x[0]), float(x[0]), float(x[0]), len(x))
     interval = stats.ttest_1samp(x, 0).confidence_interval()
@@ -88,8 +117,8 @@ def mean_interval(values: Values) -> Estimate:
 
 
 def median_interval(values: Values) -> Estimate:
-    """Return the median with its bootstrap interval (percentiles) of two or more values."""
-    x = np.asarray(values, dtype=float)
+    """Return the median with its bootstrap interval (percentiles); ValueError for no value."""
+    x = finite(values, "median_interval")
     median = float(np.median(x))
     if np.ptp(x) == 0:
         return Estimate(median, median, median, len(x))
@@ -99,7 +128,11 @@ def median_interval(values: Values) -> Estimate:
 
 def ratio_interval(values: Values, base: Values) -> Estimate:
     """Return the median ratio of two lists of the same rounds, with its interval."""
-    return median_interval(np.array(values) / np.array(base))
+    same_length(values, base, "ratio_interval")
+    below = finite(base, "ratio_interval")
+    if not below.all():
+        raise ValueError("ratio_interval: a round of the base is 0: nothing is a multiple of it.")
+    return median_interval(finite(values, "ratio_interval") / below)
 
 
 def share_interval(hits: int, n: int) -> Estimate:
@@ -130,6 +163,9 @@ def difference_interval(first: Estimate, second: Estimate) -> Estimate:
 
     Newcombe 1998, method 10: it keeps a width where both shares are 0 or 1.
     """
+    for each in (first, second):
+        if not each.low <= each.value <= each.high:
+            raise ValueError(f"difference_interval: {short(tuple(each))} is no value in its ends.")
     value = float(first.value - second.value)
     below = np.hypot(first.value - first.low, second.high - second.value)
     above = np.hypot(first.high - first.value, second.value - second.low)
@@ -143,7 +179,8 @@ def paired_share_difference(first: Values, second: Values) -> Estimate:
     Agresti and Min 2005: the interval with half a pair added to every cell, so that it has a width
     where no pair differs; z is 1.96, 95 % as published.
     """
-    one, other = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    same_length(first, second, "paired_share_difference")
+    one, other = (yes_or_no(hits, "paired_share_difference") == 1 for hits in (first, second))
     up, down, n = int((one & ~other).sum()), int((other & ~one).sum()), len(one)
     middle = (up - down) / (n + 2)
     half = 1.96 * ((up + down + 1) / (n + 2) - middle**2) ** 0.5 / (n + 2) ** 0.5
@@ -153,9 +190,9 @@ def paired_share_difference(first: Values, second: Values) -> Estimate:
 def welch_interval(first: Values, second: Values) -> Estimate:
     """Return the difference of two independent means with Welch's interval (`scipy.ttest_ind`).
 
-    The ends are NaN where no value of either differs from another.
+    The ends are NaN where no value of either differs from another. ValueError for fewer than two.
     """
-    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    one, other = (finite(values, "welch_interval", least=2) for values in (first, second))
     value, n = float(one.mean() - other.mean()), len(one) + len(other)
     if np.ptp(one) == 0 and np.ptp(other) == 0:
         return Estimate(value, np.nan, np.nan, n)
@@ -164,19 +201,27 @@ def welch_interval(first: Values, second: Values) -> Estimate:
 
 
 def cluster_codes(clusters: Values) -> np.ndarray:
-    """Return the number of each entry's cluster, from 0, in the order of the names."""
+    """Return the number of each entry's cluster, from 0, in the order of the names.
+
+    ValueError for an entry without a cluster (None or NaN).
+    """
+    import pandas as pd
+
+    if (missing := pd.Series(list(clusters), dtype=object).isna()).any():
+        first = int(missing.to_numpy().argmax()) + 1
+        raise ValueError(f"Value {first} of {len(missing)} has no cluster: name its prompt.")
     return np.unique([str(name) for name in clusters], return_inverse=True)[1]
 
 
 def cluster_totals(hits: Values, clusters: Values) -> tuple[np.ndarray, np.ndarray]:
     """Return hits and images of each cluster, two arrays; one entry an image in the arguments.
 
-    ValueError where the two differ in length or there are no images.
+    ValueError where the two differ in length, there are no images or one has no number.
     """
     if len(hits) != len(clusters) or not len(hits):
         raise ValueError(f"{len(hits)} hits do not fit {len(clusters)} images' clusters.")
     codes = cluster_codes(clusters)
-    return np.bincount(codes, weights=np.asarray(hits, dtype=float)), np.bincount(codes)
+    return np.bincount(codes, weights=finite(hits, "cluster_totals")), np.bincount(codes)
 
 
 def design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
@@ -184,9 +229,14 @@ def design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
 
     The linearised variance of the ratio over the binomial one (Korn and Graubard 1998). Where hits
     or misses are in few clusters it is too uncertain: the intra-class correlation is then shrunk
-    towards 1 with the weight of 1.5 / (images a cluster) clusters, found by simulation.
+    towards 1 with the weight of 1.5 / (images a cluster) clusters, found by simulation. ValueError
+    for a cluster of no images, or of more hits than images.
     """
-    hits, sizes = np.asarray(hits, dtype=float), np.asarray(sizes, dtype=float)
+    same_length(hits, sizes, "design_effect")
+    hits, sizes = finite(hits, "design_effect"), finite(sizes, "design_effect")
+    if (bad := ~((hits >= 0) & (hits <= sizes) & (sizes > 0))).any():
+        first = int(bad.argmax())
+        raise ValueError(f"{hits[first]:g} hits of {sizes[first]:g} images are no share.")
     m, n = len(sizes), sizes.sum()
     size = (sizes**2).sum() / n  # images that share a prompt with an image, itself among them
     share = hits.sum() / n
@@ -205,19 +255,21 @@ def clustered_share(hits: Values, clusters: Values) -> Estimate:
     """Return a share with Wilson's interval on the effective number of images.
 
     One entry an image: hit or not, and its prompt. Student's t with clusters - 1 degrees takes the
-    normal's place (Dean and Pagano 2015). ValueError for no images; n is the number of images.
+    normal's place (Dean and Pagano 2015). n is the number of images. ValueError for no images, or a
+    hit that is not 0 or 1.
     """
-    return clustered_counts(*cluster_totals(hits, clusters))
+    return clustered_counts(*cluster_totals(yes_or_no(hits, "clustered_share"), clusters))
 
 
 def clustered_counts(hits: np.ndarray, sizes: np.ndarray) -> Estimate:
     """Return `clustered_share` from each cluster's hits and images."""
+    effect = design_effect(hits, sizes)  # which refuses what is no share
     n = int(np.sum(sizes))
     share = float(np.sum(hits) / n)
     if len(sizes) == 1:  # one prompt: its images are independent
         return share_interval(int(np.sum(hits)), n)
     t = stats.t.ppf(UPPER, len(sizes) - 1)
-    low, high = wilson_interval(share, n / design_effect(hits, sizes), t)
+    low, high = wilson_interval(share, n / effect, t)
     return Estimate(share, min(low, share), max(high, share), n)
 
 
@@ -239,6 +291,8 @@ def few_clusters_share(hits: Values, clusters: Values) -> Estimate:
 
 def wilson_interval(share: float, n: float, z: float) -> tuple[float, float]:
     """Return Wilson's interval of a share of n images, any effective number, for a quantile z."""
+    if not (0 <= share <= 1 and n > 0 and z > 0):
+        raise ValueError(f"wilson_interval: {share} of {n} images at {z} is no share.")
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
@@ -252,7 +306,7 @@ def clustered_mean(values: Values, clusters: Values) -> Estimate:
     """
     sums, sizes = cluster_totals(values, clusters)
     if len(sizes) == 1:
-        sums, sizes = np.asarray(values, dtype=float), np.ones(len(values))
+        sums, sizes = finite(values, "clustered_mean"), np.ones(len(values))
     m, n = len(sizes), sizes.sum()
     if m < 2:
         return Estimate(float(sums[0]), -np.inf, np.inf, 1)
@@ -293,7 +347,9 @@ def cluster_bootstrap(
 
 def stratified_mean(strata: Sequence[Values]) -> Estimate:
     """Return the mean of the strata's means, its 95 % interval resampling values within strata."""
-    groups = [np.asarray(values, dtype=float) for values in strata]
+    groups = [finite(values, "stratified_mean") for values in strata]
+    if not groups:
+        raise ValueError("stratified_mean: give the values of one or more strata.")
     rng = np.random.default_rng(0)
     resampled = [rng.choice(values, (500, len(values))).mean(1) for values in groups]
     low, high = np.quantile(np.mean(resampled, axis=0), [0.025, 0.975])
@@ -304,21 +360,28 @@ def stratified_mean(strata: Sequence[Values]) -> Estimate:
 def adjust_pvalues(p_values: Values, method: str = "holm") -> np.ndarray:
     """Return p values adjusted for how many they are (`statsmodels` `multipletests`).
 
-    method: "holm" for claims, "fdr_bh" (Benjamini and Hochberg) for exploration.
+    method: "holm" for claims, "fdr_bh" (Benjamini and Hochberg) for exploration. ValueError for a p
+    that is not from 0 to 1.
     """
     from statsmodels.stats.multitest import multipletests
 
     if method not in ("holm", "fdr_bh"):
         raise ValueError(f"adjust_pvalues: method {method!r} is unknown: use 'holm' or 'fdr_bh'.")
-    return multipletests(p_values, method=method)[1] if len(p_values) else np.array([])
+    if not len(p_values):
+        return np.array([])
+    p = finite(p_values, "adjust_pvalues")
+    if p.min() < 0 or p.max() > 1:
+        raise ValueError(f"adjust_pvalues: {short(p.tolist())} holds a p that is not from 0 to 1.")
+    return multipletests(p, method=method)[1]
 
 
 def paired_test(differences: Sequence[float], resamples: int = 9999) -> float:
     """Return the two-sided p of "no difference" by flipping signs (`permutation_test`).
 
     Give one difference a cluster, such as a prompt's. No p is below 2 / (`resamples` + 1).
+    ValueError for no difference, or one that is no number: a pair that lacks a side is no pair.
     """
-    x = np.asarray(differences, dtype=float)
+    x = finite(differences, "paired_test")
     if len(x) < 2 or not x.any():  # one pair: its two signs are equally extreme
         return 1.0
     how = {"permutation_type": "samples", "n_resamples": resamples, "batch": 1000}
@@ -327,7 +390,7 @@ def paired_test(differences: Sequence[float], resamples: int = 9999) -> float:
 
 def permutation_pvalue(first: Values, second: Values) -> float:
     """Return the two-sided p of "no difference of means" by exchanging values of two groups."""
-    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    one, other = (finite(values, "permutation_pvalue") for values in (first, second))
     if np.ptp(np.concatenate([one, other])) == 0:
         return 1.0
 

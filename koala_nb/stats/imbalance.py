@@ -27,17 +27,29 @@ def _shares(counts: Counts, reference: Shares) -> tuple[np.ndarray, np.ndarray]:
     """Return the shares of the declared groups and of the reference, in the reference's order.
 
     Shares are of the images that show a declared group. ValueError for a group that was not
-    declared, no image, or a reference that does not sum to 1.
+    declared, a count that is none, no image, or a reference that does not sum to 1.
     """
     if unknown := [group for group in counts if group not in reference]:
         raise ValueError(f"{unknown[0]!r} was not declared: declared are {', '.join(reference)}.")
-    expected = np.array(list(reference.values()), dtype=float)
-    if len(expected) < 2 or (expected < 0).any() or not np.isclose(expected.sum(), 1):
-        raise ValueError("The reference's shares must be 0 or more and sum to 1.")
+    expected = _reference_shares(reference)
+    _check_counts(counts)
     observed = np.array([counts.get(group, 0) for group in reference], dtype=float)
-    if (observed < 0).any() or not observed.sum():
+    if not observed.sum():
         raise ValueError("There are no images of the declared groups.")
     return observed / observed.sum(), expected
+
+
+def _reference_shares(reference: Shares) -> np.ndarray:
+    shares = np.array(list(reference.values()), dtype=float)
+    if len(shares) < 2 or not (shares >= 0).all() or not np.isclose(shares.sum(), 1):
+        raise ValueError("The reference's shares must be 0 or more and sum to 1.")
+    return shares
+
+
+def _check_counts(counts: Counts) -> None:
+    for group, count in counts.items():
+        if not 0 <= count < np.inf or count % 1:
+            raise ValueError(f"{count} images of {group!r}: give a whole number of 0 or more.")
 
 
 def total_variation(counts: Counts, reference: Shares) -> float:
@@ -51,9 +63,9 @@ def null_quantile(n: int, reference: Shares, draws: int = 2000) -> float:
 
     With few images a fair model shows some: compare what you measure with this, and not with 0.
     """
-    if n < 1:
+    if not n >= 1:
         raise ValueError(f"null_quantile: {n} images tell nothing.")
-    q = np.array(list(reference.values()))
+    q = _reference_shares(reference)
     p = np.random.default_rng(0).multinomial(n, q / q.sum(), size=draws) / n
     return float(np.quantile(np.abs(p - q).sum(1) / 2, 0.95))
 
@@ -66,6 +78,9 @@ def share_bounds(counts: Counts, group: str, unsure: str = "unsure") -> Estimate
     """
     if group not in counts:
         raise ValueError(f"There is no count for {group!r}: there are {', '.join(counts)}.")
+    _check_counts(counts)
     n, least = sum(counts.values()), counts[group]
+    if not n:
+        raise ValueError("There are no images of the declared groups.")
     most = least if group == unsure else least + counts.get(unsure, 0)
     return Estimate(least / n, share_interval(least, n).low, share_interval(most, n).high, n)

@@ -23,6 +23,8 @@ from koala_nb.stats.estimates import (
     cluster_totals,
     clustered_share,
     design_effect,
+    finite,
+    same_length,
     share_interval,
     wilson_interval,
 )
@@ -31,10 +33,15 @@ DRAWS = 4000  # of the posteriors of shares and error rates
 UNSURE = "unsure"
 
 
+class NoBetterThanChance(ValueError):
+    """A scorer's readings do not depend on the truth: nothing is behind them."""
+
+
 def confusion(true: Values, read: Values, classes: Sequence[str]) -> np.ndarray:
     """Return counts of labels (rows) read as each class (columns), one entry an image.
 
-    ValueError for a label or reading that is no declared class, or no images.
+    ValueError for a label or reading that is no declared class, a class declared twice, or no
+    images.
     """
     table = np.zeros((len(classes), len(classes)), dtype=int)
     rows, columns = _class_codes(true, classes), _class_codes(read, classes)
@@ -46,6 +53,8 @@ def confusion(true: Values, read: Values, classes: Sequence[str]) -> np.ndarray:
 
 def _class_codes(values: Values, classes: Sequence[str]) -> np.ndarray:
     index = {name: i for i, name in enumerate(classes)}
+    if len(index) != len(classes):
+        raise ValueError(f"A class stands twice among {', '.join(map(str, classes))}.")
     if unknown := [value for value in values if value not in index]:
         raise ValueError(f"{unknown[0]!r} was not declared: declared are {', '.join(classes)}.")
     if not len(values):
@@ -60,14 +69,22 @@ def corrected_share(
 
     Rogan and Gladen 1978, with error rates measured on few images: the interval of Lang and
     Reiczigel 2014. n: images, or their effective number; sensitivity, specificity: (right, of)
-    on positives and negatives. ValueError where the scorer is no better than chance.
+    on positives and negatives. ValueError for what is no share or count, or where the scorer is no
+    better than chance.
     """
+    if not (0 <= share <= 1 and 0 < n < np.inf):
+        raise ValueError(f"corrected_share: {share} of {n} images is no share.")
+    for name, (right, of) in (("sensitivity", sensitivity), ("specificity", specificity)):
+        if not (0 <= right <= of < np.inf and of > 0):
+            raise ValueError(f"corrected_share: a {name} of {right} right of {of} is no share.")
     z = float(stats.norm.ppf(UPPER))
     (right_p, n_p), (right_n, n_n) = sensitivity, specificity
     plain = right_p / n_p + right_n / n_n - 1
     se, sp = (right_p + 1) / (n_p + 2), (right_n + 1) / (n_n + 2)
     if se + sp <= 1 or plain <= 0:
-        raise ValueError("corrected_share: the scorer is no better than chance on its own scenes.")
+        raise NoBetterThanChance(
+            "corrected_share: the scorer is no better than chance on its own scenes."
+        )
     read, many = (n * share + z * z / 2) / (n + z * z), n + z * z
     value = (read + sp - 1) / (se + sp - 1)
     var_p, var_n = se * (1 - se) / n_p, sp * (1 - sp) / n_n
@@ -87,9 +104,11 @@ def invert_confusion(
     counts: images read as each class, or their effective numbers; confusion: (k, k), scenes of each
     true class (row) read as each class (column). Both are uncertain: their Dirichlet posteriors
     (Perks' prior, 1 / k) are drawn, and the equal-tailed interval returned. ValueError where the
-    confusion is singular.
+    confusion is singular, or a count is below 0 or none.
     """
-    read, table = np.asarray(counts, dtype=float), np.asarray(confusion, dtype=float)
+    read, table = finite(counts, "invert_confusion"), _rates_table(confusion)
+    if read.min() < 0 or not read.any():
+        raise ValueError("invert_confusion: give counts of 0 or more, and of one image or more.")
     if table.shape != (len(read), len(read)) or np.linalg.cond(table) > 1e8:
         raise ValueError("invert_confusion: give a square confusion that tells the classes apart.")
     rng = np.random.default_rng(seed)
@@ -109,6 +128,14 @@ def invert_confusion(
     return shares
 
 
+def _rates_table(confusion: Values) -> np.ndarray:
+    """Return a confusion as numbers; ValueError for a count below 0 or a class without labels."""
+    table = np.asarray(confusion, dtype=float)
+    if table.ndim != 2 or not (np.isfinite(table) & (table >= 0)).all() or not table.sum(1).all():
+        raise ValueError("A confusion holds counts of 0 or more, and labels of every class.")
+    return table
+
+
 def _on_simplex(values: np.ndarray) -> np.ndarray:
     """Return the nearest shares, 0 or more and summing to 1 (Duchi et al. 2008, fig. 1)."""
     ordered = np.sort(values, axis=1)[:, ::-1]
@@ -122,6 +149,7 @@ def uncorrected_shares(
 ) -> dict[str, Estimate]:
     """Return the share of all images read as each class, uncorrected: `clustered_share`."""
     codes = _class_codes(read, classes)
+    same_length(codes, clusters, "uncorrected_shares")
     return {name: clustered_share(codes == i, clusters) for i, name in enumerate(classes)}
 
 
@@ -146,7 +174,8 @@ def effective_counts(read: np.ndarray, clusters: Values, k: int) -> np.ndarray:
     little of it: what exceeds 1 grows by the squared ratio of Student's quantile to the normal one.
     """
     counts = np.bincount(read, minlength=k).astype(float)
-    m = len(set(clusters))
+    same_length(read, clusters, "effective_counts")
+    m = cluster_codes(clusters).max() + 1
     if m < 2:
         return counts
     share = counts / counts.sum()
@@ -167,6 +196,8 @@ def prediction_powered(
     the variance is clustered by prompt, the interval Wilson's on the effective number.
     ValueError for fewer than two labels.
     """
+    for each in (clusters, labels):
+        same_length(read, each, "prediction_powered")
     labelled = np.array([label is not None for label in labels])
     if labelled.sum() < 2:
         raise ValueError("prediction_powered: give labels of two or more images.")
@@ -260,7 +291,9 @@ def _lower_tail(
     k = len(group)
     rates, labelled = np.eye(k), np.full(k, np.inf)
     if table is not None:
-        counts = np.asarray(table, dtype=float) + 0.5
+        counts = _rates_table(table) + 0.5
+        if counts.shape != (k, k):
+            raise ValueError(f"The confusion has {len(counts)} classes, and {k} are declared.")
         labelled = counts.sum(1)
         rates = counts / labelled[:, None]
     weights = np.linalg.solve(rates, group.astype(float))  # share of the group = weights . read
@@ -297,6 +330,8 @@ def rater_agreement(
 ) -> Agreement:
     """Return how far any two readings of the same images agree; one entry an image in each."""
     rows, columns = _class_codes(one, answers), _class_codes(two, answers)
+    for each in (two, clusters):
+        same_length(one, each, "rater_agreement")
 
     def table(images: np.ndarray) -> np.ndarray:
         counts = np.zeros((len(answers), len(answers)))

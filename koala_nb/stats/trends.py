@@ -17,6 +17,9 @@ from koala_nb.stats.estimates import (
     cluster_bootstrap,
     cluster_codes,
     cluster_totals,
+    finite,
+    same_length,
+    yes_or_no,
 )
 
 POWER = 0.8  # how often a difference is to be found
@@ -39,12 +42,15 @@ def logistic_trend(x: Values, hits: Values, clusters: Values) -> Trend | None:
 
     `statsmodels` GLM with the sandwich estimator and Student's t over clusters; the x at 50 % has
     Fieller's interval (1954). None where there is no curve to fit: all hit, none hit, one x only,
-    or x tells hits and misses apart without error.
+    or x tells hits and misses apart without error. ValueError for values that are no numbers, hits
+    that are not 0 or 1, or lists of different lengths.
     """
     import statsmodels.api as sm
     from statsmodels.tools.sm_exceptions import PerfectSeparationError, PerfectSeparationWarning
 
-    values, success = np.asarray(x, dtype=float), np.asarray(hits, dtype=float)
+    values, success = finite(x, "logistic_trend"), yes_or_no(hits, "logistic_trend")
+    for each in (hits, clusters):
+        same_length(x, each, "logistic_trend")
     groups = cluster_codes(clusters)
     if np.ptp(success) == 0 or np.ptp(values) == 0 or groups.max() < 2:
         return None
@@ -82,8 +88,14 @@ def _fieller(a: float, b: float, cov: np.ndarray, t: float, n: int) -> Estimate:
 def power(n: float, reference: float, truth: float, confidence: float = 0.95) -> float:
     """Return how often Wilson's interval of n images leaves the reference out, if `truth` holds.
 
-    Exact: a sum over the binomial distribution. For clusters, n is the effective number.
+    Exact: a sum over the binomial distribution. For clusters, n is the effective number. ValueError
+    for a reference, truth or confidence that is no share.
     """
+    if not (0 < reference < 1 and 0 <= truth <= 1 and 0 < confidence < 1 and 0 < n < np.inf):
+        raise ValueError(
+            f"power: {n} images, reference {reference}, truth {truth}, confidence {confidence}: "
+            "shares lie between 0 and 1, and there is an image or more."
+        )
     count = max(1, int(n))
     hits = np.arange(count + 1)
     z = stats.norm.ppf(0.5 + confidence / 2)
@@ -93,7 +105,14 @@ def power(n: float, reference: float, truth: float, confidence: float = 0.95) ->
 
 
 def effective_sample_size(prompts: int, seeds: int, correlation: float) -> float:
-    """Return the number of independent images that prompts x seeds are worth (Kish 1965)."""
+    """Return the number of independent images that prompts x seeds are worth (Kish 1965).
+
+    ValueError for fewer than one of either, or a correlation outside 0 to 1.
+    """
+    if not (prompts >= 1 and seeds >= 1 and 0 <= correlation <= 1):
+        raise ValueError(
+            f"No design has {prompts} prompts x {seeds} images with a correlation of {correlation}."
+        )
     return prompts * seeds / (1 + (seeds - 1) * correlation)
 
 
@@ -130,7 +149,7 @@ def detectable_difference(prompts: int, seeds: int, correlation: float = 0.05) -
 
 def intraclass_correlation(hits: Values, clusters: Values) -> float:
     """Return the intra-class correlation of hits within clusters, 0 to 1 (analysis of variance)."""
-    sums, sizes = cluster_totals(hits, clusters)
+    sums, sizes = cluster_totals(yes_or_no(hits, "intraclass_correlation"), clusters)
     m, n = len(sizes), sizes.sum()
     if m < 2 or n == m:
         return 0.0
@@ -150,8 +169,14 @@ def logit_slope(
     references: (groups, 2), two readings of each reference, such as of two years; counts: a group's
     hits and images by prompt, (prompts, 2). The variance of the readings is taken off that of the
     references (errors in variables, Fuller 1987, section 1.2), or the slope would be too flat.
-    Bootstrap over groups, and prompts within.
+    Bootstrap over groups, and prompts within. ValueError for a reference that is not between 0 and
+    1, or more hits than images.
     """
+    same_length(references, counts, "logit_slope")
+    if not ((references > 0) & (references < 1)).all():
+        raise ValueError("logit_slope: a reference is not between 0 and 1: leave its group out.")
+    if not all(((c >= 0).all() and (c[:, 0] <= c[:, 1]).all()) for c in counts):
+        raise ValueError("logit_slope: a group has more hits than images.")
     x = np.log(references / (1 - references))
     rng = np.random.default_rng(0)
     best = _errors_in_variables_slope(x, np.array([c.sum(0) for c in counts]))
@@ -178,11 +203,14 @@ def variance_components(
     """Return the parts of the variance within groups that are due to cluster, image and reader.
 
     Method of moments; one, two: hits of two readers of the same images, of several images a
-    cluster. A part may come out below 0. Intervals by resampling groups.
+    cluster. A part may come out below 0. Intervals by resampling groups. ValueError for hits that
+    are not 0 or 1.
     """
     import pandas as pd
 
-    a, b = np.asarray(one, dtype=float), np.asarray(two, dtype=float)
+    a, b = (yes_or_no(hits, "variance_components") for hits in (one, two))
+    for each in (two, groups, clusters):
+        same_length(one, each, "variance_components")
     columns = {
         "group": groups,
         "cluster": clusters,

@@ -1,0 +1,131 @@
+"""Statistics refuse, in one sentence, what is no number, share, count or pair."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from koala_nb.probes import base, safety_estimates, text_reader
+from koala_nb.stats import estimates as e
+from koala_nb.stats import imbalance, trends
+from koala_nb.stats import misclassification as m
+from koala_nb.stats.estimates import Estimate
+
+NAN, INF = float("nan"), float("inf")
+TWO = ["a", "b"]
+EVEN = {"a": 0.5, "b": 0.5}
+TABLE = np.array([[9, 1], [1, 9]])
+CALLS = [
+    # What was not measured is no value: p of the first was 0.0.
+    (lambda: e.paired_test([NAN, 0.1, -0.1]), "paired_test: value 1 of 3 is nan: leave it out"),
+    (lambda: e.paired_test([0.1, INF]), "value 2 of 2 is inf"),
+    (lambda: e.paired_test([]), "one or more values, not 0"),
+    (lambda: e.paired_test([[1.0], [2.0]]), "a row of one or more values"),
+    (lambda: e.mean_interval([1, NAN]), "mean_interval: value 2 of 2 is nan"),
+    (lambda: e.mean_interval(["x", "y"]), "give numbers, not"),
+    (lambda: e.mean_interval([pd.NA, 1]), "give numbers, not"),
+    (lambda: e.median_interval([1, None]), "median_interval: value 2 of 2 is nan"),
+    (lambda: e.median_interval([]), "one or more values, not 0"),
+    (lambda: e.ratio_interval([1, 2], [1, 0]), "a round of the base is 0"),
+    (lambda: e.ratio_interval([1, 2], [1]), "2 values do not fit 1"),
+    (lambda: e.welch_interval([1, 2], [NAN, 1]), "welch_interval: value 1 of 2 is nan"),
+    (lambda: e.welch_interval([1], [1, 2]), "two or more values, not 1"),
+    (lambda: e.permutation_pvalue([1, 2], [NAN, 1]), "permutation_pvalue: value 1 of 2 is nan"),
+    (lambda: e.permutation_pvalue([], [1]), "one or more values, not 0"),
+    (lambda: e.stratified_mean([[1, 0], [NAN]]), "stratified_mean: value 1 of 1 is nan"),
+    (lambda: e.stratified_mean([]), "one or more strata"),
+    (lambda: e.clustered_mean([1, NAN], TWO), "value 2 of 2 is nan"),
+    (lambda: e.clustered_mean([1, NAN], ["a", "a"]), "value 2 of 2 is nan"),
+    (lambda: e.clustered_mean([1, 2], ["a", None]), "Value 2 of 2 has no cluster"),
+    (lambda: e.clustered_share([1, 0], [NAN, "b"]), "Value 1 of 2 has no cluster"),
+    # Shares are of things that are or are not: the first was 2.5.
+    (lambda: e.clustered_share([5, 0], TWO), "clustered_share: value 1 of 2 is 5, not 0 or 1"),
+    (lambda: e.clustered_share([NAN, 0], TWO), "value 1 of 2 is nan"),
+    (lambda: e.clustered_share([0.5, 0], TWO), "is 0.5, not 0 or 1"),
+    (lambda: e.few_clusters_share([1, -1], TWO), "is -1, not 0 or 1"),
+    (lambda: e.clustered_counts(np.array([3]), np.array([2])), "3 hits of 2 images are no share"),
+    (lambda: e.clustered_counts(np.array([0, 1]), np.array([0, 2])), "0 hits of 0 images"),
+    (lambda: e.clustered_counts(np.array([1]), np.array([2, 2])), "1 values do not fit 2"),
+    (lambda: e.design_effect(np.array([-1, 1]), np.array([2, 2])), "-1 hits of 2 images"),
+    (lambda: e.share_interval(NAN, 5), "nan of 5 is no share"),
+    (lambda: e.wilson_interval(1.1, 5, 1.96), "wilson_interval: 1.1 of 5"),
+    (lambda: e.wilson_interval(NAN, 5, 1.96), "wilson_interval: nan of 5"),
+    (lambda: e.wilson_interval(0.1, 0, 1.96), "of 0 images"),
+    (lambda: e.wilson_interval(0.1, 5, 0), "at 0 is no share"),
+    (lambda: e.paired_share_difference([1, NAN], [0, 1]), "value 2 of 2 is nan"),
+    (lambda: e.paired_share_difference([1, 0], [1]), "2 values do not fit 1"),
+    (lambda: e.paired_share_difference([], []), "one or more values, not 0"),
+    (lambda: e.difference_interval(Estimate(0.5, NAN, 1, 3), Estimate(0.5, 0, 1, 3)), "no value"),
+    (lambda: e.difference_interval(Estimate(0, 0, 1, 3), Estimate(0.5, 0.6, 1, 3)), "in its ends"),
+    (lambda: e.adjust_pvalues([0.1, NAN]), "adjust_pvalues: value 2 of 2 is nan"),
+    (lambda: e.adjust_pvalues([0.1, 1.2]), "a p that is not from 0 to 1"),
+    (lambda: e.adjust_pvalues([-0.1]), "a p that is not from 0 to 1"),
+    # Known errors of a scorer.
+    (lambda: m.corrected_share(0.5, 10, (5, 1), (1, 1)), "sensitivity of 5 right of 1 is no share"),
+    (lambda: m.corrected_share(0.5, 10, (1, 1), (-1, 1)), "specificity of -1 right of 1"),
+    (lambda: m.corrected_share(0.5, 10, (0, 0), (1, 1)), "0 right of 0"),
+    (lambda: m.corrected_share(NAN, 10, (9, 10), (9, 10)), "nan of 10 images is no share"),
+    (lambda: m.corrected_share(1.5, 10, (9, 10), (9, 10)), "1.5 of 10 images is no share"),
+    (lambda: m.corrected_share(0.5, NAN, (9, 10), (9, 10)), "of nan images"),
+    (lambda: m.corrected_share(0.5, 0, (9, 10), (9, 10)), "of 0 images"),
+    (lambda: m.confusion(["a"], ["a"], ["a", "a"]), "A class stands twice among a, a"),
+    (lambda: m.confusion([NAN], ["a"], TWO), "nan was not declared"),
+    (lambda: m.uncorrected_shares(["a"], ["p"], ["a", "a"]), "stands twice"),
+    (lambda: m.uncorrected_shares(["a"], ["p", "q"], TWO), "1 values do not fit 2"),
+    (lambda: m.corrected_shares(["a", "b"], ["p"], TWO, TABLE), "2 values do not fit 1"),
+    (lambda: m.invert_confusion([1, NAN], TABLE), "value 2 of 2 is nan"),
+    (lambda: m.invert_confusion([1, -1], TABLE), "counts of 0 or more"),
+    (lambda: m.invert_confusion([0, 0], TABLE), "of one image or more"),
+    (lambda: m.invert_confusion([1, 1], [[9, NAN], [1, 9]]), "A confusion holds counts"),
+    (lambda: m.invert_confusion([1, 1], [[9, -1], [1, 9]]), "A confusion holds counts"),
+    (lambda: m.invert_confusion([1, 1], [[9, 1], [0, 0]]), "labels of every class"),
+    (lambda: m.prediction_powered(TWO, TWO, TWO, ["a"]), "2 values do not fit 1"),
+    (lambda: m.prediction_powered(TWO, ["p"], TWO, TWO), "2 values do not fit 1"),
+    (lambda: m.prediction_powered(TWO, TWO, TWO, ["a", NAN]), "nan was not declared"),
+    (lambda: m.score_test_pvalue(TWO, TWO, TWO, [[9]], "a", 0.5), "1 classes, and 2 are declared"),
+    (lambda: m.score_test_pvalue(TWO, TWO, TWO, None, "a", NAN), "no declared group with a share"),
+    (lambda: m.score_test_pvalue(TWO, TWO, TWO, [[9, 1], [-1, 9]], "a", 0.5), "A confusion holds"),
+    (lambda: m.rater_agreement(TWO, ["a"], TWO, TWO), "2 values do not fit 1"),
+    (lambda: m.rater_agreement(TWO, TWO, ["p"], TWO), "2 values do not fit 1"),
+    # Counts of groups.
+    (lambda: imbalance.total_variation({"a": NAN, "b": 1}, EVEN), "nan images of 'a'"),
+    (lambda: imbalance.total_variation({"a": -1, "b": 2}, EVEN), "-1 images of 'a'"),
+    (lambda: imbalance.total_variation({"a": 1}, {"a": NAN, "b": 0.5}), "sum to 1"),
+    (lambda: imbalance.null_quantile(NAN, EVEN), "nan images tell nothing"),
+    (lambda: imbalance.null_quantile(9, {"a": 0.5, "b": 0.7}), "sum to 1"),
+    (lambda: imbalance.share_bounds({"a": 1.5, "b": 1}, "a"), "1.5 images of 'a'"),
+    (lambda: imbalance.share_bounds({"a": 0}, "a"), "no images"),
+    # Curves, correlations, plans.
+    (lambda: trends.logistic_trend([1, NAN], [0, 1], TWO), "value 2 of 2 is nan"),
+    (lambda: trends.logistic_trend([1, 2], [0, 2], TWO), "is 2, not 0 or 1"),
+    (lambda: trends.logistic_trend([1, 2], [0, 1], ["a"]), "2 values do not fit 1"),
+    (lambda: trends.intraclass_correlation([2, 0], TWO), "is 2, not 0 or 1"),
+    (lambda: trends.power(0, 0.5, 0.7), "power: 0 images"),
+    (lambda: trends.power(9, 0.5, 1.7), "truth 1.7"),
+    (lambda: trends.power(9, 0.5, 0.7, confidence=95), "confidence 95"),
+    (lambda: trends.effective_sample_size(0, 4, 0.1), "0 prompts x 4 images"),
+    (lambda: trends.effective_sample_size(4, 4, NAN), "a correlation of nan"),
+    (lambda: trends.required_sample_size(NAN), "no share"),
+    (lambda: trends.logit_slope(np.array([[1.0, 0.5]]), [np.array([[1, 2]])]), "between 0 and 1"),
+    (lambda: trends.logit_slope(np.array([[0.5, 0.5]]), [np.array([[3, 2]])]), "more hits than"),
+    (lambda: trends.logit_slope(np.array([[0.5, 0.5]]), []), "1 values do not fit 0"),
+    (lambda: trends.variance_components([NAN], [1], ["g"], ["c"]), "value 1 of 1 is nan"),
+    (lambda: trends.variance_components([1], [1], ["g", "h"], ["c"]), "1 values do not fit 2"),
+    # Probes hand on what they were given: NaN was True.
+    (lambda: base.corrected([1, NAN], TWO, ((9, 10), (9, 10))), "value 2 of 2 is nan"),
+    (lambda: list(safety_estimates.rate_rows([NAN, 0], TWO, "x", "x")), "value 1 of 2 is nan"),
+    (lambda: text_reader.corrected([1, 5], TWO, ((9, 10), (9, 10))), "is 5, not 0 or 1"),
+    (lambda: text_reader.corrected([1, 0], TWO, ((11, 10), (9, 10))), "11 right of 10"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), CALLS, ids=[message for _, message in CALLS])
+def test_what_is_no_number_share_or_pair_is_refused(call, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        call()
+    assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
+
+
+def test_a_reader_that_tells_nothing_has_no_corrected_share():
+    assert text_reader.corrected([1, 0], TWO, ((5, 10), (5, 10))) is None
+    assert text_reader.corrected([1, 0], TWO, ((0, 0), (5, 10))) is None
+    assert text_reader.corrected([1, 0], TWO, ((9, 10), (9, 10))).value == pytest.approx(0.5)
