@@ -269,6 +269,7 @@ class CapturingProcessor:
         self.original, self.receivers = original, receivers
         self.handles = {channel: capture.register(r) for channel, r in receivers.items()}
         self.probe, self.width_l, self.order = capture.probe, capture.width_l, capture.order
+        self.wraps_unchanged = original  # for the pipeline's fingerprint
 
     def __call__(
         self,
@@ -328,6 +329,11 @@ class PassCounter(nn.Module):
         super().__init__()
         self.first, self.receive = first, capture.begin_pass
         self.handle, self.order = capture.register(capture.begin_pass), capture.order
+
+    @property
+    def wraps_unchanged(self) -> nn.Module:
+        """The first layer, for the pipeline's fingerprint."""
+        return self.first
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         """Return the first layer's output."""

@@ -193,13 +193,12 @@ def _draw(number: int, plan: Plan, *, source: Source, common: Record, folder: Pa
     """On a worker: draw what is missing of a chunk and write its records; returns its length."""
     with _DRAWING:
         drawing, _ = _drawing(_load(source), plan)
-        here = _common(drawing)
-        for key in common:
-            if here.get(key) != common[key]:
-                raise OSError(
-                    f"{_worker()} has {key} {short(here.get(key))} where another has "
-                    f"{short(common[key])}: give all workers the same, or images would differ."
-                )
+        if difference := run_folder.first_difference(common, _common(drawing)):
+            key, other, here = difference
+            raise OSError(
+                f"{_worker()} has {key} {short(here)} where another has {short(other)}: give all "
+                "workers the same, or images would differ."
+            )
         drawn = drawing.write_missing(folder, progress=False)
     records = [drawn.get(r) or files.read_record(folder / r.file) for r in plan.requests]
     run_folder.write_chunk(folder, number, records)

@@ -20,9 +20,18 @@ from koala_nb.core import files
 from koala_nb.core.devices import empty_cache, is_out_of_memory
 from koala_nb.core.files import Record
 from koala_nb.generation import run_folder
-from koala_nb.generation.plan import RECIPE, Plan, Request, Settings, default_batch_size, make_plan
+from koala_nb.generation.plan import (
+    RECIPE,
+    SPACINGS,
+    Plan,
+    Request,
+    Settings,
+    default_batch_size,
+    make_plan,
+)
 from koala_nb.generation.run_folder import BatchTimes, Run
-from koala_nb.models.load import model_info
+from koala_nb.models.fingerprint import fingerprint, summary
+from koala_nb.models.load import list_steps, model_info
 
 if TYPE_CHECKING:
     from diffusers.configuration_utils import FrozenDict
@@ -95,6 +104,12 @@ class Drawing:
         self.unread = find_unread(pipe, plan)
         with spacing(pipe, plan.timestep_spacing):
             self.settings = _settings_of(pipe, plan)
+            self.parts = fingerprint(pipe)
+        if plan.timestep_spacing and self.settings["timestep_spacing"] is None:
+            raise ValueError(
+                f"{self.settings['scheduler']} takes the same steps with any timestep_spacing: "
+                "leave it out."
+            )
         self.encode = lru_cache(maxsize=64)(partial(embed, pipe))
         self._sizes: list[int] = []
         self._seconds: list[float] = []
@@ -105,8 +120,12 @@ class Drawing:
         return BatchTimes(tuple(self._sizes), tuple(self._seconds)) if self._sizes else None
 
     def folder_settings(self) -> Record:
-        """The settings of the run's folder: which GPU of several draws does not matter there."""
-        return {**self.settings, "device": self.settings["device"].split(":")[0]}
+        """The settings of the run's folder, with all that the pipeline consists of.
+
+        Which GPU of several draws does not matter there.
+        """
+        device = self.settings["device"].split(":")[0]
+        return {**self.settings, "device": device, "parts": self.parts}
 
     def draw(self, todo: Set[Request], progress: bool) -> Generator[list[Drawn], None, None]:
         """Draw the images of `todo`, batch by batch, in halves where memory runs out.
@@ -167,6 +186,7 @@ class Drawing:
             "seed": request.seed,
             **({} if unread is None else {"prompt_unread": unread}),
             **self.settings,
+            "parts": summary(self.parts),
             **decoding,
             "banner": files.banner(self.settings["domain"]),
             "device_name": files.device_name(self.settings["device"]),
@@ -245,7 +265,7 @@ def _settings_of(pipe: Pipeline, plan: Plan) -> Record:
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "device": str(pipe._execution_device),
         "scheduler": type(pipe.scheduler).__name__,
-        "timestep_spacing": pipe.scheduler.config.get("timestep_spacing"),
+        "timestep_spacing": effective_spacing(pipe, plan.steps),
         "steps": plan.steps,
         "guidance": plan.guidance,
         "negative_prompt": plan.negative_prompt,
@@ -253,6 +273,15 @@ def _settings_of(pipe: Pipeline, plan: Plan) -> Record:
         "width": plan.width,
         "vae_tiling": tiling,
     }
+
+
+def effective_spacing(pipe: Pipeline, steps: int) -> str | None:
+    """The scheduler's timestep spacing; None where any gives the same steps (LCM, TCD)."""
+    spacing = pipe.scheduler.config.get("timestep_spacing")
+    if spacing is None:
+        return None
+    every = [tuple(list_steps(pipe, steps, name).timestep) for name in SPACINGS]
+    return spacing if len(set(every)) > 1 else None
 
 
 @contextmanager

@@ -131,19 +131,35 @@ def _refuse_other_things(folder: Path) -> None:
 
 
 def _compare(folder: Path, before: Record, now: Record) -> None:
+    if "parts" not in before:
+        raise ValueError(
+            f"{folder} holds a run whose settings do not say what its pipeline consisted of: read "
+            "it with `open_run`, and draw into another folder."
+        )
+    if difference := first_difference(before, now):
+        key, old, new = difference
+        raise ValueError(
+            f"{folder} holds a run with other settings: {key} was {short(old)}, now "
+            f"{short(new)}. Use another folder, or the same settings to resume."
+        )
+
+
+def first_difference(before: Record, now: Record) -> tuple[str, object, object] | None:
+    """Return where two settings differ first, in the order of `now`, and both values; or None."""
     for key in now | before:
         old, new = before.get(key), now.get(key)
         if old == new:
             continue
         if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
             at = next(i for i, pair in enumerate(zip(old, new)) if pair[0] != pair[1])
-            key, old, new = f"{key}[{at}]", old[at], new[at]
-        elif isinstance(old, list) and isinstance(new, list):
-            key, old, new = f"the number of {key}", len(old), len(new)
-        raise ValueError(
-            f"{folder} holds a run with other settings: {key} was {short(old)}, now "
-            f"{short(new)}. Use another folder, or the same settings to resume."
-        )
+            return f"{key}[{at}]", old[at], new[at]
+        if isinstance(old, list) and isinstance(new, list):
+            return f"the number of {key}", len(old), len(new)
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner, old, new = first_difference(old, new) or ("", old, new)
+            return f"{key}.{inner}", old, new
+        return key, old, new
+    return None
 
 
 def missing(folder: Path, requests: Sequence[Request]) -> set[Request]:
