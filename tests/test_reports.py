@@ -4,19 +4,20 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import nbformat
-import psutil
 import pytest
 from bs4 import BeautifulSoup
 
 from koala_nb.core import files
 from koala_nb.report import run
 from koala_nb.report.page import NOT_IN_REPORT, render_page
-from koala_nb.report.run import ReportFailed, process_identity
+from koala_nb.report.run import ReportFailed
 
 PARAMETERS = (
     'name: str = "a"  # a text\n'
@@ -192,11 +193,22 @@ def test_widgets_are_left_out_and_the_banner_of_a_hidden_cell_is_not(tmp_path):
 
 
 def test_the_same_call_finds_the_same_folder_and_starts_afresh(notebook, tmp_path):
-    path = notebook("print(count)")
+    path = notebook(
+        "from koala_nb.report import run",
+        "import pathlib",
+        "new = pathlib.Path('second').exists()",
+        "(run.run_folder() / 'sub').mkdir()",
+        "(run.run_folder() / 'sub' / ('new' if new else 'old')).write_text(str(new))",
+    )
     page = run.run_report(path, count=2, out=tmp_path)
-    (page.parent / "left").touch()
+    (page.parent / "notes.txt").write_text("the user's own")
+    (page.parent / "sub" / "notes.txt").write_text("also")
+    os.chdir(tmp_path), (tmp_path / "second").touch()
     assert run.run_report(path, count=2, out=tmp_path) == page
-    assert not (page.parent / "left").exists()
+    here = {p.relative_to(page.parent).as_posix() for p in page.parent.rglob("*") if p.is_file()}
+    assert here == {
+        *("index.html", "notes.txt", "status.json", "sub/new", "sub/notes.txt", "tiny.ipynb")
+    }
     other = run.folder_of(path, run.check(path, {"count": 3}), tmp_path)
     assert other != page.parent == run.folder_of(path, run.check(path, {"count": 2}), tmp_path)
 
@@ -225,29 +237,106 @@ def test_a_dead_kernel(notebook, tmp_path):
     assert not (folder / "index.html").exists()
 
 
-def test_a_killed_run_is_told_from_a_running_one(notebook, tmp_path):
-    path = notebook("import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(120)")
+def wait_for(file):
+    limit = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < limit, "waited too long"
+        time.sleep(0.1)
+
+
+def test_a_kill_leaves_the_finished_report_and_is_told_from_a_running_one(notebook, tmp_path):
+    path = notebook(
+        "import pathlib, time\nfrom koala_nb.core import files\nfrom koala_nb.report import run",
+        "files.write_json(run.run_folder() / 'results.json', {'count': count});",
+        "if pathlib.Path('slow').exists():\n    pathlib.Path('began').touch()\n    time.sleep(120)",
+    )
+    folder = run.run_report(path, out=tmp_path / "out").parent
+    (folder / "notes.txt").write_text("the user's own")
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "status.json"}
+    assert before.keys() == {"index.html", "results.json", "notes.txt", "tiny.ipynb"}
+    (tmp_path / "slow").touch()
     runner = subprocess.Popen(
         [sys.executable, "-m", "koala_nb", "report", str(path), "--out", "out"],
         cwd=tmp_path,
         stderr=subprocess.DEVNULL,
     )
     try:
-        limit = time.monotonic() + 60
-        while not (tmp_path / "began").exists():
-            assert time.monotonic() < limit, "waited too long"
-            time.sleep(0.1)
-        (folder,) = (tmp_path / "out").iterdir()
+        wait_for(tmp_path / "began")
         assert run.status(folder)["state"] == "running"
-        with pytest.raises(ValueError, match="under way"):
+        with pytest.raises(ValueError, match="is being written by another process: wait for its"):
             run.run_report(path, out=tmp_path / "out")
     finally:
         os.kill(runner.pid, signal.SIGKILL)
         runner.wait()
-    told = run.status(folder)
-    assert (told["state"], told["error"]) == ("failed", "The run was killed.")
+    state = run.status(folder)
+    assert (state["state"], state["error"]) == ("failed", "The run was killed.")
     assert json.loads((folder / "status.json").read_text())["state"] == "running"
-    assert not (folder / "index.html").exists()
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    (tmp_path / "slow").unlink()
+    run.run_report(path, out=tmp_path / "out")
+    assert {p.name for p in folder.iterdir()} == {*before, "status.json"}
+
+
+def test_a_publication_that_was_killed_goes_on(notebook, tmp_path, monkeypatch):
+    path = notebook(
+        "from koala_nb.report import run",
+        "[(run.run_folder() / name).touch() for name in 'ab'];",
+    )
+    folder, replace = run.run_report(path, out=tmp_path).parent, os.replace
+    state = files.read_json(folder / "status.json")
+    files.write_json(folder / "status.json", state | {"files": [*state["files"], "of-old"]})
+    (folder / "of-old").touch()
+
+    def kill(source, target):
+        if str(target) == str(folder / "b"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", kill)
+        run.run_report(path, out=tmp_path)
+    assert run.status(folder)["state"] == "failed" and (folder / "unfinished" / "b").exists()
+    run.run_report(path, out=tmp_path, keep_done=True)
+    names = {"index.html", "status.json", "tiny.ipynb", "a", "b"}
+    assert {p.name for p in folder.iterdir()} == names and run.status(folder)["state"] == "done"
+
+
+def test_files_outside_the_folder_are_never_removed(notebook, tmp_path):
+    folder = run.run_report(path := notebook("1"), out=tmp_path / "out").parent
+    state = files.read_json(folder / "status.json")
+    (tmp_path / "thesis.txt").touch()
+    for name in ("../../thesis.txt", str(tmp_path / "thesis.txt")):
+        files.write_json(folder / "status.json", state | {"files": [name]})
+        with pytest.raises(ValueError, match="status.json names .*, outside: delete it."):
+            run.run_report(path, out=tmp_path / "out")
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_tells_nothing_of_the_machine_or_its_user(notebook, tmp_path, monkeypatch, fails):
+    home = tmp_path / "home" / "alice"
+    (home / "models" / "koala").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    path = notebook(
+        "import os, warnings\nfrom koala_nb.report import run",
+        "print(name, os.getcwd(), run.run_folder())",
+        "warnings.warn(str(run.ROOT))",
+        "1 / count",
+    )
+    with suppress(ReportFailed):
+        given = {"name": str(home / "models" / "koala"), "count": 0 if fails else 1}
+        run.run_report(path, given, out=home / "reports")
+    (folder,) = (home / "reports").iterdir()
+    assert run.status(folder)["state"] == ("failed" if fails else "done")
+    assert run.status(folder)["parameters"]["name"] == "koala"
+    texts = [p.read_text("utf-8") for p in folder.rglob("*") if p.is_file()]
+    assert len(texts) == (2 if fails else 3)
+    for text in texts:
+        for secret in ("alice", str(tmp_path), str(run.ROOT), socket.gethostname(), '"pid"'):
+            assert secret not in text
+    book = nbformat.reads(next(text for text in texts if text.startswith('{\n "cells"')), 4)
+    assert "koala ~ unfinished" in str(book.cells)
 
 
 def test_a_value_that_json_lacks_leaves_no_file(tmp_path):
@@ -256,18 +345,14 @@ def test_a_value_that_json_lacks_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_is_under_way_while_its_very_process_is_there(tmp_path):
-    def state(**record):
-        (tmp_path / "status.json").write_text(json.dumps({"state": "running", **record}))
-        return run.status(tmp_path)["state"]
-
-    assert state(**process_identity()) == "running"
-    begin = psutil.Process(1).create_time()
-    init = {**process_identity(), "pid": 1, "process_start": begin}
-    assert state(**init) == "running"
-    assert state(**init | {"process_start": begin - 60}) == "failed"  # a later one of that number
-    assert state(**init | {"pid": 2**22 + 1}) == "failed"
-    assert state(**init | {"host": "elsewhere"}) == "running"  # nobody here can tell
+def test_a_run_is_under_way_while_somebody_has_its_lock_whatever_the_clock_says(tmp_path):
+    (tmp_path / "status.json").write_text('{"state": "running", "started": "2099-01-01"}')
+    assert run.status(tmp_path)["state"] == "failed"
+    with files.locked(tmp_path):
+        code = f"from koala_nb.report import run; print(run.status({str(tmp_path)!r})['state'])"
+        command = [sys.executable, "-c", code]
+        assert subprocess.run(command, capture_output=True, text=True).stdout == "running\n"
+    assert run.status(tmp_path)["state"] == "failed"
 
 
 @pytest.mark.parametrize("text", ["{}", '{"state": "running"}', '{"state": 7}'])

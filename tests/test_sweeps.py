@@ -22,7 +22,7 @@ from koala_nb.core import files
 from koala_nb.report import run as reports
 
 folder = reports.run_folder()
-with open(folder.parent / f"starts-{model.split('/')[-1]}-{steps}", "a") as file:
+with open(folder.parents[1] / f"starts-{model.split('/')[-1]}-{steps}", "a") as file:
     file.write("x")
 if model == "sdxl-turbo" and steps == 8 and not pathlib.Path("mended").exists():
     raise RuntimeError("no <weights> here")

@@ -5,14 +5,17 @@ KOALA_NB_TRIALS sets the number of trials of each kind.
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from functools import partial
 
+import nbformat
 import pytest
 
 from koala_nb import generate
 from koala_nb.core import files
+from koala_nb.report import run
 
 TRIALS = int(os.environ.get("KOALA_NB_TRIALS", "3"))
 SMALL = {"seeds": range(4), "height": 64, "width": 64, "batch_size": 2, "progress": False}
@@ -77,6 +80,33 @@ def test_two_equal_calls_draw_each_image_once(loaded, tmp_path, one_thread):
     work = partial(generate, loaded, "a koala", out=tmp_path, steps=1, **SMALL)
     assert together(work, work) == [None, None]  # the second waits: they are quick
     assert len(files.read_lines(tmp_path / "records.jsonl")) == 4
+
+
+REPORT = """
+import os
+from koala_nb.report import run
+
+for k in range(30):
+    (run.run_folder() / f"{k}.txt").write_text(str(os.getpid()))
+"""
+
+
+def test_two_reports_of_one_run_never_mix(tmp_path):
+    cells = [nbformat.v4.new_code_cell(REPORT)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "tiny.ipynb")
+    command = [sys.executable, "-m", "koala_nb", "report", "tiny.ipynb", "--out", "out"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    for _ in range(max(1, TRIALS // 5)):
+        both = [subprocess.Popen(command, cwd=tmp_path, **pipes) for _ in range(2)]
+        errors = [process.communicate()[1].splitlines() for process in both]
+        codes = [process.returncode for process in both]
+        assert sorted(codes) in ([0, 0], [0, 2])  # quick ones run one after the other
+        for code, lines in zip(codes, errors):
+            assert code == 0 or lines[-1].endswith("or name another folder.")
+        (folder,) = (tmp_path / "out").iterdir()
+        assert run.status(folder)["state"] == "done"
+        assert len({(folder / f"{k}.txt").read_text() for k in range(30)}) == 1
+        assert len(list(folder.iterdir())) == 33
 
 
 def test_a_folder_is_locked_for_threads_too_and_free_again_afterwards(tmp_path):

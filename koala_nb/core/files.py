@@ -159,6 +159,12 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+def refuse_links(*places: Path) -> None:
+    """Raise ValueError for the first place that is a link: it would be written elsewhere."""
+    if link := next((place for place in places if place.is_symlink()), None):
+        raise ValueError(f"{link} is a link to another place: remove it.")
+
+
 @contextmanager
 def locked(folder: Path, wait: float = 3.0) -> Iterator[None]:
     """Make a folder and hold its lock, which the system releases however the process ends.

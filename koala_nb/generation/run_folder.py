@@ -107,9 +107,7 @@ def open_folder(folder: Path, settings: Record, plan: Plan) -> Iterator[None]:
     with files.locked(folder):
         files.write_json(file, settings, exclusive=True)
         _compare(folder, read_json(file), settings)
-        for place in (folder / IMAGES, folder / CHUNK_RECORDS, *folder.glob(f"{IMAGES}/*/")):
-            if place.is_symlink():
-                raise ValueError(f"{place} is a link to another place: remove it.")
+        files.refuse_links(folder / IMAGES, folder / CHUNK_RECORDS, *folder.glob(f"{IMAGES}/*/"))
         files.make_folder(folder / IMAGES)
         clean(folder)
         yield

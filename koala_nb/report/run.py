@@ -9,8 +9,8 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -34,7 +34,7 @@ Values = dict[str, Value]
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 RUN_FOLDER = "KOALA_NB_RUN_FOLDER"  # how the notebook's kernel learns where its run stands
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # else a notice on its transport at each start
-STATES = ("running", "done", "failed")
+STATUS, UNFINISHED = "status.json", "unfinished"  # in a run's folder; what is not done is there
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {  # of a committed notebook
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -164,38 +164,110 @@ def run_report(
 
     `<run>` is the notebook, the model and a hash of all parameters: the same call finds the same
     folder, takes up what an interrupted run left there, and starts a finished one afresh, or leaves
-    it alone with `keep_done`. Beside the page stand the executed notebook, `results.json` and
-    `status.json`. ValueError before anything runs for a bad name or parameter; ReportFailed where
-    a cell fails or the kernel dies.
+    it alone with `keep_done`. A run works in `<run>/unfinished`; only when it is done does it take
+    the place of the one before it, and files that no run wrote stay. Beside the page stand the
+    executed notebook, `results.json` and `status.json`. ValueError before anything runs for a bad
+    name or parameter, or where another process runs it; ReportFailed where a cell fails or the
+    kernel dies.
     """
     path = find(notebook)
     values = check(path, {**(parameters or {}), **values}, text=text)
     folder = folder_of(path, values, out)
-    if not _open_folder(folder, keep_done):
-        return folder / "index.html"
+    with files.locked(folder):
+        before = _take_up(folder)
+        if before.get("state") != "done" or not keep_done:
+            _run(path, folder, values, before.get("files", []))
+    return folder / "index.html"
+
+
+def _take_up(folder: Path) -> Record:
+    """Finish what a killed process began to publish; returns the state of the run that is there."""
+    state = read_json(folder / STATUS) if (folder / STATUS).is_file() else {}
+    if state.get("state") == "publishing":
+        _publish(folder, state)
+    return state
+
+
+def _run(path: Path, folder: Path, values: Values, before: list[str]) -> None:
+    """Run a notebook in a folder that is locked; `before`: files of the finished run in it."""
+    build = folder / UNFINISHED
+    files.refuse_links(build)
+    files.make_folder(build)
+    files.clean_temporary(build)  # of a run that was killed
+    for name in ("index.html", "results.json"):
+        (build / name).unlink(missing_ok=True)
     state: Record = {
         "state": "running",
         "notebook": path.stem,
         "parameters": values,
-        **process_identity(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "files": before,
     }
-    files.write_json(folder / "status.json", state)
+    _write_status(folder, state)
     begin = time.monotonic()
     try:
-        _execute(path, folder, values)
-        page = folder / "index.html"
-        files.write_atomic(page, render_page(folder / path.name).encode())
+        _execute(path, build, values)
+        files.write_atomic(build / "index.html", render_page(build / path.name).encode())
     except BaseException as error:
         state |= {"state": "failed"} | _explain(error, injected=bool(values))
-        message = f"{path.stem} failed at {state['cell']}: {state['error']} (see {folder})"
+        message = f"{path.stem} failed at {state['cell']}: {state['error']} (see {build})"
         raise (ReportFailed(message) if isinstance(error, Exception) else error) from error
     else:
-        state |= {"state": "done", "page": page.name}
+        written = {p.relative_to(build).as_posix() for p in build.rglob("*") if not p.is_dir()}
+        outdated = [name for name in before if name not in written]
+        state |= {"state": "publishing", "files": sorted(written), "outdated": outdated}
     finally:
         state["seconds"] = round(time.monotonic() - begin, 1)
-        files.write_json(folder / "status.json", state)
-    return page
+        _write_status(folder, state)
+    _publish(folder, state)
+
+
+def _write_status(folder: Path, state: Record) -> None:
+    given = places_of(state["parameters"])
+    files.write_json(folder / STATUS, json.loads(hide_places(json.dumps(state), folder, *given)))
+
+
+def places_of(values: Mapping[str, Value]) -> list[str]:
+    """Return the absolute paths among a notebook's parameters."""
+    return [v for v in values.values() if isinstance(v, str) and os.path.isabs(v)]
+
+
+def hide_places(text: str, *places: str | Path) -> str:
+    """Return JSON's text in which these paths, and those of this user, are their last names."""
+    home = str(Path.home())
+    known = {home, *map(str, (*places, ROOT, Path.cwd(), sys.prefix))}
+    for place in sorted(known, key=len, reverse=True):
+        if name := "~" if place == home else Path(place).name:
+            quoted = re.escape(json.dumps(place)[1:-1])
+            text = re.sub(rf"(?<![\w.~+-]){quoted}(?![\w-])", name, text)
+    return text
+
+
+def _publish(folder: Path, state: Record) -> None:
+    """Put a finished run in the place of the one before it; what neither wrote stays.
+
+    Called again after a kill, it goes on where it stopped.
+    """
+    for name in state["files"]:
+        if (folder / UNFINISHED / name).exists():
+            target = _inside(folder, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder / UNFINISHED / name, target)
+    for name in state.pop("outdated"):
+        file = _inside(folder, name)
+        file.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty
+            os.removedirs(file.parent)
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    state |= {"state": "done", "page": "index.html"}
+    _write_status(folder, state)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return a file of a run's folder. ValueError for one that lies elsewhere."""
+    if not (folder / name).parent.resolve().is_relative_to(folder):
+        raise ValueError(f"{folder / STATUS} names {files.short(name)}, outside: delete it.")
+    return folder / name
 
 
 def folder_of(path: Path, values: Mapping[str, Value], out: str | Path = "reports") -> Path:
@@ -211,22 +283,6 @@ def folder_of(path: Path, values: Mapping[str, Value], out: str | Path = "report
     model = "".join(c if c.isalnum() or c in ".-" else "-" for c in str(values.get("model", "")))
     name = "-".join(part for part in (path.stem, model.strip("-.")[-60:], digest) if part)
     return (Path(out) / name).resolve()
-
-
-def _open_folder(folder: Path, keep_done: bool) -> bool:
-    """Prepare a run's folder; False where a finished run stays in it."""
-    before = status(folder)["state"]
-    if before == "running":
-        raise ValueError(f"A run is under way in {folder}: wait, or delete the folder if not.")
-    if before == "done":
-        if keep_done:
-            return False
-        shutil.rmtree(folder)
-    files.make_folder(folder)
-    files.clean_temporary(folder)  # of a run that was killed
-    for name in ("index.html", "results.json"):
-        (folder / name).unlink(missing_ok=True)
-    return True
 
 
 def _execute(path: Path, folder: Path, values: Mapping[str, Value]) -> None:
@@ -255,6 +311,10 @@ def _execute(path: Path, folder: Path, values: Mapping[str, Value]) -> None:
         raise
     finally:
         errors.close()
+        if (executed := folder / path.name).is_file():
+            text = executed.read_text("utf-8")
+            text = hide_places(text, folder, path.absolute().parent, *places_of(values))
+            files.write_atomic(executed, text.encode())
         for name in set(os.environ) - set(before):
             del os.environ[name]
         os.environ |= before
@@ -350,41 +410,22 @@ def _explain(error: BaseException, injected: bool) -> dict[str, str]:
     return {"cell": "no cell of its own", "error": f"{type(error).__name__}: {error}"}
 
 
-def process_identity() -> Record:
-    """What tells this process from all others: number, start in seconds, and machine."""
-    import psutil
-
-    started = psutil.Process().create_time()
-    return {"pid": os.getpid(), "process_start": started, "host": socket.gethostname()}
-
-
 def status(folder: str | Path) -> Record:
     """Read what became of a run: its `status.json` with the state `running`, `done` or `failed`.
 
-    `absent` where there is no run; a run that was killed, so that its process on this machine is
-    gone, reads as `failed`. OSError for a damaged file.
+    `absent` where there is no run; a run whose process is gone, so that nobody has the folder's
+    lock, reads as `failed`. OSError for a damaged file.
     """
-    file = Path(folder) / "status.json"
-    if not file.is_file():
+    folder = Path(folder)
+    if not (folder / STATUS).is_file():
         return {"state": "absent"}
-    state = read_json(file)
-    if state.get("state") not in STATES or state["state"] == "running" and not _is_alive(state):
-        state |= {"state": "failed", "cell": "an unknown cell", "error": "The run was killed."}
+    before = files.is_locked(folder)
+    state = read_json(folder / STATUS)
+    if state.get("state") not in ("done", "failed"):
+        alive = "state" in state and (before or files.is_locked(folder))
+        killed = {"state": "failed", "cell": "an unknown cell", "error": "The run was killed."}
+        state |= {"state": "running"} if alive else killed
     return state
-
-
-def _is_alive(state: Record) -> bool:
-    """Whether the process that began a run is there: a later one may have its number."""
-    import psutil
-
-    try:
-        if state["host"] != socket.gethostname():
-            return True  # nobody here can tell
-        process = psutil.Process(state["pid"])
-        is_same = abs(process.create_time() - state["process_start"]) < 2
-        return is_same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return False
 
 
 def in_report() -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -119,8 +118,7 @@ def _run_one(path: Path, values: Values, folder: Path) -> Record:
 
 def _wait(folder: Path) -> None:
     # The process of a run may outlive the sweep that was killed over it.
-    here = socket.gethostname()
-    while (state := reports.status(folder))["state"] == "running" and state["host"] == here:
+    while reports.status(folder)["state"] == "running":
         time.sleep(1)
 
 
@@ -195,7 +193,8 @@ class Sweep:
 
     def write(self) -> Path:
         """Write `sweep.json` and `index.html`, each whole or not at all; returns the page."""
-        content = self.content()
+        places = [place for values in self.parameters for place in reports.places_of(values)]
+        content = json.loads(reports.hide_places(json.dumps(self.content()), *places))
         files.write_json(self.index / "sweep.json", content)
         return files.write_atomic(self.index / "index.html", html(content).encode())
 
