@@ -138,7 +138,8 @@ def assert_stands_alone(page):
         r"<script|<link|<iframe|@import|url\(\s*['\"]?http|src=['\"]?(?!['\"]?data:)[^\s>]+", page
     )
     assert not found, found
-    assert "default-src 'none'" in page
+    policy = BeautifulSoup(page, "html.parser").find("meta", {"http-equiv": True})["content"]
+    assert {"default-src 'none'", "form-action 'none'", "base-uri 'none'"} <= {*policy.split("; ")}
 
 
 @pytest.mark.parametrize("path", sorted(run.NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem[:2])
@@ -190,6 +191,24 @@ def test_widgets_are_left_out_and_the_banner_of_a_hidden_cell_is_not(tmp_path):
     page = page_of(tmp_path, nbformat.v4.new_markdown_cell("# A & B"), setup, shown)
     assert "HBox" not in page and "a table" in page and "setting up" not in page
     assert page.count("A stand-in.") == 1 and page.count("<h1") == 1
+
+
+HOSTILE = {
+    "text/markdown": "[click](https://evil.example) <img src=//evil.example/a.png>",
+    "text/vnd.mermaid": "graph TD; evil",
+    "application/javascript": "evil()",
+    "text/html": "<p>a table</p><SCRIPT src='//evil.example'>evil()</SCRIPT ><p>its end</p>",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_output_brings_a_script_or_markup_of_its_own(tmp_path, kind):
+    cell = nbformat.v4.new_code_cell("show()")
+    data = {kind: HOSTILE[kind], "text/plain": "<evil>"}
+    cell.outputs = [nbformat.v4.new_output("display_data", data=data)]
+    page = page_of(tmp_path, nbformat.v4.new_markdown_cell("# A page"), cell)
+    assert "evil" not in page and ("a table" in page and "its end" in page) == (kind == "text/html")
+    assert_stands_alone(page)
 
 
 def test_the_same_call_finds_the_same_folder_and_starts_afresh(notebook, tmp_path):

@@ -17,7 +17,13 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 NOT_IN_REPORT = "not-in-report"  # tag of cells that teach or set up
 BANNER = re.compile(r'<p class="banner".*?</p>', re.DOTALL)  # as `figures.banner` writes it
 NUMBER = re.compile("([-\u2212+]?[0-9][0-9,]*([.][0-9]+)?( ?(%|s|GB|MB|ms))?|[-\u2212]|unknown|)")
-WIDGET = "application/vnd.jupyter.widget-view+json"
+LEFT_OUT = (
+    "application/vnd.jupyter.widget-view+json",
+    "application/javascript",
+    "text/markdown",
+    "text/vnd.mermaid",
+)
+SCRIPT = re.compile("<script.*?(</script[^>]*>|$)", re.DOTALL | re.IGNORECASE)
 
 
 def fill_template(name: str, **values: object) -> str:
@@ -37,9 +43,9 @@ def fill_template(name: str, **values: object) -> str:
 def render_page(notebook: Path) -> str:
     """Render an executed notebook as one page: outputs and prose, no code, nothing from a network.
 
-    Cells tagged `not-in-report` are left out, but not a banner that they show; widgets are left
-    out, for they are dead without a kernel; formulas become MathML; figures keep their alternative
-    text.
+    Cells tagged `not-in-report` are left out, but not a banner that they show; so are outputs of
+    widgets, Markdown, diagrams and scripts, which are dead without a kernel or bring markup of
+    their own. Formulas become MathML; figures keep their alternative text.
     """
     import nbformat
     from traitlets.config import Config
@@ -56,8 +62,7 @@ def render_page(notebook: Path) -> str:
         nb.metadata["banner"] = hidden[0]
     for cell in nb.cells:
         if "outputs" in cell:
-            kept = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
-            cell.outputs = [o for o in kept if o.get("text", "text").strip()]
+            cell.outputs = [output for output in cell.outputs if _is_shown(output)]
     nb.metadata.pop("widgets", None)
     remove = {"enabled": True, "remove_cell_tags": [NOT_IN_REPORT, "parameters"]}
     exporter = _exporter()(
@@ -70,6 +75,17 @@ def render_page(notebook: Path) -> str:
     page: str = _targets(exporter.from_notebook_node(nb)[0])
     page = page.replace("<pre>", '<pre tabindex="0">')  # else no keyboard scrolls it
     return re.sub(r"<table.*?</table>", lambda table: _wide(table[0]), page, flags=re.DOTALL)
+
+
+def _is_shown(output: NotebookNode) -> bool:
+    """Whether an output belongs on the page; what would need a script is taken from it."""
+    data = output.get("data", {})
+    left_out = [data.pop(kind) for kind in LEFT_OUT if kind in data]
+    if "text/html" in data:
+        data["text/html"] = SCRIPT.sub("", data["text/html"])
+    elif left_out:
+        return False
+    return bool(output.get("text", "text").strip())
 
 
 def _targets(page: str) -> str:
