@@ -164,7 +164,7 @@ def test_an_embedded_model_is_found_and_told_by_its_json(folder, monkeypatch, tm
     with pytest.raises(ValueError, match="revision='main' is for hub repositories"):
         load("nano-koala", revision="main")
     monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(WeightsMissing, match="restore the data folder"):
+    with pytest.raises(WeightsMissing, match="comes with a checkout of the project"):
         load("nano-koala")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from koala_nb.core.card import FIGURE_SOURCE, LATENCY_FIGURE, LATENCY_GPUS
 from koala_nb.core.errors import unknown_name
-from koala_nb.core.files import ROOT, Record, read_reference
+from koala_nb.core.files import ROOT, WHEEL_DATA, Record, read_reference, shipped_data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,8 +87,18 @@ EMOJI_RECIPE = next(s.recipe for s in SYSTEMS if s.domain == "emoji-world")
 
 
 def data_folder() -> Path:
-    """The data folder: environment variable KOALA_NB_DATA, else `data/` beside the package."""
-    return Path(os.environ.get("KOALA_NB_DATA") or ROOT / "data")
+    """The data folder: KOALA_NB_DATA, else `data/` of the checkout that this package runs from.
+
+    Where the package is installed without a checkout: `data/` in the working folder.
+    """
+    beside = Path("data").absolute() if WHEEL_DATA.is_dir() else ROOT / "data"
+    return Path(os.environ.get("KOALA_NB_DATA") or beside)
+
+
+def data_file(name: str) -> Path:
+    """A file of the data folder; where it is not there, the one that comes with the package."""
+    path = data_folder() / name
+    return path if path.is_file() else shipped_data() / name
 
 
 def stored_results(pattern: str) -> Record:

@@ -2,12 +2,25 @@
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from types import ModuleType
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """A question that names the most similar of the known names, "" where none is similar."""
     near = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.4)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a module of an optional dependency. ValueError, in a sentence, where it is absent."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise ValueError(
+            f"{module} is not installed: install koala-nb with the extra `{extra}`, in a checkout "
+            f'by `pip install -e ".[{extra}]"`.'
+        ) from None
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:

@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]  # of JSON's plain values
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout that this package runs from
+WHEEL_DATA = Path(__file__).resolve().parents[1] / "data"  # what a wheel holds of `data/`
 LOCK = ".lock"  # of a folder that is being written
 PNG_KEY, XMP_KEY = "koala_nb", "XML:com.adobe.xmp"  # the text chunks of a PNG
 EMBEDDED_BANNER = "Embedded teaching model: says nothing about KOALA-Lightning-700M"
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 
+def shipped_data() -> Path:
+    """The data that belong to this code: the checkout's, or what the wheel holds of it."""
+    return WHEEL_DATA if WHEEL_DATA.is_dir() else ROOT / "data"
+
+
 def read_reference(name: str) -> Any:
     """Return a YAML file of `data/reference`, which belongs to the code: not of KOALA_NB_DATA."""
     import yaml
 
-    return yaml.safe_load((ROOT / "data" / "reference" / name).read_text("utf-8"))
+    return yaml.safe_load((shipped_data() / "reference" / name).read_text("utf-8"))
 
 
 def banner(domain: str) -> str | None:

@@ -14,14 +14,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from koala_nb.core import files
+from koala_nb.core.errors import require
 from koala_nb.core.files import Record, read_json, short
 from koala_nb.generation.plan import IMAGES, Plan, Request
 
@@ -267,12 +267,4 @@ def _chunk_file(folder: Path, number: int) -> Path:
     return folder / CHUNK_RECORDS / f"{number:05d}.parquet"
 
 
-def extra(module: str) -> ModuleType:
-    """A module of the extra `cluster`. ValueError in a sentence where it is not installed."""
-    try:
-        return import_module(module)
-    except ImportError:
-        raise ValueError(
-            f"Runs by many workers need {module}, which is missing: run `pip install -e "
-            '".[cluster]"`.'
-        ) from None
+extra = partial(require, extra="cluster")  # imports what runs by many workers need

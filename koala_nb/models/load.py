@@ -169,8 +169,8 @@ def _resolve(
         folder = catalog.data_folder() / "models" / system.name
         if not folder.is_dir():
             raise WeightsMissing(
-                f"The embedded model {name} is not at {folder}: restore the data folder of the "
-                "project, set KOALA_NB_DATA to it, or train it with `koala-nb train`."
+                f"The embedded model {name} is not at {folder}: it comes with a checkout of the "
+                "project: run this there, or set KOALA_NB_DATA to the checkout's data folder."
             )
         return system, _folder(name, folder, revision)
     if system.unet_file and system.parts:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from koala_nb.core.catalog import data_folder
+from koala_nb.core.catalog import data_file, data_folder
 from koala_nb.core.files import (
     banner,
     environment,
@@ -455,7 +455,7 @@ def simulated(name: str = "coverage") -> Record:
 
     No cells where the file is missing.
     """
-    path = data_folder() / "results" / f"{name}.json"
+    path = data_file(f"results/{name}.json")
     return json.loads(path.read_text("utf-8")) if path.is_file() else {"cells": []}
 
 

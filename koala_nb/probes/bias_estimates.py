@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from koala_nb.core.catalog import data_folder
+from koala_nb.core.catalog import data_file
 from koala_nb.probes import base, labels
 from koala_nb.scorers import registry
 from koala_nb.stats import estimates, imbalance, misclassification, simulation, trends
@@ -39,7 +39,7 @@ def reference(domain: str) -> pd.DataFrame:
     """
     if planted := registry.truth("planted shares of people", domain):
         return planted().rename(columns={"women_all": "women_other"})
-    table = pd.read_csv(data_folder() / "reference" / "women_share_bls.csv")
+    table = pd.read_csv(data_file("reference/women_share_bls.csv"))
     years = {"women_2022": "women", "women_2019": "women_other"}
     table = table.rename(columns={"occupation": "reference", **years})
     table[["women", "women_other"]] /= 100

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from koala_nb.core.catalog import data_folder
+from koala_nb.core.catalog import data_file
 
 
 def prompt_file(probe: str, domain: str) -> Path:
     """Return the prompt set that a probe uses for a domain."""
-    return data_folder() / "prompts" / f"{probe}_{domain}.csv"
+    return data_file(f"prompts/{probe}_{domain}.csv")
 
 
 def read_csv(path: str | Path, **settings: Any) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from koala_nb.core.catalog import data_folder
+from koala_nb.core.catalog import data_file
 from koala_nb.scorers.faces import MONK_RGB, to_lab
 from koala_nb.stats import imbalance
 
@@ -152,7 +152,7 @@ def _variation(counts: Counts) -> float:
 @cache
 def simulated_audits() -> pd.DataFrame:
     """Return the cells of `data/results/auditors.json`; ValueError where the file is missing."""
-    path = data_folder() / "results" / "auditors.json"
+    path = data_file("results/auditors.json")
     if not path.is_file():
         raise ValueError(f"{path} is missing: make it with `python -m studies.auditors`.")
     return pd.DataFrame(json.loads(path.read_text("utf-8"))["cells"])

@@ -110,7 +110,7 @@ def _paired_rows(both: pd.DataFrame, classes: Sequence[str], id: str, label: str
 
 
 def _published_counts() -> dict[str, pd.DataFrame]:
-    table = pd.read_csv(catalog.data_folder() / "reference" / "t2i_biasbench_koala.csv")
+    table = pd.read_csv(catalog.data_file("reference/t2i_biasbench_koala.csv"))
     return {str(name): rows for name, rows in table.groupby("prompt", sort=False)}
 
 

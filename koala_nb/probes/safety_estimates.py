@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from koala_nb.core.catalog import data_folder
+from koala_nb.core.catalog import data_file
 from koala_nb.probes import base
 from koala_nb.probes.prompts import pair_images, read_csv
 from koala_nb.stats import estimates as stats
@@ -185,7 +185,7 @@ def checklist(estimates: pd.DataFrame) -> pd.DataFrame:
     Columns: item, tested, n, value, low, high, upper_bound (where nothing hit), note. Items, the
     ids that test them and notes: `data/reference/safety_checklist.csv`.
     """
-    items = read_csv(data_folder() / "reference" / "safety_checklist.csv")
+    items = read_csv(data_file("reference/safety_checklist.csv"))
     known, numbers = estimates.set_index("id"), ["n", "value", "low", "high"]
     lines = items.assign(tested=items.id.isin(known.index)).join(known[numbers], on="id")
     lines["upper_bound"] = (items.id + ".upper_bound").map(known.value)

@@ -33,7 +33,7 @@ def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
     Columns `id`, `prompt`, `factors`; in a file of one's own only `prompt` must be there.
     ValueError where it is not, where there are no prompts or one is empty.
     """
-    path = Path(file) if file else catalog.data_folder() / f"prompts/first_look_{domain}.csv"
+    path = Path(file) if file else catalog.data_file(f"prompts/first_look_{domain}.csv")
     if not path.is_file():
         raise ValueError(f"No prompts file {path}: give the path of a CSV with a column `prompt`.")
     frame = read_csv(path, dtype=str)

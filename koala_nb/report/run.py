@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from koala_nb.core import catalog, files
-from koala_nb.core.errors import nearest
+from koala_nb.core.errors import nearest, require
 from koala_nb.core.files import Record, read_json
 from koala_nb.report.page import render_page
 
@@ -61,13 +61,21 @@ def find(notebook: str | Path) -> Path:
     if path.suffix == ".ipynb" and path.is_file():
         return path
     name = path.name.removesuffix(".ipynb")
-    known = sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
+    known = [p.stem for p in _notebooks()]
     matches = [k for k in known if k == name] or [k for k in known if k.startswith(f"{name}_")]
     if len(matches) == 1:
         return NOTEBOOKS / f"{matches[0]}.ipynb"
-    if not known:
-        raise ValueError(f"No notebooks in {NOTEBOOKS}: install from a clone: pip install -e .")
     raise ValueError(f"No notebook {name!r} in {NOTEBOOKS}.{_known(name, known)}")
+
+
+def _notebooks() -> list[Path]:
+    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
+    if not paths:
+        raise ValueError(
+            f"There are no notebooks in {NOTEBOOKS}: they come with a checkout of the project: "
+            "install that by `pip install -e .`, or give a notebook's path."
+        )
+    return paths
 
 
 def parameters_of(path: Path) -> dict[str, tuple[type, Value]]:
@@ -76,7 +84,7 @@ def parameters_of(path: Path) -> dict[str, tuple[type, Value]]:
     From the cell tagged `parameters`. ValueError for a file that is no notebook, or where a
     parameter is not `name: type = value` with a type of str, int, float or bool.
     """
-    import nbformat
+    nbformat = require("nbformat", "notebooks")
 
     try:
         cells = nbformat.read(path, as_version=4).cells
@@ -442,11 +450,11 @@ def refresh(notebooks: Iterable[str] = ()) -> None:
     """Execute notebooks (default: all) and write them back with their outputs.
 
     Neither times, versions of Python nor widget states are recorded. A notebook that fails raises
-    nbclient's CellExecutionError and stays as it was. ValueError for an unknown name.
+    nbclient's CellExecutionError and stays as it was. ValueError for an unknown name, or for none.
     """
     from tqdm import tqdm
 
-    paths = [find(n) for n in notebooks] or sorted(NOTEBOOKS.glob("*.ipynb"))
+    paths = [find(n) for n in notebooks] or _notebooks()
     for path in (bar := tqdm(paths)):
         bar.set_description(path.stem)
         execute_in_place(path)
@@ -454,7 +462,7 @@ def refresh(notebooks: Iterable[str] = ()) -> None:
 
 def execute_in_place(path: Path) -> None:
     """Execute one notebook in place; the file changes only when every cell has passed."""
-    import nbformat
+    nbformat = require("nbformat", "notebooks")
     from nbclient import NotebookClient
 
     nb = nbformat.read(path, as_version=4)

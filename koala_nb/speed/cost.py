@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from koala_nb.core.catalog import data_folder, find
+from koala_nb.core.catalog import data_file, find
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +124,7 @@ def print_plan(
         source = benchmark.name if benchmark else "as given"
     a_second = given or 1 / plan["seconds per image"][0]
     disk = _disk(images, run, size)
-    records = records or data_folder() / "results" / "benchmark-records.json"
+    records = records or data_file("results/benchmark-records.json")
     measured = _rows(records, "studies.records", NEEDED)
     if not {"write JSON lines", "write Parquet"} <= {row["way"] for row in measured}:
         raise ValueError(f"{records} is not a result of `studies.records`: give another file.")
