@@ -26,6 +26,7 @@ from .models.load import ModelInfo as ModelInfo
 from .models.load import list_steps as list_steps
 from .models.load import load as load
 from .models.load import model_info as model_info
+from .models.lora import load_lora as load_lora
 from .models.session import Session as Session
 from .models.session import start as start
 from .models.session import wrap as wrap

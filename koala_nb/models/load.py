@@ -145,6 +145,8 @@ def silence_logging() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+    # What a LoRA, a textual inversion or a single file holds and a model lacks.
+    logging.get_logger("diffusers.loaders").setLevel(logging.WARNING)
 
 
 def _resolve(
