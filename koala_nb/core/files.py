@@ -1,13 +1,15 @@
 """What an image came from: versions, atomic files, and records inside PNGs."""
 
+import csv
 import importlib.metadata
 import io
 import json
 import os
 import platform
+import re
 import secrets
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from koala_nb.core.devices import pick_device
 
 if TYPE_CHECKING:
+    import pandas as pd
     from PIL import Image
 
 Record = dict[str, Any]  # of JSON's plain values
@@ -24,6 +27,9 @@ WHEEL_DATA = Path(__file__).resolve().parents[1] / "data"  # what a wheel holds 
 LOCK = ".lock"  # of a folder that is being written
 PNG_KEY, XMP_KEY = "koala_nb", "XML:com.adobe.xmp"  # the text chunks of a PNG
 EMBEDDED_BANNER = "Embedded teaching model: says nothing about KOALA-Lightning-700M"
+ESCAPED = re.compile(r"'+[=+\-@\t\r\n]")  # in a CSV: a text that a spreadsheet would compute
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+FORMULA = re.compile(rf"(?!{NUMBER}\Z)'*[=+\-@\t\r\n]")
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 
@@ -261,6 +267,60 @@ def read_lines(path: str | os.PathLike[str]) -> list[Record]:
             raise ValueError(f"{path}, line {number}, is not a JSON object: {short(record)}.")
         records.append(record)
     return records
+
+
+def read_csv(path: str | os.PathLike[str], **settings: Any) -> "pd.DataFrame":
+    """Read a CSV with a header by pandas; ValueError, naming it, where it is absent or none."""
+    import pandas as pd
+
+    try:
+        if b"\0" in Path(path).read_bytes():  # the parser in C ends a text there
+            settings["engine"] = "python"
+        return pd.read_csv(path, keep_default_na=False, **settings)
+    except FileNotFoundError:
+        raise ValueError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): name a CSV.") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is not a CSV with a header: {reason}.") from None
+
+
+def save_table(table: "pd.DataFrame", path: str | os.PathLike[str], *, sync: bool = False) -> Path:
+    """Write a table as CSV, atomically; in a spreadsheet none of its texts is a formula.
+
+    A text that begins as formulas do gets an apostrophe before it (OWASP, "CSV Injection"), which
+    `read_table` takes off; numbers stay.
+    """
+    safe = _map_texts(table, lambda text: f"'{text}" if FORMULA.match(text) else text)
+    texts = [*safe.columns, *(v for _, column in safe.items() for v in column.to_numpy())]
+    # Before Python 3.13 the least quoting leaves a carriage return bare, which ends a line.
+    bare = any("\r" in value for value in texts if isinstance(value, str))
+    quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
+    text = safe.to_csv(index=False, lineterminator="\n", quoting=quoting)
+    return write_atomic(path, text.encode(), sync=sync)
+
+
+def read_table(path: str | os.PathLike[str], **settings: Any) -> "pd.DataFrame":
+    """Read a CSV that `save_table` wrote, as `read_csv` does."""
+    table = read_csv(path, **settings)
+    return _map_texts(table, lambda text: text[1:] if ESCAPED.match(text) else text)
+
+
+def _map_texts(table: "pd.DataFrame", change: Callable[[str], str]) -> "pd.DataFrame":
+    """Return a table with its texts and its columns' names changed; all else stays."""
+    import pandas as pd
+
+    def changed(value: object) -> object:
+        return change(value) if isinstance(value, str) else value
+
+    whole = table.set_axis([changed(name) for name in table.columns], axis=1)
+    for number, (_, column) in enumerate(table.items()):
+        old = column.to_list()
+        new = [changed(value) for value in old]
+        if any(a is not b for a, b in zip(old, new)):
+            whole.isetitem(number, pd.Series(new, column.index, dtype=object))
+    return whole
 
 
 def save_png(

@@ -20,7 +20,8 @@ from koala_nb.core.files import (
     environment,
     read_json,
     read_lines,
-    write_atomic,
+    read_table,
+    save_table,
     write_json,
     write_lines,
 )
@@ -31,7 +32,6 @@ from koala_nb.models.load import load, model_info
 from koala_nb.probes.prompts import (
     prompt_file,
     prompt_seeds,
-    read_csv,
     read_prompts,
     subsample_prompts,
 )
@@ -164,8 +164,8 @@ class Probe:
         info = read_json(path)
         if revision not in (None, info["revision"]):
             return None
-        texts = dict.fromkeys(("id", *self.text_columns), str)
-        table = read_csv(path.with_suffix(".csv"), dtype=texts, na_values=[""])
+        texts = dict.fromkeys(("id", "prompt", *self.text_columns), str)
+        table = read_table(path.with_suffix(".csv"), dtype=texts, na_values=[""])
         table = table.fillna(dict.fromkeys(self.text_columns, ""))
         frame = stats.estimates_frame(info.pop("estimates"))
         return Results(info, table, frame, info.pop("instrument", {}))
@@ -486,8 +486,3 @@ def to_jsonable(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return round(float(value), ROUND) if np.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value
-
-
-def save_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table as CSV, atomically."""
-    return write_atomic(path, table.to_csv(index=False, lineterminator="\n").encode())

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from koala_nb.core.files import read_csv
 from koala_nb.display import figures
 from koala_nb.models.load import model_info
 from koala_nb.probes import base
-from koala_nb.probes.prompts import read_csv
 from koala_nb.scorers import registry
 from koala_nb.scorers.clip import MEDIA, UnpromptedAttributes
 from koala_nb.scorers.pixels import PALETTE

@@ -18,7 +18,6 @@ import pandas as pd
 from koala_nb.core import files
 from koala_nb.core.catalog import data_folder
 from koala_nb.generation import run_folder
-from koala_nb.probes.prompts import read_csv
 from koala_nb.stats.misclassification import UNSURE, Agreement, rater_agreement
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def read(path: str | Path, questions: Questions = QUESTIONS) -> pd.DataFrame:
     ValueError, with the line, for a missing column, an unknown answer, a bad number, or an image
     that stands twice in one pass.
     """
-    table = read_csv(path, dtype=str)
+    table = files.read_table(path, dtype=str)
     for column in columns(questions):
         if column not in table:
             raise ValueError(
@@ -117,8 +116,7 @@ def columns(questions: Questions = QUESTIONS) -> list[str]:
 
 def write(path: str | Path, table: pd.DataFrame, questions: Questions = QUESTIONS) -> Path:
     """Write a label file, whole or not at all."""
-    text = table[columns(questions)].to_csv(index=False, lineterminator="\n")
-    return files.write_atomic(path, text.encode(), sync=True)
+    return files.save_table(table[columns(questions)], path, sync=True)
 
 
 def _numbers(path: str | Path, texts: pd.Series, kind: type) -> pd.Series:

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from koala_nb.core.catalog import data_file
+from koala_nb.core.files import read_csv
 
 
 def prompt_file(probe: str, domain: str) -> Path:
     """Return the prompt set that a probe uses for a domain."""
     return data_file(f"prompts/{probe}_{domain}.csv")
-
-
-def read_csv(path: str | Path, **settings: Any) -> pd.DataFrame:
-    """Read a CSV with a header by pandas; ValueError, naming it, where it is absent or none."""
-    try:
-        return pd.read_csv(path, keep_default_na=False, **settings)
-    except FileNotFoundError:
-        raise ValueError(f"There is no file {path}.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is not a CSV with a header: {reason}.") from None
 
 
 def read_prompts(path: str | Path) -> pd.DataFrame:

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from koala_nb.core.catalog import data_file
+from koala_nb.core.files import read_csv
 from koala_nb.probes import base
-from koala_nb.probes.prompts import pair_images, read_csv
+from koala_nb.probes.prompts import pair_images
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import misclassification
 

@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from koala_nb.core.files import read_record
+from koala_nb.core.files import read_csv, read_record
 from koala_nb.models.load import load, model_info
 from koala_nb.probes import base
 from koala_nb.probes import safety_estimates as estimate
-from koala_nb.probes.prompts import read_csv
 from koala_nb.scorers import disclosure, registry
 from koala_nb.scorers.nsfw import Checker, classifier, pipeline_checker
 from koala_nb.scorers.prompt_filter import PromptFilter, read_terms

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from koala_nb.core.files import read_csv
 from koala_nb.display import figures
 from koala_nb.models.load import model_info
 from koala_nb.probes import base
@@ -76,7 +77,7 @@ class TextProbe(base.Probe):
         table = base.read_prompts(path)
         if "text" not in table:
             raise ValueError(f"{path} has no column 'text': it says what each image should say.")
-        table["text"] = pd.read_csv(path, dtype=str, keep_default_na=False)["text"]
+        table["text"] = read_csv(path, dtype=str)["text"]
         for row in table.itertuples():
             if not row.text.strip() or row.text not in row.prompt:
                 raise ValueError(

@@ -10,11 +10,10 @@ import pandas as pd
 
 from koala_nb import probes
 from koala_nb.core import catalog, files
-from koala_nb.core.files import Record
+from koala_nb.core.files import Record, read_csv
 from koala_nb.generation.generate import generate
 from koala_nb.models.unet import card_comparison
 from koala_nb.probes import base
-from koala_nb.probes.prompts import read_csv
 from koala_nb.report import claims, measures, render
 from koala_nb.report import results as records
 from koala_nb.report import run as reports
@@ -205,7 +204,7 @@ class Audit:
         card = render.model_card(results).encode()
         return [
             records.write(results, self.folder),
-            base.save_table(table, self.folder / IMAGES),
+            files.save_table(table, self.folder / IMAGES),
             files.write_atomic(self.folder / "model_card.md", card),
         ]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from koala_nb.core import catalog, files
-from koala_nb.core.files import Record, read_json
+from koala_nb.core.files import Record, read_json, save_table
 from koala_nb.probes import base
 from koala_nb.report import run as reports
 from koala_nb.stats import estimates as stats
@@ -137,7 +137,7 @@ def measured_section(probe: Probe, session: Session, n: int, folder: Path) -> Se
     extra = extra.assign(scorer=extra.scorer.where(extra.scorer != "", reader)).round(base.ROUND)
     section.estimates = pd.concat([frame, extra], ignore_index=True) if len(extra) else frame
     section.n, section.images = len(table), images_of(probe, table)
-    section.file = base.save_table(table, folder / f"{probe.name}.csv").name
+    section.file = save_table(table, folder / f"{probe.name}.csv").name
     return section
 
 

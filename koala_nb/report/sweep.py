@@ -289,7 +289,7 @@ def read_images(folder: Path) -> pd.DataFrame:
     file = folder / IMAGES
     if not file.is_file():
         raise ValueError(f"{folder.name} has no {IMAGES}")
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    table = files.read_table(file, dtype=str)
     if lacking := [name for name in (*PAIR, "value") if name not in table]:
         raise ValueError(f"{folder.name}/{IMAGES} has no column {lacking[0]}")
     table = table[table.value != ""].drop_duplicates(PAIR)

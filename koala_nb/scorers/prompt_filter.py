@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from koala_nb.core.files import read_csv
+
 FUZZY_LENGTH = 6  # letters: shorter words have too many harmless neighbours
 SPACED = 3  # so many single letters in a row are read as one word
 # Letters of other scripts that look like Latin ones; not a full list of Unicode's confusables.
@@ -33,13 +35,7 @@ def read_terms(path: str | Path) -> pd.DataFrame:
 
     ValueError that names the line for a missing file or column, an empty or repeated term.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no list of terms {path}: give a CSV with term,category.")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a CSV with term,category: {error}.") from None
+    table = read_csv(path, dtype=str)
     for column in ("term", "category"):
         if column not in table:
             raise ValueError(f"{path} has no column {column!r}: its first line is term,category.")
