@@ -54,6 +54,15 @@ def snapshot(hub_home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def hub_server(snapshot: Path):
+    """(address, list of the paths that were fetched) of a hub with the tiny KOALA."""
+    from hub_layout import serve_hub
+
+    with serve_hub(snapshot) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
 def loaded(snapshot: Path):
     """The tiny KOALA's pipeline on the CPU in float32. Leave it as it is."""
     import koala_nb

@@ -1,8 +1,12 @@
 """A tiny KOALA in the layout of the hub's cache, with the released file names."""
 
+import hashlib
 import json
 import shutil
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import torch
 from diffusers import (
@@ -21,6 +25,15 @@ from transformers import (
 
 REPOSITORY = "etri-vilab/koala-lightning-700m"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# What the real repository also holds and a pipeline does not need.
+NOT_NEEDED = (
+    "README.md",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/model.onnx",
+    "unet/openvino_model.bin",
+    "unet/diffusion_flax_model.msgpack",
+    "vae_decoder/model.onnx",
+)
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WIDTH = 32  # of each text encoder
 
@@ -124,3 +137,54 @@ def write_tokenizer(folder: Path, pad: str) -> None:
     }
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def serve_hub(snapshot: Path):
+    """Yield (address, list of the paths that were fetched) of a hub with the tiny KOALA."""
+    fetched: list[str] = []
+    files = {p.relative_to(snapshot).as_posix(): p for p in snapshot.rglob("*") if p.is_file()}
+    content = {name: path.read_bytes() for name, path in files.items()}
+    content |= dict.fromkeys(NOT_NEEDED, b"not needed")
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self, body: bool = True) -> None:
+            path = self.path.split("?")[0].strip("/")
+            api, resolve = f"api/models/{REPOSITORY}", f"{REPOSITORY}/resolve/"
+            headers, data, status = {}, b"{}", 200
+            if path.startswith(f"{api}/tree/"):
+                tree = [
+                    {"type": "file", "path": n, "size": len(d), "oid": "0" * 40}
+                    for n, d in content.items()
+                ]
+                data = json.dumps(tree).encode()
+            elif path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
+                siblings = [{"rfilename": name} for name in content]
+                data = json.dumps({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings}).encode()
+            elif path.startswith(resolve) and path.split("/", 4)[4] in content:
+                name = path.split("/", 4)[4]
+                data = content[name]
+                etag = hashlib.sha256(data).hexdigest()
+                headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+                if body:
+                    fetched.append(name)
+            else:
+                lacks = "Revision" if path.startswith(f"{api}/revision/") else "Repo"
+                status, headers = 404, {"X-Error-Code": f"{lacks}NotFound"}
+            self.send_response(status)
+            for key, value in {"Content-Length": str(len(data)), **headers}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+
+        def do_HEAD(self) -> None:
+            self.do_GET(body=False)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as httpd:
+        Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}", fetched
+        httpd.shutdown()

@@ -1,78 +1,15 @@
 """The download itself, from a small server that answers as the hub does."""
 
-import hashlib
-import json
 import os
 import re
 import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
-from hub_layout import COMMIT, REPOSITORY
+from hub_layout import COMMIT, NOT_NEEDED, REPOSITORY
 
 ROOT = Path(__file__).resolve().parent.parent
-# What the real repository also holds and a pipeline does not need.
-NOT_NEEDED = (
-    "README.md",
-    "unet/diffusion_pytorch_model.safetensors",
-    "unet/model.onnx",
-    "unet/openvino_model.bin",
-    "unet/diffusion_flax_model.msgpack",
-    "vae_decoder/model.onnx",
-)
-
-
-@pytest.fixture(scope="module")
-def server(snapshot):
-    """(address, list of the paths that were fetched) of a hub with the tiny KOALA."""
-    fetched: list[str] = []
-    files = {p.relative_to(snapshot).as_posix(): p for p in snapshot.rglob("*") if p.is_file()}
-    content = {name: path.read_bytes() for name, path in files.items()}
-    content |= dict.fromkeys(NOT_NEEDED, b"not needed")
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self, body: bool = True) -> None:
-            path = self.path.split("?")[0].strip("/")
-            api, resolve = f"api/models/{REPOSITORY}", f"{REPOSITORY}/resolve/"
-            headers, data, status = {}, b"{}", 200
-            if path.startswith(f"{api}/tree/"):
-                tree = [
-                    {"type": "file", "path": n, "size": len(d), "oid": "0" * 40}
-                    for n, d in content.items()
-                ]
-                data = json.dumps(tree).encode()
-            elif path == api or path.startswith(f"{api}/revision/"):
-                siblings = [{"rfilename": name} for name in content]
-                data = json.dumps({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings}).encode()
-            elif path.startswith(resolve) and path.split("/", 4)[4] in content:
-                name = path.split("/", 4)[4]
-                data = content[name]
-                etag = hashlib.sha256(data).hexdigest()
-                headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
-                if body:
-                    fetched.append(name)
-            else:
-                status, headers = 404, {"X-Error-Code": "RepoNotFound"}
-            self.send_response(status)
-            for key, value in {"Content-Length": str(len(data)), **headers}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
-
-        def do_HEAD(self) -> None:
-            self.do_GET(body=False)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as httpd:
-        Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_address[1]}", fetched
-        httpd.shutdown()
 
 
 def run_online(command, address, home):
@@ -92,8 +29,10 @@ def load_online(address, home, name="koala-lightning-700m"):
     return run_online([sys.executable, "-c", code, name], address, home)
 
 
-def test_only_what_is_needed_is_downloaded_and_then_found_offline(server, tmp_path, python_offline):
-    address, fetched = server
+def test_only_what_is_needed_is_downloaded_and_then_found_offline(
+    hub_server, tmp_path, python_offline
+):
+    address, fetched = hub_server
     done = load_online(address, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [REPOSITORY, COMMIT, "fp16"]
@@ -107,9 +46,9 @@ def test_only_what_is_needed_is_downloaded_and_then_found_offline(server, tmp_pa
 
 @pytest.mark.parametrize("revision", [None, pytest.param(COMMIT, marks=pytest.mark.long)])
 def test_what_the_printed_command_downloads_loads_offline(
-    server, tmp_path, python_offline, revision
+    hub_server, tmp_path, python_offline, revision
 ):
-    address, fetched = server
+    address, fetched = hub_server
     load = f"import koala_nb; print(koala_nb.load('koala-lightning-700m', revision={revision!r})"
     load += ".model_info.revision)"
     refusal = python_offline(load, home=tmp_path).stderr
@@ -130,7 +69,7 @@ def test_an_unreachable_hub_falls_back_to_the_cache(hub_home, tmp_path):
     assert "the hub cannot be reached: with a network run `hf download" in done.stderr
 
 
-def test_an_unknown_repository_is_named(server, tmp_path):
-    done = load_online(server[0], tmp_path, "someone/nothing")
+def test_an_unknown_repository_is_named(hub_server, tmp_path):
+    done = load_online(hub_server[0], tmp_path, "someone/nothing")
     last = done.stderr.strip().splitlines()[-1]
     assert "The hub has no diffusers pipeline someone/nothing: check the spelling" in last

@@ -89,3 +89,5 @@ def test_committed_results_were_made_with_the_committed_weights(path):
         assert row["low"] <= row["value"] <= row["high"] and row["n"] > 0
     card = (MODELS / result["model"] / "README.md").read_text("utf-8")
     assert cards.table(result["rows"]) in card
+    assert "\npipeline_tag: text-to-image\n" in card
+    assert ("\nbase_model: nano-sdxl\n" in card) == result["training"]["distilled"]

@@ -168,6 +168,15 @@ def test_an_embedded_model_is_found_and_told_by_its_json(folder, monkeypatch, tm
         load("nano-koala")
 
 
+@pytest.mark.parametrize("lender", [".", "../other"])
+def test_a_folder_that_borrows_lends_nothing(folder, tmp_path, lender):
+    (folder / "koala_nb.json").write_text(json.dumps({"parts_from": lender}))
+    other = shutil.copytree(folder, folder.parent / "other")
+    (other / "koala_nb.json").write_text(json.dumps({"parts_from": f"../{folder.name}"}))
+    with pytest.raises(WeightsMissing, match="borrows parts itself: name the folder that holds"):
+        hub.from_folder(folder)
+
+
 def test_parts_may_stand_once_in_another_folder(folder, tmp_path):
     without_variant(folder, *ALL)
     student = shutil.copytree(folder, tmp_path / "student")

@@ -1,10 +1,12 @@
 """Receipts: what is refused, what is kept, and what is shown."""
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
+from hub_layout import COMMIT
 
 from koala_nb import cli
 from koala_nb.report import results
@@ -16,12 +18,13 @@ MODEL |= {"revision": "0123456789abcdef" * 2 + "01234567", "variant": "fp16", "d
 MODEL |= {"device": "cuda", "domain": "photographic", "notes": []}
 MACHINE = {"koala_nb": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "diffusers": "0.40.0"}
 MACHINE |= {"platform": "Linux", "device": "Test GPU <1>"}
+WEIGHTS = b"what was downloaded"
 TIMES = {"state": "measured", "n": 0, "estimates": [FIGURE | {"id": "latency.seconds"}]}
 GOOD = {
     "schema_version": 2,
     "model": MODEL,
     "banner": None,
-    "settings": {"seeds": [0], "n": 8},
+    "settings": {"seeds": [0], "n": 100},
     "environment": MACHINE,
     "prompts": [{"prompt": "a koala"}],
     "images": 8,
@@ -36,8 +39,19 @@ GOOD = {
 
 @pytest.fixture(autouse=True)
 def own_data(tmp_path, monkeypatch):
-    """No test writes to the project's receipts."""
+    """No test writes to real receipts or asks the hub; its cache holds weights of MODEL."""
     monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    write_cache(tmp_path / "hub", MODEL["revision"], hashlib.sha256(WEIGHTS).hexdigest())
+
+
+def write_cache(home, revision, blob):
+    place = home / "models--etri-vilab--koala-lightning-700m"
+    (unet := place / "snapshots" / revision / "unet").mkdir(parents=True)
+    (place / "blobs").mkdir(exist_ok=True)
+    (place / "blobs" / blob).write_bytes(WEIGHTS)
+    (unet / "diffusion_pytorch_model.fp16.safetensors").symlink_to(place / "blobs" / blob)
 
 
 @pytest.fixture
@@ -68,6 +82,8 @@ ESTIMATE = "sections.latency.estimates.0"
         ("model.source", "someone/else", "load koala-lightning-700m from etri-vilab"),
         ("model.revision", "weights-0011", "so that it is a commit"),
         ("model.revision", None, "so that it is a commit"),
+        ("model.revision", "0" * 40, "is not confirmed: the hub cannot be reached, and its cache"),
+        ("settings.n", 2, "settings.n is 2: measure 100 or more images per probe"),
         ("model.device", "", "model.device is missing"),
         ("banner", "Embedded", "banner is set"),
         (f"{ESTIMATE}.low", 2.1, "latency.seconds: the interval 2.1 to 2.5 does not hold"),
@@ -92,6 +108,20 @@ def test_each_problem_has_one_line(write, path, value, words):
     problems = results.receipt_problems(write((path, value)))
     assert any(words in line for line in problems), problems
     assert all("\n" not in line for line in problems)
+
+
+def test_weights_that_no_hub_sent_confirm_no_revision(write, tmp_path):
+    write_cache(tmp_path / "hub", "0" * 40, "named-otherwise")
+    (problem,) = results.receipt_problems(write(("model.revision", "0" * 40)))
+    assert "is not confirmed" in problem
+
+
+def test_the_hub_itself_confirms_a_revision(write, hub_server, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub_server[0])
+    assert results.receipt_problems(write(("model.revision", COMMIT))) == []
+    (problem,) = results.receipt_problems(write(("model.revision", "0" * 40)))
+    assert problem.endswith("has no such commit on the hub.")
 
 
 def test_nothing_measured_is_no_receipt(write):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from hub_layout import tiny_pipeline
+from huggingface_hub import ModelCard
 from PIL import Image
 
 import koala_nb as kn
@@ -191,6 +192,8 @@ def test_a_finished_run_leaves_a_pipeline_and_its_history(trained):
     assert before.keys() == {"task", "out", "feat"} and all(v > 0 for v in before.values())
     assert (trained / "preview-000006.png").is_file()
     assert json.loads((trained / "student" / "training.json").read_text())["rate"] == 1e-3
+    facts = ModelCard.load(trained / "student" / "README.md").data
+    assert (facts.pipeline_tag, facts.base_model) == ("text-to-image", "nano-sdxl")
 
 
 def test_three_kills_change_nothing(home, trained, tmp_path, monkeypatch):

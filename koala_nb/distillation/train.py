@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from koala_nb.core import catalog
-from koala_nb.core.files import write_json
+from koala_nb.core.files import write_atomic, write_json
 from koala_nb.distillation.losses import (
     Distiller,
     Weights,
@@ -232,3 +233,19 @@ def save(pipe: Pipeline, student: nn.Module, options: StudentTraining) -> None:
     identity = {"name": options.student, "domain": pipe.model_info.domain}
     write_json(folder / "koala_nb.json", identity)
     write_json(folder / "training.json", json.loads((options.out / "settings.json").read_text()))
+    write_atomic(folder / "README.md", _card(pipe, options).encode())
+
+
+def _card(pipe: Pipeline, options: StudentTraining) -> str:
+    from huggingface_hub import ModelCardData
+
+    info = pipe.model_info
+    teacher = info.name if info.system and info.system.embedded else info.source
+    base = None if os.path.isdir(teacher) else teacher  # a path of this machine helps nobody
+    facts = ModelCardData(library_name="diffusers", pipeline_tag="text-to-image", base_model=base)
+    return (
+        f"---\n{facts.to_yaml()}\n---\n# {options.student}\n\n"
+        f"A U-Net of {options.student}'s structure, distilled from {base or 'a folder'} by "
+        "`koala-nb train student`; all other parts are its teacher's. `training.json` holds the "
+        "settings.\n"
+    )

@@ -126,6 +126,33 @@ def _cached(repository: str, revision: str | None) -> Path:
         raise WeightsMissing(_out_of_reach(repository, revision)) from None
 
 
+def unconfirmed(repository: str, revision: str) -> str:
+    """Why a commit cannot be confirmed as one of the hub's, "" where it is confirmed.
+
+    By the hub itself; where that is out of reach, by weights in its cache whose names are the
+    hashes of their bytes, as a download leaves them.
+    """
+    from huggingface_hub import HfApi, errors
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    try:
+        known = HfApi().model_info(repository, revision=revision, timeout=10).sha
+        return "" if known == revision else f"{repository} has no such commit on the hub"
+    except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError):
+        return f"{repository} has no such commit on the hub"
+    except (errors.OfflineModeIsEnabled, errors.HTTPError, OSError):
+        place = f"models--{repository.replace('/', '--')}/snapshots/{revision}"
+    weights = list((Path(HF_HUB_CACHE) / place).glob("**/*.safetensors"))
+    if weights and all(_sha256(file) == file.resolve().name for file in weights):
+        return ""
+    return "the hub cannot be reached, and its cache holds no weights downloaded at this commit"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _out_of_reach(repository: str, revision: str | None) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -160,7 +187,7 @@ def from_folder(folder: Path, repository: str | None = None, skip: str | None = 
     for key in ("name", "domain", "parts_from"):
         if not isinstance(facts.get(key, ""), str):
             raise WeightsMissing(f"{folder / 'koala_nb.json'}: {key} is no text: correct it.")
-    donor = from_folder(folder / facts["parts_from"]) if "parts_from" in facts else None
+    donor = _lender(folder, folder / facts["parts_from"]) if "parts_from" in facts else None
     here = [p for p in parts if not (donor and p != "unet" and not (folder / p).exists())]
     variant = VARIANT if repository or _lacks_full_precision(folder) else None
     weights = {part: _weights(folder / part, variant) for part in here if part != skip}
@@ -184,6 +211,17 @@ def from_folder(folder: Path, repository: str | None = None, skip: str | None = 
     if variant and lacking:
         source.notes.append(f"no {variant} files for {', '.join(lacking)}: full precision loaded")
     return source
+
+
+def _lender(borrower: Path, folder: Path) -> Source:
+    """The folder that lends its parts. WeightsMissing for one that borrows: no chains, no rings."""
+    facts = folder / "koala_nb.json"
+    if facts.is_file() and "parts_from" in read_json(facts):
+        raise WeightsMissing(
+            f"{borrower / 'koala_nb.json'}: parts_from names {folder}, which borrows parts itself: "
+            "name the folder that holds them."
+        )
+    return from_folder(folder)
 
 
 def _lacks_full_precision(folder: Path) -> bool:
@@ -227,9 +265,7 @@ def fingerprint(weights: list[Path], donor: Source | None) -> str:
     """A short hash of the weights' names and bytes: names a folder's state."""
     digest = hashlib.sha256(str(donor.revision).encode() if donor else b"")
     for path in sorted(weights):
-        with open(path, "rb") as file:
-            checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.parent.name}/{path.name}:{checksum}".encode())
+        digest.update(f"{path.parent.name}/{path.name}:{_sha256(path)}".encode())
     return f"weights-{digest.hexdigest()[:16]}"
 
 

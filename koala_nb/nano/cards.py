@@ -9,7 +9,8 @@ from koala_nb.core.files import EMBEDDED_BANNER, Record, write_atomic
 _HEAD = """---
 license: apache-2.0
 library_name: {library}
----
+pipeline_tag: {task}
+{base}---
 # {name}
 
 > {banner}
@@ -83,7 +84,9 @@ def write_system_card(folder: Path, result: Record, like: str, parameters: int) 
         if training["distilled"]
         else "Trained directly on the scenes, together with its text encoders; not distilled."
     )
-    text = _HEAD.format(name=name, banner=EMBEDDED_BANNER, library="diffusers")
+    base = "base_model: nano-sdxl\n" if training["distilled"] else ""
+    facts = {"library": "diffusers", "task": "text-to-image", "base": base}
+    text = _HEAD.format(name=name, banner=EMBEDDED_BANNER, **facts)
     text += _SYSTEM.format(
         like=like,
         parameters=parameters,
@@ -95,7 +98,8 @@ def write_system_card(folder: Path, result: Record, like: str, parameters: int) 
 
 def write_clip_card(folder: Path, training: Record, rows: list[Record]) -> None:
     """Write README.md of the scorer from its measured error."""
-    text = _HEAD.format(name="nano-clip", banner=EMBEDDED_BANNER, library="transformers")
+    facts = {"library": "transformers", "task": "zero-shot-image-classification", "base": ""}
+    text = _HEAD.format(name="nano-clip", banner=EMBEDDED_BANNER, **facts)
     text += _CLIP.format(**{**training, "note": note(training)}) + _DATA.format(
         world=world_size(training)
     )

@@ -17,11 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from koala_nb.core import catalog, files
 from koala_nb.core.files import Record, read_json
 from koala_nb.generation import plan
+from koala_nb.models import hub
 
 if TYPE_CHECKING:
     import pandas as pd
 
 VERSION = 2  # of the schema
+FEWEST = 100  # images per probe of a receipt; verdicts need about twice as many
 NAMED = ("koala_nb", "python", "torch", "diffusers", "platform", "device")
 RECEIPT_COLUMNS = ("system", "device", "section", "id", "label", "value", "low", "high", "n")
 HOST = re.compile(
@@ -201,6 +203,9 @@ def _model_problems(results: Results) -> Iterator[str]:
         yield f"model.source is {model.source!r}: load {model.system} from {system.repository}."
     if not COMMIT.fullmatch(model.revision or ""):
         yield f"model.revision is {model.revision!r}: load from the hub, so that it is a commit."
+    elif system and system.repository and not system.embedded:
+        if why := hub.unconfirmed(system.repository, str(model.revision)):
+            yield f"model.revision {model.revision} is not confirmed: {why}."
     if not model.device:
         yield "model.device is missing: say on which device it was measured."
     if results.banner:
@@ -214,6 +219,9 @@ def _estimate_problems(results: Results) -> Iterator[str]:
     estimates += [("key_figures", id, one) for id, one in results.key_figures.items()]
     if not estimates:
         yield "sections hold no estimate: there is nothing measured to submit."
+    if results.settings.n < FEWEST:
+        n = results.settings.n
+        yield f"settings.n is {n}: measure {FEWEST} or more images per probe (`-p n={FEWEST}`)."
     counts: dict[str, int] = {}
     for section, id, e in estimates:
         if None not in (e.low, e.value, e.high) and not e.low <= e.value <= e.high:  # type: ignore[operator]
