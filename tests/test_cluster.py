@@ -221,7 +221,7 @@ def test_workers_with_other_or_no_weights_are_refused(tmp_path):
 def test_a_chunk_that_ends_every_worker_is_one_sentence(client):
     scheduler = client.cluster.scheduler
     before, scheduler.allowed_failures = scheduler.allowed_failures, 0
-    with pytest.raises(OSError, match=r"ended several workers, the last tcp://\S+: its memory"):
+    with pytest.raises(OSError, match=r"ended several workers, the last tls://\S+: its memory"):
         with cluster._sentences(distributed):
             client.submit(os._exit, 1).result()
     scheduler.allowed_failures = before
@@ -270,11 +270,58 @@ def test_a_worker_has_its_threads_and_its_gpu_where_a_script_has_torch_already(t
     assert done.stdout.splitlines() == ["2 threads, GPU 3"] * 2, done.stderr
 
 
+STRANGER = """
+import os, sys
+from distributed import Client, Security
+address, form, certificate, key = sys.argv[1:]
+roles = {"tls_ca_file": certificate, "tls_client_cert": certificate, "tls_client_key": key}
+given = {"none": Security(), "other": Security.temporary(), "same": Security(**roles)}[form]
+try:
+    with Client(address, security=given, timeout=4, set_as_default=False) as client:
+        print(client.run(os.getpid))
+except (OSError, ValueError, TypeError) as error:
+    print("refused")
+"""
+
+
+def test_only_who_has_the_certificate_reaches_the_workers(client, tmp_path):
+    address, security = client.scheduler.address, client.security
+    assert address.startswith("tls://127.0.0.1:")
+    files = [tmp_path / "certificate.pem", tmp_path / "key.pem"]
+    for file, text in zip(files, (security.tls_ca_file, security.tls_client_key)):
+        file.write_text(text)
+    everyone = [address, *(w["nanny"] for w in client.scheduler_info()["workers"].values())]
+
+    def run(to, form):
+        command = [sys.executable, "-c", STRANGER, to, form, *map(str, files)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+    assert run(address, "same") == f"{client.run(os.getpid)}\n"
+    assert run(address, "other") == "refused\n"
+    for to in everyone:
+        assert run(to.replace("tls://", "tcp://"), "none") == "refused\n"
+
+
+def test_no_page_of_dask_is_served(client):
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    port = client.cluster.scheduler.http_server.port
+    for page in ("info/main/workers.html", "json/identity.json", "status"):
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(f"http://127.0.0.1:{port}/{page}", timeout=10)
+
+
 DRAW = """
 import sys
-from distributed import Client
+from distributed import Client, Security
 with Client(scheduler_file=sys.argv[1]) as client:
     client.wait_for_workers(1)
+    address = client.scheduler.address.replace("tls://", "tcp://")
+    try:
+        Client(address, security=Security(require_encryption=False), timeout=4)
+    except OSError:
+        print("strangers refused")
     client.shutdown()
 print("drawn")
 """
@@ -298,7 +345,8 @@ def test_the_job_for_slurm_draws_where_another_scheduler_has_the_usual_port(tmp_
         job = ["bash", str(ROOT / "docs" / "slurm" / "koala.sbatch")]
         how = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 500}
         done = subprocess.run(job, env=env, **how)
-    assert done.stdout == "drawn\n", done.stderr
+    assert done.stdout == "strangers refused\ndrawn\n", done.stderr
+    assert not list(tmp_path.glob(".tls-*"))
 
 
 def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path):
@@ -360,7 +408,7 @@ for call in (lambda: cluster.local(1).__enter__(), lambda: run_folder.write_chun
         print(error)
 """
     said = python_offline(code).stdout.splitlines()
-    assert len(said) == 2 and all('run `pip install -e ".[cluster]"`.' in line for line in said)
+    assert len(said) == 2 and all('by `pip install -e ".[cluster]"`.' in line for line in said)
 
 
 @pytest.mark.parametrize(

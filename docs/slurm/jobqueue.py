@@ -1,5 +1,7 @@
 """Draw on SLURM, one GPU a job. On the login node: `pip install dask-jobqueue`, then run this."""
 
+import os
+
 from dask_jobqueue import SLURMCluster
 from distributed import Client
 
@@ -16,6 +18,9 @@ if __name__ == "__main__":
         memory="32GB",
         walltime="12:00:00",
         job_extra_directives=["--gres=gpu:1"],
+        # Certificates of this run alone: nobody else on the network may give the workers work.
+        security=True,
+        shared_temp_directory=os.path.expanduser("~"),  # a folder that all nodes see
         # The nodes seldom reach the hub: download once, to a cache that all of them see.
         job_script_prologue=["export HF_HOME=/shared/hf", "export HF_HUB_OFFLINE=1"],
     )

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from koala_nb.models.load import Pipeline
 
+# Dask's pages ask nobody who they are: none are served.
+NO_PAGES = {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}
 _DRAWING = threading.Lock()  # a pipeline cannot draw in two threads
 Source = tuple[str, str | None, str | None, str | None]  # model, device, dtype, revision
 _LOADED: dict[Source, Pipeline] = {}  # in each worker's process: its one pipeline
@@ -99,18 +101,25 @@ def local(workers: int, *, threads: int = 1) -> Iterator[Client]:
     Where there are GPUs, each worker sees one, in turn. On CPUs each computes with `threads`
     threads: not with a share of the cores, because rounding, and so the bytes of an image, can
     change with the number of threads. A script must call this under `if __name__ == "__main__":`.
-    Raises ValueError for no worker or where dask is not installed.
+    Only this client and its workers can talk to them: other users of the machine lack the
+    certificate, which is made for the block. Raises ValueError for no worker or where dask is not
+    installed.
     """
-    distributed = run_folder.extra("distributed")
+    dask, distributed = run_folder.extra("dask"), run_folder.extra("distributed")
+    run_folder.extra("cryptography")  # makes the certificate
     for name, value in {"workers": workers, "threads": threads}.items():
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {short(value)}.")
     with (
+        dask.config.set(NO_PAGES),
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             memory_limit=0,  # most of it are weights, which no worker could give back
+            host="127.0.0.1",
+            security=distributed.Security.temporary(),  # encryption required, for both sides
             dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
             silence_logs=logging.ERROR,
         ) as machines,
         distributed.Client(machines, set_as_default=False) as client,
