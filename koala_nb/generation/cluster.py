@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
 
 # Dask's pages ask nobody who they are: none are served.
-NO_PAGES = {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}
+NO_PAGES: Record = {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}
 _DRAWING = threading.Lock()  # a pipeline cannot draw in two threads
 Source = tuple[str, str | None, str | None, str | None]  # model, device, dtype, revision
 _LOADED: dict[Source, Pipeline] = {}  # in each worker's process: its one pipeline
