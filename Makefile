@@ -20,7 +20,7 @@ NBVAL  := $(if $(CONSTRAINTS),--nbval-lax,--nbval) --nbval-current-env --nbval-c
           --nbval-sanitize-with tests/nbval_sanitize.cfg
 export PYTHONUTF8 := 1
 
-.PHONY: report test test-all lab train refresh lint check-browser site
+.PHONY: report test test-all mutate lab train refresh lint check-browser site
 .DEFAULT_GOAL := report
 
 $(STAMP): pyproject.toml $(PINS)
@@ -46,6 +46,11 @@ test-all: LONG :=
 test-all: BROWSER := all
 test-all: export KOALA_NB_KILLS := 100
 test-all: export KOALA_NB_FUZZ := 10000
+
+# Do the tests notice a small change of the code? A random sample of each room's, in a copy of the tree.
+MUTATIONS ?= 25
+mutate: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py --n $(MUTATIONS)
 
 # Every notebook in JupyterLab and every page, in a headless Chromium (Debian: chromium chromium-driver).
 check-browser: $(STAMP)

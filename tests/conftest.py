@@ -1,9 +1,11 @@
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -25,6 +27,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from solutions import with_solutions
 
     items[:] = with_solutions(items)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers for each test, alone and among others."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,10 @@ def test_words_of_a_prompt(loaded):
     assert words[0].tokens == (1, 2, 3, 4, 5) and words[1].tokens == (6,)
     with pytest.raises(ValueError, match="has 82 tokens and the text encoder reads 77"):
         words_of(loaded.tokenizer, "x" * 80)
+    longest = words_of(loaded.tokenizer, "x" * 75)  # with its marks 77 tokens, none of padding
+    assert [w.text for w in longest] == ["x" * 75, "[start]", "[end]"]
+    with pytest.raises(ValueError, match="has 78 tokens"):
+        words_of(loaded.tokenizer, "x" * 76)
 
 
 @given(st.text(max_size=30))

@@ -41,6 +41,20 @@ def test_same_image_as_the_plain_diffusers_call(loaded, negative):
     assert pixels(ours).std() > 5  # not a flat image
 
 
+@pytest.mark.parametrize("zeros", [True, False])
+def test_no_negative_prompt_is_zeros_where_the_pipeline_is_made_so(snapshot, zeros):
+    """SDXL's is: without one its unconditional half is zeros, and not an empty text."""
+    pipe = load(snapshot, device="cpu")
+    pipe.register_to_config(force_zeros_for_empty_prompt=zeros)
+    none, empty = (
+        pixels(generate(pipe, "a koala", [3], negative_prompt=text, **SMALL).images[0])
+        for text in (None, "")
+    )
+    size = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.5}
+    plain = pixels(pipe("a koala", generator=torch.Generator().manual_seed(3), **size).images[0])
+    assert abs(none - plain).max() <= 1 and (abs(none - empty).max() > 1) == zeros
+
+
 def test_same_seed_alone_and_in_any_batch(loaded):
     together, *others = (
         [pixels(i) for i in generate(loaded, ["a koala", "two dogs"], range(4), **how).images]

@@ -198,7 +198,7 @@ def test_a_finished_run_leaves_a_pipeline_and_its_history(trained):
 
 def test_three_kills_change_nothing(home, trained, tmp_path, monkeypatch):
     """Stopped at random steps, with checkpoints at other steps: the same weights, bit for bit."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(2)
     kills = sorted(int(step) for step in rng.choice(range(1, 6), 3, replace=False))
     original = train.Batches.loss
     for kill in (*kills, None):
