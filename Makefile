@@ -1,4 +1,4 @@
-# make report | test | test-all | lab | train CONFIG=full|small | refresh | lint | check-browser | site
+# make report | test | test-all | mutate | lab | train CONFIG=full|small | refresh | lint | check-browser | site
 # The first target that you call makes .venv; later ones find it. Where there is no make:
 # `pip install -c constraints.txt -e ".[dev]"`, then `python -m koala_nb report`.
 
