@@ -34,6 +34,7 @@ NOT_NEEDED = (
     "unet/diffusion_flax_model.msgpack",
     "vae_decoder/model.onnx",
 )
+FOREIGN = "another/flux"  # of another family
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WIDTH = 32  # of each text encoder
 
@@ -168,6 +169,10 @@ def serve_hub(snapshot: Path):
                 headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
                 if body:
                     fetched.append(name)
+            elif path.startswith(f"{FOREIGN}/resolve/"):
+                data = b'{"_class_name": "FluxPipeline"}'
+                headers = {"ETag": '"flux"', "X-Repo-Commit": COMMIT}
+                fetched.append(path.split("/", 4)[4])
             else:
                 lacks = "Revision" if path.startswith(f"{api}/revision/") else "Repo"
                 status, headers = 404, {"X-Error-Code": f"{lacks}NotFound"}

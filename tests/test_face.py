@@ -96,10 +96,10 @@ def test_a_pipeline_of_ones_own_becomes_a_session(snapshot, capsys):
     assert (session.info.system, session.recipe, session.info.revision) == (
         koala,
         koala.recipe,
-        None,
+        snapshot.name,
     )
     assert pipe.model_info is session.info and pipe.scheduler is scheduler
     assert "koala-lightning-700m" in capsys.readouterr().out
     assert kn.wrap(pipe).info is session.info
-    with pytest.raises(ValueError, match="has no unet"):
+    with pytest.raises(ValueError, match="is no pipeline of diffusers"):
         kn.wrap(torch.nn.Linear(1, 1))

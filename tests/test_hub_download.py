@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_layout import COMMIT, NOT_NEEDED, REPOSITORY
+from hub_layout import COMMIT, FOREIGN, NOT_NEEDED, REPOSITORY
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,3 +73,11 @@ def test_an_unknown_repository_is_named(hub_server, tmp_path):
     done = load_online(hub_server[0], tmp_path, "someone/nothing")
     last = done.stderr.strip().splitlines()[-1]
     assert "The hub has no diffusers pipeline someone/nothing: check the spelling" in last
+
+
+def test_another_family_is_refused_before_its_weights_are_fetched(hub_server, tmp_path):
+    address, fetched = hub_server
+    fetched.clear()
+    done = load_online(address, tmp_path, FOREIGN)
+    assert "another/flux is a 'FluxPipeline': this is no SDXL-type" in done.stderr.splitlines()[-1]
+    assert set(fetched) == {"model_index.json"}

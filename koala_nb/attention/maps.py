@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from torch.nn import functional
 
 from koala_nb.attention.buffers import Batch, matches_prefix
@@ -36,21 +39,31 @@ class Word:
 def words_of(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[Word]:
     """Return a prompt's words with the positions of their tokens, then the marks around them.
 
-    Subwords are merged; punctuation is a word; "[start]", "[end]" and "[padding]" come last. Raises
-    ValueError for a prompt that is longer than the text encoder reads.
+    Subwords are merged; punctuation is a word, and so is what a textual inversion added, with all
+    its vectors; "[start]", "[end]" and "[padding]" come last. Raises ValueError for a prompt that
+    is longer than the text encoder reads.
     """
     limit = tokenizer.model_max_length
+    prompt = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
     ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
     if len(ids) > limit:
         raise ValueError(
             f"The prompt has {len(ids)} tokens and the text encoder reads {limit}: shorten it."
         )
-    words, tokens = [], []
-    for position, spelled in enumerate(tokenizer.convert_ids_to_tokens(ids[1:-1]), start=1):
+    words: list[Word] = []
+    tokens: list[int] = []
+    added = tokenizer.get_added_vocab()
+    spelling = [*tokenizer.convert_ids_to_tokens(ids[1:-1]), None]
+    for position, (spelled, following) in enumerate(pairwise(spelling), start=1):
         tokens.append(position)
-        if spelled.endswith("</w>") or position == len(ids) - 2:
-            text = tokenizer.decode([ids[t] for t in tokens]).strip()
-            words.append(Word(text, tuple(tokens)))
+        vector = re.fullmatch(r"(.+)_\d+", str(following)) if following in added else None
+        if spelled in added and vector and vector[1] == re.sub(r"_\d+$", "", spelled):
+            continue  # a further vector of the same word
+        if spelled.endswith("</w>") or spelled in added or following in {*added, None}:
+            text = tokenizer.decode(
+                [ids[tokens[0]]] if spelled in added else [ids[t] for t in tokens]
+            )
+            words.append(Word(text.strip(), tuple(tokens)))
             tokens = []
     end = len(ids) - 1
     spans = ((0,), (end,), tuple(range(end + 1, limit)))

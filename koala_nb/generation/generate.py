@@ -238,7 +238,8 @@ def find_unread(pipe: Pipeline, plan: Plan) -> dict[str, str]:
     limit = tokenizer.model_max_length
     lost = {}
     for text in dict.fromkeys([r.prompt for r in plan.requests] + [plan.negative_prompt or ""]):
-        ids = tokenizer(text, truncation=False, verbose=False).input_ids
+        whole = pipe.maybe_convert_prompt(text, tokenizer)  # textual inversion of several vectors
+        ids = tokenizer(whole, truncation=False, verbose=False).input_ids
         if len(ids) > limit:
             lost[text] = tokenizer.decode(ids[limit - 1 : -1]).strip()
     if lost:
@@ -399,7 +400,7 @@ def cpu_kernels(pipe: Pipeline) -> Iterator[None]:
     if pipe._execution_device.type != "cpu":  # where parts wait says nothing
         yield
         return
-    changed = [m for m in pipe.unet.modules() if _gains(m)]
+    changed = [m for m in _interpreted(pipe.unet) if _gains(m)]
     try:
         for module in changed:
             module.forward = _onednn(module)
@@ -411,10 +412,20 @@ def cpu_kernels(pipe: Pipeline) -> Iterator[None]:
         pipe.vae.to(memory_format=torch.contiguous_format)
 
 
+def _interpreted(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that torch.compile has no part in: it chooses kernels itself."""
+    if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+        return
+    yield module
+    for child in module.children():
+        yield from _interpreted(child)
+
+
 def _gains(module: nn.Module) -> bool:
     """Whether a module is a plain float32 linear layer that oneDNN can compute here."""
     return (
         type(module) is torch.nn.Linear
+        and type(module.weight) is torch.nn.Parameter  # no quantised one
         and module.weight.dtype == torch.float32
         and "forward" not in vars(module)  # somebody else's
         and platform.machine().lower() in ("x86_64", "amd64")

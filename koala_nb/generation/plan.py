@@ -12,7 +12,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from koala_nb.core.files import Record, short
-from koala_nb.models.load import call_default, model_info
+from koala_nb.models.load import call_default, check_pipeline, model_info
 
 if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
@@ -102,6 +102,7 @@ def make_plan(
     settings: Settings,
 ) -> Plan:
     """Check what is asked of `generate` and fill in the recipe. Raises ValueError."""
+    check_pipeline(pipe)
     info = model_info(pipe)
 
     def pick(name: str, argument: str) -> Any:

@@ -53,8 +53,10 @@ def summary(parts: Record) -> str:
 
 
 def _part(part: object) -> Record:
+    if inner := getattr(part, "_orig_mod", None):
+        return {**_module(inner), "compiled": True}
     if isinstance(part, nn.Module):
-        return _module(getattr(part, "_orig_mod", part))  # of a compiled one
+        return _module(part)
     config = getattr(part, "config", None) or getattr(part, "init_kwargs", {})
     about: Record = {"class": type(part).__name__, "config": _kept(config)}
     if isinstance(part, PreTrainedTokenizerBase):

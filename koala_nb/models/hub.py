@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 VARIANT = "fp16"  # asked for first; an older revision may lack it
+CLASSES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")
 WEIGHTED = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZER = ("vocab.json", "merges.txt")  # or tokenizer.json
 NEEDED = {
@@ -52,12 +53,15 @@ class Source:
 
 
 def from_hub(
-    repository: str, revision: str | None, local_files_only: bool | None, skip: str | None = None
+    repository: str,
+    revision: str | None,
+    local_files_only: bool | None,
+    skip: frozenset[str] = frozenset(),
 ) -> Source:
     """Find a repository's snapshot in the hub's cache, downloading what the pipeline needs.
 
-    Without a network, with HF_HUB_OFFLINE=1 or with `local_files_only`, only the cache counts. The
-    part `skip` is left out. Raises WeightsMissing where the snapshot, or a file of it, is missing.
+    Without a network, with HF_HUB_OFFLINE=1 or with `local_files_only`, only the cache counts.
+    `skip`: parts that are left out. Raises WeightsMissing where the snapshot or a file is missing.
     """
     folder = None if local_files_only else _download(repository, revision, skip)
     folder = folder or _cached(repository, revision)
@@ -66,10 +70,15 @@ def from_hub(
     return source
 
 
-def with_unet_file(system: System, revision: str | None, local_files_only: bool | None) -> Source:
+def with_unet_file(
+    system: System,
+    revision: str | None,
+    local_files_only: bool | None,
+    skip: frozenset[str] = frozenset(),
+) -> Source:
     """SDXL-Lightning is one U-Net file; its configuration and the other parts are SDXL-Base's."""
     parts = str(system.parts)
-    source = from_hub(parts, None, local_files_only, skip="unet")
+    source = from_hub(parts, None, local_files_only, skip | {"unet"})
     _single_file(parts, "unet/config.json", None, local_files_only)
     source.source = str(system.repository)
     file = _single_file(source.source, str(system.unet_file), revision, local_files_only)
@@ -78,21 +87,27 @@ def with_unet_file(system: System, revision: str | None, local_files_only: bool 
     return source
 
 
-def _download(repository: str, revision: str | None, skip: str | None) -> Path | None:
+def _download(repository: str, revision: str | None, skip: frozenset[str]) -> Path | None:
     """The snapshot with what the pipeline needs, or None where the hub cannot be reached."""
     from diffusers import DiffusionPipeline
     from huggingface_hub import errors as hub
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
     options = {"revision": revision, "variant": VARIANT, "use_safetensors": True}
     enable_progress_bars()  # gigabytes: nobody should wait in the dark
     try:
+        index = hf_hub_download(repository, "model_index.json", revision=revision)
+        _check_class(repository, read_json(Path(index)))
         return Path(
-            DiffusionPipeline.download(repository, **options, **({skip: None} if skip else {}))
+            DiffusionPipeline.download(
+                repository, **options, **dict.fromkeys(skip - {"quantization_config"})
+            )
         )
     except (OSError, hub.EntryNotFoundError, hub.HTTPError) as error:
         # Where the hub fails, diffusers looks into the cache; that in vain, it tells the failure.
-        reason = error.__cause__ or error
+        of_hub = isinstance(error, (hub.HfHubHTTPError, hub.EntryNotFoundError))
+        reason = error if of_hub else error.__cause__ or error
     finally:
         disable_progress_bars()
     if isinstance(reason, hub.GatedRepoError):
@@ -110,6 +125,15 @@ def _download(repository: str, revision: str | None, skip: str | None) -> Path |
     if isinstance(reason, (hub.LocalEntryNotFoundError, hub.HTTPError, ConnectionError)):
         return None
     raise WeightsMissing(f"{repository} cannot be downloaded: {str(reason)[:200]}") from reason
+
+
+def _check_class(source: str, index: Record) -> None:
+    name = index.get("_class_name")
+    if name not in CLASSES:
+        raise ValueError(
+            f"{source} is a {short(name)}: this is no SDXL-type text-to-image pipeline; "
+            f"{' and '.join(CLASSES)} can be loaded."
+        )
 
 
 def _cached(repository: str, revision: str | None) -> Path:
@@ -168,7 +192,9 @@ def _out_of_reach(repository: str, revision: str | None) -> str:
     )
 
 
-def from_folder(folder: Path, repository: str | None = None, skip: str | None = None) -> Source:
+def from_folder(
+    folder: Path, repository: str | None = None, skip: frozenset[str] = frozenset()
+) -> Source:
     """Check a diffusers folder, one's own or a repository's snapshot, and say how to load it.
 
     Weights in half precision come first in a repository, those in full precision in a folder.
@@ -180,6 +206,7 @@ def from_folder(folder: Path, repository: str | None = None, skip: str | None = 
             f"{folder} holds no model_index.json: give a folder saved by a diffusers pipeline."
         )
     index = read_json(index_file)
+    _check_class(repository or str(folder), index)
     parts = [k for k, v in index.items() if isinstance(v, list) and len(v) == 2 and all(v)]
     if not {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= set(parts):
         raise WeightsMissing(f"{index_file} does not name the parts of a pipeline: restore it.")
@@ -190,7 +217,7 @@ def from_folder(folder: Path, repository: str | None = None, skip: str | None = 
     donor = _lender(folder, folder / facts["parts_from"]) if "parts_from" in facts else None
     here = [p for p in parts if not (donor and p != "unet" and not (folder / p).exists())]
     variant = VARIANT if repository or _lacks_full_precision(folder) else None
-    weights = {part: _weights(folder / part, variant) for part in here if part != skip}
+    weights = {part: _weights(folder / part, variant) for part in here if part not in skip}
     again = f"run `hf download {repository}`" if repository else "copy or download the folder again"
     for part, files in weights.items():
         _check_part(folder, part, files, again)
@@ -332,7 +359,8 @@ def check_weights(model: "nn.Module", paths: Sequence[Path]) -> None:
             torch.equal(first, b.to(first.dtype)) for b in beginnings.get(weight.numel(), ())
         )
 
-    lacking = [name for name, weight in model.named_parameters() if not stands(weight)]
+    plain = [(n, w) for n, w in model.named_parameters() if w.dtype.is_floating_point]  # quantised
+    lacking = [name for name, weight in plain if not stands(weight)]
     if lacking:
         first = f"{paths[0].parent.name}/{paths[0].name}"
         raise ValueError(_sentence(first, type(model).__name__, lacking))

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
 from koala_nb.core.devices import empty_cache, gigabytes, pick_device, pick_dtype, plan_memory
-from koala_nb.core.files import short
+from koala_nb.core.errors import nearest
+from koala_nb.core.files import Record, short
 from koala_nb.models import hub
 from koala_nb.models.hub import WeightsMissing
 
@@ -28,7 +30,20 @@ __all__ = ["ModelInfo", "WeightsMissing", "model_info", "list_steps", "load", "s
 
 OFFLOADS = ("none", "model", "sequential")
 TILE = 512  # pixels
-CLASSES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")
+CLASSES = hub.CLASSES
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SECOND = ("text_encoder_2", "tokenizer_2")
+INSTEAD = {  # of keywords of diffusers
+    "device_map": "write device= or offload='model', or load with diffusers and use kn.wrap.",
+    "variant": "half precision is found by itself; write dtype= for what to compute in.",
+    "use_safetensors": "nothing but safetensors is ever loaded; leave it out.",
+    "safety_checker": "no checker is applied while drawing; leave it out.",
+    "cache_dir": "set the environment variable HF_HOME.",
+    "token": "run `hf auth login`.",
+    "trust_remote_code": "no code of a repository is run; leave it out.",
+    "custom_pipeline": "no code of a repository is run; load with diffusers and use kn.wrap.",
+    "low_cpu_mem_usage": "weights are loaded so in any case; leave it out.",
+}
 
 
 @dataclass
@@ -59,11 +74,13 @@ def load(
     revision: str | None = None,
     offload: str | None = None,
     local_files_only: bool | None = None,
+    **parts: Any,
 ) -> "Pipeline":
     """Load a catalogued system, a folder or a hub id ("owner/name") with its recipe's scheduler.
 
     Device: the best available. dtype: float16 on a GPU, float32 on a CPU. offload: "none", "model"
-    or "sequential"; by default chosen from the free GPU memory. What was loaded is described by
+    or "sequential"; by default chosen from the free GPU memory. parts: parts of one's own, such as
+    `vae=`, or a `quantization_config=`, as for diffusers. What was loaded is described by
     `pipe.model_info`. Only safetensors are loaded, no remote code is run.
     Raises ValueError for a bad name, device, dtype or offload, WeightsMissing (an OSError) for
     weights that are absent, damaged or out of reach.
@@ -74,17 +91,20 @@ def load(
         raise ValueError(f"Unknown offload {offload!r}: use one of {', '.join(OFFLOADS)}.")
     if revision is not None and not isinstance(revision, str):
         raise ValueError(f"revision must be a text such as 'main', not {short(revision)}.")
+    dtype = parts.pop("torch_dtype", dtype)
+    _check_keywords(parts)
     silence_logging()
     chosen_device = pick_device(device)
     chosen_dtype = pick_dtype(dtype, chosen_device)
-    system, source = _resolve(str(name_or_path), revision, local_files_only)
+    skip = frozenset(parts)
+    system, source = _resolve(str(name_or_path), revision, local_files_only, skip)
     if system is None and source.facts.get("name") in {s.name for s in catalog.SYSTEMS}:
         system = catalog.find(source.facts["name"])
     if system and source.folder == catalog.data_folder() / "models" / system.name:
         source.source = str(system.repository)  # the same on every machine
     domain = system.domain if system else source.facts.get("domain", "photographic")
     recipe = system.recipe if system else domain_recipe(domain)
-    pipe = _assemble(source, chosen_dtype)
+    pipe = _assemble(source, chosen_dtype, parts)
     pipe.model_info = ModelInfo(
         system,
         source.source,
@@ -96,12 +116,21 @@ def load(
         recipe,
         source.notes,
     )
-    scheduler = getattr(diffusers, recipe.scheduler) if recipe.scheduler else type(pipe.scheduler)
-    change = {"timestep_spacing": recipe.timestep_spacing} if recipe.timestep_spacing else {}
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **change)
+    if "scheduler" not in parts:
+        kind = getattr(diffusers, recipe.scheduler) if recipe.scheduler else type(pipe.scheduler)
+        change = {"timestep_spacing": recipe.timestep_spacing} if recipe.timestep_spacing else {}
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, **change)
     _place(pipe, chosen_device, offload)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _check_keywords(given: Record) -> None:
+    """Raise ValueError, saying what to write, for keywords that only diffusers has."""
+    for name in given.keys() - {*PARTS, *SECOND, "quantization_config"}:
+        close = nearest(name, [*PARTS, *SECOND, "device", "dtype", "revision", "offload"])
+        advice = INSTEAD.get(name, f"load with diffusers and give the pipeline to kn.wrap.{close}")
+        raise ValueError(f"load has no {name}=: {advice}")
 
 
 def model_info(pipe: "Pipeline") -> ModelInfo:
@@ -110,9 +139,38 @@ def model_info(pipe: "Pipeline") -> ModelInfo:
     if isinstance(info, ModelInfo):
         return info
     source = str(getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__)
+    revision = None
+    unet = str(getattr(pipe.unet.config, "_name_or_path", ""))  # in the hub's cache, if from there
+    if cached := re.search(r"models--([^/\\]+)--([^/\\]+)[/\\]snapshots[/\\](\w+)", unet):
+        repository = f"{cached[1]}/{cached[2]}"
+        if source == repository or unet.startswith(source):
+            source, revision = repository, cached[3]
     dtype = str(pipe.unet.dtype).removeprefix("torch.")
     device = str(pipe._execution_device)
-    return ModelInfo(None, source, None, None, dtype, device, "photographic", Recipe())
+    return ModelInfo(None, source, revision, None, dtype, device, "photographic", Recipe())
+
+
+def check_pipeline(pipe: "Pipeline") -> None:
+    """Raise ValueError for what is no pipeline that draws images like SDXL's, from text alone."""
+    name = type(pipe).__name__
+    call = inspect.signature(pipe.__call__).parameters if callable(pipe) else {}
+    lacking = [part for part in PARTS if getattr(pipe, part, None) is None]
+    if not hasattr(pipe, "config") or not call:
+        instead = ": give its .pipe" if hasattr(pipe, "pipe") else ""
+        raise ValueError(f"{short(pipe)} is no pipeline of diffusers{instead}.")
+    if lacking or "image" in call or "prompt_embeds" not in call:
+        why = (
+            "it draws from an image" if "image" in call else f"it has no {[*lacking, 'prompt'][0]}"
+        )
+        raise ValueError(
+            f"{name} is no SDXL-type text-to-image pipeline ({why}): call it as diffusers says; "
+            f"here {' and '.join(CLASSES)} draw."
+        )
+    if getattr(pipe.unet, "encoder_hid_proj", None) is not None:
+        raise ValueError(
+            f"This {name} has an IP-Adapter, which wants an image with each prompt: "
+            "pipe.unload_ip_adapter(), or call the pipeline as diffusers says."
+        )
 
 
 def call_default(pipe: "Pipeline", name: str) -> Any:
@@ -150,16 +208,17 @@ def silence_logging() -> None:
 
 
 def _resolve(
-    name: str, revision: str | None, local_only: bool | None
+    name: str, revision: str | None, local_only: bool | None, skip: frozenset[str]
 ) -> tuple[System | None, hub.Source]:
     """The system (if catalogued) and where its files are."""
     if name not in {s.name for s in catalog.SYSTEMS} and os.path.isdir(name):
-        return None, _folder(name, Path(name), revision)
+        return None, _folder(name, Path(name), revision, skip)
+    _refuse_files(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name:
         known = next((s for s in catalog.SYSTEMS if s.repository == name), None)
         if known is None or known.embedded:
-            return None, hub.from_hub(name, revision, local_only)
-        return _resolve(known.name, revision, local_only)
+            return None, hub.from_hub(name, revision, local_only, skip)
+        return _resolve(known.name, revision, local_only, skip)
     if "/" in name or "\\" in name:
         raise ValueError(
             f"There is no folder {short(name)}, and it is not a hub id of the form owner/name."
@@ -174,16 +233,32 @@ def _resolve(
                 f"The embedded model {name} is not at {folder}: it comes with a checkout of the "
                 "project: run this there, or set KOALA_NB_DATA to the checkout's data folder."
             )
-        return system, _folder(name, folder, revision)
+        return system, _folder(name, folder, revision, skip)
     if system.unet_file and system.parts:
-        return system, hub.with_unet_file(system, revision, local_only)
-    return system, hub.from_hub(system.repository, revision, local_only)
+        return system, hub.with_unet_file(system, revision, local_only, skip)
+    return system, hub.from_hub(system.repository, revision, local_only, skip)
 
 
-def _folder(name: str, folder: Path, revision: str | None) -> hub.Source:
+def _refuse_files(name: str) -> None:
+    """Raise ValueError for an address or a file, and say what can be given instead."""
+    if address := re.match(r"https?://(?:[\w.-]+/)([\w.-]+/[\w.-]+)", name):
+        raise ValueError(
+            f"{name} is a web address: write a hub id, here {address[1]!r}, or download it "
+            "and give its place."
+        )
+    if name.endswith(".gguf"):
+        raise ValueError(
+            f"{name}: GGUF is not read here; load the U-Net with diffusers' GGUFQuantizationConfig "
+            "and give the pipeline to kn.wrap, or give safetensors."
+        )
+    if name.endswith(hub.PICKLES):
+        raise ValueError(f"{name} is a pickle, which is never loaded: give safetensors.")
+
+
+def _folder(name: str, folder: Path, revision: str | None, skip: frozenset[str]) -> hub.Source:
     if revision is not None:
         raise ValueError(f"{name} is a folder: revision={revision!r} is for hub repositories.")
-    return hub.from_folder(folder)
+    return hub.from_folder(folder, skip=skip)
 
 
 def domain_recipe(domain: str) -> Recipe:
@@ -191,33 +266,33 @@ def domain_recipe(domain: str) -> Recipe:
     return catalog.EMOJI_RECIPE if domain == "emoji-world" else Recipe()
 
 
-def _assemble(source: hub.Source, dtype: "torch.dtype") -> "Pipeline":
+def _assemble(source: hub.Source, dtype: "torch.dtype", parts: Record) -> "Pipeline":
     import diffusers
+    import torch
     from safetensors.torch import load_file
 
-    name = source.index.get("_class_name")
-    if name not in CLASSES:
-        raise ValueError(
-            f"{source.source} is a {name}: only {' and '.join(CLASSES)} are supported."
-        )
-    cls = getattr(diffusers, name)
+    cls = getattr(diffusers, source.index["_class_name"])
     options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     weights, given = source.weights, {}
     try:
-        if source.unet_file:
+        if source.unet_file and "unet" not in parts:
             config = hub.read_json(source.folder / "unet" / "config.json")
-            unet = diffusers.UNet2DConditionModel.from_config(config).to(dtype)
-            unet.load_state_dict(load_file(source.unet_file))
+            with torch.device("meta"):
+                unet = diffusers.UNet2DConditionModel.from_config(config)
+            tensors = {k: v.to(dtype) for k, v in load_file(source.unet_file).items()}
+            unet.load_state_dict(tensors, assign=True)
             given["unet"] = unet.eval()
         if donor := source.donor:
             lent = cls.from_pretrained(donor.folder, unet=None, variant=donor.variant, **options)
             here = {part.name for part in source.folder.iterdir()}
             wanted = source.index.keys() & lent.components.keys() - here
-            given = {part: lent.components[part] for part in wanted}
+            given |= {part: lent.components[part] for part in wanted}
             weights = {**donor.weights, **weights}
+        given |= parts
         pipe = cls.from_pretrained(source.folder, variant=source.variant, **options, **given)
         for part, files in weights.items():
-            hub.check_weights(getattr(pipe, part), files)
+            if part not in parts:
+                hub.check_weights(getattr(pipe, part), files)
     except (ValueError, OSError, TypeError, NotImplementedError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise WeightsMissing(

@@ -14,6 +14,7 @@ from koala_nb.models import hub
 from koala_nb.models.load import (
     ModelInfo,
     call_default,
+    check_pipeline,
     domain_recipe,
     load,
     model_info,
@@ -126,16 +127,15 @@ def wrap(pipe: Pipeline, *, seeds: int = 1, **settings: Any) -> Session:
     stay as they are. `pipe.model_info` is set. Settings as for `start`. ValueError for a bad one,
     or for what is no pipeline of Stable Diffusion.
     """
-    for part in ("unet", "vae", "tokenizer", "scheduler"):
-        if not hasattr(pipe, part):
-            raise ValueError(f"{type(pipe).__name__} has no {part}: give a pipeline of diffusers.")
+    check_pipeline(pipe)
     given = generation_settings(seeds=seeds, **settings)
     silence_logging()
     info = model_info(pipe)
     if not hasattr(pipe, "model_info"):
         system, domain = _origin(info.source)
         recipe = system.recipe if system else domain_recipe(domain)
-        info = replace(info, system=system, domain=domain, recipe=recipe)
+        notes = _scheduler_notes(pipe, recipe)
+        info = replace(info, system=system, domain=domain, recipe=recipe, notes=notes)
         pipe.model_info = info
     pipe.set_progress_bar_config(disable=True)
     return _shown(Session(info, given.pop("seeds"), given, pipe))
@@ -174,6 +174,18 @@ def _origin(source: str) -> tuple[System | None, str]:
         if source == system.repository or known.get("name") == system.name:
             return system, system.domain
     return None, str(known.get("domain", "photographic"))
+
+
+def _scheduler_notes(pipe: Pipeline, recipe: Recipe) -> list[str]:
+    """What of a pipeline's scheduler is not the recipe's."""
+    present = (type(pipe.scheduler).__name__, pipe.scheduler.config.get("timestep_spacing"))
+    wanted = (recipe.scheduler, recipe.timestep_spacing)
+    pairs = zip(("scheduler", "timestep spacing"), present, wanted)
+    return [
+        f"{name} {have}, the recipe's is {want}"
+        for name, have, want in pairs
+        if want not in (None, have)
+    ]
 
 
 def _shown(session: Session) -> Session:
