@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from koala_nb.core.card import FIGURE_SOURCE, LATENCY_FIGURE, LATENCY_GPUS
 from koala_nb.core.errors import unknown_name
-from koala_nb.core.files import ROOT, WHEEL_DATA, Record, read_reference, shipped_data
+from koala_nb.core.files import ROOT, WHEEL_DATA, Record, read_reference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,9 +96,9 @@ def data_folder() -> Path:
 
 
 def data_file(name: str) -> Path:
-    """A file of the data folder; where it is not there, the one that comes with the package."""
-    path = data_folder() / name
-    return path if path.is_file() else shipped_data() / name
+    """A file of the data folder; where that lacks it, the one that a wheel holds."""
+    path, shipped = data_folder() / name, WHEEL_DATA / name
+    return shipped if shipped.is_file() and not path.is_file() else path
 
 
 def stored_results(pattern: str) -> Record:

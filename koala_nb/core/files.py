@@ -33,16 +33,12 @@ FORMULA = re.compile(rf"(?!{NUMBER}\Z)'*[=+\-@\t\r\n]")
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 
-def shipped_data() -> Path:
-    """The data that belong to this code: the checkout's, or what the wheel holds of it."""
-    return WHEEL_DATA if WHEEL_DATA.is_dir() else ROOT / "data"
-
-
 def read_reference(name: str) -> Any:
     """Return a YAML file of `data/reference`, which belongs to the code: not of KOALA_NB_DATA."""
     import yaml
 
-    return yaml.safe_load((shipped_data() / "reference" / name).read_text("utf-8"))
+    data = WHEEL_DATA if WHEEL_DATA.is_dir() else ROOT / "data"
+    return yaml.safe_load((data / "reference" / name).read_text("utf-8"))
 
 
 def banner(domain: str) -> str | None:
