@@ -103,7 +103,7 @@ def out_of_images(record: dict[str, Any], size: int, repeats: int) -> list[dict[
             kind: files.save_png(image, Path(place, f"{kind}.png"), record)
             for kind, image in kinds.items()
         }
-        variants = {kind: partial(files.read_record, file) for kind, file in paths.items()}
+        variants = {kind: partial(files.is_whole_png, file) for kind, file in paths.items()}
         for kind, values in time_interleaved(variants, repeats).items():
             middle = median_interval(values)
             times = {"seconds": middle.value, "low": middle.low, "high": middle.high, "n": repeats}

@@ -15,12 +15,14 @@ import dask
 import distributed
 import pytest
 import torch
+from dask.sizeof import sizeof
 from hub_layout import COMMIT, REPOSITORY, write_hub_layout
 
 from koala_nb import generate, load
 from koala_nb.core import files as provenance
 from koala_nb.generation import cluster, run_folder
 from koala_nb.generation import plan as plans
+from koala_nb.generation.generate import Drawing
 from koala_nb.models import load as pipelines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -396,11 +398,18 @@ def test_three_two_and_one_worker_write_the_bytes_of_one_process(
     assert len(run_folder.read_records(folder)) == len(single.records)
 
 
+def test_what_each_task_carries_is_little(loaded):
+    plan = plans.make_plan(loaded, "a koala", [0], plans.Settings())
+    carried = cluster._common(Drawing(loaded, plan))
+    assert "unet " in carried["parts"] and sizeof(carried) < 20_000  # dask's limit is 100,000
+
+
 def test_without_dask_or_pyarrow_one_sentence(python_offline):
     code = """
 import sys
 sys.modules.update({"distributed": None, "pyarrow": None})
 from koala_nb.generation import cluster, run_folder
+from koala_nb.generation.generate import Drawing
 for call in (lambda: cluster.local(1).__enter__(), lambda: run_folder.write_chunk(".", 0, [])):
     try:
         call()

@@ -80,6 +80,7 @@ def starts(folder):
         ({"grid": {4: [4]}}, ["grid, 4", "string"]),
         ({"grid": {"steps": [4]}, "workers": 0}, ["workers is 0"]),
         ({"grid": {"scale": [2]}, "runs": [{"scale": 2.0}]}, ["run 2", "the same as run 1"]),
+        ({"grid": {n: [*range(100)] for n in "abcde"}}, ["10,000,000,000 runs: at most 10,000"]),
         ("grid: [", ["line 1", "not YAML"]),
         ("", ["the file is None", "grid"]),
     ],

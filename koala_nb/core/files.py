@@ -337,29 +337,48 @@ def save_png(
     return write_atomic(path, buffer.getvalue())
 
 
-def read_record(path: str | os.PathLike[str]) -> Record:
-    """The record inside a PNG. Raises ValueError where the file holds none or is no PNG."""
+def read_record(path: str | os.PathLike[str], *, decode: bool = False) -> Record:
+    """The record inside a PNG; with `decode` also its pixels are read, so that damage is noticed.
+
+    Raises ValueError where the file holds none or is no PNG.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            text = getattr(image, "text", {}).get(PNG_KEY)
-    except (UnidentifiedImageError, SyntaxError, OSError, ValueError) as error:
+            if decode:
+                image.load()
+            # Behind the pixels, which `text` decodes, where another program has written the file.
+            text = image.info.get(PNG_KEY) or getattr(image, "text", {}).get(PNG_KEY)
+    except (
+        *(UnidentifiedImageError, SyntaxError, OSError, ValueError),
+        Image.DecompressionBombError,
+    ) as error:
         raise ValueError(f"{path} is not a readable PNG: {error}.") from None
     if text is None:
         raise ValueError(f"{path} holds no koala_nb record: it was not made by koala_nb.")
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise ValueError(f"{path} holds a damaged koala_nb record.") from None
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds a damaged koala_nb record.")
+    return record
 
 
-def is_whole_png(path: str | os.PathLike[str]) -> bool:
-    """Whether a file exists, ends as a PNG ends, and holds a record."""
+def is_whole_png(
+    path: str | os.PathLike[str], expected: Record | None = None, *, decode: bool = True
+) -> bool:
+    """Whether a file exists, ends as a PNG ends, and holds a record with the expected values.
+
+    Without `decode` the pixels are not read, which takes a hundredth of the time.
+    """
     try:
         with open(path, "rb") as file:
             file.seek(-12, os.SEEK_END)
             ending = file.read()
-        return ending[4:8] == b"IEND" and bool(read_record(path))
+        record = read_record(path, decode=decode)
     except (OSError, ValueError):
         return False
+    as_expected = all(record.get(key) == value for key, value in (expected or {}).items())
+    return ending[4:8] == b"IEND" and bool(record) and as_expected

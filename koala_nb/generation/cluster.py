@@ -27,6 +27,7 @@ from koala_nb.generation import run_folder
 from koala_nb.generation.generate import Drawing
 from koala_nb.generation.plan import Plan, Settings, make_plan
 from koala_nb.models import load
+from koala_nb.models.fingerprint import summary
 
 if TYPE_CHECKING:
     from distributed import Client, Worker, WorkerPlugin
@@ -78,7 +79,8 @@ def generate(
             warnings.warn(message, stacklevel=2)
         with run_folder.open_folder(folder, base, plan):
             chunks = run_folder.split_plan(plan)
-            todo = {i: chunks[i] for i in run_folder.unfinished_chunks(folder, chunks)}
+            unfinished = run_folder.unfinished_chunks(folder, chunks, base)
+            todo = {i: chunks[i] for i in unfinished}
             total, left = len(plan.requests), sum(len(chunk.requests) for chunk in todo.values())
             run_folder.check_space(folder, plan, left)
             shared = {"source": source, "common": common, "folder": folder}
@@ -192,8 +194,11 @@ def _drawing(pipe: Pipeline, plan: Plan) -> tuple[Drawing, list[str]]:
 
 
 def _common(drawing: Drawing) -> Record:
-    """What all workers must have in common, since it can change an image."""
-    settings = drawing.folder_settings()
+    """What all workers must have in common, since it can change an image.
+
+    Little: of what is large, dask makes a task, which all calls of a client would share.
+    """
+    settings = drawing.folder_settings() | {"parts": summary(drawing.parts)}
     threads = {"threads": torch.get_num_threads()} if settings["device"] == "cpu" else {}
     return {**settings, **threads, **files.versions()}
 

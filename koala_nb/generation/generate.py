@@ -160,7 +160,7 @@ class Drawing:
 
     def write_missing(self, folder: Path, progress: bool) -> dict[Request, Record]:
         """Draw what an open run's folder lacks of the images; returns the records of these."""
-        todo = run_folder.missing(folder, self.plan.requests)
+        todo = run_folder.missing(folder, self.plan.requests, self.folder_settings())
         run_folder.check_space(folder, self.plan, len(todo))
         for name in {request.folder for request in todo}:
             (folder / name).mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 import operator
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -162,7 +163,7 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
         if not numbers:
             raise ValueError(f"Prompt {index} has no seeds: give at least one.")
         if len(set(numbers)) < len(numbers):
-            twice = next(n for n in numbers if numbers.count(n) > 1)
+            twice = next(n for n, count in Counter(numbers).items() if count > 1)
             raise ValueError(f"Seed {twice} stands twice for prompt {index}: it gives one image.")
         requests += [Request(index, text, n) for n in numbers]
     if len(requests) > FLAT:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SETTINGS, RECORDS, CHUNK_RECORDS = "settings.json", "records.jsonl", "records"
+IMAGE_FILE = rf"{IMAGES}/([0-9]+/)?[^/\\]+[.]png"
 CHUNK = 1000  # images at most, so that a million makes about a thousand files
 CHUNKS = 256  # at least, where there are so many batches: enough for workers of unequal speed
 
@@ -47,8 +48,14 @@ class _FolderImages(Sequence):
 
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        with Image.open(self.paths[index]) as image:
-            image.load()
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise OSError(
+                f"{path} cannot be read ({error}): call the same `generate` to draw it again."
+            ) from None
         return image
 
 
@@ -160,12 +167,28 @@ def first_difference(before: Record, now: Record) -> tuple[str, object, object] 
     return None
 
 
-def missing(folder: Path, requests: Sequence[Request]) -> set[Request]:
-    """Requests whose image is not there, or not whole. ValueError for a folder in its place."""
+def missing(folder: Path, requests: Sequence[Request], settings: Record) -> set[Request]:
+    """Requests whose image is not there, not whole, or not of these settings.
+
+    ValueError for a folder in its place.
+    """
     blocked = next((r.file for r in requests if (folder / r.file).is_dir()), None)
     if blocked:
         raise ValueError(f"{folder / blocked} is a folder where an image belongs: remove it.")
-    return {r for r in requests if not files.is_whole_png(folder / r.file)}
+    expected = _in_records(settings)
+    return {r for r in requests if not files.is_whole_png(folder / r.file, expected | _facts(r))}
+
+
+def _in_records(settings: Record) -> Record:
+    """What an image's record repeats of its folder's settings; its device has a number, too."""
+    from koala_nb.models.fingerprint import summary
+
+    repeated = {key: value for key, value in settings.items() if key != "device"}
+    return repeated | {"parts": summary(settings["parts"])}
+
+
+def _facts(request: Request) -> Record:
+    return {"prompt": request.prompt, "seed": request.seed}
 
 
 def check_space(folder: Path, plan: Plan, images: int) -> None:
@@ -191,8 +214,13 @@ def close_folder(
 def folder_run(
     folder: Path, records: list[Record] | pd.DataFrame, batches: BatchTimes | None = None
 ) -> Run:
-    """A run from a finished folder and its records."""
+    """A run from a finished folder and its records; ValueError for an image outside of it."""
     table = pd.DataFrame(records)
+    if len(outside := table.file[~table.file.astype(str).str.fullmatch(IMAGE_FILE)]):
+        raise ValueError(
+            f"{folder}: a record names {short(outside.iloc[0])}, which is no image of this run: "
+            "remove its records and call the same `generate` again."
+        )
     return Run(_FolderImages([folder / file for file in table.file]), table, folder, batches)
 
 
@@ -213,14 +241,13 @@ def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> pd
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder} holds no run: give a folder that `generate` wrote.")
-    total = sum(map(len, read_json(folder / SETTINGS)["seeds"]))
+    total = planned_images(folder)
     lines = folder / RECORDS  # there also where one process finished what many began
     parquet = sorted((folder / CHUNK_RECORDS).glob("*.parquet"), key=lambda file: int(file.stem))
     if parquet and not lines.is_file():
-        pyarrow = extra("pyarrow")
-        tables = [extra("pyarrow.parquet").ParquetFile(file).read(columns) for file in parquet]
+        tables = [_read_chunk(file, columns) for file in parquet]
         # A column that is empty in one chunk has a type in another.
-        table = pyarrow.concat_tables(tables, promote_options="permissive").to_pandas()
+        table = extra("pyarrow").concat_tables(tables, promote_options="permissive").to_pandas()
     else:
         table = pd.DataFrame(files.read_lines(lines) if lines.is_file() else [])
     if len(table) != total:
@@ -231,6 +258,26 @@ def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> pd
     return table if columns is None else table[[*columns]]
 
 
+def planned_images(folder: Path) -> int:
+    """Return how many images a run has when it is done. OSError for damaged settings."""
+    try:
+        return sum(map(len, read_json(folder / SETTINGS)["seeds"]))
+    except (KeyError, TypeError):
+        raise OSError(f"{folder / SETTINGS} does not say the seeds of a run: restore it.") from None
+
+
+def _read_chunk(file: Path, columns: Sequence[str] | None = None) -> Any:
+    """Read a chunk's records as an Arrow table. ValueError naming a damaged file."""
+    parquet, pyarrow = extra("pyarrow.parquet"), extra("pyarrow")
+    try:
+        return parquet.ParquetFile(file).read(columns)
+    except (OSError, pyarrow.ArrowException) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"{file} is damaged ({why}): call the same `generate` again to write it anew."
+        ) from None
+
+
 def split_plan(plan: Plan) -> list[Plan]:
     """Cut a plan into chunks of whole batches, by its length and batch size alone."""
     size, total = plan.batch_size, len(plan.requests)
@@ -238,18 +285,25 @@ def split_plan(plan: Plan) -> list[Plan]:
     return [replace(plan, requests=plan.requests[i : i + size]) for i in range(0, total, size)]
 
 
-def unfinished_chunks(folder: Path, chunks: Sequence[Plan]) -> list[int]:
+def unfinished_chunks(folder: Path, chunks: Sequence[Plan], settings: Record) -> list[int]:
     """Numbers of the chunks whose records, or any of whose images, a run's folder lacks.
 
-    Looks for names only; remove a chunk's Parquet file to have its images read and checked.
+    Of an image its beginning and end are read, not its pixels.
     """
-    images = {path.relative_to(folder).as_posix() for path in folder.glob(f"{IMAGES}/**/*.png")}
-    return [
-        number
-        for number, chunk in enumerate(chunks)
-        if not _chunk_file(folder, number).is_file()
-        or any(request.file not in images for request in chunk.requests)
-    ]
+    expected = _in_records(settings)
+    return [n for n, chunk in enumerate(chunks) if not _is_finished(folder, n, chunk, expected)]
+
+
+def _is_finished(folder: Path, number: int, chunk: Plan, expected: Record) -> bool:
+    file = _chunk_file(folder, number)
+    try:
+        whole = file.is_file() and _read_chunk(file, ["file"]).num_rows == len(chunk.requests)
+    except ValueError:
+        whole = False
+    return whole and all(
+        files.is_whole_png(folder / r.file, expected | _facts(r), decode=False)
+        for r in chunk.requests
+    )
 
 
 def write_chunk(folder: Path, number: int, records: Sequence[Record]) -> Path:

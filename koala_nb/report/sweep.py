@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ NOTE = (
     "for all comparisons of this sweep. n counts pairs of images."
 )
 DOMAINS = {system.name: system.domain for system in catalog.SYSTEMS}
+MAX_RUNS = 10_000
 RESAMPLES = 29_999  # so that Holm over some hundreds of tests can still find something
 
 
@@ -135,11 +137,15 @@ def read(path: Path, file: Path, given: Mapping[str, Value]) -> tuple[list[Value
         raise ValueError(f"{file}: {names} has one value for all runs and a list in the grid.")
     if empty := [name for name, values in content.grid.items() if not values]:
         raise ValueError(f"{file}: the list of {empty[0]} in the grid is empty: give values.")
+    count = len(content.runs) + (prod(map(len, content.grid.values())) if content.grid else 0)
+    if count > MAX_RUNS:
+        raise ValueError(f"{file} asks for {count:,} runs: at most {MAX_RUNS:,} make a sweep.")
     grid = product(*content.grid.values()) if content.grid else ()
     chosen = [dict(zip(content.grid, values)) for values in grid] + content.runs
     if not chosen:
         raise ValueError(f"{file} asks for no run. {SHAPE}")
     runs: list[Values] = []
+    numbers: dict[tuple[tuple[str, Value], ...], int] = {}
     for number, combination in enumerate(chosen, start=1):
         setting = ", ".join(f"{name} {short(value)}" for name, value in combination.items())
         where = f"{file}, run {number} ({setting})"
@@ -149,8 +155,8 @@ def read(path: Path, file: Path, given: Mapping[str, Value]) -> tuple[list[Value
             values = reports.check(path, fixed | combination)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        if values in runs:
-            raise ValueError(f"{where} is the same as run {runs.index(values) + 1}: remove one.")
+        if (first := numbers.setdefault(tuple(values.items()), number)) != number:
+            raise ValueError(f"{where} is the same as run {first}: remove one.")
         runs.append(values)
     return runs, content.workers
 
