@@ -37,8 +37,8 @@ def contents(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
-def kill_child(work, delay):
-    """Fork a child that does `work` and kill it after `delay` seconds; whether it was at work."""
+def kill_child(work, delay, wait=time.sleep):
+    """Fork a child that does `work` and kill it when `wait(delay)` ends; whether it was at work."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -47,7 +47,7 @@ def kill_child(work, delay):
             code = 0
         finally:
             os._exit(code)
-    time.sleep(delay)
+    wait(delay)
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the child failed of itself"

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import sys
 from functools import cache
 
 import pytest
@@ -124,26 +125,80 @@ def test_an_interrupted_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     loop.run(minutes=0)
     before = loop.checkpoint.read_bytes()
 
-    def fail(value, path):
-        path.write_bytes(b"half")
+    def fail(value, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("torch.save", fail)
     with pytest.raises(KeyboardInterrupt):
         loop.save(2)
     assert loop.checkpoint.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    import resource
+
     loop = make_loop(tmp_path)
     loop.run(minutes=0)
-    before = loop.checkpoint.read_bytes()
-    loop.checkpoint.with_suffix(".tmp").symlink_to("/dev/full")
-    with pytest.raises(
-        OSError, match="^The checkpoint of step 25 cannot.*of step 1 is kept.*again.$"
-    ):
-        loop.run()
-    assert loop.checkpoint.read_bytes() == before and loop.run()
+    before, limits = loop.checkpoint.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match="^The checkpoint of step 25 cannot.*of step 1 is kept.*again.$"
+        ):
+            loop.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert loop.checkpoint.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "log.jsonl"]
+    assert loop.run()
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    loop = make_loop(tmp_path)
+    loop.run(minutes=0)
+    (tmp_path / ".checkpoint.pt.0123abcd.tmp").write_bytes(b"half")
+    loop.run(minutes=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_weight_that_is_no_number_is_never_saved(tmp_path):
+    """The last step's loss is finite, its gradient is not: no loss after it would tell."""
+
+    def overflow(trained, number, size):
+        loss = trained(torch.ones(size, 3)).mean()
+        return loss + (0 if number < 24 else 0 * (trained[0].weight * 0).sqrt().sum()), {}
+
+    make_loop(tmp_path, overflow).run(minutes=0)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match="^A weight is no finite number at step 25 of 25.*step 1:"):
+        make_loop(tmp_path, overflow).run()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not (tmp_path / "finished").exists()
+
+
+def test_averaged_weights_are_those_of_every_step(tmp_path):
+    """Against the recurrence itself: each step's average moves towards that step's weights."""
+    steps = []
+
+    def fit(trained, number, size):
+        steps.append([weight.detach().clone() for weight in trained.parameters()])
+        inputs = torch.randn(size, 3, generator=torch.Generator().manual_seed(number))
+        return ((trained(inputs) - inputs.sum(1, keepdim=True)) ** 2).mean(), {}
+
+    loop = make_loop(tmp_path, fit)
+    loop.run()
+    steps.append([weight.detach().clone() for weight in loop.module.parameters()])
+    average = steps[1]  # after the first step: the weights themselves
+    for number, weights in enumerate(steps[2:], start=1):
+        kept = min(STAGE.ema, 1 - (1 + number) ** -0.75)
+        average = [kept * old + (1 - kept) * new for old, new in zip(average, weights)]
+    with loop.averaged() as module:
+        for weight, expected, first in zip(module.parameters(), average, steps[0]):
+            torch.testing.assert_close(weight, expected)
+            assert not torch.allclose(weight, first)
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_last_checkpoint(tmp_path):

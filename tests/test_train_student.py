@@ -4,9 +4,14 @@ import csv
 import io
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 import tarfile
+import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +20,13 @@ from diffusers import UNet2DConditionModel
 from hub_layout import tiny_pipeline
 from huggingface_hub import ModelCard
 from PIL import Image
+from test_kills import kill_child
+from test_writers import TRIALS, forks, together
 
 import koala_nb as kn
 from koala_nb import cli
 from koala_nb.core.catalog import SDXL_UNET
-from koala_nb.distillation import data, loop, train
+from koala_nb.distillation import data, loop
 from koala_nb.distillation.data import Cache, fit, prepare, read_pairs
 from koala_nb.distillation.losses import init_from_teacher
 
@@ -64,6 +71,14 @@ def as_archive(where):
                 entry = tarfile.TarInfo(f"{i:02d}.{suffix}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # a fork does not carry a pool of threads along
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -196,24 +211,94 @@ def test_a_finished_run_leaves_a_pipeline_and_its_history(trained):
     assert (facts.pipeline_tag, facts.base_model) == ("text-to-image", "nano-sdxl")
 
 
-def test_three_kills_change_nothing(home, trained, tmp_path, monkeypatch):
-    """Stopped at random steps, with checkpoints at other steps: the same weights, bit for bit."""
-    rng = np.random.default_rng(2)
-    kills = sorted(int(step) for step in rng.choice(range(1, 6), 3, replace=False))
-    original = train.Batches.loss
-    for kill in (*kills, None):
-        steps = iter(range(weights_step(tmp_path), 99))
+@forks
+def test_kills_change_nothing(home, trained, tmp_path, monkeypatch):
+    """Killed at random moments, a checkpoint after each step: the same weights, bit for bit."""
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0)
 
-        def loss(self, distiller, student, batch, kill=kill, steps=steps):
-            if torch.is_grad_enabled() and next(steps) == kill:
-                raise KeyboardInterrupt  # nothing is saved: as kill -9
-            return original(self, distiller, student, batch)
+    def work():
+        assert cli.main(command(home, tmp_path / "killed")) == 0
 
-        monkeypatch.setattr(loop, "SAVE_SECONDS", 0 if rng.random() < 0.7 else 300)
-        monkeypatch.setattr(train.Batches, "loss", loss)
-        assert cli.main(command(home, tmp_path)) == (0 if kill is None else 130)
-    found, expected = weights(tmp_path), weights(trained)
-    assert all(torch.equal(found[name], expected[name]) for name in expected), kills
+    def wait_for_another_step(delay):
+        before, limit = weights_step(tmp_path / "killed"), time.monotonic() + 60
+        while weights_step(tmp_path / "killed") == before:
+            assert time.monotonic() < limit, "waited too long"
+            time.sleep(0.01)
+        time.sleep(delay)
+
+    chance, steps = random.Random(0), []
+    for _ in range(3):
+        kill_child(work, chance.uniform(0, 0.05), wait_for_another_step)
+        steps.append(weights_step(tmp_path / "killed"))
+        if steps[-1] == 6:
+            break
+    work()
+    assert_trained_alike(tmp_path / "killed", trained)
+    assert any(0 < step < 6 for step in steps), f"no kill fell amid the training: {steps}"
+
+
+SAVING = "from koala_nb.distillation import loop; loop.SAVE_SECONDS = 0; from koala_nb import cli; "
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by SIGKILL")
+def test_twenty_kills_of_the_command_change_nothing(home, tmp_path):
+    """The command itself, that saves after each step; KOALA_NB_TRAINING_KILLS: other than 20."""
+    kills, amid, rounds = int(os.environ.get("KOALA_NB_TRAINING_KILLS", "20")), 0, 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    program = [sys.executable, "-c", f"{SAVING}raise SystemExit(cli.main())"]
+
+    def start(out):
+        words = [*program, *command(home, out, "--samples", 240)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(words, env=environment, **quiet)
+
+    began = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    took, chance = time.monotonic() - began, random.Random(1)
+    while kills:
+        process = start(tmp_path / str(rounds))
+        try:
+            assert process.wait(chance.uniform(0.5, 1.1) * took) == 0
+            assert_trained_alike(tmp_path / str(rounds), tmp_path / "whole")
+            rounds += 1  # this folder is done: begin another
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills -= 1
+            amid += 0 < weights_step(tmp_path / str(rounds)) < 30
+    assert start(tmp_path / str(rounds)).wait() == 0
+    assert_trained_alike(tmp_path / str(rounds), tmp_path / "whole")
+    assert amid, "no kill fell amid the training"
+    print(f"{amid} kills amid the steps, {rounds + 1} folders finished")
+
+
+def assert_trained_alike(one, other):
+    """Weights, averaged weights and the student that is written are the same, bit for bit."""
+    states = [torch.load(out / "checkpoint.pt", weights_only=True) for out in (one, other)]
+    pairs = [[*state["module"].values(), *state["ema"]["shadow_params"]] for state in states]
+    assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
+    file = Path("student", "unet", "diffusion_pytorch_model.safetensors")
+    assert (one / file).read_bytes() == (other / file).read_bytes()
+    assert not list(one.glob(".*"))
+
+
+@forks
+def test_two_trainings_never_mix_in_one_folder(home, tmp_path, capfd):
+    def work(out, rate):
+        assert cli.main(command(home, out, "--rate", rate, "--samples", 8)) == 0
+
+    for trial in range(max(1, TRIALS // 3)):
+        out = tmp_path / str(trial)
+        errors = together(*(partial(work, out, rate) for rate in (1e-3, 2e-3)))
+        assert [error is None for error in errors].count(True) == 1
+        rate = (1e-3, 2e-3)[errors.index(None)]
+        for file in (out / "settings.json", out / "student" / "training.json"):
+            assert json.loads(file.read_text())["rate"] == rate
+        groups = torch.load(out / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
+        assert groups[0]["initial_lr" if "initial_lr" in groups[0] else "lr"] <= rate
+        (line,) = re.findall("^koala-nb: .*", capfd.readouterr().err, re.MULTILINE)
+        assert "is being written by another process" in line or "with another --rate" in line
 
 
 def check_near(found, expected, teacher):
@@ -283,6 +368,11 @@ def test_the_cost_is_printed_without_any_weights(capsys):
         (("--data", "/nowhere/at/all"), "There is no folder /nowhere/at/all"),
         (("--batch", "6", "--accumulation", "4"), "give a multiple of the accumulation"),
         (("--samples", "1"), "give at least one batch"),
+        (("--weight-feat", "nan"), "--weight-feat nan: give a number of 0 or more"),
+        (("--weight-out", "inf"), "--weight-out inf: give a number of 0 or more"),
+        (("--weight-task", "-1"), "--weight-task -1.0: give a number of 0 or more"),
+        (("--weight-task", 0, "--weight-out", 0, "--weight-feat", 0), "All weights of the loss"),
+        (("--rate", "nan"), "'nan': give a number above 0"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence_before_any_work(home, tmp_path, capsys, change, message):

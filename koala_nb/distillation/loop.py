@@ -19,7 +19,7 @@ from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from koala_nb.core.files import write_atomic
+from koala_nb.core.files import clean_temporary, open_atomic, write_atomic
 
 SAVE_SECONDS = 300
 LOG_STEPS = 10
@@ -111,11 +111,14 @@ class Loop:
     def run(self, minutes: float | None = None) -> bool:
         """Train until the stage's samples or the minutes are used up; True when it is finished.
 
-        ValueError where the loss is no finite number: nothing is saved then. OSError where a
-        checkpoint cannot be written, as on a full disk: the one before it stays.
+        Only one run may train in a folder: hold its lock. ValueError where the loss or a weight is
+        no finite number: nothing is saved then. OSError where a checkpoint cannot be written, as on
+        a full disk: the one before it stays.
         """
         first = self._resume()
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.accelerator.is_main_process:
+            clean_temporary(self.folder)  # of a run that was killed as it saved
         begin = saved = logged = time.monotonic()
         values: dict[str, list[float]] = {}
         for step in range(first, self.steps):
@@ -149,7 +152,7 @@ class Loop:
             with self.accelerator.accumulate(self.trained):
                 loss, logged = self.loss(self.trained, number, self.stage.batch // (size * parts))
                 if not torch.isfinite(loss.detach()):
-                    raise ValueError(self._diverged(step + 1, float(loss.detach())))
+                    raise self._diverged(f"The loss is {float(loss.detach())}", step + 1)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.trained.parameters(), 1.0)
@@ -159,11 +162,11 @@ class Loop:
                 values.setdefault(name, []).append(float(value))
         self.ema.step(p for p in self.module.parameters() if p.requires_grad)
 
-    def _diverged(self, step: int, loss: float) -> str:
+    def _diverged(self, what: str, step: int) -> ValueError:
         kept = f"the last checkpoint, {self.checkpoint}, is of step {self.saved_step}"
-        message = f"The loss is {loss} at step {step} of {self.steps}, and training stopped; "
+        message = f"{what} at step {step} of {self.steps}, and training stopped; "
         message += kept if self.saved_step else "there is no checkpoint yet"
-        return f"{message}: try a lower rate or another precision."
+        return ValueError(f"{message}: try a lower rate or another precision.")
 
     def _agree(self, wish: bool) -> bool:
         """Return the first process's wish, so that all stop and save at the same step."""
@@ -194,7 +197,9 @@ class Loop:
         return self.saved_step
 
     def save(self, step: int) -> None:
-        """Write the checkpoint, whole or not at all, and a preview."""
+        """Write the checkpoint, whole or not at all, and a preview; ValueError as for `run`."""
+        if not all(weight.isfinite().all() for weight in self.module.parameters()):
+            raise self._diverged("A weight is no finite number", step)
         if self.accelerator.is_main_process:
             self._write_checkpoint(step)
             with self.averaged() as module:
@@ -207,14 +212,13 @@ class Loop:
     def _write_checkpoint(self, step: int) -> None:
         parts = {"module": self.module, "optimizer": self.optimizer, "ema": self.ema}
         state = {name: part.state_dict() for name, part in parts.items()}
-        temporary = self.checkpoint.with_suffix(".tmp")
         try:
-            torch.save({**state, "step": step}, temporary)
-            temporary.replace(self.checkpoint)
+            with open_atomic(self.checkpoint, sync=True) as file:
+                torch.save({**state, "step": step}, file)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
-            temporary.unlink(missing_ok=True)
             kept = f"that of step {self.saved_step} is kept" if self.saved_step else "none is there"
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            cause = error.__cause__ or error
+            reason = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
             raise OSError(
                 f"The checkpoint of step {step} cannot be written to {self.folder} ({reason}); "
                 f"{kept}: free some space and call again."

@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from koala_nb.core import catalog
-from koala_nb.core.files import write_atomic, write_json
+from koala_nb.core.files import locked, read_json, write_atomic, write_json
 from koala_nb.distillation.losses import (
     Distiller,
     Weights,
@@ -26,11 +28,14 @@ from koala_nb.models import unet as architecture
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
     from diffusers import UNet2DConditionModel
     from torch import nn
 
     from koala_nb.distillation.data import Cache
     from koala_nb.models.load import Pipeline
+
+PARTS = ("task", "out", "feat")  # of the loss
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,14 @@ def train_student(options: StudentTraining) -> int:
         raise ValueError(f"--batch {options.batch}: give a multiple of the accumulation.")
     if options.samples < options.batch:
         raise ValueError(f"--samples {options.samples}: give at least one batch.")
+    weights = {f"weight-{part}": getattr(options, f"weight_{part}") for part in PARTS}
+    for name, value in weights.items():
+        if not 0 <= value < inf:
+            raise ValueError(f"--{name} {value}: give a number of 0 or more.")
+    if not any(weights.values()):
+        raise ValueError("All weights of the loss are 0: give one that is more.")
+    if not 0 < options.rate < inf:
+        raise ValueError(f"--rate {options.rate}: give a number above 0.")
     student = architecture.build_unet(catalog.find(options.student).name)
     teacher = architecture.build_unet(options.teacher)
     pairs = feature_pairs(student, teacher, options.feature, options.stage)
@@ -94,15 +107,22 @@ def print_cost(options: StudentTraining, student: nn.Module, teacher: nn.Module)
 
 
 def train(options: StudentTraining, pairs: dict[str, str]) -> bool:
-    """Encode the data, train and save; True when finished."""
+    """Encode the data, train and save, with the folder's lock; True when finished."""
     from accelerate import PartialState
 
-    from koala_nb.distillation.data import prepare, read_pairs
-    from koala_nb.distillation.loop import Loop, Stage
-    from koala_nb.models import load
+    from koala_nb.distillation.data import read_pairs
 
     read_pairs(options.data)  # a bad data folder stops before any weights are read
     processes = PartialState(cpu=options.device == "cpu")
+    with locked(options.out) if processes.is_main_process else nullcontext():
+        return _train(options, pairs, processes)
+
+
+def _train(options: StudentTraining, pairs: dict[str, str], processes: PartialState) -> bool:
+    from koala_nb.distillation.data import prepare
+    from koala_nb.distillation.loop import Loop, Stage
+    from koala_nb.models import load
+
     on_gpu = processes.device.type == "cuda"
     pipe = load.load(options.teacher, device=str(processes.device), offload="none")
     size = options.size or catalog.find(options.student).recipe.height
@@ -144,11 +164,9 @@ def remember(options: StudentTraining, size: int) -> None:
     free = ("out", "minutes", "cost", "tflops", "prompt", "device")  # may change from call to call
     settings = {k: v for k, v in vars(options).items() if k not in free} | {"size": size}
     file = options.out / "settings.json"
-    if not file.is_file():
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_json(file, settings)
-        return
-    there = json.loads(file.read_text("utf-8"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(file, settings, exclusive=True)
+    there = read_json(file)
     if changed := [name for name in settings if there.get(name) != settings[name]]:
         raise ValueError(
             f"{options.out} holds a run with another --{changed[0].replace('_', '-')} "
@@ -204,8 +222,7 @@ class Batches:
         with torch.no_grad():
             parts = [self.loss(distiller, student, b)[1] for b in self.cache.held_out()]
         return {
-            name: round(sum(float(part[name]) for part in parts) / len(parts), 6)
-            for name in ("task", "out", "feat")
+            name: round(sum(float(part[name]) for part in parts) / len(parts), 6) for name in PARTS
         }
 
 
@@ -224,10 +241,17 @@ def draw(pipe: Pipeline, student: nn.Module, prompts: list[str]) -> bytes:
 
 def save(pipe: Pipeline, student: nn.Module, options: StudentTraining) -> None:
     """Write an ordinary pipeline folder: the student's U-Net, all else its teacher's."""
+    from safetensors import SafetensorError
+
     teacher, folder = pipe.unet, options.out / "student"
     pipe.unet = copy.deepcopy(student).to(teacher.dtype)
     try:
         pipe.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(
+            f"The student cannot be written to {folder} ({error}): free some space and call again; "
+            "its last checkpoint is kept."
+        ) from error
     finally:
         pipe.unet = teacher
     identity = {"name": options.student, "domain": pipe.model_info.domain}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.core.files import Record, versions, write_json
+from koala_nb.core.files import Record, locked, versions, write_json
 from koala_nb.distillation.loop import Stage
 from koala_nb.distillation.losses import FEATURES
 from koala_nb.nano.presets import Preset, find_preset
@@ -162,8 +162,9 @@ def run_study(
         raise FileNotFoundError(f"No teacher in {teacher}: train it with --stage teacher.")
     if only:
         (run,) = [run for run in plan if run.name == only]
-        result = train(run, preset, folder / run.name, teacher / "vae")
-        write_json(folder / run.name / "result.json", result)
+        with locked(folder / run.name):
+            result = train(run, preset, folder / run.name, teacher / "vae")
+            write_json(folder / run.name / "result.json", result)
         return 0
     work(plan, folder, workers or os.cpu_count() or 1, config)
     done = [run for run in plan if (folder / run.name / "result.json").is_file()]

@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from koala_nb.core.errors import unknown_name
+from koala_nb.core.files import locked
 from koala_nb.nano.presets import Preset, find_preset
 
 STAGES = ("vae", "decoder", "text", "latents", "clip", "direct", "teacher", "student", "control")
@@ -46,8 +48,12 @@ def train(
         torch.set_num_threads(1)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    is_first = os.environ.get("RANK", "0") == "0"
     for name in stages:
-        if not _run(name, preset, folder / config, device, minutes):
+        place = folder / config / _places(name, preset)[0]
+        with locked(place) if is_first else nullcontext():
+            finished = _run(name, preset, folder / config, device, minutes)
+        if not finished:
             # A launcher would report any other code than 0 as a crash.
             return 0 if "LOCAL_RANK" in os.environ else 3
     return 0
@@ -55,13 +61,15 @@ def train(
 
 def _finished(folder: Path, stages: Sequence[str], preset: Preset) -> bool:
     """Whether every stage has left the mark of its end."""
-    marks = {"student": ["student"] if preset.scenes else ["nano-koala-large", "nano-koala"]}
-    marks["latents"] = ["scenes"]
-    return all(
-        (folder / part / "finished").is_file()
-        for name in stages
-        for part in marks.get(name, [name])
-    )
+    places = [place for name in stages for place in _places(name, preset)]
+    return all((folder / place / "finished").is_file() for place in places)
+
+
+def _places(name: str, preset: Preset) -> list[str]:
+    """Return the folders of a stage."""
+    places = {"student": ["student"] if preset.scenes else ["nano-koala-large", "nano-koala"]}
+    places["latents"] = ["scenes"]
+    return places.get(name, [name])
 
 
 def _run(
