@@ -12,6 +12,7 @@ from PIL import Image
 
 from koala_nb import cli
 from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import ROOT
 from koala_nb.probes import base, text
 from koala_nb.probes import text_reader as reading
 from koala_nb.probes.text_probe import trend
@@ -71,10 +72,29 @@ def test_a_reader_says_where_and_how_surely(reader):
     assert "PP-OCRv6" in reader.version
 
 
-def test_small_images_are_enlarged_by_whole_factors():
-    for side, factor in ((64, 4), (100, 3), (256, 1), (1024, 1)):
-        large, times = ocr.enlarged(Image.new("RGB", (side, side + 8)))
-        assert times == factor and large.size == (side * factor, (side + 8) * factor)
+def test_small_images_are_enlarged_by_whole_factors_and_large_ones_reduced():
+    for side, factor in ((64, 4), (100, 3), (256, 1), (768, 1), (1024, 0.75)):
+        fitted, times = ocr.fitted(Image.new("RGB", (side, side + 8)))
+        assert times == factor and fitted.size == (side * factor, (side + 8) * factor)
+
+
+@pytest.mark.parametrize("part", [1, 0.6, 0.35, 0.12])
+def test_a_board_of_any_size_is_read_at_1024_pixels(reader, part):
+    words = ["my", "nb", "iq", "pm", "tzir"]  # at native size "my _": the board's edge
+    size = round(1024 * part)
+    board = Image.new("RGB", (1024, 1024), "#8888aa")
+    images = []
+    for word in words:
+        board.paste(reading.rendered_text_image(word, size), ((1024 - size) // 2,) * 2)
+        images.append(board.copy())
+    read = [one.text for one in reader.read(images)]
+    assert sum(a == b for a, b in zip(read, words)) >= 4, read
+
+
+def test_marks_in_koalas_pictures_without_text_are_no_text(reader):
+    paths = sorted((ROOT / "data" / "reference" / "t2i_biasbench").glob("*.jpg"))
+    assert len(paths) == 5
+    assert [one.text for one in reader.read([Image.open(path) for path in paths])] == [""] * 5
 
 
 def test_an_unknown_or_missing_reader_is_one_clear_sentence():
