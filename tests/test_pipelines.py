@@ -3,8 +3,10 @@
 The libraries would put random ones in its place.
 """
 
+import copy
 import json
 import shutil
+import threading
 import warnings
 
 import pytest
@@ -103,8 +105,9 @@ def test_an_older_revision_without_half_precision_says_so(tmp_path, monkeypatch,
     assert all(part in note for part in lacking)
 
 
-def test_sdxl_lightning_takes_its_unet_from_a_file(snapshot, tmp_path, monkeypatch):
-    # Its real layout: one U-Net file in one repository, the other parts in SDXL-Base's.
+@pytest.fixture
+def sdxl_lightning(snapshot, tmp_path, monkeypatch):
+    """The U-Net's file: the real layout has it in one repository, other parts in SDXL-Base's."""
     cache = tmp_path / "hub"
     for repository in ("stabilityai--stable-diffusion-xl-base-1.0", "ByteDance--SDXL-Lightning"):
         place = cache / f"models--{repository}"
@@ -117,6 +120,11 @@ def test_sdxl_lightning_takes_its_unet_from_a_file(snapshot, tmp_path, monkeypat
     weights(there, "unet").rename(file)
     weights(base, "unet").unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return file
+
+
+def test_sdxl_lightning_takes_its_unet_from_a_file(sdxl_lightning):
+    file = sdxl_lightning
     pipe = load("sdxl-lightning", local_files_only=True, device="cpu")
     key = "conv_in.weight"
     assert torch.equal(pipe.unet.state_dict()[key], load_file(file)[key].float())
@@ -143,11 +151,11 @@ def test_a_folder_is_identified_by_its_weights(folder):
 
 def test_a_revision_names_every_byte(tmp_path):
     (file := tmp_path / "unet.safetensors").write_bytes(bytes(4_000_000))
-    before = hub.fingerprint([file], None)
+    before = hub.start_fingerprint([file], None)()
     with open(file, "r+b") as opened:
         opened.seek(2_000_000)
         opened.write(b"x")
-    assert hub.fingerprint([file], None) != before
+    assert hub.start_fingerprint([file], None)() != before
 
 
 def test_an_embedded_model_is_found_and_told_by_its_json(folder, monkeypatch, tmp_path):
@@ -377,3 +385,28 @@ def test_a_scorer_that_lacks_a_weight_or_has_one_of_another_shape(nano_clip):
     change(nano_clip.parent, "nano-clip", lambda tensors: {**whole, **bad})
     with pytest.raises((ValueError, RuntimeError), match="text_projection.weight"):
         hub.load_whole(CLIPModel, nano_clip)
+
+
+def test_a_folder_is_hashed_beside_and_waited_for_when_it_is_asked(folder, monkeypatch):
+    expected = load(folder, device="cpu").model_info.revision
+    hash_file, may_go = hub._sha256, threading.Event()
+    monkeypatch.setattr(hub, "_sha256", lambda path: may_go.wait(60) and hash_file(path))
+    pipe = load(folder, device="cpu")  # returns, though no hash is there
+    assert callable(pipe.model_info._revision)
+    may_go.set()
+    assert copy.deepcopy(pipe.model_info).revision == pipe.model_info.revision == expected
+
+
+def test_the_unet_of_a_file_is_never_made_with_random_weights(sdxl_lightning, monkeypatch):
+    made = []
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda t, *a, **k: made.append(t.device))
+    file = sdxl_lightning
+    load("sdxl-lightning", local_files_only=True, device="cpu")
+    assert {str(device) for device in made} == {"meta"}
+    tensors = load_file(file)
+    tensors.pop("conv_in.weight")
+    save_file(tensors, file)
+    with pytest.raises(
+        WeightsMissing, match="lacks 1 of the weights of UNet2D.*such as conv_in.we"
+    ):
+        load("sdxl-lightning", local_files_only=True, device="cpu")

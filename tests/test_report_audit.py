@@ -108,7 +108,7 @@ def test_the_stored_run_stands_beside_and_other_weights_have_none(name):
     probe = probes.get(name)
     section = measures.stored_section(probe, info())
     assert section.state == "stored" and section.headline()["is_stored"]
-    assert measures.stored_section(probe, info(revision="weights-0")).state == "not tested"
+    assert measures.stored_section(probe, info(_revision="weights-0")).state == "not tested"
     own = info(source="a/b", system=None)
     assert measures.stored_section(probe, own).stored.empty
 
@@ -166,7 +166,7 @@ def audit(tmp_path, **sections):
     vars(made).update(
         session=SimpleNamespace(settings={}, seeds=range(2)),
         n=24,
-        info=info(name, source=f"etri-vilab/{name}", revision="0" * 40, dtype="float16"),
+        info=info(name, source=f"etri-vilab/{name}", _revision="0" * 40, dtype="float16"),
         folder=tmp_path,
         prompts=pd.DataFrame({"id": ["a"], "prompt": [HOSTILE]}),
         _sections=sections,

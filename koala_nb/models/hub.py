@@ -3,7 +3,8 @@ by diffusers, or a folder as it is.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from koala_nb.core.catalog import System
 from koala_nb.core.files import Record, short
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 VARIANT = "fp16"  # asked for first; an older revision may lack it
@@ -28,6 +30,7 @@ NEEDED = {
     "tokenizer_2": TOKENIZER,
     **dict.fromkeys(WEIGHTED, ("config.json",)),
 }
+HASHING = ThreadPoolExecutor(2, "weights")
 LOOK = 8  # values of each tensor that are compared with its file
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack")
 
@@ -36,13 +39,29 @@ class WeightsMissing(OSError):
     """Weights or files that a load needs are not there; the message says what to do."""
 
 
+class Revised:
+    """What has a revision, which may still be computed by other threads when it is made."""
+
+    _revision: "str | Callable[[], str] | None"
+
+    @property
+    def revision(self) -> str | None:
+        """The commit, or a hash of the weights of a folder; waits until it is known."""
+        if callable(self._revision):
+            self._revision = self._revision()
+        return self._revision
+
+    def __getstate__(self) -> Record:
+        return {**vars(self), "_revision": self.revision}  # threads cannot be copied
+
+
 @dataclass
-class Source:
+class Source(Revised):
     """A folder to load from and where it came from."""
 
     folder: Path
     source: str
-    revision: str | None
+    _revision: "str | Callable[[], str] | None"
     variant: str | None
     index: Record
     facts: Record  # of the optional koala_nb.json: name, domain, parts_from
@@ -66,7 +85,7 @@ def from_hub(
     folder = None if local_files_only else _download(repository, revision, skip)
     folder = folder or _cached(repository, revision)
     source = from_folder(folder, repository, skip)
-    source.revision = folder.name
+    source._revision = folder.name
     return source
 
 
@@ -83,7 +102,7 @@ def with_unet_file(
     source.source = str(system.repository)
     file = _single_file(source.source, str(system.unet_file), revision, local_files_only)
     source.notes.append(f"all but the U-Net from {parts} at {source.revision}")
-    source.unet_file, source.revision = file, file.parent.name
+    source.unet_file, source._revision = file, file.parent.name
     return source
 
 
@@ -225,7 +244,7 @@ def from_folder(
     source = Source(
         folder,
         repository or str(folder),
-        None if repository else fingerprint(files, donor),
+        None if repository else start_fingerprint(files, donor),
         variant if any(f".{variant}" in file.name for file in files) else None,
         index,
         facts,
@@ -288,12 +307,17 @@ def _check_part(folder: Path, part: str, weights: list[Path], again: str) -> Non
             ) from None
 
 
-def fingerprint(weights: list[Path], donor: Source | None) -> str:
-    """A short hash of the weights' names and bytes: names a folder's state."""
-    digest = hashlib.sha256(str(donor.revision).encode() if donor else b"")
-    for path in sorted(weights):
-        digest.update(f"{path.parent.name}/{path.name}:{_sha256(path)}".encode())
-    return f"weights-{digest.hexdigest()[:16]}"
+def start_fingerprint(weights: list[Path], donor: Source | None) -> Callable[[], str]:
+    """Begin to hash weights in threads beside; the result waits and names a folder's state."""
+    checksums = [(path, HASHING.submit(_sha256, path)) for path in sorted(weights)]
+
+    def wait() -> str:
+        digest = hashlib.sha256(str(donor.revision).encode() if donor else b"")
+        for path, checksum in checksums:
+            digest.update(f"{path.parent.name}/{path.name}:{checksum.result()}".encode())
+        return f"weights-{digest.hexdigest()[:16]}"
+
+    return wait
 
 
 def read_json(path: Path) -> Record:
@@ -364,6 +388,18 @@ def check_weights(model: "nn.Module", paths: Sequence[Path]) -> None:
     if lacking:
         first = f"{paths[0].parent.name}/{paths[0].name}"
         raise ValueError(_sentence(first, type(model).__name__, lacking))
+
+
+def check_names(model: "nn.Module", tensors: "dict[str, torch.Tensor]", file: Path) -> None:
+    """Raise ValueError where tensors are not exactly a model's own, by name and shape."""
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    lacking = [
+        name for name in wanted if name not in tensors or tensors[name].shape != wanted[name]
+    ]
+    if lacking:
+        raise ValueError(_sentence(file.name, type(model).__name__, lacking))
+    if more := sorted(tensors.keys() - wanted):
+        raise ValueError(f"{file.name} holds {more[0]}, which {type(model).__name__} has not")
 
 
 def _sentence(source: str | Path, kind: str, lacking: list[str]) -> str:

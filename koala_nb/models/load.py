@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,12 +48,12 @@ INSTEAD = {  # of keywords of diffusers
 
 
 @dataclass
-class ModelInfo:
+class ModelInfo(hub.Revised):
     """What a pipeline is: attached by `load` as `pipe.model_info` and copied into every record."""
 
     system: System | None
     source: str
-    revision: str | None
+    _revision: "str | Callable[[], str] | None"
     variant: str | None
     dtype: str
     device: str
@@ -108,7 +109,7 @@ def load(
     pipe.model_info = ModelInfo(
         system,
         source.source,
-        source.revision,
+        source._revision,
         source.variant,
         str(chosen_dtype).removeprefix("torch."),
         str(chosen_device),
@@ -280,6 +281,7 @@ def _assemble(source: hub.Source, dtype: "torch.dtype", parts: Record) -> "Pipel
             with torch.device("meta"):
                 unet = diffusers.UNet2DConditionModel.from_config(config)
             tensors = {k: v.to(dtype) for k, v in load_file(source.unet_file).items()}
+            hub.check_names(unet, tensors, source.unet_file)
             unet.load_state_dict(tensors, assign=True)
             given["unet"] = unet.eval()
         if donor := source.donor:
