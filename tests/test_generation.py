@@ -311,7 +311,7 @@ def test_a_finished_folder_is_read_not_drawn(loaded, tmp_path, monkeypatch):
     before = contents(tmp_path)
     assert first.seconds_per_image > 0 and first.batches.images == 3
     assert first.batches.sizes == (3,) and len(first.batches.times) == 1
-    monkeypatch.setattr(type(loaded), "__call__", None)  # drawing would fail
+    monkeypatch.setattr(type(loaded.unet), "forward", None)  # drawing would fail
     again = generate(loaded, "a", seeds=range(3), out=tmp_path, **SMALL)
     assert again.seconds_per_image is None
     assert again.records.equals(first.records)
@@ -431,6 +431,18 @@ def test_an_image_is_not_trusted_for_its_name(loaded, tmp_path, damage):
     assert contents(tmp_path) != before
     generate(loaded, "a", seeds=range(2), out=tmp_path, **SMALL)
     assert contents(tmp_path) == before
+
+
+def test_a_run_tells_the_models_name_and_not_its_place(snapshot, tmp_path):
+    place = tmp_path / "home" / "alice"
+    pipe = load(Path(shutil.copytree(snapshot, place / "my-koala")), device="cpu")
+    run = generate(pipe, "a", out=tmp_path / "run", **SMALL)
+    assert (run.records.system[0], run.records.source[0]) == ("my-koala", "my-koala")
+    assert run.records.revision[0].startswith("weights-")
+    with Image.open(run.folder / run.records.file[0]) as image:
+        record = image.text["koala_nb"].encode()
+    for content in (record, *contents(run.folder).values()):
+        assert b"alice" not in content
 
 
 def test_an_image_that_was_damaged_later_is_named(loaded, tmp_path):

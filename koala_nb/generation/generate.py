@@ -258,8 +258,8 @@ def _settings_of(pipe: Pipeline, plan: Plan) -> Record:
     latent = max(plan.height, plan.width) // pipe.vae_scale_factor
     tiling = bool(pipe.vae.use_tiling) and latent > pipe.vae.tile_latent_min_size
     return {
-        "system": info.name,
-        "source": info.source,
+        "system": info.label,
+        "source": info.origin,
         "revision": info.revision,
         "variant": info.variant,
         "domain": info.domain,

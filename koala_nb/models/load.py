@@ -66,6 +66,16 @@ class ModelInfo(hub.Revised):
         """The catalogue name, else the folder or hub id."""
         return self.system.name if self.system else self.source
 
+    @property
+    def origin(self) -> str:
+        """The source as files tell it that are handed on: of a folder its name, not its place."""
+        return Path(self.source).name if os.path.isabs(self.source) else self.source
+
+    @property
+    def label(self) -> str:
+        """The name as files tell it that are handed on."""
+        return self.system.name if self.system else self.origin
+
 
 def load(
     name_or_path: str | os.PathLike[str],

@@ -222,7 +222,7 @@ class Probe:
         path = (out or data_folder() / "results") / self.results_file(info.name).name
         result = {
             "command": command or f"koala-nb probe {self.name}",
-            "model": info.name,
+            "model": info.label,
             "revision": info.revision,
             "banner": banner(info.domain),
             "scorer": reader,

@@ -159,7 +159,7 @@ class Audit:
     def results(self) -> records.Results:
         """All that a program may want, checked. ValueError, naming the field, where it is wrong."""
         info, session = self.info, self.session
-        names = ("source", "revision", "variant", "dtype", "device", "domain")
+        names = ("revision", "variant", "dtype", "device", "domain")
         sections = self.sections.values()
         compared = [s for s in sections if s.images is not None or s.name == "latency"]
         keys = ("label", "value", "low", "high", "n")
@@ -168,11 +168,11 @@ class Audit:
             for section in compared
             for e in base.to_jsonable(section.estimates)
         }
-        model = {name: getattr(info, name) for name in names}
+        model = {name: getattr(info, name) for name in names} | {"notes": list(info.notes)}
         return records.check(
             {
                 "schema_version": records.VERSION,
-                "model": {"system": info.name, "notes": list(info.notes), **model},
+                "model": {"system": info.label, "source": info.origin, **model},
                 "banner": files.banner(info.domain),
                 "settings": {**session.settings, "seeds": list(session.seeds), "n": self.n},
                 "environment": files.environment(),

@@ -65,7 +65,7 @@ class Claim:
 
 def decide(evidence: Evidence) -> list[Record]:
     """Return each claim with its verdict, as `results.json` holds them."""
-    name, embedded = evidence.info.name, evidence.info.domain != "photographic"
+    name, embedded = evidence.info.label, evidence.info.domain != "photographic"
     rows = []
     for claim in claims():
         text = claim.claim
@@ -154,7 +154,7 @@ def _text(value: object) -> str:
 
 def _latency(evidence: Evidence) -> Record:
     info = evidence.info
-    title = info.system.title if info.system else info.name
+    title = info.system.title if info.system else info.label
     published = dict(zip(card.LATENCY_GPUS, card.LATENCY_FIGURE.get(title, ())))
     seconds = evidence.sections["latency"].best(SECONDS)
     if evidence.settings.keys() & {"steps", "guidance"}:
@@ -162,7 +162,7 @@ def _latency(evidence: Evidence) -> Record:
     gpu = next((gpu for gpu in published if is_gpu(evidence.device, gpu)), "")
     figure = published.get(gpu)
     if not (figure and seconds and evidence.size == info.recipe.height and info.dtype == "float16"):
-        return _untested(f"this report ran {info.name} on {evidence.device}")
+        return _untested(f"this report ran {info.label} on {evidence.device}")
     if seconds["n"] < TIMED:
         return _untested(f"fewer than {TIMED} images were timed", seconds)
     if seconds["low"] is None:

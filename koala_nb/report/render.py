@@ -62,7 +62,7 @@ def section_title(name: str) -> str:
 
 def summary_sentences(audit: Audit) -> list[str]:
     """Return the executive summary: what was measured, what it decides, what was not tested."""
-    sections, name = audit.sections, audit.info.name
+    sections, name = audit.sections, audit.info.label
     drawn = len(audit.run.images) + sum(section.n for section in sections.values())
     sentences = [f"{name} drew {drawn:,} images for this report: {drawing(audit)}."]
     sentences += [_headline(section, best) for section, best in _headlines(sections)]
@@ -206,7 +206,7 @@ def _show_title(audit: Audit) -> None:
     text = files.banner(audit.info.domain)
     style = figures.BANNER_STYLE
     banner = f'<p class="banner" role="note" style="{style}">{escape(text or "")}.</p>'
-    show_html(f"<h1>Audit report: {escape(audit.info.name)}</h1>{banner if text else ''}")
+    show_html(f"<h1>Audit report: {escape(audit.info.label)}</h1>{banner if text else ''}")
 
 
 def _show_card(audit: Audit) -> None:
@@ -240,8 +240,8 @@ def _show_identity(audit: Audit) -> None:
     changed = ", ".join(f"{k} {v}" for k, v in audit.session.settings.items())
     seeds = audit.session.seeds
     rows = {
-        "system": info.system.title if info.system else info.name,
-        "source": info.source,
+        "system": info.system.title if info.system else info.label,
+        "source": info.origin,
         "revision": info.revision,
         "licence": info.system.licence if info.system else None,
         "precision": info.dtype,
@@ -297,7 +297,7 @@ def _show_quality(audit: Audit) -> None:
     info, stored = audit.info, measures.stored_quality(audit.info)
     if not stored:
         text = (
-            f"Not measured for these weights ({info.name}, revision {info.revision}): the "
+            f"Not measured for these weights ({info.label}, revision {info.revision}): the "
             "instruments of this version know the embedded models only. For one of them run "
         )
         return show_html(f"<p>{escape(text)}<code>koala-nb evaluate</code>.</p>")
