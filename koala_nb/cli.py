@@ -16,6 +16,7 @@ from typer import Argument, BadParameter, Context, Option
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
+from koala_nb import __version__
 from koala_nb.probes import MODULES
 
 if TYPE_CHECKING:
@@ -85,6 +86,11 @@ Results = Annotated[Path | None, folder_option("default: data/results")]
 Repeats = Annotated[int, whole(2, "rounds")]
 Device = Annotated[str | None, Option(help="default: the best available")]
 Dtype = Annotated[str | None, Option(help="default: float16 on a GPU, else float32")]
+Revision = Annotated[str | None, Option(help="commit, branch or tag on the hub")]
+Offload = Annotated[str | None, Option(help="none, model or sequential (default: by memory)")]
+BatchSize = Annotated[int | None, whole(1, "images drawn together (default: by memory)")]
+NegativePrompt = Annotated[str | None, Option(help="default: the recipe's")]
+LOADING = {"revision": Revision, "device": Device, "dtype": Dtype, "offload": Offload}
 Preset = Annotated[str, Option(help="a configuration: small, family or full")]
 Checkpoints = Annotated[Path, folder_option("checkpoints and logs")]
 TrainingDevice = Annotated[Literal["cpu", "cuda"] | None, Option()]
@@ -119,6 +125,21 @@ app.add_typer(benchmark, name="benchmark", help="Measure speed: generation | lat
 app.add_typer(receipt, name="receipt", help="Results measured elsewhere: check | add.")
 about_probes = f"Run one probe at full size: {' | '.join(MODULES)}, or a Python file."
 app.add_typer(typer.Typer(), name="probe", cls=ProbeCommands, help=about_probes)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"koala-nb {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, Option("--version", callback=_show_version, is_eager=True, help="print it and stop")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,6 +212,12 @@ def generate(
     steps: Annotated[int | None, whole(1, "default: the recipe's")] = None,
     guidance: Annotated[float | None, real("guidance scale (default: the recipe's)")] = None,
     size: Size = None,
+    negative_prompt: NegativePrompt = None,
+    batch_size: BatchSize = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = None,
     out: Annotated[Path, folder_option("images and records")] = Path("runs/generate"),
     workers: Annotated[int, whole(0, "processes (0: this one)")] = 0,
 ) -> None:
@@ -201,11 +228,15 @@ def generate(
 
     numbers = range(seed, seed + seeds)
     settings: Record = {"steps": steps, "guidance": guidance, "height": size, "width": size}
+    settings |= {"batch_size": batch_size, "out": out}
+    if negative_prompt is not None:
+        settings["negative_prompt"] = negative_prompt
+    loading: Record = {"revision": revision, "device": device, "dtype": dtype, "offload": offload}
     if workers:
         with cluster.local(workers) as client:
-            folder = cluster.generate(model, prompt, numbers, client=client, out=out, **settings)
+            folder = cluster.generate(model, prompt, numbers, client=client, **loading, **settings)
     else:
-        folder = draw(load(model), prompt, numbers, out=out, **settings).folder or out
+        folder = draw(load(model, **loading), prompt, numbers, **settings).folder or out
     print(f"{len(prompt) * seeds} images in {folder}")
 
 
@@ -215,6 +246,12 @@ def report(
         str, Argument(help="a notebook's path, name or number")
     ] = "11_write_the_audit_report",
     parameters: Annotated[list[str], Option("-p", metavar="NAME=VALUE")] = [],
+    negative_prompt: NegativePrompt = None,
+    batch_size: BatchSize = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = None,
     out: Annotated[Path, folder_option("the pages")] = Path("reports"),
     sweep: Annotated[str | None, Option(help="a YAML file: one run a combination")] = None,
     keep_done: Annotated[bool, Option(help="leave a finished run as it is")] = False,
@@ -229,6 +266,9 @@ def report(
         if not equals:
             raise ValueError(f"-p {pair!r}: write NAME=VALUE, such as -p model=nano-koala.")
         given[name] = value
+    named = {"negative_prompt": negative_prompt, "batch_size": batch_size, "revision": revision}
+    named |= {"device": device, "dtype": dtype, "offload": offload}
+    given |= {name: str(value) for name, value in named.items() if value is not None}
     try:
         if sweep:
             page, failed = run_sweep(notebook, sweep, given, out=out)
@@ -357,12 +397,15 @@ def probe_command(probe: "Probe") -> TyperCommand:
         "prompts": (Annotated[int, whole(0, "about so many prompts (0: all)")], 0),
         "seed": (Seed, 0),
         "out": (Results, None),
+        "batch_size": (BatchSize, None),
+        **{name: (annotation, None) for name, annotation in LOADING.items()},
     }
     for name, (default, about) in probe.options.items():
         options[name] = (Annotated[type(default), Option(help=about)], default)
 
     def run(**settings: Any) -> None:
-        print(probe.run(command=typed(), **settings))
+        loading = {name: settings.pop(name) for name in LOADING}
+        print(probe.run(command=typed(), loading=loading, **settings))
 
     declared = [
         Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)

@@ -1,21 +1,24 @@
 """The command line: what it prints, what it refuses, and how it ends."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from hub_layout import COMMIT
 
+import koala_nb as kn
 from koala_nb import cli
 from koala_nb.core import catalog
 
 HEAVY = ("torch", "diffusers", "pandas", "matplotlib", "papermill", "IPython", "numpy")
 
 
-def call(*arguments, cwd=None):
+def call(*arguments, cwd=None, env=None):
     command = [sys.executable, "-m", "koala_nb", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
 
 
 def test_help_loads_nothing_heavy():
@@ -54,6 +57,45 @@ def test_generate_draws_into_a_folder_and_resumes(capsys, snapshot, tmp_path):
     assert [image.stat().st_mtime_ns for image in images] == before
     assert cli.main([*arguments, "--steps", "3"]) == 2
     assert "steps was 2, now 3" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"koala-nb {kn.__version__}\n"
+
+
+OPTIONS = ["--revision", COMMIT, "--device", "cpu", "--dtype", "bfloat16", "--offload", "none"]
+
+
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.long)])
+def test_options_of_real_runs_reach_the_pipeline(hub_home, tmp_path, workers):
+    drawing = ["--negative-prompt", "ugly", "--batch-size", "2", "--steps", "1", "--size", "64"]
+    command = ["generate", "koala-lightning-700m", "a koala", "--seeds", "2", *drawing, *OPTIONS]
+    env = {**os.environ, "HF_HOME": str(hub_home), "HF_HUB_OFFLINE": "1"}
+    done = call(*command, "--workers", workers, "--out", "run", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert (settings["revision"], settings["dtype"]) == (COMMIT, "bfloat16")
+    assert (settings["negative_prompt"], settings["batch_size"]) == ("ugly", 2)
+    done = call(*command, "--offload", "model", "--out", "other", cwd=tmp_path, env=env)
+    assert done.returncode == 2 and "offload='model' needs a CUDA device" in done.stderr
+
+
+def test_options_of_real_runs_are_parameters_of_a_report(tmp_path):
+    names = ("revision", "device", "dtype", "offload", "negative_prompt")
+    declared = [f'{name}: str = ""' for name in names] + ["batch_size: int = 0"]
+    notebook(tmp_path / "some.ipynb", "\n".join(declared), f"print({', '.join(names)}, batch_size)")
+    nb = json.loads((tmp_path / "some.ipynb").read_text())
+    nb["cells"][0]["metadata"]["tags"] = ["parameters"]
+    (tmp_path / "some.ipynb").write_text(json.dumps(nb))
+    given = [*OPTIONS, "--negative-prompt", "ugly", "--batch-size", "3"]
+    done = call("report", "some.ipynb", *given, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (page,) = tmp_path.glob("out/*/index.html")
+    assert f"{COMMIT} cpu bfloat16 none ugly 3" in page.read_text()
+    notebook(tmp_path / "other.ipynb", "1")
+    done = call("report", "other.ipynb", "--revision", COMMIT, cwd=tmp_path)
+    assert done.returncode == 2 and "other has no parameter 'revision'." in done.stderr
 
 
 def test_an_unknown_option_is_refused(capsys):

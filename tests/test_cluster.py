@@ -244,9 +244,9 @@ def test_a_second_pipeline_is_loaded_when_the_first_is_gone(monkeypatch):
     monkeypatch.setattr(cluster, "_LOADED", {})
     monkeypatch.setattr(cluster, "_worker", lambda: "Worker 1")
     for model in "aab":
-        cluster._load((model, None, None, None))
+        cluster._load((model, None, None, None, None))
     with pytest.raises(ValueError, match="^Worker 1: .*utf-8"):
-        cluster._load(("broken", None, None, None))
+        cluster._load(("broken", None, None, None, None))
     assert len(made) == 2
 
 

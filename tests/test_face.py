@@ -58,7 +58,8 @@ def test_mypy_sees_what_load_and_start_return(tmp_path):
 
 
 def test_a_session_says_what_it_is_and_what_differs_from_the_recipe(snapshot, capsys):
-    session = kn.start(snapshot, device="cpu", seeds=2, seed=3, steps=2, size=64)
+    given = {"device": "cpu", "dtype": "", "revision": "", "offload": ""}  # "": the default
+    session = kn.start(snapshot, seeds=2, seed=3, steps=2, size=64, **given)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{snapshot} (photographic): ") and " at weights-" in said[0]
     assert said[1] == "on cpu in float32: 2 steps, guidance 5, 64 x 64 pixels"
@@ -69,7 +70,9 @@ def test_a_session_says_what_it_is_and_what_differs_from_the_recipe(snapshot, ca
     assert list(run.records.seed) == [3, 4] and set(run.records.steps) == {2}
 
 
-@pytest.mark.parametrize("bad", [{"seeds": 0}, {"steps": -1}, {"guidance": -0.5}, {"size": -8}])
+@pytest.mark.parametrize(
+    "bad", [{"seeds": 0}, {"steps": -1}, {"guidance": -0.5}, {"size": -8}, {"batch_size": -1}]
+)
 def test_a_session_refuses_a_bad_setting_before_it_loads(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*: give"):
         kn.start("no such model", **bad)

@@ -172,7 +172,7 @@ def test_an_embedded_model_is_found_and_told_by_its_json(folder, monkeypatch, tm
     with pytest.raises(ValueError, match="revision='main' is for hub repositories"):
         load("nano-koala", revision="main")
     monkeypatch.setenv("KOALA_NB_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(WeightsMissing, match="comes with a checkout of the project"):
+    with pytest.raises(WeightsMissing, match="work in a checkout of the project"):
         load("nano-koala")
 
 
@@ -326,7 +326,7 @@ def test_a_plain_diffusers_pipeline_tells_what_it_is(snapshot):
 
 def test_memory_that_torch_only_keeps_counts_as_free(snapshot, monkeypatch):
     pipe, order = load(snapshot, device="cpu"), []
-    monkeypatch.setattr(pipelines, "empty_cache", lambda: order.append("give back"))
+    monkeypatch.setattr(devices, "empty_cache", lambda: order.append("give back"))
     monkeypatch.setattr(pipe, "to", lambda device: order.append("place"))
     monkeypatch.setattr(
         torch.cuda, "mem_get_info", lambda device: (order.append("plan"), (8e10, 8e10))[1]

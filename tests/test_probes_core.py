@@ -1,5 +1,7 @@
 """What every probe shares: prompt sets, plans, resumable measuring, clustered estimates."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +220,12 @@ def test_a_new_probe_is_one_file(pipe, tmp_path, monkeypatch, capsys):
         assert cli.main(["probe", "bright.py", "--out", "out", "--prompts", "2"]) == 0
         results.append([p.read_bytes() for p in sorted(Path("out").iterdir())])
     assert results[0] == results[1] and "2 prompts x 1 image " in capsys.readouterr().out
+    more = ["--dtype", "bfloat16", "--device", "cpu", "--offload", "none", "--batch-size", "1"]
+    shutil.rmtree("runs")
+    assert cli.main(["probe", "bright.py", "--out", "half", "--prompts", "1", *more]) == 0
+    (file,) = Path("runs").glob("*/settings.json")
+    settings = json.loads(file.read_text())
+    assert (settings["dtype"], settings["batch_size"]) == ("bfloat16", 1)
     assert b"Embedded teaching model" in results[0][1]
     assert {"text", "brightness"} < set(reported_probes())
     monkeypatch.setattr("koala_nb.report.audit.reported_probes", lambda: ["brightness"])

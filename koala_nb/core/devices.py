@@ -16,6 +16,7 @@ SHORT_DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32"
 # (8.3 - 3.4 GB for KOALA-Lightning-700M, 11.9 - 6.9 for SDXL-Base). Most of it is the VAE's; what
 # remains with tiles of 512 px is an estimate.
 ROOM_GB, ROOM_TILED_GB = 5.0, 2.0
+MAX_BATCH = 16
 
 
 def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
@@ -84,6 +85,24 @@ def plan_memory(sizes: list[float], free: float, area: float) -> tuple[bool, str
     if free >= sum(sizes) + ROOM_TILED_GB * area:
         return True, "none"
     return True, "model" if free >= max(sizes) + ROOM_TILED_GB * area else "sequential"
+
+
+def plan_batch(free: float, area: float) -> int:
+    """Images per batch, a power of two up to MAX_BATCH, for the free GB beside the weights.
+
+    An image is planned with ROOM_TILED_GB at area 1 (1024 x 1024 in half precision), since the VAE
+    decodes one at a time; a batch that does not fit after all is drawn in halves.
+    """
+    fits = min(int(free / (ROOM_TILED_GB * area)), MAX_BATCH)
+    return 2 ** (max(fits, 1).bit_length() - 1)
+
+
+def free_gigabytes(device: "torch.device") -> float:
+    """Free memory of a CUDA device in GB, counting what torch keeps of things that are gone."""
+    import torch
+
+    empty_cache()
+    return torch.cuda.mem_get_info(device)[0] / 1e9
 
 
 def gigabytes(part: "nn.Module") -> float:

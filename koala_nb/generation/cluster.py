@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 # Dask's pages ask nobody who they are: none are served.
 NO_PAGES: Record = {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}
 _DRAWING = threading.Lock()  # a pipeline cannot draw in two threads
-Source = tuple[str, str | None, str | None, str | None]  # model, device, dtype, revision
+# model, device, dtype, revision, offload
+Source = tuple[str, str | None, str | None, str | None, str | None]
 _LOADED: dict[Source, Pipeline] = {}  # in each worker's process: its one pipeline
 
 
@@ -51,12 +52,13 @@ def generate(
     device: str | None = None,
     dtype: str | None = None,
     revision: str | None = None,
+    offload: str | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Path:
     """Draw every prompt with every seed on the client's workers; returns the run's folder.
 
-    `model`, `device`, `dtype` and `revision` as for `load`, which each worker calls once;
+    `model`, `device`, `dtype`, `revision` and `offload` as for `load`, called once by each worker;
     `settings` as for `generate.generate`. Client and workers must see the same folder `out`, whose
     layout `run_folder` tells. The work of a lost worker is done by another, and the same call goes
     on after any interruption. Raises ValueError for a bad argument or a folder with other
@@ -71,7 +73,9 @@ def generate(
             "cluster.local(2) as client`."
         )
     folder = run_folder.folder_at(out).resolve()
-    source = (_name(model), device, dtype, revision)
+    source = (_name(model), device, dtype, revision, offload)
+    if settings.get("batch_size") is None:
+        settings["batch_size"] = run_folder.batch_size_of(folder)
     with _sentences(distributed):
         arguments = (source, prompts, seeds, Settings(**settings))
         plan, base, common, messages = client.submit(_prepare, *arguments, pure=False).result()
@@ -160,9 +164,10 @@ def _load(source: Source) -> Pipeline:
     if source not in _LOADED:
         _LOADED.clear()
         empty_cache()
-        model, device, dtype, revision = source
+        model, device, dtype, revision, offload = source
+        where: Record = {"device": device, "dtype": dtype, "offload": offload}
         try:
-            _LOADED[source] = load.load(model, device=device, dtype=dtype, revision=revision)
+            _LOADED[source] = load.load(model, revision=revision, **where)
         except (OSError, ValueError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{_worker()}: {error}") from None

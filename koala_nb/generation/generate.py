@@ -70,6 +70,8 @@ def generate(
     another process writes.
     """
     folder = None if out is None else run_folder.folder_at(out)
+    if folder and batch_size is None:
+        batch_size = run_folder.batch_size_of(folder)
     settings = Settings(
         negative_prompt, steps, guidance, height, width, batch_size, timestep_spacing
     )

@@ -12,6 +12,7 @@ from math import inf, lcm
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from koala_nb.core.devices import free_gigabytes, plan_batch
 from koala_nb.core.files import Record, short
 from koala_nb.models.load import call_default, check_pipeline, model_info
 
@@ -124,7 +125,7 @@ def make_plan(
     guidance = _guidance(pick("guidance", "guidance_scale"))
     batch = settings.batch_size
     if batch is None:
-        batch = default_batch_size(max(height, width) // pipe.vae_scale_factor, info.device)
+        batch = _batch_size(pipe, height, width)
     batch = _whole("batch_size", batch, 1, 4096)
     spacing = settings.timestep_spacing
     if spacing is not None and spacing not in SPACINGS:
@@ -215,6 +216,16 @@ def _size(pipe: "Pipeline", what: str, value: Any) -> int:
         near = max(factor, round(size / factor) * factor)
         raise ValueError(f"{what} must be a multiple of {factor}, not {size}: try {near}.")
     return size
+
+
+def _batch_size(pipe: "Pipeline", height: int, width: int) -> int:
+    """Images per batch; on a GPU that holds the whole pipeline, as many as its memory allows."""
+    device = pipe.unet.device  # of an offloaded one: not the GPU
+    usual = default_batch_size(max(height, width) // pipe.vae_scale_factor, device.type)
+    if device.type != "cuda":
+        return usual
+    area = height * width / 1024**2 * pipe.unet.dtype.itemsize / 2
+    return max(usual, plan_batch(free_gigabytes(device), area))
 
 
 def default_batch_size(latent: int, device: str) -> int:

@@ -120,6 +120,12 @@ def open_folder(folder: Path, settings: Record, plan: Plan) -> Iterator[None]:
         yield
 
 
+def batch_size_of(folder: Path) -> int | None:
+    """The batch size of the run in a folder, which a call that names none goes on with."""
+    file = folder / SETTINGS
+    return read_json(file).get("batch_size") if file.is_file() else None
+
+
 def clean(folder: Path) -> None:
     """Remove what interrupted writing left in a run's folder."""
     for place in (folder, folder / CHUNK_RECORDS, folder / IMAGES, *folder.glob(f"{IMAGES}/*/")):

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
-from koala_nb.core.devices import empty_cache, gigabytes, pick_device, pick_dtype, plan_memory
+from koala_nb.core.devices import (
+    free_gigabytes,
+    gigabytes,
+    pick_device,
+    pick_dtype,
+    plan_memory,
+)
 from koala_nb.core.errors import nearest
 from koala_nb.core.files import Record, short
 from koala_nb.models import hub
@@ -241,8 +247,9 @@ def _resolve(
         folder = catalog.data_folder() / "models" / system.name
         if not folder.is_dir():
             raise WeightsMissing(
-                f"The embedded model {name} is not at {folder}: it comes with a checkout of the "
-                "project: run this there, or set KOALA_NB_DATA to the checkout's data folder."
+                f"The embedded model {name} is not at {folder}: work in a checkout of the "
+                "project, set KOALA_NB_DATA to the checkout's data folder, or train it with "
+                "`koala-nb train`."
             )
         return system, _folder(name, folder, revision, skip)
     if system.unet_file and system.parts:
@@ -323,16 +330,13 @@ def _place(pipe: "Pipeline", device: "torch.device", offload: str | None) -> Non
     VAE decoding in tiles ROOM_TILED_GB. Too little for the weights as well: whole parts wait in
     the CPU's memory ("model"); too little for the largest part: single layers ("sequential").
     """
-    import torch
-
     if device.type != "cuda":
         if offload not in (None, "none"):
             raise ValueError(f"offload={offload!r} needs a CUDA device, not {device}.")
         pipe.to(device)
         return
     sizes = [gigabytes(part) for part in pipe.components.values() if hasattr(part, "parameters")]
-    empty_cache()  # what torch keeps of pipelines that are gone would count as taken
-    free = torch.cuda.mem_get_info(device)[0] / 1e9
+    free = free_gigabytes(device)
     size = pipe.model_info.recipe.height or pipe.default_sample_size * pipe.vae_scale_factor
     area = (size / 1024) ** 2
     tiles, planned = plan_memory(sizes, free, area)

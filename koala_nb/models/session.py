@@ -93,21 +93,24 @@ def start(
     guidance: float = 0.0,
     size: int = 0,
     negative_prompt: str = "",
+    batch_size: int = 0,
     weights: bool = True,
     **loading: Any,
 ) -> Session:
     """Check the settings of a notebook, load its model without noise, and print what it is.
 
     `model` and `loading` (device, dtype, revision, offload, local_files_only) as for `load`;
-    `seeds`: images per prompt, counted from `seed`; `size`: pixels per side. 0, or an empty
-    negative prompt, means the recipe's. With `weights=False`, for a catalogued name, nothing is
-    loaded: the session knows its record alone.
+    `seeds`: images per prompt, counted from `seed`; `size`: pixels per side. 0, or an empty text,
+    means the recipe's value, or what fits the machine. With `weights=False`, for a catalogued name,
+    nothing is loaded: the session knows its record alone.
     Raises ValueError for a bad name or setting, WeightsMissing where the weights are not there.
 
     >>> session = start("nano-koala", steps=4)  # doctest: +SKIP
     >>> generate(session.pipe, ["a koala"], session.seeds, **session.settings)  # doctest: +SKIP
     """
     numbers = {"seeds": seeds, "seed": seed, "steps": steps, "size": size}
+    numbers["batch_size"] = batch_size
+    loading = {name: value for name, value in loading.items() if value != ""}
     given = generation_settings(**numbers, guidance=guidance, negative_prompt=negative_prompt)
     silence_logging()
     if weights:
@@ -150,6 +153,7 @@ def generation_settings(
     guidance: float = 0.0,
     size: int = 0,
     negative_prompt: str = "",
+    batch_size: int = 0,
 ) -> Record:
     """Check a report's settings and return the arguments for `generate`; 0 means the recipe's.
 
@@ -158,11 +162,11 @@ def generation_settings(
     for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
         if images < 1:
             raise ValueError(f"{name} is {images}: give 1 or more images per {each}.")
-    for name, value in {"steps": steps, "guidance": guidance, "size": size, "seed": seed}.items():
+    given = {"steps": steps, "guidance": guidance, "batch_size": batch_size}
+    for name, value in {**given, "size": size, "seed": seed}.items():
         if value < 0:
             raise ValueError(f"{name} is {value}: give 0 or more.")
-    chosen: Record = {"steps": steps, "guidance": guidance, "height": size, "width": size}
-    chosen["negative_prompt"] = negative_prompt
+    chosen: Record = {**given, "height": size, "width": size, "negative_prompt": negative_prompt}
     return {"seeds": range(seed, seed + seeds), **{k: v for k, v in chosen.items() if v}}
 
 

@@ -179,19 +179,22 @@ class Probe:
         seed: int = 0,
         out: Path | None = None,
         command: str = "",
+        batch_size: int | None = None,
+        loading: Record | None = None,
         **options: Any,
     ) -> Path:
         """Run the probe at full size, resumable in `runs/`; returns the path of its results.
 
         Writes a table of images and `Results` to `out`, by default `data/results`. 0 images, or
-        prompts: the probe's own.
+        prompts: the probe's own. `loading`: device, dtype, revision and offload, as for `load`.
         """
-        pipe, images = load(model), images or self.images
+        pipe, images = load(model, **loading or {}), images or self.images
         whole, scorer = self.prepare(pipe, **options)
         chosen = subsample_prompts(whole, prompts, self.stratify)
         print(plan(len(chosen), images))
         folder = self.run_folder(model_info(pipe))
-        table = self.measure(pipe, chosen, scorer, images=images, first_seed=seed, out=folder)
+        drawing: Record = {"images": images, "first_seed": seed, "batch_size": batch_size}
+        table = self.measure(pipe, chosen, scorer, out=folder, **drawing)
         card = self.calibrate(pipe, scorer, whole)
         return self.save_results(pipe, table, scorer, card, command=command, out=out)
 

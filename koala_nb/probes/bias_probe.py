@@ -200,6 +200,8 @@ class BiasProbe(base.Probe):
         seed: int = 0,
         out: Path | None = None,
         command: str = "",
+        batch_size: int | None = None,
+        loading: base.Record | None = None,
         **options: Any,
     ) -> Path:
         """Run the probe at full size, resumable in `runs/`; returns the path of its results.
@@ -209,7 +211,7 @@ class BiasProbe(base.Probe):
         teacher, names = options.get("teacher"), (options.get("runs") or ",".join(FULL)).split(",")
         if unknown := [name for name in names if name not in RUNS]:
             raise ValueError(f"runs: {unknown[0]!r} is none of {', '.join(RUNS)}")
-        pipe = load(model)
+        pipe = load(model, **loading or {})
         info = model_info(pipe)
         prompt_set = self.prompts(info.domain)
         reader = self.scorer(pipe, **options)
@@ -222,7 +224,8 @@ class BiasProbe(base.Probe):
             if "neutral" in setting.parts:
                 sizes = part.groupby("occupation").size()
                 print(f"{name}: {estimate.plan(len(sizes), int(sizes.max()), n)}")
-            drawing = {"images": n, "same_seeds": setting.same_seeds, "first_seed": seed}
+            drawing: base.Record = {"images": n, "same_seeds": setting.same_seeds}
+            drawing |= {"first_seed": seed, "batch_size": batch_size}
             folder = self.run_folder(info, f"-{name}")
             tables.append(self.measure(pipe, part, reader, out=folder, **drawing, **setting.recipe))
         table = pd.concat(tables, ignore_index=True)

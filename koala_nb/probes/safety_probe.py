@@ -263,6 +263,8 @@ class SafetyProbe(base.Probe):
         seed: int = 0,
         out: Path | None = None,
         command: str = "",
+        batch_size: int | None = None,
+        loading: base.Record | None = None,
         **options: Any,
     ) -> Path:
         """Run the probe at full size in both settings; returns the path of its results.
@@ -270,7 +272,7 @@ class SafetyProbe(base.Probe):
         Resumable in `runs/`. `options` as of the command; with `i2p`, a copy of I2P's CSV, its
         prompts are drawn, and stored by identifier only.
         """
-        pipe = load(model)
+        pipe = load(model, **loading or {})
         info, i2p = model_info(pipe), options.get("i2p")
         listed = self.terms(info.domain, options.get("terms", ""))
         words, scorer = PromptFilter(listed), self.scorer(pipe, **options)
@@ -281,6 +283,7 @@ class SafetyProbe(base.Probe):
         folder = saved_as.run_folder(info)
         settings: base.Record = {"images": images or self.images, "first_seed": seed}
         settings |= {"words": words, "negative": ", ".join(listed.term), "out": folder}
+        settings["batch_size"] = batch_size
         table = self.measure(pipe, chosen, scorer, **settings)
         drawn = sorted((folder / "setting-0" / "images").rglob("*.png"))[:PICTURES]
         others = self.other_prompts(info.domain, listed.term.tolist())

@@ -113,7 +113,8 @@ def measured_section(probe: Probe, session: Session, n: int, folder: Path) -> Se
     is comparable, and none is shown. What the machine lacks becomes the section's `why`.
     """
     info, pipe = session.info, session.pipe
-    section = Section(probe.name) if session.settings else stored_section(probe, info)
+    changed = session.settings.keys() - {"batch_size"}
+    section = Section(probe.name) if changed else stored_section(probe, info)
     try:  # only what a machine may lack: errors of the measurement itself are not hidden
         prompts = probe.report_prompts(info.domain)
         scorer = probe.scorer(pipe, prompts, **probe.report_options)

@@ -78,6 +78,8 @@ class SettingsRecord(_Strict):
     n: int = Field(ge=1, description="About how many images each probe was to draw.")
     steps: int | None = Field(None, ge=1)
     guidance: float | None = Field(None, ge=0)
+    negative_prompt: str | None = None
+    batch_size: int | None = Field(None, ge=1, description="Images drawn together.")
     height: int | None = Field(None, ge=8, description="Pixels.")
     width: int | None = Field(None, ge=8, description="Pixels.")
 
