@@ -68,6 +68,14 @@ def test_newcombes_table_of_differences(first, second, low, high):
     assert e.difference_interval(*sides)[1:3] == pytest.approx((low, high), abs=5e-5)
 
 
+def test_a_single_image_has_its_interval():
+    ends = wilson(1.0, 1, stats.norm.ppf(0.975))
+    assert e.share_interval(1, 1) == pytest.approx((1, *ends, 1))
+    assert e.share_interval(0, 1).high == pytest.approx(1 - ends[0])
+    assert e.upper_bound_clopper_pearson(1, 1) == 1
+    assert e.upper_bound_clopper_pearson(2, 10) == pytest.approx(stats.beta.ppf(0.95, 3, 8))
+
+
 def test_agresti_and_min_by_hand():
     """12 up, 3 down of 40 pairs: 9 / 42 +- 1.96 sqrt(16 - 81 / 42) / 42."""
     first = [1] * 12 + [0] * 3 + [1] * 20 + [0] * 5
@@ -435,6 +443,14 @@ def test_the_slope_takes_the_references_error_off():
     found = trends.logit_slope(once, counts, draws=200)
     assert found.value == pytest.approx(np.polyfit(x, y, 1)[0]) and found.n == 12
     assert found.low < found.value < found.high
+    rng, resampled = np.random.default_rng(7), []  # groups, and prompts within, written anew
+    for _ in range(4000):
+        chosen = rng.integers(12, size=12)
+        h, n = np.array([counts[i][rng.integers(4, size=4)].sum(0) for i in chosen]).T
+        resampled.append(np.polyfit(x[chosen], np.log((h + 0.5) / (n - h + 0.5)), 1)[0])
+    ends = np.quantile(resampled, [0.025, 0.975])
+    found = trends.logit_slope(once, counts)
+    assert found[1:3] == pytest.approx(ends, abs=0.06 * (ends[1] - ends[0]))
     logits = np.log(reference / (1 - reference))
     error = np.diff(logits, axis=1).ravel() ** 2 / 4  # of the mean of two readings
     mean = logits.mean(1)
@@ -495,3 +511,19 @@ def test_a_claims_power_without_error_is_the_exact_one():
     assert found == pytest.approx(trends.power(60, 0.5, 0.7), abs=0.06)
     assert simulation.claim_power(20, (60, 1), 0.0, 0.7) < found - 0.1
     assert simulation.claim_power(1, (60, 1), 0.0, 0.7, [[80, 20], [20, 80]]) < found - 0.1
+
+
+def test_the_nearest_cell_is_by_log_counts_and_shares_five_times():
+    near = {"interval": "i", "prompts": 20, "images": 4, "correlation": 0.1, "share": 0.5}
+    near["coverage"] = 0.9299
+    far = near | {"share": 0.6, "coverage": 0.93}  # 0.25 from a share of .5
+    for prompts, cell in ((30, near), (34, far), (12, far), (14, near)):  # log 1.5, 1.7 squared
+        other = far | {"prompts": prompts}
+        warning = simulation.coverage_warning([near, other], "i", prompts=prompts, share=0.5)
+        assert (warning is not None) == (cell is near), prompts
+    design = {"prompts": 20, "share": 0.5}
+    assert simulation.coverage_warning([near], "i", **design) == (
+        "Caution: in simulated audits like this one (20 prompts x 4 images, correlation 0.1, share "
+        "0.5) the 95 % interval held the truth in 93.0%."
+    )
+    assert simulation.coverage_warning([near], "another", **design) is None
