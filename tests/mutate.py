@@ -26,7 +26,10 @@ TESTS = {  # the last that fits a module's path
     "generation/": "generation",
     "generation/cluster": "cluster",
     "attention/": "attention_view attention",
-    "distillation/": "distillation similarity train_student",
+    "distillation/": "train_student",
+    "distillation/losses": "distillation",
+    "distillation/similarity": "similarity",
+    "distillation/loop": "nano_training",
 }
 SWAPS = {"Lt": "LtE", "Gt": "GtE", "Eq": "NotEq", "Is": "IsNot", "In": "NotIn", "And": "Or"}
 SWAPS |= {"Add": "Sub", "Mult": "Div", "BitAnd": "BitOr"}
