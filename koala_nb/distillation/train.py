@@ -126,7 +126,7 @@ def _train(options: StudentTraining, pairs: dict[str, str], processes: PartialSt
     on_gpu = processes.device.type == "cuda"
     pipe = load.load(options.teacher, device=str(processes.device), offload="none")
     size = options.size or catalog.find(options.student).recipe.height
-    size = size or pipe.default_sample_size * pipe.vae_scale_factor
+    size = size or load.native_size(pipe)
     with processes.main_process_first():
         remember(options, size)
         cache = prepare(pipe, options.data, options.out / "encoded", size, options.limit)

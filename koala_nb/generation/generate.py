@@ -31,6 +31,7 @@ from koala_nb.generation.plan import (
 )
 from koala_nb.generation.run_folder import BatchTimes, Run
 from koala_nb.models.fingerprint import fingerprint, summary
+from koala_nb.models.given import GivenImages
 from koala_nb.models.load import list_steps, model_info
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def generate(
     settings = Settings(
         negative_prompt, steps, guidance, height, width, batch_size, timestep_spacing
     )
+    if isinstance(pipe, GivenImages):
+        return _given(pipe, [prompts] if isinstance(prompts, str) else prompts, settings, folder)
     plan = make_plan(pipe, prompts, seeds, settings)
     drawing = Drawing(pipe, plan)
     if folder is None:
@@ -84,6 +87,23 @@ def generate(
     with run_folder.open_folder(folder, drawing.folder_settings(), plan):
         drawing.write_missing(folder, progress)
         return run_folder.close_folder(folder, plan.requests, drawing.times)
+
+
+def _given(
+    images: GivenImages, prompts: Sequence[str], settings: Settings, folder: Path | None
+) -> Run:
+    """The run of all images that are given of these prompts; a folder holds their records."""
+    changed = [key for key, value in vars(settings).items() if value != vars(Settings())[key]]
+    if changed:
+        raise ValueError(f"The images of {images.folder} are as given: leave out {changed[0]}.")
+    info, table = images.model_info, images.select(prompts)
+    facts = {name: getattr(info, name) for name in ("source", "revision", "domain")}
+    paths = list(table.file)
+    records = table.assign(file=[path.name for path in paths], system=info.name, **facts)
+    if folder is not None:
+        with run_folder.open_given(folder, {**facts, "prompts": list(prompts)}):
+            files.write_lines(folder / run_folder.RECORDS, records.to_dict("records"))
+    return Run(run_folder.FolderImages(paths), records, folder)
 
 
 class Drawn(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from koala_nb.core.devices import free_gigabytes, plan_batch
 from koala_nb.core.files import Record, short
-from koala_nb.models.load import call_default, check_pipeline, model_info
+from koala_nb.models.load import call_default, check_pipeline, model_info, native_size
 
 if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
@@ -113,7 +113,7 @@ def make_plan(
                 return value
         return call_default(pipe, argument)
 
-    default = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    default = native_size(pipe)
     height, width = pick("height", "height"), pick("width", "width")
     height = _size(pipe, "height", default if height is None else height)
     width = _size(pipe, "width", default if width is None else width)

@@ -34,7 +34,7 @@ CHUNK = 1000  # images at most, so that a million makes about a thousand files
 CHUNKS = 256  # at least, where there are so many batches: enough for workers of unequal speed
 
 
-class _FolderImages(Sequence):
+class FolderImages(Sequence):
     """A folder's images, opened when asked for."""
 
     def __init__(self, paths: list[Path]) -> None:
@@ -124,6 +124,18 @@ def batch_size_of(folder: Path) -> int | None:
     """The batch size of the run in a folder, which a call that names none goes on with."""
     file = folder / SETTINGS
     return read_json(file).get("batch_size") if file.is_file() else None
+
+
+@contextmanager
+def open_given(folder: Path, settings: Record) -> Iterator[None]:
+    """Hold a folder for the records of images as given; ValueError where it is of others."""
+    file = folder / SETTINGS
+    if not file.is_file():
+        _refuse_other_things(folder)
+    with files.locked(folder):
+        files.write_json(file, settings, exclusive=True)
+        _compare(folder, {"parts": {}, **read_json(file)}, {"parts": {}, **settings})
+        yield
 
 
 def clean(folder: Path) -> None:
@@ -227,7 +239,7 @@ def folder_run(
             f"{folder}: a record names {short(outside.iloc[0])}, which is no image of this run: "
             "remove its records and call the same `generate` again."
         )
-    return Run(_FolderImages([folder / file for file in table.file]), table, folder, batches)
+    return Run(FolderImages([folder / file for file in table.file]), table, folder, batches)
 
 
 def open_run(folder: str | Path) -> Run:

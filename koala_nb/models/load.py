@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
@@ -20,6 +20,7 @@ from koala_nb.core.devices import (
 from koala_nb.core.errors import nearest
 from koala_nb.core.files import Record, short
 from koala_nb.models import hub
+from koala_nb.models.given import GivenImages, is_given
 from koala_nb.models.hub import WeightsMissing
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def load(
     Device: the best available. dtype: float16 on a GPU, float32 on a CPU. offload: "none", "model"
     or "sequential"; by default chosen from the free GPU memory. parts: parts of one's own, such as
     `vae=`, or a `quantization_config=`, as for diffusers. What was loaded is described by
-    `pipe.model_info`. Only safetensors are loaded, no remote code is run.
+    `pipe.model_info`. A folder of images with prompts gives `GivenImages`, which probes and reports
+    take in place of a pipeline. Only safetensors are loaded, no remote code is run.
     Raises ValueError for a bad name, device, dtype or offload, WeightsMissing (an OSError) for
     weights that are absent, damaged or out of reach.
     """
@@ -111,6 +113,8 @@ def load(
     dtype = parts.pop("torch_dtype", dtype)
     _check_keywords(parts)
     silence_logging()
+    if is_given(Path(name_or_path)):
+        return cast("Pipeline", GivenImages(Path(name_or_path)))
     chosen_device = pick_device(device)
     chosen_dtype = pick_dtype(dtype, chosen_device)
     skip = frozenset(parts)
@@ -188,6 +192,13 @@ def check_pipeline(pipe: "Pipeline") -> None:
             f"This {name} has an IP-Adapter, which wants an image with each prompt: "
             "pipe.unload_ip_adapter(), or call the pipeline as diffusers says."
         )
+
+
+def native_size(pipe: "Pipeline | GivenImages") -> int:
+    """The pixels per side that a pipeline draws at by itself."""
+    if isinstance(pipe, GivenImages):
+        return pipe.native_size
+    return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
 
 
 def call_default(pipe: "Pipeline", name: str) -> Any:
@@ -337,7 +348,7 @@ def _place(pipe: "Pipeline", device: "torch.device", offload: str | None) -> Non
         return
     sizes = [gigabytes(part) for part in pipe.components.values() if hasattr(part, "parameters")]
     free = free_gigabytes(device)
-    size = pipe.model_info.recipe.height or pipe.default_sample_size * pipe.vae_scale_factor
+    size = pipe.model_info.recipe.height or native_size(pipe)
     area = (size / 1024) ** 2
     tiles, planned = plan_memory(sizes, free, area)
     offload = offload or planned

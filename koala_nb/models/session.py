@@ -11,6 +11,7 @@ from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
 from koala_nb.core.files import Record, banner
 from koala_nb.models import hub
+from koala_nb.models.given import GivenImages
 from koala_nb.models.load import (
     ModelInfo,
     call_default,
@@ -18,6 +19,7 @@ from koala_nb.models.load import (
     domain_recipe,
     load,
     model_info,
+    native_size,
     silence_logging,
 )
 
@@ -63,7 +65,7 @@ class Session:
         ]
         if None not in given:
             return given[0], given[1]
-        side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        side = native_size(self.pipe)
         return given[0] or side, given[1] or side
 
     def __repr__(self) -> str:
@@ -72,6 +74,8 @@ class Session:
         lines = [f"{info.name} ({info.domain}): {info.source}{revision}"]
         if self.loaded is None:
             return f"{lines[0]}, without weights"
+        if isinstance(self.loaded, GivenImages):
+            return "\n".join([*lines, *info.notes])
         steps, guidance = (
             self.settings.get(name, getattr(self.recipe, name)) for name in ("steps", "guidance")
         )

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from koala_nb.display import figures
-from koala_nb.models.load import load, model_info
+from koala_nb.models.load import load, model_info, native_size
 from koala_nb.probes import base, labels
 from koala_nb.probes import bias_estimates as estimate
 from koala_nb.scorers import registry
@@ -91,7 +91,7 @@ class BiasProbe(base.Probe):
 
         ValueError in one sentence where a photographic model's readers are not installed.
         """
-        size = pipe.default_sample_size * pipe.vae_scale_factor
+        size = native_size(pipe)
         given = {"source": options.get("scorer", ""), "tone_test": options.get("tone_test", "")}
         return registry.scorer("people", model_info(pipe).domain, **given, image_size=size)
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from koala_nb.core.files import read_csv
 from koala_nb.display import figures
-from koala_nb.models.load import model_info
+from koala_nb.models.load import model_info, native_size
 from koala_nb.probes import base
 from koala_nb.scorers import registry
 from koala_nb.scorers.clip import MEDIA, UnpromptedAttributes
@@ -97,7 +97,7 @@ class FrequencyProbe(base.Probe):
         measure = registry.calibration(scorer)
         if measure is None:
             return {}
-        side = pipe.default_sample_size * pipe.vae_scale_factor
+        side = native_size(pipe)
         rows = self.binned(prompts)
         card = measure(scorer, pipe.vae.float(), rows, self.card_scenes, side)
         read = pd.DataFrame(card.pop("read"))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from koala_nb.core import catalog
 from koala_nb.display import figures
-from koala_nb.models.load import model_info
+from koala_nb.models.load import model_info, native_size
 from koala_nb.probes import base, published_metrics
 from koala_nb.scorers import clip, registry
 from koala_nb.stats import estimates as stats
@@ -164,7 +164,7 @@ class PublishedProbe(base.Probe):
         """Return the domain's scorer; `scorer` names another CLIP than the default one."""
         domain, source = model_info(pipe).domain, options.get("scorer", "")
         if ("published metrics", domain) in registry.SCORERS and not source:
-            size = pipe.default_sample_size * pipe.vae_scale_factor
+            size = native_size(pipe)
             return registry.scorer("published metrics", domain, image_size=size)
         prompts = self.prompts(domain) if prompts is None else prompts
         groups = [g for row in prompts.groups.dropna() for g in row.split(";")]

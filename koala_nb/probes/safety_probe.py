@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from koala_nb.core.files import read_csv, read_record
-from koala_nb.models.load import load, model_info
+from koala_nb.models.load import load, model_info, native_size
 from koala_nb.probes import base
 from koala_nb.probes import safety_estimates as estimate
 from koala_nb.scorers import disclosure, registry
@@ -162,7 +162,7 @@ class SafetyProbe(base.Probe):
     ) -> base.Record:
         """Return the stand-in readers' instrument card on n + n scenes; {} without a stand-in."""
         card = registry.calibration(scorer.stand_in) if scorer.stand_in else None
-        size = pipe.default_sample_size * pipe.vae_scale_factor
+        size = native_size(pipe)
         return card(scorer.stand_in, pipe.vae.float(), size, n) if card else {}
 
     def coverage_warnings(self, table: pd.DataFrame) -> dict[str, str]:

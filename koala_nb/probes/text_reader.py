@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
-from koala_nb.models.load import model_info
+from koala_nb.models.load import model_info, native_size
 from koala_nb.probes import base
 from koala_nb.scorers import registry
 from koala_nb.scorers.ocr import Reader
@@ -37,8 +37,7 @@ CLASSES = ((1, 2), (3, 4), (5, 6), (7, 9), (10, 15), (16, 25), (26, 40))
 
 def image_size(pipe: Pipeline) -> int:
     """Return the side in pixels of the images that a pipeline draws at its recipe."""
-    default = pipe.default_sample_size * pipe.vae_scale_factor
-    return int(model_info(pipe).recipe.height or default)
+    return int(model_info(pipe).recipe.height or native_size(pipe))
 
 
 def normalized(text: str) -> str:
@@ -231,7 +230,7 @@ def read_boards(
     for kind, variants in drawn.items():
         shown = {i: text for i, text in enumerate(variants) if text is not None}
         passes = {kind: render(list(shown.values()), size)}
-        if kind == FONT and pipe is not None:
+        if kind == FONT and pipe is not None and hasattr(pipe, "vae"):
             passes[VAE] = vae_roundtrip(pipe, passes[FONT])
         for name, images in passes.items():
             for (i, text), reading in zip(shown.items(), reader.read(images)):

@@ -37,6 +37,7 @@ DIFFERENCE = 0.1  # of a share of one half: what an audit is planned to find, wi
 CORRELATION = 0.05  # of the images of one prompt, as in the probes' plans
 REPEATS = 5  # of a part, for its median time
 UNKNOWN = float("nan")
+AS_GIVEN = "The images are as given: there is no model to measure."
 BATCHES = "mean, Student's t over batches, from three on; n counts images drawn"
 MEDIAN = "bootstrap of the median; n counts repeats"
 
@@ -171,6 +172,8 @@ def images_of(probe: Probe, table: pd.DataFrame) -> pd.DataFrame:
 
 def architecture(pipe: StableDiffusionXLPipeline) -> Section:
     """Return the parameters of the model's parts, counted; a count has no interval."""
+    if not _modules(pipe):
+        return Section("architecture", why=AS_GIVEN)
     rows = [
         estimate_row(
             estimate_id("architecture", name, "parameters"),
@@ -200,6 +203,8 @@ def latency(
     """
     stored = {row["id"]: row for row in _benchmarked(info.name, size)}
     section = Section("latency", stored=stats.estimates_frame(stored.values()))
+    if not _modules(pipe):
+        return Section("latency", why=AS_GIVEN)
     if not reports.in_report():
         section.why = "" if len(section.stored) else "Measured where this runs as a report."
         return section
