@@ -98,6 +98,9 @@ Minutes = Annotated[float | None, real("stop then; call again to go on", positiv
 ResultsFile = Annotated[Path, Argument(help="a results.json of `koala-nb report`")]
 
 
+ABOUT_IMAGES = "a folder with metadata.csv (file_name, prompt) and images, for a model's"
+
+
 class ProbeCommands(TyperGroup):
     """A command a probe, of the project or of a Python file, made when it is called."""
 
@@ -388,11 +391,14 @@ def evaluate_attention(
 
 def probe_command(probe: "Probe") -> TyperCommand:
     """Return a probe's command: the options that all probes have, and its own."""
+    from koala_nb.models.given import is_given
+
     fewest, help_images = probe.fewest, "images per prompt"
     if not fewest:
         help_images += " (0: each run's own)"
     options: dict[str, tuple[object, object]] = {
         "model": (Model, "nano-koala"),
+        "images_from": (Annotated[str, Option(help=ABOUT_IMAGES)], ""),
         "images": (Annotated[int, whole(fewest, help_images)], probe.images if fewest else 0),
         "prompts": (Annotated[int, whole(0, "about so many prompts (0: all)")], 0),
         "seed": (Seed, 0),
@@ -404,8 +410,16 @@ def probe_command(probe: "Probe") -> TyperCommand:
         options[name] = (Annotated[type(default), Option(help=about)], default)
 
     def run(**settings: Any) -> None:
+<<<<<<< HEAD
         loading = {name: settings.pop(name) for name in LOADING}
         print(probe.run(command=typed(), loading=loading, **settings))
+=======
+        if given := settings.pop("images_from"):
+            if not is_given(Path(given)):
+                raise ValueError(f"{given} is no folder with a metadata.csv and images.")
+            settings["model"] = given
+        print(probe.run(command=typed(), **settings))
+>>>>>>> a40aa05 (Probes and audits of images from anywhere: --images-from, kn.load of a folder with metadata.csv)
 
     declared = [
         Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)

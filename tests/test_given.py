@@ -39,6 +39,7 @@ def test_generate_takes_all_images_of_the_prompts(folder):
     assert list(run.records.prompt_index) == [1, 1] and run.images[0].size == (256, 256)
 
 
+@pytest.mark.long  # all texts are drawn for the reader's card
 def test_a_probe_scores_them_like_drawn_ones(folder, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path_factory.mktemp("work"))
     command = ["probe", "text", "--images-from", str(folder), "--out", "results"]
@@ -50,8 +51,12 @@ def test_a_probe_scores_them_like_drawn_ones(folder, tmp_path_factory, monkeypat
         len(table) == 2 * len(PROMPTS) and stored["revision"] == kn.load(folder).model_info.revision
     )
     first = table.prompt == PROMPTS.prompt[0]
-    assert not table[first].exact_folded.any() and table[~first].exact_folded.mean() > 0.8
-    assert cli.main([*command, "--steps", "3"]) == 2
+    assert not table[first].exact_folded.any() and table[~first].exact_folded.mean() >= 0.8
+
+
+def test_a_folder_without_a_table_is_refused(tmp_path, capsys):
+    assert cli.main(["probe", "text", "--images-from", str(tmp_path)]) == 2
+    assert "is no folder with a metadata.csv and images" in capsys.readouterr().err
 
 
 def test_an_audit_of_them_says_what_it_lacks(folder, tmp_path, capsys):
@@ -61,9 +66,14 @@ def test_an_audit_of_them_says_what_it_lacks(folder, tmp_path, capsys):
         )
         section = audit.section("text")
     assert "as given: nothing is drawn" in capsys.readouterr().out
-    assert section.n == 2 * len(PROMPTS) and section.best("text.exact")["value"] > 0.5
-    for name in ("architecture", "latency"):
-        assert "as given" in audit.section(name).why and audit.section(name).state == "not tested"
+    assert section.n == 2 * len(PROMPTS) and section.best("text.exact_folded")["value"] > 0.5
+    for name, why in {
+        "architecture": "as given",
+        "latency": "as given",
+        "safety": "no image",
+    }.items():
+        assert why in audit.section(name).why and audit.section(name).state == "not tested"
+    assert audit.prompts.prompt[0].strip() == PROMPTS.prompt[0] and audit.size == 256
 
 
 def test_settings_other_images_and_other_prompts_are_refused(folder, tmp_path):

@@ -23,6 +23,10 @@ def is_given(folder: Path) -> bool:
     return has_table and not (folder / "model_index.json").exists()
 
 
+class NoImages(ValueError):
+    """A folder holds no image of any of the prompts."""
+
+
 class GivenImages:
     """A folder of images with prompts: `metadata.csv` (or `.jsonl`), `file_name` and `prompt`.
 
@@ -45,7 +49,7 @@ class GivenImages:
         self.model_info = ModelInfo(
             system=None,
             source=self.folder.resolve().name,
-            revision=digest.hexdigest()[:16],
+            _revision=digest.hexdigest()[:16],
             variant=None,
             dtype="as given",
             device="cpu",
@@ -62,11 +66,17 @@ class GivenImages:
         with Image.open(self.table.file[0]) as image:
             return max(image.size)
 
+    def prompts(self, n: int = 16) -> pd.DataFrame:
+        """Return the first n prompts, as `id`, `prompt` and empty `factors`."""
+        first = self.table.prompt.drop_duplicates().head(n).tolist()
+        ids = [f"p{number:03d}" for number in range(len(first))]
+        return pd.DataFrame({"id": ids, "prompt": first, "factors": ""})
+
     def select(self, prompts: Sequence[str]) -> pd.DataFrame:
         """Return the images of prompts: prompt_index, prompt, file, seed, height and width.
 
         Prompts are compared with their white space joined. A warning counts those without an
-        image; ValueError where no prompt has one.
+        image; NoImages where no prompt has one.
         """
         from PIL import Image
 
@@ -75,9 +85,9 @@ class GivenImages:
         there = self.table.assign(key=self.table.prompt.map(_joined)).drop(columns="prompt")
         rows = wanted.merge(there, on="key").drop(columns="key")
         if rows.empty:
-            raise ValueError(
-                f"{self.folder} holds no image of these prompts, such as {short(prompts[0])}: draw "
-                "the prompts of `data/prompts`, word by word."
+            raise NoImages(
+                f"{self.folder.name} holds no image of these prompts, such as {short(prompts[0])}: "
+                "draw the prompts of `data/prompts`, word by word."
             )
         lacking = len(prompts) - rows.prompt_index.nunique()
         if lacking:

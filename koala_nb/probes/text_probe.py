@@ -123,6 +123,7 @@ class TextProbe(base.Probe):
             "legible": {
                 kind: self.legible(boards[boards.kind == kind])
                 for kind in (reading.FONT, reading.VAE)
+                if (boards.kind == kind).any()  # images as given come without a VAE
             },
             "vae_confusions": reading.top_confusions(boards[boards.kind == reading.VAE]),
             "errors_by_length": reading.errors_by_length(boards),

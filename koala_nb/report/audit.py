@@ -12,6 +12,7 @@ from koala_nb import probes
 from koala_nb.core import catalog, files
 from koala_nb.core.files import Record, read_csv
 from koala_nb.generation.generate import generate
+from koala_nb.models.given import GivenImages
 from koala_nb.models.unet import card_comparison
 from koala_nb.probes import base
 from koala_nb.report import claims, measures, render
@@ -75,7 +76,11 @@ class Audit:
             raise ValueError(f"n is {n}: give 1 or more images per probe.")
         self.session, self.n, self.info = session, n, session.info
         self.folder = Path(folder) if folder else reports.run_folder()
-        self.prompts = read_prompts(session.domain, prompts_file)
+        given = session.loaded if isinstance(session.loaded, GivenImages) else None
+        if given and not prompts_file:
+            self.prompts = given.prompts()
+        else:
+            self.prompts = read_prompts(session.domain, prompts_file)
         self._sections: dict[str, Section] = {}
 
     @property

@@ -17,6 +17,7 @@ import pandas as pd
 
 from koala_nb.core import catalog, files
 from koala_nb.core.files import Record, read_json, save_table
+from koala_nb.models.given import NoImages
 from koala_nb.probes import base
 from koala_nb.report import run as reports
 from koala_nb.stats import estimates as stats
@@ -123,16 +124,20 @@ def measured_section(probe: Probe, session: Session, n: int, folder: Path) -> Se
         section.why = str(error).strip().splitlines()[0]
         return section
     chosen = base.subsample_prompts(prompts, n, probe.stratify)
-    table = base.measure(
-        pipe,
-        chosen,
-        scorer,
-        images=max(1, n // len(chosen)),
-        first_seed=session.seeds[0],
-        out=folder / probe.name,
-        progress=False,
-        **session.settings,
-    )
+    try:
+        table = base.measure(
+            pipe,
+            chosen,
+            scorer,
+            images=max(1, n // len(chosen)),
+            first_seed=session.seeds[0],
+            out=folder / probe.name,
+            progress=False,
+            **session.settings,
+        )
+    except NoImages as error:
+        section.why = str(error)
+        return section
     reader = f"{scorer.name} {scorer.version}"
     frame = probe.headline_estimates(table, None, reader)
     extra = stats.estimates_frame(probe.imageless_rows(pipe, prompts, scorer))
