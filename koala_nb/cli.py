@@ -410,16 +410,12 @@ def probe_command(probe: "Probe") -> TyperCommand:
         options[name] = (Annotated[type(default), Option(help=about)], default)
 
     def run(**settings: Any) -> None:
-<<<<<<< HEAD
         loading = {name: settings.pop(name) for name in LOADING}
-        print(probe.run(command=typed(), loading=loading, **settings))
-=======
         if given := settings.pop("images_from"):
             if not is_given(Path(given)):
                 raise ValueError(f"{given} is no folder with a metadata.csv and images.")
             settings["model"] = given
-        print(probe.run(command=typed(), **settings))
->>>>>>> a40aa05 (Probes and audits of images from anywhere: --images-from, kn.load of a folder with metadata.csv)
+        print(probe.run(command=typed(), loading=loading, **settings))
 
     declared = [
         Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
