@@ -199,7 +199,7 @@ def trained(home, tmp_path_factory):
     return out
 
 
-def test_a_finished_run_leaves_a_pipeline_and_its_history(trained):
+def test_a_finished_run_leaves_a_pipeline_and_its_history(home, trained):
     pipe = kn.load(trained / "student", device="cpu")
     assert pipe.model_info.name == "nano-koala" and pipe.unet.mid_block is None
     assert len(kn.generate(pipe, "picture 1", [0], height=SIDE, width=SIDE).images) == 1
@@ -207,6 +207,8 @@ def test_a_finished_run_leaves_a_pipeline_and_its_history(trained):
     assert before.keys() == {"task", "out", "feat"} and all(v > 0 for v in before.values())
     assert (trained / "preview-000006.png").is_file()
     assert json.loads((trained / "student" / "training.json").read_text())["rate"] == 1e-3
+    for file in (trained / "student").rglob("*.*"):
+        assert str(home).encode() not in file.read_bytes(), f"{file} tells a place"
     facts = ModelCard.load(trained / "student" / "README.md").data
     assert (facts.pipeline_tag, facts.base_model) == ("text-to-image", "nano-sdxl")
 

@@ -256,8 +256,16 @@ def save(pipe: Pipeline, student: nn.Module, options: StudentTraining) -> None:
         pipe.unet = teacher
     identity = {"name": options.student, "domain": pipe.model_info.domain}
     write_json(folder / "koala_nb.json", identity)
-    write_json(folder / "training.json", json.loads((options.out / "settings.json").read_text()))
+    for file in (folder / "model_index.json", *folder.glob("*/config.json")):
+        config = {k: v for k, v in read_json(file).items() if k != "_name_or_path"}
+        write_json(file, config)  # a folder of this machine helps nobody
+    settings = read_json(options.out / "settings.json").items()
+    write_json(folder / "training.json", {k: _without_place(v) for k, v in settings})
     write_atomic(folder / "README.md", _card(pipe, options).encode())
+
+
+def _without_place(value: object) -> object:
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def _card(pipe: Pipeline, options: StudentTraining) -> str:
