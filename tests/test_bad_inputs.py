@@ -83,7 +83,7 @@ TYPED = [
     ("generate broken-words x", "vocab.json is not readable JSON"),
     ("generate list-for-object x", "config.json is not a JSON object"),
     ("generate other-width x", "configurations and weights do not belong together"),
-    ("generate other-kind x", "is a FluxPipeline: only StableDiffusionXLPipeline"),
+    ("generate other-kind x", "is a 'FluxPipeline': this is no SDXL-type"),
     ("generate empty x", "holds no model_index.json"),
     ("probe composition --model cut", "model.fp16.safetensors is damaged or incomplete"),
     ("report 11 --sweep nowhere.yaml", "No sweep file nowhere.yaml"),
