@@ -30,6 +30,7 @@ from .models.lora import load_lora as load_lora
 from .models.session import Session as Session
 from .models.session import start as start
 from .models.session import wrap as wrap
+from .models.single_file import save_single_file as save_single_file
 from .models.unet import build_unet as build_unet
 from .report.audit import Audit as Audit
 from .report.run import run_report as run_report

@@ -3,7 +3,8 @@ by diffusers, or a folder as it is.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ NEEDED = {
     **dict.fromkeys(WEIGHTED, ("config.json",)),
 }
 HASHING = ThreadPoolExecutor(2, "weights")
+RELEASE_UNET, RELEASE_VAE = "model.diffusion_model.", "first_stage_model."  # SDXL's own names
 LOOK = 8  # values of each tensor that are compared with its file
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack")
 
@@ -67,7 +69,7 @@ class Source(Revised):
     facts: Record  # of the optional koala_nb.json: name, domain, parts_from
     weights: dict[str, list[Path]]  # part -> files to load
     donor: "Source | None"  # parts whose folders are missing here come from there
-    unet_file: Path | None = None  # the U-Net's weights, where they are not in the folder
+    unet_file: Path | None = None  # of the U-Net's weights, or all, that are not in the folder
     notes: list[str] = field(default_factory=list)
 
 
@@ -98,12 +100,19 @@ def with_unet_file(
     """SDXL-Lightning is one U-Net file; its configuration and the other parts are SDXL-Base's."""
     parts = str(system.parts)
     source = from_hub(parts, None, local_files_only, skip | {"unet"})
-    _single_file(parts, "unet/config.json", None, local_files_only)
+    fetch_configs(source, {"unet"}, local_files_only)
     source.source = str(system.repository)
     file = _single_file(source.source, str(system.unet_file), revision, local_files_only)
     source.notes.append(f"all but the U-Net from {parts} at {source.revision}")
     source.unet_file, source._revision = file, file.parent.name
     return source
+
+
+def fetch_configs(source: Source, parts: Iterable[str], local_files_only: bool | None) -> None:
+    """See that the configurations of parts are there whose weights come from elsewhere."""
+    for part in parts:
+        if not (source.folder / part / "config.json").is_file():
+            _single_file(source.source, f"{part}/config.json", source.revision, local_files_only)
 
 
 def _download(repository: str, revision: str | None, skip: frozenset[str]) -> Path | None:
@@ -345,6 +354,27 @@ def _single_file(repository: str, name: str, revision: str | None, local_only: b
     return Path(path)
 
 
+def kind_of_file(path: Path) -> str:
+    """Return what one file holds: `pipeline` or `unet` by the release's names, `diffusers unet`.
+
+    ValueError for anything else, or a damaged file.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            keys = list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no readable safetensors file ({error}).") from None
+    if any(key.startswith(RELEASE_VAE) for key in keys):
+        return "pipeline"
+    if any(re.match(rf"({re.escape(RELEASE_UNET)})?input_blocks\.", key) for key in keys):
+        return "unet"
+    if any("lora" in key for key in keys):
+        raise ValueError(f"{path} is a LoRA: load its model, then kn.load_lora(pipe, file).")
+    if any(key.startswith("down_blocks.") for key in keys):
+        return "diffusers unet"
+    raise ValueError(f"{path} holds no U-Net and no checkpoint of the SDXL type.")
+
+
 def load_whole(kind: Any, source: str | Path, **arguments: Any) -> Any:
     """Return transformers' `kind.from_pretrained(source)`, from safetensors alone, ready to infer.
 
@@ -400,6 +430,14 @@ def check_names(model: "nn.Module", tensors: "dict[str, torch.Tensor]", file: Pa
         raise ValueError(_sentence(file.name, type(model).__name__, lacking))
     if more := sorted(tensors.keys() - wanted):
         raise ValueError(f"{file.name} holds {more[0]}, which {type(model).__name__} has not")
+
+
+def check_no_meta(parts: Record, file: Path) -> None:
+    """Raise ValueError for a weight that a file lacks: diffusers leaves it on the meta device."""
+    for part in parts.values():
+        named = part.named_parameters() if hasattr(part, "named_parameters") else ()
+        if lacking := [name for name, weight in named if weight.is_meta]:
+            raise ValueError(_sentence(file.name, type(part).__name__, lacking))
 
 
 def _sentence(source: str | Path, kind: str, lacking: list[str]) -> str:

@@ -39,6 +39,7 @@ __all__ = ["ModelInfo", "WeightsMissing", "model_info", "list_steps", "load", "s
 OFFLOADS = ("none", "model", "sequential")
 TILE = 512  # pixels
 CLASSES = hub.CLASSES
+UNLOADABLE = (ValueError, OSError, TypeError, KeyError, NotImplementedError)
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SECOND = ("text_encoder_2", "tokenizer_2")
 INSTEAD = {  # of keywords of diffusers
@@ -92,15 +93,18 @@ def load(
     revision: str | None = None,
     offload: str | None = None,
     local_files_only: bool | None = None,
+    config: str | None = None,
     **parts: Any,
 ) -> "Pipeline":
     """Load a catalogued system, a folder or a hub id ("owner/name") with its recipe's scheduler.
 
     Device: the best available. dtype: float16 on a GPU, float32 on a CPU. offload: "none", "model"
-    or "sequential"; by default chosen from the free GPU memory. parts: parts of one's own, such as
-    `vae=`, or a `quantization_config=`, as for diffusers. What was loaded is described by
-    `pipe.model_info`. A folder of images with prompts gives `GivenImages`, which probes and reports
-    take in place of a pipeline. Only safetensors are loaded, no remote code is run.
+    or "sequential"; by default chosen from the free GPU memory. config: of one safetensors file, a
+    U-Net or a whole checkpoint, the system, folder or hub id whose configuration it has. parts:
+    parts of one's own, such as `vae=`, or a `quantization_config=`, as for diffusers. What was
+    loaded is described by `pipe.model_info`. A folder of images with prompts gives `GivenImages`,
+    which probes and reports take in place of a pipeline. Only safetensors are loaded, no remote
+    code is run.
     Raises ValueError for a bad name, device, dtype or offload, WeightsMissing (an OSError) for
     weights that are absent, damaged or out of reach.
     """
@@ -118,10 +122,16 @@ def load(
     chosen_device = pick_device(device)
     chosen_dtype = pick_dtype(dtype, chosen_device)
     skip = frozenset(parts)
-    system, source = _resolve(str(name_or_path), revision, local_files_only, skip)
+    if Path(name_or_path).is_file() and str(name_or_path).endswith(".safetensors"):
+        system, source = _single_file(Path(name_or_path), config, local_files_only, skip)
+    elif config is not None:
+        _refuse_files(str(name_or_path))
+        raise ValueError(f"{name_or_path} is no safetensors file: config= is for one.")
+    else:
+        system, source = _resolve(str(name_or_path), revision, local_files_only, skip)
     if system is None and source.facts.get("name") in {s.name for s in catalog.SYSTEMS}:
         system = catalog.find(source.facts["name"])
-    if system and source.folder == catalog.data_folder() / "models" / system.name:
+    if system and source.source == str(catalog.data_folder() / "models" / system.name):
         source.source = str(system.repository)  # the same on every machine
     domain = system.domain if system else source.facts.get("domain", "photographic")
     recipe = system.recipe if system else domain_recipe(domain)
@@ -280,8 +290,29 @@ def _refuse_files(name: str) -> None:
             f"{name}: GGUF is not read here; load the U-Net with diffusers' GGUFQuantizationConfig "
             "and give the pipeline to kn.wrap, or give safetensors."
         )
+    if name.endswith(".safetensors"):
+        raise ValueError(f"There is no file {name}: give the path of one, with config=.")
     if name.endswith(hub.PICKLES):
         raise ValueError(f"{name} is a pickle, which is never loaded: give safetensors.")
+
+
+def _single_file(
+    file: Path, config: str | None, local_only: bool | None, skip: frozenset[str]
+) -> tuple[System | None, hub.Source]:
+    """The system and files of one file's configuration, to which its weights belong."""
+    if config is None:
+        raise ValueError(
+            f"{file} is one file: say whose configuration it has, such as config='koala-700m'."
+        )
+    whole = hub.kind_of_file(file) == "pipeline"
+    inside = frozenset(hub.WEIGHTED if whole else ("unet",)) - skip
+    system, source = _resolve(config, None, local_only, skip | inside)
+    hub.fetch_configs(source, inside, local_only)
+    lent = "the configuration" if whole else "all but the U-Net"
+    source.notes.append(f"{lent} from {config} at {source.revision}")
+    source.unet_file, source.source = file, str(file)
+    source._revision = hub.start_fingerprint([file], source.donor)
+    return system, source
 
 
 def _folder(name: str, folder: Path, revision: str | None, skip: frozenset[str]) -> hub.Source:
@@ -298,18 +329,30 @@ def domain_recipe(domain: str) -> Recipe:
 def _assemble(source: hub.Source, dtype: "torch.dtype", parts: Record) -> "Pipeline":
     import diffusers
     import torch
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
     from safetensors.torch import load_file
 
     cls = getattr(diffusers, source.index["_class_name"])
     options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     weights, given = source.weights, {}
+    file = source.unet_file if "unet" not in parts else None
+    kind = hub.kind_of_file(file) if file else None
+    release = {"config": str(source.folder), "torch_dtype": dtype, "local_files_only": True}
     try:
-        if source.unet_file and "unet" not in parts:
+        if file and kind == "unet":
+            tensors = load_file(file)
+            if not any(key.startswith(hub.RELEASE_UNET) for key in tensors):
+                tensors = {hub.RELEASE_UNET + key: value for key, value in tensors.items()}
+            unet = diffusers.UNet2DConditionModel.from_single_file(
+                tensors, subfolder="unet", **release
+            )
+            given["unet"] = unet.eval()
+        if file and kind == "diffusers unet":
             config = hub.read_json(source.folder / "unet" / "config.json")
             with torch.device("meta"):
                 unet = diffusers.UNet2DConditionModel.from_config(config)
-            tensors = {k: v.to(dtype) for k, v in load_file(source.unet_file).items()}
-            hub.check_names(unet, tensors, source.unet_file)
+            tensors = {k: v.to(dtype) for k, v in load_file(file).items()}
+            hub.check_names(unet, tensors, file)
             unet.load_state_dict(tensors, assign=True)
             given["unet"] = unet.eval()
         if donor := source.donor:
@@ -319,11 +362,16 @@ def _assemble(source: hub.Source, dtype: "torch.dtype", parts: Record) -> "Pipel
             given |= {part: lent.components[part] for part in wanted}
             weights = {**donor.weights, **weights}
         given |= parts
-        pipe = cls.from_pretrained(source.folder, variant=source.variant, **options, **given)
+        if kind == "pipeline":
+            pipe = cls.from_single_file(str(file), **release, **given)
+        else:
+            pipe = cls.from_pretrained(source.folder, variant=source.variant, **options, **given)
         for part, files in weights.items():
             if part not in parts:
                 hub.check_weights(getattr(pipe, part), files)
-    except (ValueError, OSError, TypeError, NotImplementedError) as error:
+        if file:
+            hub.check_no_meta(pipe.components, file)
+    except (*UNLOADABLE, SingleFileComponentError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise WeightsMissing(
             f"{source.source} cannot be loaded ({why}): its configurations and weights do not "
