@@ -1,5 +1,6 @@
 """Attention maps: exact, complete, and without a trace in the image or the pipeline."""
 
+import inspect
 import math
 from types import SimpleNamespace
 
@@ -324,6 +325,13 @@ def test_the_encoders_parts_add_up(loaded):
     start = table.set_index("word").loc["[start]"]
     assert start.clip_g == pytest.approx(expected, abs=2e-6)
     assert start.clip_l + start.clip_g == pytest.approx(start.logit, abs=1e-9)
+    logit, part = (
+        attention.maps(layers=name, channel=channel)[..., 0].ravel().astype(float)
+        for channel in ("logits", "logits_clip_l")
+    )
+    shared = np.cov(part, logit)
+    assert start.spread_clip_l == pytest.approx(shared[0, 1] / shared[1, 1])
+    assert start.clip_l == pytest.approx(part.mean())
 
 
 def test_a_probe_of_the_prompt_is_the_prompt(loaded):
@@ -374,6 +382,11 @@ def test_memory_is_predicted(loaded, keep):
     capture(loaded, two, **options, limit_gb=stored / 1e9)
     with pytest.raises(CannotCapture, match="These maps need .* GB, over the limit"):
         capture(loaded, two, **options, limit_gb=(stored - 1) / 1e9)
+
+
+def test_no_more_than_a_gigabyte_unless_allowed():
+    """Its documented default: `test_memory_is_predicted` says what a limit does."""
+    assert inspect.signature(kn.capture_attention).parameters["limit_gb"].default == 1
 
 
 def test_the_pipeline_is_restored(loaded):

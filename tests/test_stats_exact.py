@@ -317,6 +317,33 @@ def test_the_claims_p_has_the_scorers_error_in_it():
     assert found == pytest.approx(2 * stats.t.sf(abs(t), 11)) and 0.001 < found < 0.5
 
 
+def test_the_claims_p_among_three_classes_is_the_delta_methods():
+    """Gradients by differences, covariances of multinomials; the others keep their proportions."""
+    read, prompts = np.repeat(list("abc"), [30, 12, 48]), np.arange(90)
+    table = np.array([[40, 6, 4], [5, 30, 5], [10, 4, 46]])
+    rates, labels = (table + 0.5) / (table + 0.5).sum(1, keepdims=True), table.sum(1) + 1.5
+    share = lambda read, rates: np.linalg.solve(rates.T, read)  # noqa: E731
+    true = share(np.array([30, 12, 48]) / 90, rates)
+    null = np.array([0.3, *(0.7 * true[1:] / true[1:].sum())])
+    at_null, step = null @ rates, 1e-6
+
+    def gradient(of, at):
+        moved = [of(at + step * np.eye(3)[i]) - of(at - step * np.eye(3)[i]) for i in range(3)]
+        return np.array(moved) / (2 * step)
+
+    def spread(gradient, p):
+        return gradient @ (np.diag(p) - np.outer(p, p)) @ gradient
+
+    variance = spread(gradient(lambda q: share(q, rates)[0], at_null), at_null) / 90
+    for k in range(3):
+        others = np.arange(3)[:, None] == k
+        slope = gradient(lambda row, o=others: share(at_null, np.where(o, row, rates))[0], rates[k])
+        variance += spread(slope, rates[k]) / labels[k]
+    expected = 2 * stats.t.sf(abs(true[0] - 0.3) / variance**0.5, 89)
+    found = m.score_test_pvalue(read, prompts, list("abc"), table, "a", 0.3)
+    assert found == pytest.approx(expected, rel=1e-4) and 0.001 < found < 0.9
+
+
 def test_the_claims_p_counts_unsure_images_on_either_side():
     read, classes = ["a"] * 10 + ["b"] * 50 + [m.UNSURE] * 20, ["a", "b", m.UNSURE]
     z, _ = proportion.proportions_ztest(30, 80, 0.5, prop_var=0.5)  # all unsure are of a
@@ -417,6 +444,15 @@ def test_plans_by_brute_force():
     assert [*range(n, 200)] == strong[-(200 - n) :] and n - 1 not in strong
     assert trends.required_sample_size(-0.2, 0.7, confidence=0.9) == n  # the mirror image
     assert trends.required_sample_size(0.5) == 4  # all hit: 1/2 > 1.96 sqrt(1/4 / n) from 4 on
+
+
+@pytest.mark.parametrize(
+    ("reference", "difference"), [(0.1, 0.7), (0.3, 0.6), (0.2, 0.7), (0.8, -0.3)]
+)
+def test_a_required_sample_size_is_where_power_stays(reference, difference):
+    found = trends.required_sample_size(difference, reference)
+    weak = [n for n in range(1, 150) if trends.power(n, reference, reference + difference) < 0.8]
+    assert found == max(2, weak[-1] + 1 if weak else 2)  # never a single image
 
 
 def test_the_intraclass_correlation_is_that_of_scipys_anova():
