@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from koala_nb.core.files import Record
     from koala_nb.probes.base import Probe
 
-MEMORY = (
-    "memory ran out: give a smaller --size or fewer --workers, or load the model with another "
-    "dtype or with offload."
-)
+MEMORY = "memory ran out: give a smaller --size or --batch-size, fewer --workers, or an --offload."
 LISTS = ("--systems", "--sizes", "--batches", "--gpus", "--threads")  # as in `--gpus 1 2 4`
 _typed: list[str] = []  # the arguments of the command that runs
 
