@@ -113,13 +113,17 @@ def test_the_design_effect_is_statsmodels_and_its_shrinkage():
     assert e.clustered_share([1, 0, 0, 0], ["a"] * 4) == e.share_interval(1, 4)
 
 
-def test_few_clusters_count_as_four_images_each():
-    hits, sizes = np.array([30, 5, 40, 12, 20]), np.full(5, 40)
+@pytest.mark.parametrize("hits", [[30, 5, 40, 12, 20], [30, 20]])
+def test_few_clusters_count_as_four_images_each(hits):
+    m, share = len(hits), sum(hits) / (40 * len(hits))
     each = np.concatenate([np.arange(40) < h for h in hits])
-    effect = e.design_effect(hits / 10, sizes / 10)
-    ends = wilson(107 / 200, 20 / effect, stats.t.ppf(0.975, 4))
-    found = e.few_clusters_share(each, np.repeat(range(5), 40))
-    assert found == pytest.approx((107 / 200, *ends, 200))
+    effect = e.design_effect(np.array(hits) / 10, np.full(m, 4.0))
+    ends = wilson(share, 4 * m / effect, stats.t.ppf(0.975, m - 1))
+    found = e.few_clusters_share(each, np.repeat(range(m), 40))
+    assert found == pytest.approx((share, *ends, 40 * m))
+
+
+def test_enough_clusters_or_few_images_are_as_usual():
     for clusters, images in ((20, 40), (5, 4), (1, 40)):  # enough clusters, few images, one cluster
         prompts = np.repeat(range(clusters), images)
         each = np.arange(len(prompts)) % 3 == 0
