@@ -31,7 +31,6 @@ NEEDED = {
     "tokenizer_2": TOKENIZER,
     **dict.fromkeys(WEIGHTED, ("config.json",)),
 }
-HASHING = ThreadPoolExecutor(2, "weights")
 RELEASE_UNET, RELEASE_VAE = "model.diffusion_model.", "first_stage_model."  # SDXL's own names
 LOOK = 8  # values of each tensor that are compared with its file
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack")
@@ -318,7 +317,9 @@ def _check_part(folder: Path, part: str, weights: list[Path], again: str) -> Non
 
 def start_fingerprint(weights: list[Path], donor: Source | None) -> Callable[[], str]:
     """Begin to hash weights in threads beside; the result waits and names a folder's state."""
-    checksums = [(path, HASHING.submit(_sha256, path)) for path in sorted(weights)]
+    hashing = ThreadPoolExecutor(2, "weights")  # of this call: a fork carries no threads along
+    checksums = [(path, hashing.submit(_sha256, path)) for path in sorted(weights)]
+    hashing.shutdown(wait=False)
 
     def wait() -> str:
         digest = hashlib.sha256(str(donor.revision).encode() if donor else b"")
