@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 
 import koala_nb as kn
 from koala_nb.core.catalog import find
+from koala_nb.models import hub
 from koala_nb.models.fingerprint import fingerprint
 
 SMALL = {"seeds": [3], "height": 64, "width": 64, "steps": 2, "guidance": 3.5, "progress": False}
@@ -167,6 +168,15 @@ def test_quantised_weights_draw_on_a_cpu(koala, tmp_path):
     assert set(fingerprint(koala)["unet"]["tensors"]) == {"Int8 float32", "float32"}
     with pytest.raises(ValueError, match="parts.unet.tensors.*Int8"):
         kn.generate(koala, "a koala", out=tmp_path, **SMALL)
+
+
+def test_weights_that_are_quantised_are_not_compared_with_their_file(koala, snapshot):
+    files = list((snapshot / "unet").glob("*.safetensors"))
+    quantise(koala.unet)
+    hub.check_weights(koala.unet, files)
+    koala.unet.conv_in.weight.data[0, 0, 0, 0] += 1
+    with pytest.raises(ValueError, match="lacks 1 of the weights.*such as conv_in.weight"):
+        hub.check_weights(koala.unet, files)
 
 
 @pytest.mark.parametrize("size", ["auto", "max", 1])

@@ -414,8 +414,13 @@ def check_weights(model: "nn.Module", paths: Sequence[Path]) -> None:
             torch.equal(first, b.to(first.dtype)) for b in beginnings.get(weight.numel(), ())
         )
 
-    plain = [(n, w) for n, w in model.named_parameters() if w.dtype.is_floating_point]  # quantised
-    lacking = [name for name, weight in plain if not stands(weight)]
+    lacking = [
+        name
+        for name, weight in model.named_parameters()
+        if type(weight) is torch.nn.Parameter  # a quantised one has other values
+        and weight.dtype.is_floating_point
+        and not stands(weight)
+    ]
     if lacking:
         first = f"{paths[0].parent.name}/{paths[0].name}"
         raise ValueError(_sentence(first, type(model).__name__, lacking))
