@@ -55,6 +55,7 @@ COPIED = ("notebooks/*.ipynb", "notebooks/*.md", "data/README.md", "data/*/READM
 COPIED += ("data/*/*/README.md", "data/results/first-look-*.png", "CITATION.cff")
 COPIED += ("studies/README.md", "data/world/LICENSE-unicode.txt")
 COPIED += ("data/reference/t2i_biasbench/nature.jpg", "data/reference/t2i_biasbench/LICENSE")
+COPIED += ("data/reference/centerface/LICENSE",)
 
 
 def collect(app: object) -> None:
