@@ -125,6 +125,14 @@ def test_what_is_no_number_share_or_pair_is_refused(call, message):
     assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
 
 
+def test_a_single_image_and_label_are_few_and_no_error():
+    assert m.corrected_share(0.5, 1, (1, 1), (1, 1)).value == 0.5
+    assert m.corrected_share(0.0, 0.5, (1, 1), (1, 1))[:2] == (0, 0)  # half an effective image
+    for known in (((0, 5), (5, 5)), ((5, 5), (0, 5))):
+        with pytest.raises(m.NoBetterThanChance):
+            m.corrected_share(0.5, 10, *known)
+
+
 def test_a_reader_that_tells_nothing_has_no_corrected_share():
     assert text_reader.corrected([1, 0], TWO, ((5, 10), (5, 10))) is None
     assert text_reader.corrected([1, 0], TWO, ((0, 0), (5, 10))) is None
