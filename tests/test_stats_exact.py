@@ -500,12 +500,12 @@ def test_the_slope_takes_the_references_error_off():
 
 def test_variance_components_by_expected_mean_squares():
     """One group of three clusters x two images x two readers, by hand; then shares of extremes."""
-    one, two = [1, 1, 0, 1, 0, 0], [1, 0, 0, 1, 0, 0]
+    one, two = [1, 1, 0, 1, 0, 0], [1, 0, 0, 1, 0, 1]
     clusters = list("aabbcc")
     mean = np.add(one, two) / 2
     within = np.mean([mean[i : i + 2].var(ddof=1) for i in (0, 2, 4)])
     between = np.var([mean[i : i + 2].mean() for i in (0, 2, 4)], ddof=1) - within / 2
-    reader = 1 / 12  # one disagreement in six: 1/2 of a squared difference
+    reader = 1 / 6  # two disagreements in six, one each way: half of a squared difference
     parts = np.array([between, within - reader / 2, reader])
     groups = ["g"] * 6 + ["h"] * 6  # both alike: resampling changes nothing
     found = trends.variance_components(one * 2, two * 2, groups, clusters + list("defdef"))
