@@ -204,17 +204,23 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def download_command(repository: str, revision: str | None = None) -> str:
+    """Return the command that fetches what a pipeline needs of a repository."""
+    pinned = f" --revision {revision}" if revision else ""
+    patterns = ("*.json", "*/*.txt", f"*/*.{VARIANT}.safetensors")
+    files = " ".join(f'--include "{pattern}"' for pattern in patterns)  # one pattern per option
+    return f"hf download {repository}{pinned} {files}"
+
+
 def _out_of_reach(repository: str, revision: str | None) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     known = next((s for s in catalog.SYSTEMS if repository in (s.repository, s.parts)), None)
     size = f" (about {known.download_gb} GB)" if known and known.download_gb else ""
-    at, pinned = (f" at revision {revision}", f" --revision {revision}") if revision else ("", "")
-    patterns = ("*.json", "*/*.txt", f"*/*.{VARIANT}.safetensors")
-    files = " ".join(f'--include "{pattern}"' for pattern in patterns)  # one pattern per option
+    at = f" at revision {revision}" if revision else ""
     return (
         f"The weights of {repository}{at} are not in the hub's cache ({HF_HUB_CACHE}) and the hub "
-        f"cannot be reached: with a network run `hf download {repository}{pinned} {files}`{size}, "
+        f"cannot be reached: with a network run `{download_command(repository, revision)}`{size}, "
         "or load an embedded model such as 'nano-koala'."
     )
 
