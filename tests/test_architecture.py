@@ -13,6 +13,7 @@ from koala_nb.models.unet import card_comparison
 
 TOTALS = {  # parameters, transformer blocks, residual blocks
     "sdxl-base": (2_567_463_684, 70, 17),
+    "koala-lightning-1.7b": (1_717_277_764, 46, 11),
     "koala-1b": (1_161_184_324, 30, 11),
     "koala-700m": (782_822_724, 21, 9),
     "sdm-v2.0": (865_910_724, 16, 22),
