@@ -388,7 +388,7 @@ def evaluate_attention(
 
 def probe_command(probe: "Probe") -> TyperCommand:
     """Return a probe's command: the options that all probes have, and its own."""
-    from koala_nb.models.given import is_given
+    from koala_nb.models.given import checked_folder
 
     fewest, help_images = probe.fewest, "images per prompt"
     if not fewest:
@@ -408,10 +408,8 @@ def probe_command(probe: "Probe") -> TyperCommand:
 
     def run(**settings: Any) -> None:
         loading = {name: settings.pop(name) for name in LOADING}
-        if given := settings.pop("images_from"):
-            if not is_given(Path(given)):
-                raise ValueError(f"{given} is no folder with a metadata.csv and images.")
-            settings["model"] = given
+        if folder := settings.pop("images_from"):
+            settings["model"] = checked_folder(folder)
         print(probe.run(command=typed(), loading=loading, **settings))
 
     declared = [

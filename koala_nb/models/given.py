@@ -23,6 +23,13 @@ def is_given(folder: Path) -> bool:
     return has_table and not (folder / "model_index.json").exists()
 
 
+def checked_folder(folder: str) -> str:
+    """Return a folder of images with prompts; ValueError for what is none."""
+    if not is_given(Path(folder)):
+        raise ValueError(f"{folder} is no folder with a metadata.csv and images.")
+    return folder
+
+
 class NoImages(ValueError):
     """A folder holds no image of any of the prompts."""
 
