@@ -170,7 +170,6 @@ def run(monkeypatch, snapshot, clip, folder):
 
 
 def test_a_real_layout_goes_on_at_both_settings(monkeypatch, snapshot, clip_folder, tmp_path):
-    pytest.importorskip("dlib", reason="the extra `faces` is absent")
     first = run(monkeypatch, snapshot, clip_folder, tmp_path)
     table = pd.read_csv(next((tmp_path / "results").glob("*.csv")))
     assert table.settings.value_counts().to_dict() == {"recipe": 10, "published": 10}
