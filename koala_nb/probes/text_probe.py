@@ -1,6 +1,7 @@
 """The probe of text rendering: does the model write what it is asked to write?
 
-`koala-nb probe text` runs it at full size; notebook 06 shows it.
+`koala-nb probe text` runs it at full size; notebook 06 shows it. Estimates: `TextProbe.rows`;
+scores of a reading and the reader's own errors: `text_reader`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The published statements on KOALA, the rule that decides each, and the verdict of a report.
 
 The statements and rules stand in `data/reference/claims.yaml`, fixed before any result. A statement
-on images is decided for the model of the report, by one estimate that its id names.
+on images is decided for the model of the report, by one estimate that its id names; what is counted
+of U-Nets is compared by `models.unet.card_comparison`.
 """
 
 from __future__ import annotations

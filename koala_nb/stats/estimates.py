@@ -1,4 +1,7 @@
-"""Estimates with their 95 % intervals: thin over scipy and statsmodels, one name a purpose.
+"""Estimates with their 95 % intervals, one name per purpose.
+
+A share of independent images: `share_interval`; of images by prompt: `clustered_share`, Wilson's
+formula (`wilson_interval`) for as many images as count; a mean: `mean_interval`, `clustered_mean`.
 
 Images of one prompt resemble each other, so most functions take them by cluster (prompt). How often
 each interval holds the truth: `studies.coverage`, `data/results/coverage.json`.
