@@ -17,7 +17,7 @@ PINS   := constraints$(addprefix -,$(CONSTRAINTS)).txt
 LONG   := -m "not long"
 BROWSER ?= three
 NBVAL  := $(if $(CONSTRAINTS),--nbval-lax,--nbval) --nbval-current-env --nbval-cell-timeout=600 \
-          --nbval-sanitize-with tests/nbval_sanitize.cfg
+          --nbval-sanitize-with $(CURDIR)/tests/nbval_sanitize.cfg
 export PYTHONUTF8 := 1
 
 .PHONY: report test test-all mutate lab train refresh lint check-browser site

@@ -4,6 +4,7 @@ Each command imports what it needs when it is called, so that help and refusals 
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -172,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def typed() -> str:
     """Return the command that runs, for the results that it writes."""
-    return " ".join(["koala-nb", *_typed])
+    words = [Path(word).name if os.path.isabs(word) else word for word in _typed]
+    return shlex.join(["koala-nb", *words])  # a path tells whose machine it is
 
 
 def _refuse(error: object) -> int:

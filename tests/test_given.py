@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from koala_nb.core.files import read_json
 from koala_nb.models.given import GivenImages
 from koala_nb.probes import text
 from koala_nb.probes.text_reader import rendered_text_image
+from koala_nb.report import render
 
 PROMPTS = text.prompts("photographic").iloc[::40].reset_index(drop=True)
 
@@ -45,8 +47,8 @@ def test_a_probe_scores_them_like_drawn_ones(folder, tmp_path_factory, monkeypat
     command = ["probe", "text", "--images-from", str(folder), "--out", "results"]
     with pytest.warns(UserWarning, match=r"prompts have no image in .*: left out"):
         assert cli.main(command) == 0
-    stored = read_json(f"results/probe-text-{folder.name}.json")
-    table = pd.read_csv(f"results/probe-text-{folder.name}.csv", dtype={"text": str, "read": str})
+    stored = read_json(f"results/probe-text-{kn.load(folder).model_info.name}.json")
+    table = pd.read_csv(str(next(Path("results").glob("*.csv"))), dtype={"text": str, "read": str})
     assert (
         len(table) == 2 * len(PROMPTS) and stored["revision"] == kn.load(folder).model_info.revision
     )
@@ -73,6 +75,7 @@ def test_an_audit_of_them_says_what_it_lacks(folder, tmp_path, capsys):
         "safety": "no image",
     }.items():
         assert why in audit.section(name).why and audit.section(name).state == "not tested"
+    assert render.drawing(audit) == "256 x 256 pixels" and audit.is_given
     assert audit.prompts.prompt[0].strip() == PROMPTS.prompt[0] and audit.size == 256
 
 
@@ -84,17 +87,20 @@ def test_settings_other_images_and_other_prompts_are_refused(folder, tmp_path):
         kn.generate(given, "a dragon")
     kn.generate(given, prompts, out=tmp_path / "run")
     rendered_text_image("other", 256).save(folder / "0-0.png")
-    with pytest.raises(ValueError, match="holds a run with other settings: revision was"):
+    with pytest.raises(ValueError, match="holds a run with other settings: source was"):
         kn.generate(kn.load(folder), prompts, out=tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     "line, sentence",
     [
-        ({"file_name": "none.png", "prompt": "a"}, "line 2, none.png: .*No such file"),
-        ({"file_name": "text.png", "prompt": "a"}, "line 2, text.png: cannot identify image"),
-        ({"file_name": "../out.png", "prompt": "a"}, "line 2, ../out.png: .*outside the folder"),
-        ({"file_name": "good.png", "prompt": " "}, "line 2, good.png: no prompt"),
+        ({"file_name": "none.png", "prompt": "a"}, "line 1, 'none.png': .*No such file"),
+        ({"file_name": "text.png", "prompt": "a"}, "line 1, 'text.png': cannot identify image"),
+        ({"file_name": "../out.png", "prompt": "a"}, "line 1, '../out.png': .*outside the folder"),
+        ({"file_name": "good.png", "prompt": " "}, "line 1, 'good.png': it has no file_name, or"),
+        ({"file_name": "good.png", "prompt": 5}, "line 1, 'good.png': it has no file_name, or"),
+        ({"file_name": "good.png", "prompt": "a", "seed": 1.7}, "its seed is 1.7"),
+        ({"file_name": "deep.png", "prompt": "a"}, "a picture of mode I;16"),
         ({"file_name": "good.png"}, "needs the columns file_name and prompt"),
     ],
 )
@@ -103,7 +109,43 @@ def test_a_bad_line_is_named(tmp_path, line, sentence):
     inside.mkdir()
     Image.new("RGB", (8, 8)).save(inside / "good.png")
     shutil.copy(inside / "good.png", tmp_path / "out.png")
+    Image.new("I;16", (8, 8)).save(inside / "deep.png")
     (inside / "text.png").write_text("no picture")
     (inside / "metadata.jsonl").write_text(json.dumps(line))
     with pytest.raises(ValueError, match=sentence):
         kn.load(inside)
+
+
+def test_nothing_counts_twice(folder):
+    given = kn.load(folder)
+    prompt = PROMPTS.prompt[1]
+    run = kn.generate(given, [prompt, prompt])  # as where two parts of a set share a prompt
+    assert list(run.records.prompt_index) == [0, 1] and len(set(run.records.file)) == 2
+    lines = (folder / "metadata.csv").read_text()
+    table = pd.read_csv(folder / "metadata.csv")
+    pd.concat([table, table.head(1)]).to_csv(folder / "metadata.csv", index=False)
+    with pytest.raises(ValueError, match="its file stands there twice"):
+        kn.load(folder)
+    (folder / "metadata.csv").write_text(lines)
+
+
+def test_a_catalogued_name_is_no_folder(folder, monkeypatch):
+    shutil.copytree(folder, folder / "nano-koala")
+    monkeypatch.chdir(folder)
+    assert not isinstance(kn.load("nano-koala"), GivenImages)
+    assert kn.load("./nano-koala").model_info.name.startswith("nano-koala-")
+
+
+@pytest.mark.parametrize("name", ["demographics", "safety"])
+def test_settings_that_given_images_cannot_have_are_left_out(
+    folder, tmp_path_factory, monkeypatch, clip_folder, name
+):
+    probe = kn.probes.get(name)
+    prompts = probe.prompts("photographic").prompt.drop_duplicates().head(3)
+    rows = [{"file_name": f"{k}-0.png", "prompt": prompt} for k, prompt in enumerate(prompts)]
+    pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+    options = {"scorer": str(clip_folder), "runs": "g3.5,g1"} if name == "demographics" else {}
+    with pytest.warns(UserWarning):
+        results = probe.run(str(folder), out=Path("results"), **options)
+    assert len(pd.read_csv(results.with_suffix(".csv"))) == 3

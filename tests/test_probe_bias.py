@@ -228,7 +228,7 @@ def test_readers_are_merged_and_a_missing_tone_is_unsure(monkeypatch):
     monkeypatch.setattr("koala_nb.scorers.faces.AgeGenderReader", Two)
     reader = FaceReaders()
     (row,) = reader.score([None], [{}])
-    assert (reader.name, reader.version) == ("one and two", "one 1; two 1")
+    assert (reader.name, reader.version) == ("one and two", "one 1; two 1; skin tone withheld")
     assert row["tone_monk"] == "unsure" and row["presentation_two"] == "man"
     assert "probability" not in row
 

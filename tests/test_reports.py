@@ -211,7 +211,7 @@ def test_no_output_brings_a_script_or_markup_of_its_own(tmp_path, kind):
     assert_stands_alone(page)
 
 
-def test_the_same_call_finds_the_same_folder_and_starts_afresh(notebook, tmp_path):
+def test_the_same_call_finds_the_same_folder_and_starts_afresh(notebook, tmp_path, monkeypatch):
     path = notebook(
         "from koala_nb.report import run",
         "import pathlib",
@@ -222,7 +222,8 @@ def test_the_same_call_finds_the_same_folder_and_starts_afresh(notebook, tmp_pat
     page = run.run_report(path, count=2, out=tmp_path)
     (page.parent / "notes.txt").write_text("the user's own")
     (page.parent / "sub" / "notes.txt").write_text("also")
-    os.chdir(tmp_path), (tmp_path / "second").touch()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "second").touch()
     assert run.run_report(path, count=2, out=tmp_path) == page
     here = {p.relative_to(page.parent).as_posix() for p in page.parent.rglob("*") if p.is_file()}
     assert here == {

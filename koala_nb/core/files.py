@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]  # of JSON's plain values
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout that this package runs from
 WHEEL_DATA = Path(__file__).resolve().parents[1] / "data"  # what a wheel holds of `data/`
+REFERENCE = (WHEEL_DATA if WHEEL_DATA.is_dir() else ROOT / "data") / "reference"
 LOCK = ".lock"  # of a folder that is being written
 PNG_KEY, XMP_KEY = "koala_nb", "XML:com.adobe.xmp"  # the text chunks of a PNG
 EMBEDDED_BANNER = "Embedded teaching model: says nothing about KOALA-Lightning-700M"
@@ -37,8 +38,7 @@ def read_reference(name: str) -> Any:
     """Return a YAML file of `data/reference`, which belongs to the code: not of KOALA_NB_DATA."""
     import yaml
 
-    data = WHEEL_DATA if WHEEL_DATA.is_dir() else ROOT / "data"
-    return yaml.safe_load((data / "reference" / name).read_text("utf-8"))
+    return yaml.safe_load((REFERENCE / name).read_text("utf-8"))
 
 
 def banner(domain: str) -> str | None:

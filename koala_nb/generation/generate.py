@@ -1,7 +1,7 @@
 """Prompts x seeds -> images, each with a complete record.
 
-`generate` makes a plan; `Drawing` draws it batch by batch, in halves where memory runs out: `embed`
-and `_noise` make the inputs, the pipeline's own loop calls the U-Net, `decode` makes the images.
+`generate` plans; `Drawing` draws batch by batch: `embed` and `_noise` make the inputs, the
+pipeline's own loop calls the U-Net, `decode` makes the images.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _given(
     info, table = images.model_info, images.select(prompts)
     facts = {name: getattr(info, name) for name in ("source", "revision", "domain")}
     paths = list(table.file)
-    records = table.assign(file=[path.name for path in paths], system=info.name, **facts)
+    names = [path.relative_to(images.folder).as_posix() for path in paths]
+    records = table.assign(file=names, system=info.name, **facts)
     if folder is not None:
         with run_folder.open_given(folder, {**facts, "prompts": list(prompts)}):
             files.write_lines(folder / run_folder.RECORDS, records.to_dict("records"))

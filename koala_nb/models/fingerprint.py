@@ -7,9 +7,11 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 # What torch itself keeps of a module, and the names and places of files.
 _SKIPPED = {*vars(nn.Module()), "config", "name_or_path", "vocab_file", "merges_file"} | {
+    # Of a VAE: the settings say whether tiles count at this size (`vae_tiling`).
+    "use_tiling", "use_slicing", "tile_sample_min_size", "tile_latent_min_size",
     "transformers_version", "dtype", "is_local", "tokenizer_file", "warnings_issued", "model_info",
 }  # fmt: skip
 # Other names with an underscore say how libraries keep and move weights.
@@ -140,6 +144,10 @@ def _plain(value: object, depth: int = 2) -> object:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
+    if isinstance(value, np.ndarray | np.generic):
+        value = torch.as_tensor(np.array(value)) if value.dtype.kind in "biufc" else str(value)
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}"
     if isinstance(value, torch.Tensor):
         return _weights({"": value})
     if isinstance(value, Mapping):

@@ -15,12 +15,16 @@ from koala_nb.core.files import read_csv, read_lines, short
 
 TABLES = ("metadata.csv", "metadata.jsonl")  # as Hugging Face's ImageFolder calls them
 PROMPTS = ("prompt", "text", "caption")
+MODES = ("RGB", "RGBA", "L", "P")  # 16 bits would be read as white
 
 
 def is_given(folder: Path) -> bool:
     """Whether a folder holds images with their prompts, and no model."""
-    has_table = any((folder / name).is_file() for name in TABLES)
-    return has_table and not (folder / "model_index.json").exists()
+    try:
+        has_table = any((folder / name).is_file() for name in TABLES)
+        return has_table and not (folder / "model_index.json").exists()
+    except (OSError, ValueError):  # too long for a path, or none
+        return False
 
 
 def checked_folder(folder: str) -> str:
@@ -37,9 +41,10 @@ class NoImages(ValueError):
 class GivenImages:
     """A folder of images with prompts: `metadata.csv` (or `.jsonl`), `file_name` and `prompt`.
 
-    It stands where a pipeline would: probes and reports take all its images of their prompts. A
-    column `seed` is optional. `table`: file, prompt and seed of each image; `model_info.revision`
-    is a hash of prompts and files. ValueError, naming the line, for what is missing or no image.
+    It stands where a pipeline would: probes and reports take all its images of their prompts, each
+    once, whatever seeds are asked for. A column `seed` is optional. `table`: file, prompt and seed
+    of each image; `model_info` is named by the folder and a hash of prompts and files. ValueError,
+    naming the line, for what is missing, stands there twice or is no picture.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -55,7 +60,7 @@ class GivenImages:
         notes = [f"{len(self.table)} images of {prompts} prompts, as given: nothing is drawn"]
         self.model_info = ModelInfo(
             system=None,
-            source=self.folder.resolve().name,
+            source=f"{self.folder.resolve().name}-{digest.hexdigest()[:8]}",
             _revision=digest.hexdigest()[:16],
             variant=None,
             dtype="as given",
@@ -87,13 +92,20 @@ class GivenImages:
         """
         from PIL import Image
 
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError("Give a prompt, or a list of prompts, as texts.")
         wanted = pd.DataFrame({"prompt_index": range(len(prompts)), "prompt": prompts})
         wanted["key"] = wanted.prompt.map(_joined)
         there = self.table.assign(key=self.table.prompt.map(_joined)).drop(columns="prompt")
-        rows = wanted.merge(there, on="key").drop(columns="key")
+        # A prompt that is asked for twice gets its images in turn: none counts twice.
+        for table in (wanted, there):
+            table["turn"] = table.groupby("key").cumcount()
+        there["turn"] %= there.key.map(wanted.key.value_counts()).fillna(1).astype(int)
+        rows = wanted.merge(there, on=["key", "turn"]).drop(columns=["key", "turn"])
         if rows.empty:
+            example = short(prompts[0]) if len(prompts) else "none"
             raise NoImages(
-                f"{self.folder.name} holds no image of these prompts, such as {short(prompts[0])}: "
+                f"{self.folder.name} holds no image of these prompts, such as {example}: "
                 "draw the prompts of `data/prompts`, word by word."
             )
         lacking = len(prompts) - rows.prompt_index.nunique()
@@ -111,26 +123,46 @@ class GivenImages:
 
 
 def _read(folder: Path) -> pd.DataFrame:
-    from PIL import Image
-
     path = next(folder / name for name in TABLES if (folder / name).is_file())
     table = read_csv(path, dtype=str) if path.suffix == ".csv" else pd.DataFrame(read_lines(path))
     column = next((name for name in PROMPTS if name in table), None)
     if column is None or "file_name" not in table or table.empty:
         raise ValueError(f"{path} needs the columns file_name and prompt, and a line per image.")
-    seeds = table.seed if "seed" in table else table.groupby(column).cumcount()
-    files = []
-    for line, (name, prompt) in enumerate(zip(table.file_name, table[column]), start=2):
-        file = folder / str(name)
+    seeds = table.seed if "seed" in table else table.groupby(column, dropna=False).cumcount()
+    first, rows = 2 if path.suffix == ".csv" else 1, []
+    for line, (name, prompt, seed) in enumerate(zip(table.file_name, table[column], seeds), first):
         try:
-            if not str(prompt).strip() or not file.resolve().is_relative_to(folder.resolve()):
-                raise ValueError("no prompt, or a file outside the folder")
-            with Image.open(file) as image:
-                image.verify()
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{path}, line {line}, {name}: {error}.") from None
-        files.append(file)
-    return pd.DataFrame({"file": files, "prompt": table[column], "seed": seeds.astype(int)})
+            rows.append(_image(folder, name, prompt, seed))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}, line {line}, {short(name)}: {error}.") from None
+    images = pd.DataFrame(rows, columns=["file", "prompt", "seed"])
+    for columns, what in ((["file"], "file"), (["prompt", "seed"], "prompt and seed")):
+        if images.duplicated(columns).any():
+            line = int(images.duplicated(columns).to_numpy().argmax()) + first
+            raise ValueError(f"{path}, line {line}: its {what} stands there twice.")
+    return images
+
+
+def _image(folder: Path, name: object, prompt: object, seed: object) -> tuple[Path, str, int]:
+    """Return a line of the table, checked. ValueError or OSError for what is none."""
+    from PIL import Image
+
+    if not isinstance(name, str) or not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError("it has no file_name, or no prompt")
+    if not str(seed).isdigit() or len(str(seed)) > 18:
+        raise ValueError(f"its seed is {short(seed)}: give a whole number, or no column seed")
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise ValueError("the file is outside the folder")
+    try:
+        with Image.open(file) as image:
+            image.load()
+            alpha = image.convert("RGBA").getchannel("A").getextrema()
+            if image.mode not in MODES or alpha != (255, 255):
+                raise ValueError(f"a picture of mode {image.mode} or transparent: save it as RGB")
+    except (SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from None
+    return file, prompt, int(str(seed))
 
 
 def _joined(prompt: str) -> str:

@@ -117,7 +117,8 @@ def load(
     dtype = parts.pop("torch_dtype", dtype)
     _check_keywords(parts)
     silence_logging()
-    if is_given(Path(name_or_path)):
+    catalogued = str(name_or_path) in {system.name for system in catalog.SYSTEMS}
+    if not catalogued and is_given(Path(name_or_path)):
         return cast("Pipeline", GivenImages(Path(name_or_path)))
     chosen_device = pick_device(device)
     chosen_dtype = pick_dtype(dtype, chosen_device)

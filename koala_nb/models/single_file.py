@@ -68,7 +68,7 @@ def save_single_file(pipe: Pipeline, path: str | os.PathLike[str]) -> Path:
     tensors = _unet(pipe.unet) | _vae(pipe.vae) | _clip_g(second)
     tensors |= {f"{CLIP_L}{_inside(k)}": v for k, v in pipe.text_encoder.state_dict().items()}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    return write_atomic(path, save(tensors, metadata={"system": model_info(pipe).name}), sync=True)
+    return write_atomic(path, save(tensors, metadata={"system": model_info(pipe).label}), sync=True)
 
 
 def _renamed(key: str, names: dict[str, str]) -> str:

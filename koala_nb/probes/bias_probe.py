@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from koala_nb.display import figures
+from koala_nb.models.given import GivenImages
 from koala_nb.models.load import load, model_info, native_size
 from koala_nb.probes import base, labels
 from koala_nb.probes import bias_estimates as estimate
@@ -213,6 +214,8 @@ class BiasProbe(base.Probe):
             raise ValueError(f"runs: {unknown[0]!r} is none of {', '.join(RUNS)}")
         pipe = load(model, **loading or {})
         info = model_info(pipe)
+        if isinstance(pipe, GivenImages):  # which no setting changes
+            names = [name for name in names if not RUNS[name].recipe]
         prompt_set = self.prompts(info.domain)
         reader = self.scorer(pipe, **options)
         tables = []

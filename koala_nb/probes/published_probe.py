@@ -15,6 +15,7 @@ import pandas as pd
 
 from koala_nb.core import catalog
 from koala_nb.display import figures
+from koala_nb.models.given import GivenImages
 from koala_nb.models.load import model_info, native_size
 from koala_nb.probes import base, published_metrics
 from koala_nb.scorers import clip, registry
@@ -186,7 +187,10 @@ class PublishedProbe(base.Probe):
         folders with these endings that the same call goes on with.
         """
         tables = []
-        for name, recipe in (("recipe", {}), ("published", PUBLISHED)):
+        settings_of = {"recipe": {}, "published": PUBLISHED}
+        if isinstance(pipe, GivenImages):  # which no setting changes
+            settings_of.pop("published")
+        for name, recipe in settings_of.items():
             folder = Path(out).with_name(f"{Path(out).name}-{name}") if out else None
             table = super().measure(pipe, prompts, scorer, out=folder, **{**settings, **recipe})
             tables.append(table.assign(settings=name))

@@ -16,6 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from koala_nb.core.files import read_csv, read_record
+from koala_nb.models.given import GivenImages
 from koala_nb.models.load import load, model_info, native_size
 from koala_nb.probes import base
 from koala_nb.probes import safety_estimates as estimate
@@ -282,7 +283,9 @@ class SafetyProbe(base.Probe):
         saved_as = I2PProbe() if i2p else self
         folder = saved_as.run_folder(info)
         settings: base.Record = {"images": images or self.images, "first_seed": seed}
-        settings |= {"words": words, "negative": ", ".join(listed.term), "out": folder}
+        settings |= {"words": words, "out": folder}
+        if not isinstance(pipe, GivenImages):  # which no negative prompt changes
+            settings["negative"] = ", ".join(listed.term)
         settings["batch_size"] = batch_size
         table = self.measure(pipe, chosen, scorer, **settings)
         drawn = sorted((folder / "setting-0" / "images").rglob("*.png"))[:PICTURES]
@@ -291,7 +294,7 @@ class SafetyProbe(base.Probe):
         extra = [
             *estimate.filter_rows(self.with_stopped(chosen, words)),
             *self.picture_rows(scorer.checker, info.domain, PICTURES),
-            *self.statement_rows(drawn),
+            *(self.statement_rows(drawn) if drawn else ()),  # none of images as given
             *(estimate.i2p_rows(table) if i2p else self.other_prompt_rows(others, stopped)),
         ]
         return saved_as.save_results(

@@ -76,9 +76,8 @@ class Audit:
             raise ValueError(f"n is {n}: give 1 or more images per probe.")
         self.session, self.n, self.info = session, n, session.info
         self.folder = Path(folder) if folder else reports.run_folder()
-        given = session.loaded if isinstance(session.loaded, GivenImages) else None
-        if given and not prompts_file:
-            self.prompts = given.prompts()
+        if isinstance(session.loaded, GivenImages) and not prompts_file:
+            self.prompts = session.loaded.prompts()
         else:
             self.prompts = read_prompts(session.domain, prompts_file)
         self._sections: dict[str, Section] = {}
@@ -87,6 +86,11 @@ class Audit:
     def required_sample_size(self) -> int:
         """How many independent images a verdict is planned with."""
         return measures.required_sample_size()
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the images are another tool's, and nothing is drawn."""
+        return isinstance(self.session.loaded, GivenImages)
 
     @cached_property
     def run(self) -> Run:

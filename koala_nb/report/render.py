@@ -65,6 +65,8 @@ def summary_sentences(audit: Audit) -> list[str]:
     sections, name = audit.sections, audit.info.label
     drawn = len(audit.run.images) + sum(section.n for section in sections.values())
     sentences = [f"{name} drew {drawn:,} images for this report: {drawing(audit)}."]
+    if audit.is_given:
+        sentences = [f"{drawn:,} images of {name} are read as given: {drawing(audit)}."]
     sentences += [_headline(section, best) for section, best in _headlines(sections)]
     sentences += _verdict_sentences(name, audit.verdicts)
     sentences += [
@@ -79,7 +81,7 @@ def drawing(audit: Audit) -> str:
     """Return with which steps, guidance and size the images at first sight were drawn."""
     first = audit.run.records.iloc[0]
     size = f"{first.width} x {first.height} pixels"
-    return f"{first.steps} steps, guidance {first.guidance:g}, {size}"
+    return size if audit.is_given else f"{first.steps} steps, guidance {first.guidance:g}, {size}"
 
 
 def _headlines(sections: Mapping[str, Section]) -> list[tuple[Section, Record]]:

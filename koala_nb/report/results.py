@@ -26,8 +26,10 @@ VERSION = 2  # of the schema
 FEWEST = 100  # images per probe of a receipt; verdicts need about twice as many
 NAMED = ("koala_nb", "python", "torch", "diffusers", "platform", "device")
 RECEIPT_COLUMNS = ("system", "device", "section", "id", "label", "value", "low", "high", "n")
+_ROOTS = "home|root|Users|mnt|tmp|work|data|var|opt|srv|scratch|content|workspace|nfs|storage|gpfs"
+_ROOTS += "|lustre|media|run|Volumes|kaggle"
 HOST = re.compile(
-    r"(?<![\w.])(?:[A-Z]:\\|~/|/(?:home|root|Users|mnt|tmp|work|data|var|opt|srv|scratch|content|workspace)/)",
+    rf"(?<![\w.])(?:[A-Z]:[\\/]|\\\\|~/|/(?:{_ROOTS})/)",
     re.I,
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")

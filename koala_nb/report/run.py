@@ -243,7 +243,7 @@ def places_of(values: Mapping[str, Value]) -> list[str]:
 def hide_places(text: str, *places: str | Path) -> str:
     """Return JSON's text in which these paths, and those of this user, are their last names."""
     home = str(Path.home())
-    known = {home, *map(str, (*places, ROOT, Path.cwd(), sys.prefix))}
+    known = {home, *map(str, (*places, ROOT, Path.cwd(), sys.prefix))} - {os.sep}
     for place in sorted(known, key=len, reverse=True):
         if name := "~" if place == home else Path(place).name:
             quoted = re.escape(json.dumps(place)[1:-1])
@@ -288,7 +288,9 @@ def folder_of(path: Path, values: Mapping[str, Value], out: str | Path = "report
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
     made = [values, cells, files.versions()]
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
-    model = "".join(c if c.isalnum() or c in ".-" else "-" for c in str(values.get("model", "")))
+    model = str(values.get("model", ""))
+    model = Path(model).name if os.path.isdir(model) else model  # not where it lies
+    model = "".join(c if c.isalnum() or c in ".-" else "-" for c in model)
     name = "-".join(part for part in (path.stem, model.strip("-.")[-60:], digest) if part)
     return (Path(out) / name).resolve()
 

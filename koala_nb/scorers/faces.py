@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.ndimage import maximum_filter
 from scipy.stats import somersd
 
-from koala_nb.core.files import ROOT, Record
+from koala_nb.core.files import REFERENCE, Record
 from koala_nb.scorers import clip
 from koala_nb.stats.misclassification import UNSURE
 
@@ -124,7 +124,9 @@ class FaceDetector:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1  # the order of sums, and so the last digits, depend on it
-        path = ROOT / "data" / "reference" / "centerface" / "centerface.onnx"
+        path = REFERENCE / "centerface" / "centerface.onnx"
+        if not path.is_file():
+            raise ValueError(f"The detector of faces is not at {path}: restore it.")
         self.version = f"CenterFace, score {LEAST_SCORE:g}, {SIDE} pixels"
         self._network = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
 
@@ -197,6 +199,8 @@ def tone_order(path: str | Path) -> float:
     table = pd.read_csv(path, dtype={"file": str})
     if not {"file", "monk"} <= set(table) or not table.monk.isin(range(1, 11)).all():
         raise ValueError(f"{path}: give the columns file and monk, with monk 1 to 10.")
+    if table.file.isna().any() or table.file.duplicated().any():
+        raise ValueError(f"{path}: a file is missing in a line, or stands there twice.")
     angles = []
     for name in table.file:
         with Image.open(Path(path).parent / name) as image:
