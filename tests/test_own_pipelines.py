@@ -240,3 +240,9 @@ def test_another_family_is_refused_by_its_index_alone(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="is a 'FluxPipeline': this is no SDXL-type text-to-image"):
         kn.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, 5, ["nano-koala"]])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(ValueError, match="Give a model's name, folder or hub id, not "):
+        kn.load(name)

@@ -110,6 +110,8 @@ def load(
     """
     import diffusers
 
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ValueError(f"Give a model's name, folder or hub id, not {short(name_or_path)}.")
     if offload is not None and offload not in OFFLOADS:
         raise ValueError(f"Unknown offload {offload!r}: use one of {', '.join(OFFLOADS)}.")
     if revision is not None and not isinstance(revision, str):
@@ -123,7 +125,7 @@ def load(
     chosen_device = pick_device(device)
     chosen_dtype = pick_dtype(dtype, chosen_device)
     skip = frozenset(parts)
-    if Path(name_or_path).is_file() and str(name_or_path).endswith(".safetensors"):
+    if str(name_or_path).endswith(".safetensors") and os.path.isfile(name_or_path):
         system, source = _single_file(Path(name_or_path), config, local_files_only, skip)
     elif config is not None:
         _refuse_files(str(name_or_path))

@@ -67,9 +67,8 @@ def load_lora(
     table = pd.DataFrame(rows, columns=["part", "module", "loaded_into"])
     lacking = table[table.loaded_into.isna()]
     if not state:
-        raise ValueError(
-            f"None of the {len(rows)} modules of this LoRA, such as {rows[0][1]}, is one of SDXL's."
-        )
+        named = f", such as {rows[0][1]}," if rows else ""
+        raise ValueError(f"None of the {len(rows)} modules of this LoRA{named} is one of SDXL's.")
     pipe.load_lora_weights(state, adapter_name=name)
     if len(lacking):
         warnings.warn(
