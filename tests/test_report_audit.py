@@ -164,7 +164,7 @@ def audit(tmp_path, **sections):
     name, first = "koala-lightning-700m", {"steps": 10, "guidance": 3.5, "width": 64, "height": 64}
     made = object.__new__(audits.Audit)
     vars(made).update(
-        session=SimpleNamespace(settings={}, seeds=range(2)),
+        session=SimpleNamespace(settings={}, seeds=range(2), loaded=None),
         n=24,
         info=info(name, source=f"etri-vilab/{name}", _revision="0" * 40, dtype="float16"),
         folder=tmp_path,
