@@ -16,7 +16,7 @@ MEASURES = {
     "nano, lines": (5_454, 3_300),
     "core, models and generation, lines": (4_413, 2_200),
     "studies, lines": (1_500, 1_500),
-    "tests, lines": (16_720, 10_500),
+    "tests, lines": (16_721, 10_500),
     "fmt: skip": (10, 10),
     "pipe: Any": (0, 0),
     "mentions of Any": (150, 150),
