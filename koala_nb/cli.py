@@ -6,11 +6,11 @@ Each command imports what it needs when it is called, so that help and refusals 
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from inspect import Parameter, Signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import typer
 from typer import Argument, BadParameter, Context, Option
@@ -77,6 +77,7 @@ def folder_option(about: str, *names: str) -> OptionInfo:
     return Option(*names, parser=writable, metavar="FOLDER", help=about)
 
 
+T = TypeVar("T")
 Model = Annotated[str, Option(help="a catalogued name, a folder or a hub id")]
 Seed = Annotated[int, whole(0, "the first seed")]
 Size = Annotated[int | None, whole(1, "pixels per side (default: the model's)")]
@@ -88,7 +89,10 @@ Revision = Annotated[str | None, Option(help="commit, branch or tag on the hub")
 Offload = Annotated[str | None, Option(help="none, model or sequential (default: by memory)")]
 BatchSize = Annotated[int | None, whole(1, "images drawn together (default: by memory)")]
 NegativePrompt = Annotated[str | None, Option(help="default: the recipe's")]
-LOADING = {"revision": Revision, "device": Device, "dtype": Dtype, "offload": Offload}
+LOADING = {"revision": (Revision, None), "device": (Device, None), "dtype": (Dtype, None)}
+LOADING |= {"offload": (Offload, None)}
+DRAWING = {"negative_prompt": (NegativePrompt, None), "batch_size": (BatchSize, None), **LOADING}
+ImagesFrom = Annotated[str, Option(help="folder with metadata.csv and images to probe instead")]
 Preset = Annotated[str, Option(help="a configuration: small, family or full")]
 Checkpoints = Annotated[Path, folder_option("checkpoints and logs")]
 TrainingDevice = Annotated[Literal["cpu", "cuda"] | None, Option()]
@@ -96,7 +100,20 @@ Minutes = Annotated[float | None, real("stop then; call again to go on", positiv
 ResultsFile = Annotated[Path, Argument(help="a results.json of `koala-nb report`")]
 
 
-ABOUT_IMAGES = "images to probe in place of a model's: a folder with metadata.csv"
+def with_options(
+    options: Mapping[str, tuple[object, object]],
+) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Declare keyword options, name -> (annotation, default), of a command that takes `**more`."""
+
+    def declare(command: Callable[..., T]) -> Callable[..., T]:
+        parameters = [*signature(command).parameters.values()][:-1]  # without **more
+        for name, (annotation, default) in options.items():
+            keyword = Parameter.KEYWORD_ONLY
+            parameters.append(Parameter(name, keyword, annotation=annotation, default=default))
+        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return declare
 
 
 class ProbeCommands(TyperGroup):
@@ -206,6 +223,7 @@ def systems() -> None:
 
 
 @app.command()
+@with_options(DRAWING)
 def generate(
     model: Annotated[str, Argument(help="a catalogued name, a folder or a hub id")],
     prompt: Annotated[list[str], Argument(help="one or more prompts, each in quotes")],
@@ -214,14 +232,9 @@ def generate(
     steps: Annotated[int | None, whole(1, "default: the recipe's")] = None,
     guidance: Annotated[float | None, real("guidance scale (default: the recipe's)")] = None,
     size: Size = None,
-    negative_prompt: NegativePrompt = None,
-    batch_size: BatchSize = None,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    offload: Offload = None,
     out: Annotated[Path, folder_option("images and records")] = Path("runs/generate"),
     workers: Annotated[int, whole(0, "processes (0: this one)")] = 0,
+    **drawing: object,
 ) -> None:
     """Draw images of a prompt into a folder; the same call goes on after an interruption."""
     from koala_nb.generation import cluster
@@ -230,10 +243,8 @@ def generate(
 
     numbers = range(seed, seed + seeds)
     settings: Record = {"steps": steps, "guidance": guidance, "height": size, "width": size}
-    settings |= {"batch_size": batch_size, "out": out}
-    if negative_prompt is not None:
-        settings["negative_prompt"] = negative_prompt
-    loading: Record = {"revision": revision, "device": device, "dtype": dtype, "offload": offload}
+    loading: Record = {name: drawing.pop(name) for name in LOADING}
+    settings |= {"out": out, **{k: v for k, v in drawing.items() if v is not None}}
     if workers:
         with cluster.local(workers) as client:
             folder = cluster.generate(model, prompt, numbers, client=client, **loading, **settings)
@@ -243,20 +254,16 @@ def generate(
 
 
 @app.command()
+@with_options(DRAWING)
 def report(
     notebook: Annotated[
         str, Argument(help="a notebook's path, name or number")
     ] = "11_write_the_audit_report",
     parameters: Annotated[list[str], Option("-p", metavar="NAME=VALUE")] = [],
-    negative_prompt: NegativePrompt = None,
-    batch_size: BatchSize = None,
-    revision: Revision = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    offload: Offload = None,
     out: Annotated[Path, folder_option("the pages")] = Path("reports"),
     sweep: Annotated[str | None, Option(help="a YAML file: one run a combination")] = None,
     keep_done: Annotated[bool, Option(help="leave a finished run as it is")] = False,
+    **drawing: object,
 ) -> int:
     """Run a notebook and write its HTML page."""
     from koala_nb.report import run
@@ -268,9 +275,7 @@ def report(
         if not equals:
             raise ValueError(f"-p {pair!r}: write NAME=VALUE, such as -p model=nano-koala.")
         given[name] = value
-    named = {"negative_prompt": negative_prompt, "batch_size": batch_size, "revision": revision}
-    named |= {"device": device, "dtype": dtype, "offload": offload}
-    given |= {name: str(value) for name, value in named.items() if value is not None}
+    given |= {name: str(value) for name, value in drawing.items() if value is not None}
     try:
         if sweep:
             page, failed = run_sweep(notebook, sweep, given, out=out)
@@ -397,28 +402,24 @@ def probe_command(probe: "Probe") -> TyperCommand:
         help_images += " (0: each run's own)"
     options: dict[str, tuple[object, object]] = {
         "model": (Model, "nano-koala"),
-        "images_from": (Annotated[str, Option(help=ABOUT_IMAGES)], ""),
+        "images_from": (ImagesFrom, ""),
         "images": (Annotated[int, whole(fewest, help_images)], probe.images if fewest else 0),
         "prompts": (Annotated[int, whole(0, "about so many prompts (0: all)")], 0),
         "seed": (Seed, 0),
         "out": (Results, None),
         "batch_size": (BatchSize, None),
-        **{name: (annotation, None) for name, annotation in LOADING.items()},
+        **LOADING,
     }
     for name, (default, about) in probe.options.items():
         options[name] = (Annotated[type(default), Option(help=about)], default)
 
+    @with_options(options)
     def run(**settings: Any) -> None:
         loading = {name: settings.pop(name) for name in LOADING}
         if folder := settings.pop("images_from"):
             settings["model"] = checked_folder(folder)
         print(probe.run(command=typed(), loading=loading, **settings))
 
-    declared = [
-        Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-        for name, (annotation, default) in options.items()
-    ]
-    run.__signature__ = Signature(declared)  # type: ignore[attr-defined]
     command = typer.Typer(add_completion=False, rich_markup_mode=None)
     command.command(help=type(probe).__doc__)(run)
     return cast(TyperCommand, typer.main.get_command(command))

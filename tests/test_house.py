@@ -11,10 +11,10 @@ from studies import house
 # Until the family of 128 px takes the place of the shipped one, nano/ and its tests hold both.
 MEASURES = {
     "files over 500 lines": (0, 0),
-    "koala_nb without nano, lines": (18_292, 11_500),
+    "koala_nb without nano, lines": (18_277, 11_500),
     "koala_nb without nano, files": (88, 70),
     "nano, lines": (5_454, 3_300),
-    "core, models and generation, lines": (4_413, 2_200),
+    "core, models and generation, lines": (4_403, 2_200),
     "studies, lines": (1_500, 1_500),
     "tests, lines": (16_721, 10_500),
     "fmt: skip": (10, 10),

@@ -182,8 +182,8 @@ def _digest(value: object) -> str:
 
 
 def _kind(tensor: torch.Tensor) -> str:
-    kind = "" if type(tensor) in (torch.Tensor, nn.Parameter) else f"{type(tensor).__name__} "
-    return kind + str(tensor.dtype).removeprefix("torch.")
+    wrapper = "" if type(tensor) in (torch.Tensor, nn.Parameter) else f"{type(tensor).__name__} "
+    return wrapper + str(tensor.dtype).removeprefix("torch.")
 
 
 def _weights(tensors: Mapping[str, torch.Tensor]) -> str:

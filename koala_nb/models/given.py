@@ -42,9 +42,9 @@ class GivenImages:
     """A folder of images with prompts: `metadata.csv` (or `.jsonl`), `file_name` and `prompt`.
 
     It stands where a pipeline would: probes and reports take all its images of their prompts, each
-    once, whatever seeds are asked for. A column `seed` is optional. `table`: file, prompt and seed
-    of each image; `model_info` is named by the folder and a hash of prompts and files. ValueError,
-    naming the line, for what is missing, stands there twice or is no picture.
+    once, whatever seeds are asked for. A column `seed` is optional. `table`: file, prompt, seed,
+    width and height of each image; `model_info` is named by the folder and a hash of prompts and
+    files. ValueError, naming the line, for what is missing, twice there or no picture.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -73,10 +73,7 @@ class GivenImages:
     @property
     def native_size(self) -> int:
         """Pixels of the longer side of the first image."""
-        from PIL import Image
-
-        with Image.open(self.table.file[0]) as image:
-            return max(image.size)
+        return int(max(self.table.width[0], self.table.height[0]))
 
     def prompts(self, n: int = 16) -> pd.DataFrame:
         """Return the first n prompts, as `id`, `prompt` and empty `factors`."""
@@ -90,8 +87,6 @@ class GivenImages:
         Prompts are compared with their white space joined. A warning counts those without an
         image; NoImages where no prompt has one.
         """
-        from PIL import Image
-
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError("Give a prompt, or a list of prompts, as texts.")
         wanted = pd.DataFrame({"prompt_index": range(len(prompts)), "prompt": prompts})
@@ -114,11 +109,6 @@ class GivenImages:
                 f"{lacking} of {len(prompts)} prompts have no image in {self.folder}: left out.",
                 stacklevel=3,
             )
-        sizes = []
-        for file in rows.file:
-            with Image.open(file) as image:
-                sizes.append(image.size)
-        rows[["width", "height"]] = sizes
         return rows
 
 
@@ -135,7 +125,7 @@ def _read(folder: Path) -> pd.DataFrame:
             rows.append(_image(folder, name, prompt, seed))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}, line {line}, {short(name)}: {error}.") from None
-    images = pd.DataFrame(rows, columns=["file", "prompt", "seed"])
+    images = pd.DataFrame(rows, columns=["file", "prompt", "seed", "width", "height"])
     for columns, what in ((["file"], "file"), (["prompt", "seed"], "prompt and seed")):
         if images.duplicated(columns).any():
             line = int(images.duplicated(columns).to_numpy().argmax()) + first
@@ -143,8 +133,8 @@ def _read(folder: Path) -> pd.DataFrame:
     return images
 
 
-def _image(folder: Path, name: object, prompt: object, seed: object) -> tuple[Path, str, int]:
-    """Return a line of the table, checked. ValueError or OSError for what is none."""
+def _image(folder: Path, name: object, prompt: object, seed: object) -> tuple:
+    """Return file, prompt, seed, width and height. ValueError or OSError for a bad line."""
     from PIL import Image
 
     if not isinstance(name, str) or not isinstance(prompt, str) or not prompt.strip():
@@ -157,12 +147,12 @@ def _image(folder: Path, name: object, prompt: object, seed: object) -> tuple[Pa
     try:
         with Image.open(file) as image:
             image.load()
-            alpha = image.convert("RGBA").getchannel("A").getextrema()
-            if image.mode not in MODES or alpha != (255, 255):
+            clear = image.has_transparency_data and min(image.convert("RGBA").getdata(3)) < 255
+            if image.mode not in MODES or clear:
                 raise ValueError(f"a picture of mode {image.mode} or transparent: save it as RGB")
     except (SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from None
-    return file, prompt, int(str(seed))
+    return file, prompt, int(str(seed)), *image.size
 
 
 def _joined(prompt: str) -> str:

@@ -151,9 +151,9 @@ def load(
         source.notes,
     )
     if "scheduler" not in parts:
-        kind = getattr(diffusers, recipe.scheduler) if recipe.scheduler else type(pipe.scheduler)
+        cls = getattr(diffusers, recipe.scheduler) if recipe.scheduler else type(pipe.scheduler)
         change = {"timestep_spacing": recipe.timestep_spacing} if recipe.timestep_spacing else {}
-        pipe.scheduler = kind.from_config(pipe.scheduler.config, **change)
+        pipe.scheduler = cls.from_config(pipe.scheduler.config, **change)
     _place(pipe, chosen_device, offload)
     pipe.set_progress_bar_config(disable=True)
     return pipe

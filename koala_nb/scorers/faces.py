@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 from scipy.ndimage import maximum_filter
 from scipy.stats import somersd
 
-from koala_nb.core.files import REFERENCE, Record
+from koala_nb.core.files import REFERENCE, Record, read_csv
 from koala_nb.scorers import clip
 from koala_nb.stats.misclassification import UNSURE
 
@@ -139,10 +138,9 @@ class FaceDetector:
         """Return every face whose score is `least` or more."""
         scale = SIDE / max(image.size)
         width, height = (max(32, round(side * scale / 32) * 32) for side in image.size)
-        small = np.asarray(image.convert("RGB").resize((width, height)), dtype=np.float32)
-        heat, logs, offsets, parts = self._network.run(
-            None, {"input.1": small.transpose(2, 0, 1)[None]}
-        )
+        small = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        inputs = {"input.1": np.asarray(small, dtype=np.float32).transpose(2, 0, 1)[None]}
+        heat, logs, offsets, parts = self._network.run(None, inputs)
         peaks = (heat[0, 0] == maximum_filter(heat[0, 0], 3)) & (heat[0, 0] >= least)
         pixels = np.array([image.width / width, image.height / height])
         faces = []
@@ -165,18 +163,18 @@ def detector() -> FaceDetector:
 def cheeks(image: Image.Image, face: Face) -> np.ndarray:
     """Return the pixels of both cheeks, (n, 3) RGB: below each eye, above the tip of the nose.
 
-    None for a profile, whose eyes are nearer than FRONTAL of the face's width. A rule of place, for
+    None of a profile, whose eyes are nearer than FRONTAL of the face's width. A rule of place, for
     upright faces: rules of colour reject the tones at both ends of the scale.
     """
     pixels = np.asarray(image.convert("RGB"))
     eyes, nose = face.landmarks[:2], face.landmarks[2]
-    apart, level = abs(eyes[0, 0] - eyes[1, 0]), eyes[:, 1].mean()
-    if apart < FRONTAL * (face.box[2] - face.box[0]):
+    distance, level = abs(eyes[0, 0] - eyes[1, 0]), eyes[:, 1].mean()
+    if distance < FRONTAL * (face.box[2] - face.box[0]):
         return np.empty((0, 3))
     top, bottom = (max(0, round(level + part * (nose[1] - level))) for part in CHEEK)
     patches = []
     for x in eyes[:, 0]:
-        left, right = (max(0, round(x + side * CHEEK_WIDTH * apart / 2)) for side in (-1, 1))
+        left, right = (max(0, round(x + side * CHEEK_WIDTH * distance / 2)) for side in (-1, 1))
         patches.append(pixels[top:bottom, left:right].reshape(-1, 3))
     return np.concatenate(patches)
 
@@ -196,7 +194,7 @@ def tone_order(path: str | Path) -> float:
     A CSV with the columns `file` (beside it) and `monk`, 1 to 10. ValueError for fewer than
     LABELLED detected faces, for a tone that is no step of the scale, or where all are the same.
     """
-    table = pd.read_csv(path, dtype={"file": str})
+    table = read_csv(path, dtype={"file": str}, na_values=[""])
     if not {"file", "monk"} <= set(table) or not table.monk.isin(range(1, 11)).all():
         raise ValueError(f"{path}: give the columns file and monk, with monk 1 to 10.")
     if table.file.isna().any() or table.file.duplicated().any():
