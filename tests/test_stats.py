@@ -352,7 +352,7 @@ def test_the_reference_of_occupations_is_whole():
         (lambda: mean_interval([1.0]), "two or more values, not 1"),
         (lambda: mean_interval([]), "two or more"),
         (lambda: share_interval(3, 2), "3 of 2 is no share"),
-        (lambda: share_interval(-1, 2), "is no share"),
+        (lambda: share_interval(-1, 2), "hits is -1: give a whole number of 0 or more"),
         (lambda: share_interval(0, 0), "is no share"),
         (lambda: estimates.upper_bound_clopper_pearson(3, 2), "3 of 2"),
         (lambda: estimates.clustered_share([], []), "one or more values, not 0"),
@@ -364,7 +364,7 @@ def test_the_reference_of_occupations_is_whole():
         (lambda: imbalance.total_variation({"a": 1}, {"a": 0.5, "b": 0.6}), "sum to 1"),
         (lambda: imbalance.uniform_reference(["a"]), "Declare two or more"),
         (lambda: imbalance.share_bounds({"a": 1}, "x"), "no count for 'x'"),
-        (lambda: imbalance.null_quantile(0, EVEN), "tell nothing"),
+        (lambda: imbalance.null_quantile(0, EVEN), "n is 0: give a whole number of 1 or more"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(call, message):

@@ -1,12 +1,14 @@
 """Statistics refuse, in one sentence, what is no number, share, count or pair."""
 
+import inspect
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from koala_nb.probes import base, safety_estimates, text_reader
 from koala_nb.stats import estimates as e
-from koala_nb.stats import imbalance, trends
+from koala_nb.stats import imbalance, simulation, trends
 from koala_nb.stats import misclassification as m
 from koala_nb.stats.estimates import Estimate
 
@@ -46,7 +48,10 @@ CALLS = [
     (lambda: e.clustered_counts(np.array([0, 1]), np.array([0, 2])), "0 hits of 0 images"),
     (lambda: e.clustered_counts(np.array([1]), np.array([2, 2])), "1 values do not fit 2"),
     (lambda: e.design_effect(np.array([-1, 1]), np.array([2, 2])), "-1 hits of 2 images"),
-    (lambda: e.share_interval(NAN, 5), "nan of 5 is no share"),
+    (lambda: e.share_interval(NAN, 5), "share_interval: hits is nan: give a whole number"),
+    (lambda: e.share_interval(2.5, 4), "share_interval: hits is 2.5: give a whole number of 0"),
+    (lambda: e.share_interval(5, 4), "5 of 4 is no share"),
+    (lambda: e.upper_bound_clopper_pearson("1", 4), "hits is '1': give a whole number"),
     (lambda: e.wilson_interval(1.1, 5, 1.96), "wilson_interval: 1.1 of 5"),
     (lambda: e.wilson_interval(NAN, 5, 1.96), "wilson_interval: nan of 5"),
     (lambda: e.wilson_interval(0.1, 0, 1.96), "of 0 images"),
@@ -90,7 +95,7 @@ CALLS = [
     (lambda: imbalance.total_variation({"a": NAN, "b": 1}, EVEN), "nan images of 'a'"),
     (lambda: imbalance.total_variation({"a": -1, "b": 2}, EVEN), "-1 images of 'a'"),
     (lambda: imbalance.total_variation({"a": 1}, {"a": NAN, "b": 0.5}), "sum to 1"),
-    (lambda: imbalance.null_quantile(NAN, EVEN), "nan images tell nothing"),
+    (lambda: imbalance.null_quantile(NAN, EVEN), "n is nan: give a whole number of 1 or more"),
     (lambda: imbalance.null_quantile(9, {"a": 0.5, "b": 0.7}), "sum to 1"),
     (lambda: imbalance.share_bounds({"a": 1.5, "b": 1}, "a"), "1.5 images of 'a'"),
     (lambda: imbalance.share_bounds({"a": 0}, "a"), "no images"),
@@ -105,6 +110,9 @@ CALLS = [
     (lambda: trends.effective_sample_size(0, 4, 0.1), "0 prompts x 4 images"),
     (lambda: trends.effective_sample_size(4, 4, NAN), "a correlation of nan"),
     (lambda: trends.required_sample_size(NAN), "no share"),
+    (lambda: trends.required_sample_size(0.1, confidence=95), "at 95 is no share"),
+    (lambda: trends.power(1e12, 0.5, 0.7), "at most 10,000,000"),
+    (lambda: m.score_test_pvalue(TWO, TWO, TWO, [[5, 5], [5, 5]], "a", 0.5), "tell the classes"),
     (lambda: trends.logit_slope(np.array([[1.0, 0.5]]), [np.array([[1, 2]])]), "between 0 and 1"),
     (lambda: trends.logit_slope(np.array([[0.5, 0.5]]), [np.array([[3, 2]])]), "more hits than"),
     (lambda: trends.logit_slope(np.array([[0.5, 0.5]]), []), "1 values do not fit 0"),
@@ -137,3 +145,106 @@ def test_a_reader_that_tells_nothing_has_no_corrected_share():
     assert text_reader.corrected([1, 0], TWO, ((5, 10), (5, 10))) is None
     assert text_reader.corrected([1, 0], TWO, ((0, 0), (5, 10))) is None
     assert text_reader.corrected([1, 0], TWO, ((9, 10), (9, 10))).value == pytest.approx(0.5)
+
+
+# For each public function, arguments that are right: every one is replaced by odd ones below.
+ESTIMATE = Estimate(0.5, 0.2, 0.8, 10)
+HALF = {"values": [1, 2, 3], "first": [1, 0], "second": [0, 1], "hits": [1, 0], "clusters": TWO}
+READ = {"read": [*TWO, *TWO], "clusters": list("ppqq"), "classes": TWO}
+GRID = [
+    {"interval": "x", "prompts": 9, "images": 9, "correlation": 0, "share": 0.5, "coverage": 0.9}
+]
+RIGHT = {
+    e.ratio_interval: {"base": [1, 2, 3]},
+    e.clustered_mean: {"values": [1, 2]},
+    e.share_interval: {"hits": 1, "n": 4},
+    e.upper_bound_clopper_pearson: {"hits": 1, "n": 4},
+    e.difference_interval: {"first": ESTIMATE, "second": ESTIMATE},
+    e.welch_interval: {"second": [3, 1]},
+    e.design_effect: {"sizes": [2, 2]},
+    e.clustered_counts: {"sizes": [2, 2]},
+    e.wilson_interval: {"share": 0.5, "n": 9, "z": 2},
+    e.cluster_bootstrap: {"statistic": lambda images: float(images.sum()), "draws": 9},
+    e.stratified_mean: {"strata": [[1, 0], [1]]},
+    e.adjust_pvalues: {"p_values": [0.1, 0.2]},
+    e.paired_test: {"differences": [0.1, 0.2], "resamples": 9},
+    e.estimate_row: {"id": "a.b", "label": "x", "estimate": ESTIMATE, "clusters": 3},
+    e.estimates_frame: {"rows": [e.estimate_row("a", "b", ESTIMATE)]},
+    imbalance.uniform_reference: {"groups": TWO},
+    imbalance.total_variation: {"counts": {"a": 1}, "reference": EVEN},
+    imbalance.null_quantile: {"n": 9, "reference": EVEN, "draws": 9},
+    imbalance.share_bounds: {"counts": {"a": 1}, "group": "a"},
+    m.confusion: {"true": TWO, "read": TWO, "classes": TWO},
+    m.corrected_share: {"share": 0.5, "n": 9, "sensitivity": (9, 10), "specificity": (9, 10)},
+    m.invert_confusion: {"counts": [5, 5], "confusion": TABLE, "draws": 9, "seed": 0},
+    m.rates_table: {"confusion": TABLE},
+    m.uncorrected_shares: READ,
+    m.corrected_shares: {**READ, "table": TABLE},
+    m.effective_counts: {"read": [0, 1], "clusters": TWO, "k": 2},
+    m.prediction_powered: {**READ, "labels": [*TWO, *TWO]},
+    m.bounds_over_unsure: {"shares": {"a": ESTIMATE}, "group": "a"},
+    m.score_test_pvalue: {**READ, "table": TABLE, "group": "a", "reference": 0.4},
+    m.rater_agreement: {
+        "one": [*TWO, *TWO], "two": [*TWO, *TWO], "clusters": list("ppqq"), "answers": TWO,
+    },
+    trends.logistic_trend: {"x": range(6), "hits": [0, 1, 0, 1, 1, 0], "clusters": list("aabbcc")},
+    trends.power: {"n": 50, "reference": 0.5, "truth": 0.7, "confidence": 0.95},
+    trends.effective_sample_size: {"prompts": 4, "seeds": 4, "correlation": 0.1},
+    trends.required_sample_size: {"difference": 0.3, "reference": 0.5, "confidence": 0.95},
+    trends.detectable_difference: {"prompts": 2, "seeds": 2, "correlation": 0.1},
+    trends.logit_slope: {
+        "references": np.array([[0.3, 0.4], [0.6, 0.7]]), "counts": [[[1, 9], [2, 9]]] * 2,
+        "draws": 9,
+    },
+    trends.variance_components: {
+        "one": [1, 0, 1, 1] * 2, "two": [1, 0, 0, 1] * 2,
+        "groups": list("ggggkkkk"), "clusters": list("aabbccdd"),
+    },
+    simulation.clustered_hits: {
+        "rng": np.random.default_rng(0), "share": 0.5, "prompts": 4, "images": 4,
+        "correlation": 0.1,
+    },
+    simulation.simulate_audit: {
+        "rng": np.random.default_rng(0), "shares": [0.5, 0.5], "scorer": np.eye(2), "names": TWO,
+        "design": (3, 3), "correlation": 0.1,
+    },
+    simulation.claim_power: {
+        "claims": 3, "design": (3, 3), "correlation": 0.1, "share": 0.7, "confusion": TABLE,
+    },
+    simulation.coverage_warning: {"cells": GRID, "interval": "x", "prompts": 9},
+    simulation.coverage_by_design: {"cells": GRID, "interval": "x"},
+}  # fmt: skip
+ODD = [
+    NAN, INF, -1, 0, 2.5, 10**30, 10**400, True, None, "x", [], ["x"], [NAN, 1], [1e308, 1e308],
+    [None, 1], [[1, 2], [3]], [-1, 1], [["x", 1], [1, 1]], [[5, 5], [5, 5]], (5, 1), ("a", "b"),
+    {"a": NAN}, {"a": "x"}, {"b": 0.5}, {"a", "b"}, [{}], ESTIMATE, np.array(1), len,
+]  # fmt: skip
+PUBLIC = {
+    function
+    for module in (e, imbalance, m, simulation, trends)
+    for name, function in inspect.getmembers(module, inspect.isfunction)
+    if function.__module__ == module.__name__ and name[0] != "_"
+} - {e.finite, e.yes_or_no, e.same_length, e.finite_quantiles, e.estimate_id}
+
+
+@pytest.mark.parametrize(
+    "function", sorted(PUBLIC, key=lambda f: f.__name__), ids=lambda f: f.__name__
+)
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_every_function_of_statistics_answers_odd_arguments_by_a_value_or_one_sentence(function):
+    parameters = inspect.signature(function).parameters
+    right = RIGHT.get(function, {})
+    right |= {name: HALF[name] for name in parameters if name in HALF and name not in right}
+    function(**right)
+    for name in right:
+        for odd in ODD:
+            try:
+                function(**{**right, name: odd})
+            except ValueError as refusal:
+                sentence = str(refusal)
+                assert "\n" not in sentence and sentence.endswith("."), (name, odd, sentence)
+
+
+def test_a_small_difference_takes_as_many_images_as_its_power_says():
+    n = trends.required_sample_size(0.01)  # it was 6001
+    assert n == 19_620 and trends.power(n, 0.5, 0.51) == pytest.approx(0.8, abs=0.005)

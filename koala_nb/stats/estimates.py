@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from koala_nb.stats import HUGE, check_arguments
+
 if TYPE_CHECKING:
     import pandas as pd
 
+# Names of kinds in `koala_nb.stats.KINDS`, by which arguments are checked.
 Values = Sequence[Any] | np.ndarray  # one entry an image
+Draws = int  # of a simulation: 1 or more
+Design = tuple[int, int]  # prompts and images of each
 Row = dict[str, Any]  # of `estimates_frame`
 COLUMNS = ("id", "label", "value", "low", "high", "n", "clusters", "method", "scorer")
+TYPES = {"value": float, "low": float, "high": float, "n": int, "clusters": "Int64"}
 UPPER = 0.975  # the quantile at the upper end of every interval here: all are of 95 %
 FEW_CLUSTERS, IMAGES_A_CLUSTER = 20, 4  # fewer clusters count as 4 images each, at most
 
@@ -45,8 +52,8 @@ def finite(values: Values, caller: str, least: int = 1) -> np.ndarray:
     if x.ndim != 1 or len(x) < least:
         few = ("no", "one", "two")[least]
         raise ValueError(f"{caller}: give a row of {few} or more values, not {x.size}.")
-    if not np.isfinite(x).all():
-        first = int(np.isfinite(x).argmin())
+    if not (usual := np.abs(x) < HUGE).all():
+        first = int(usual.argmin())
         raise ValueError(f"{caller}: value {first + 1} of {len(x)} is {x[first]}: leave it out.")
     return x
 
@@ -94,16 +101,17 @@ def estimate_row(
 def estimates_frame(rows: Iterable[Row]) -> pd.DataFrame:
     """Return rows of `estimate_row` as the one tidy frame of results, with exactly `COLUMNS`.
 
-    ValueError where two rows have the same id.
+    ValueError where two rows have the same id, or one has no numbers.
     """
     import pandas as pd
 
-    frame = pd.DataFrame(list(rows), columns=list(COLUMNS))
+    try:
+        frame = pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(TYPES)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"estimates_frame: give rows of `estimate_row` ({error}).") from None
     if (repeated := frame["id"].duplicated()).any():
         raise ValueError(f"Two estimates have the id {frame['id'][repeated].iloc[0]!r}.")
-    return frame.astype(
-        {"value": float, "low": float, "high": float, "n": int, "clusters": "Int64"}
-    )
+    return frame
 
 
 def mean_interval(values: Values) -> Estimate:
@@ -322,17 +330,17 @@ def clustered_mean(values: Values, clusters: Values) -> Estimate:
 def cluster_bootstrap(
     statistic: Callable[[np.ndarray], float],
     clusters: Values,
-    draws: int = 2000,
+    draws: Draws = 2000,
     seed: int = 0,
 ) -> Estimate:
     """Return any statistic of images with an expanded percentile interval over resampled clusters.
 
     `statistic` takes the positions of images, some of them several times. The percentiles are those
-    that make up for few clusters (Hesterberg 2015, section 5.2). NaN values of resamples are left
-    out. ValueError for fewer than two clusters.
+    that make up for few clusters (Hesterberg 2015, section 5.2). Values of resamples that are not
+    finite are left out. ValueError for fewer than two clusters.
     """
     codes = cluster_codes(clusters)
-    groups = [np.flatnonzero(codes == c) for c in range(codes.max() + 1)]
+    groups = [np.flatnonzero(codes == c) for c in np.unique(codes)]
     m = len(groups)
     if m < 2:
         raise ValueError("cluster_bootstrap: one prompt tells nothing of how prompts differ.")
@@ -343,9 +351,18 @@ def cluster_bootstrap(
     ]
     t = stats.t.ppf(1 - UPPER, m - 1)
     tail = float(stats.norm.cdf(np.sqrt(m / (m - 1)) * t))
-    low, high = np.nanquantile(resampled, [tail, 1 - tail])
     value = statistic(np.arange(len(codes)))
-    return Estimate(float(value), float(low), float(high), len(codes))
+    if not all(isinstance(one, Real) for one in (value, *resampled)):
+        raise ValueError(f"cluster_bootstrap: the statistic is {short(value)}, and no number.")
+    return Estimate(float(value), *finite_quantiles(resampled, tail), len(codes))
+
+
+def finite_quantiles(resampled: Values, tail: float) -> tuple[float, float]:
+    """Return the quantiles at both tails of the values that are finite; NaN where none is."""
+    x = np.asarray(resampled, float)
+    x = x[np.isfinite(x)]
+    low, high = np.quantile(x, [tail, 1 - tail]).tolist() if len(x) else (np.nan, np.nan)
+    return low, high
 
 
 def stratified_mean(strata: Sequence[Values]) -> Estimate:
@@ -378,7 +395,7 @@ def adjust_pvalues(p_values: Values, method: str = "holm") -> np.ndarray:
     return multipletests(p, method=method)[1]
 
 
-def paired_test(differences: Sequence[float], resamples: int = 9999) -> float:
+def paired_test(differences: Sequence[float], resamples: Draws = 9999) -> float:
     """Return the two-sided p of "no difference" by flipping signs (`permutation_test`).
 
     Give one difference a cluster, such as a prompt's. No p is below 2 / (`resamples` + 1).
@@ -402,3 +419,6 @@ def permutation_pvalue(first: Values, second: Values) -> float:
 
     rng = np.random.default_rng(0)
     return float(stats.permutation_test((one, other), difference, n_resamples=4999, rng=rng).pvalue)
+
+
+check_arguments(globals())

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from koala_nb.stats.estimates import Estimate, share_interval
+from koala_nb.stats import check_arguments
+from koala_nb.stats.estimates import Draws, Estimate, share_interval
 
 Counts = Mapping[str, int]  # group -> images
 Shares = Mapping[str, float]  # group -> share, the reference; its keys are the declared groups
@@ -58,13 +59,11 @@ def total_variation(counts: Counts, reference: Shares) -> float:
     return float(np.abs(p - q).sum() / 2)
 
 
-def null_quantile(n: int, reference: Shares, draws: int = 2000) -> float:
+def null_quantile(n: Draws, reference: Shares, draws: Draws = 2000) -> float:
     """Return the 95th percentile of `total_variation` on n images of a model without imbalance.
 
     With few images a fair model shows some: compare what you measure with this, and not with 0.
     """
-    if not n >= 1:
-        raise ValueError(f"null_quantile: {n} images tell nothing.")
     q = _reference_shares(reference)
     p = np.random.default_rng(0).multinomial(n, q / q.sum(), size=draws) / n
     return float(np.quantile(np.abs(p - q).sum(1) / 2, 0.95))
@@ -84,3 +83,6 @@ def share_bounds(counts: Counts, group: str, unsure: str = "unsure") -> Estimate
         raise ValueError("There are no images of the declared groups.")
     most = least if group == unsure else least + counts.get(unsure, 0)
     return Estimate(least / n, share_interval(least, n).low, share_interval(most, n).high, n)
+
+
+check_arguments(globals())

@@ -8,14 +8,16 @@ each interval holds the truth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from koala_nb.stats import check_arguments
 from koala_nb.stats.estimates import (
     UPPER,
+    Draws,
     Estimate,
     Values,
     cluster_bootstrap,
@@ -31,6 +33,7 @@ from koala_nb.stats.estimates import (
 
 DRAWS = 4000  # of the posteriors of shares and error rates
 UNSURE = "unsure"
+SINGULAR = 1e8  # the condition of a confusion that tells no classes apart
 
 
 class NoBetterThanChance(ValueError):
@@ -52,10 +55,10 @@ def confusion(true: Values, read: Values, classes: Sequence[str]) -> np.ndarray:
 
 
 def _class_codes(values: Values, classes: Sequence[str]) -> np.ndarray:
-    index = {name: i for i, name in enumerate(classes)}
+    index: dict[object, int] = {name: i for i, name in enumerate(classes)}
     if len(index) != len(classes):
         raise ValueError(f"A class stands twice among {', '.join(map(str, classes))}.")
-    if unknown := [value for value in values if value not in index]:
+    if unknown := [v for v in values if not isinstance(v, Hashable) or v not in index]:
         raise ValueError(f"{unknown[0]!r} was not declared: declared are {', '.join(classes)}.")
     if not len(values):
         raise ValueError("There are no images.")
@@ -97,7 +100,7 @@ def corrected_share(
 
 
 def invert_confusion(
-    counts: Values, confusion: Values, draws: int = DRAWS, seed: int = 0
+    counts: Values, confusion: Values, draws: Draws = DRAWS, seed: int = 0
 ) -> list[Estimate]:
     """Return shares of k classes behind the classes that a scorer read, the multi-class form.
 
@@ -106,10 +109,10 @@ def invert_confusion(
     (Perks' prior, 1 / k) are drawn, and the equal-tailed interval returned. ValueError where the
     confusion is singular, or a count is below 0 or none.
     """
-    read, table = finite(counts, "invert_confusion"), _rates_table(confusion)
+    read, table = finite(counts, "invert_confusion"), rates_table(confusion)
     if read.min() < 0 or not read.any():
         raise ValueError("invert_confusion: give counts of 0 or more, and of one image or more.")
-    if table.shape != (len(read), len(read)) or np.linalg.cond(table) > 1e8:
+    if table.shape != (len(read), len(read)) or np.linalg.cond(table) > SINGULAR:
         raise ValueError("invert_confusion: give a square confusion that tells the classes apart.")
     rng = np.random.default_rng(seed)
     prior = 1 / len(read)
@@ -128,9 +131,12 @@ def invert_confusion(
     return shares
 
 
-def _rates_table(confusion: Values) -> np.ndarray:
+def rates_table(confusion: Values) -> np.ndarray:
     """Return a confusion as numbers; ValueError for a count below 0 or a class without labels."""
-    table = np.asarray(confusion, dtype=float)
+    try:
+        table = np.asarray(confusion, dtype=float)
+    except (TypeError, ValueError):  # texts, or rows of several lengths
+        table = np.array([])
     if table.ndim != 2 or not (np.isfinite(table) & (table >= 0)).all() or not table.sum(1).all():
         raise ValueError("A confusion holds counts of 0 or more, and labels of every class.")
     return table
@@ -173,8 +179,11 @@ def effective_counts(read: np.ndarray, clusters: Values, k: int) -> np.ndarray:
     Divided by the classes' mean design effect (Rao and Scott 1981, first order). Few clusters tell
     little of it: what exceeds 1 grows by the squared ratio of Student's quantile to the normal one.
     """
-    counts = np.bincount(read, minlength=k).astype(float)
     same_length(read, clusters, "effective_counts")
+    read = np.asarray(read)
+    if not len(read) or not np.isin(read, np.arange(k)).all():
+        raise ValueError(f"effective_counts: give the numbers of the classes, 0 to {k - 1}.")
+    counts = np.bincount(read, minlength=k).astype(float)
     m = cluster_codes(clusters).max() + 1
     if m < 2:
         return counts
@@ -291,11 +300,13 @@ def _lower_tail(
     k = len(group)
     rates, labelled = np.eye(k), np.full(k, np.inf)
     if table is not None:
-        counts = _rates_table(table) + 0.5
+        counts = rates_table(table) + 0.5
         if counts.shape != (k, k):
             raise ValueError(f"The confusion has {len(counts)} classes, and {k} are declared.")
         labelled = counts.sum(1)
         rates = counts / labelled[:, None]
+        if np.linalg.cond(rates) > SINGULAR:
+            raise NoBetterThanChance("The confusion does not tell the classes apart.")
     weights = np.linalg.solve(rates, group.astype(float))  # share of the group = weights . read
     read = np.bincount(codes, minlength=k) / len(codes)
     truth = np.clip(np.linalg.solve(rates.T, read), 1e-9, None)
@@ -362,3 +373,6 @@ def _asymptotic_kappa(table: np.ndarray) -> Estimate:
     spread = np.nan_to_num(result.kappa_upp - result.kappa)
     low, high = np.clip([result.kappa - spread, result.kappa + spread], -1, 1).tolist()
     return Estimate(float(result.kappa), low, high, n)
+
+
+check_arguments(globals())

@@ -7,12 +7,13 @@ prompt, groups, correlation, share -> coverage) come in as plain dictionaries.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from koala_nb.stats import misclassification, trends
-from koala_nb.stats.estimates import Values, cluster_totals
+from koala_nb.stats import check_arguments, misclassification, trends
+from koala_nb.stats.estimates import Design, Draws, Values, cluster_totals, finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,12 +36,18 @@ class SimulatedAudit(NamedTuple):
 def clustered_hits(
     rng: np.random.Generator,
     share: float | np.ndarray,
-    prompts: int,
-    images: int,
+    prompts: Draws,
+    images: Draws,
     correlation: float,
 ) -> np.ndarray:
     """Return each prompt's hits of so many images; shares of prompts scatter as beta does."""
-    mean = np.broadcast_to(share, prompts).astype(float)
+    shares = finite(np.atleast_1d(share), "clustered_hits")
+    if len(shares) not in (1, prompts):
+        raise ValueError(f"clustered_hits: {len(shares)} shares do not fit {prompts} prompts.")
+    mean = np.broadcast_to(shares, prompts)
+    inside = (0 < mean) & (mean < 1) if correlation else (0 <= mean) & (mean <= 1)
+    if not (inside.all() and 0 <= correlation < 1):
+        raise ValueError(f"clustered_hits: no share {share} has a correlation of {correlation}.")
     if correlation:
         spread = 1 / correlation - 1
         mean = rng.beta(mean * spread, (1 - mean) * spread)
@@ -52,7 +59,7 @@ def simulate_audit(
     shares: np.ndarray,
     scorer: np.ndarray,
     names: Sequence[str],
-    design: tuple[int, int] = (10, 10),
+    design: Design = (10, 10),
     correlation: float = 0.0,
 ) -> SimulatedAudit:
     """Return one audit of prompts x images, read by a scorer that errs.
@@ -61,23 +68,32 @@ def simulate_audit(
     are alike by Dirichlet shares of the prompt.
     """
     prompts, images = design
-    by_prompt = np.broadcast_to(shares, (prompts, len(shares)))
+    scorer, shares = misclassification.rates_table(scorer), finite(shares, "simulate_audit")
+    k = len(shares)
+    rows = [shares, *scorer]
+    if np.shape(scorer) != (k, k) or not all(min(r) >= 0 and np.isclose(sum(r), 1) for r in rows):
+        raise ValueError(f"simulate_audit: {k} shares, and rows of a {k} x {k} scorer, sum to 1.")
+    if len(set(names)) != k or not 0 <= correlation <= 1:
+        raise ValueError(
+            f"simulate_audit: give {k} different names, and a correlation from 0 to 1."
+        )
+    by_prompt = np.broadcast_to(shares, (prompts, k))
     if correlation:
         by_prompt = rng.dirichlet(np.maximum(shares * (1 / correlation - 1), 1e-9), prompts)
-    true = np.concatenate([rng.choice(len(shares), images, p=p / p.sum()) for p in by_prompt])
+    true = np.concatenate([rng.choice(k, images, p=p / p.sum()) for p in by_prompt])
     steps = scorer.cumsum(1)
-    read = (rng.random(len(true))[:, None] > steps[true]).sum(1).clip(max=len(shares) - 1)
+    read = (rng.random(len(true))[:, None] > steps[true]).sum(1).clip(max=k - 1)
     table = np.stack([rng.multinomial(LABELS, row) for row in scorer])
     clusters = np.repeat(np.arange(prompts), images)
     return SimulatedAudit([names[i] for i in read], clusters, table, [names[i] for i in true])
 
 
 def claim_power(
-    claims: int,
-    design: tuple[int, int],
+    claims: Draws,
+    design: Design,
     correlation: float,
     share: float,
-    confusion: Sequence[Sequence[int]] | np.ndarray | None = None,
+    confusion: Values | None = None,
 ) -> float:
     """Return how often a claim of "not one half" survives Holm's first step among so many.
 
@@ -86,7 +102,11 @@ def claim_power(
     unsure labels are those of each simulated audit. None: a reader that never errs, nobody unsure.
     """
     rng = np.random.default_rng(0)
-    counts = np.eye(2, dtype=int) if confusion is None else np.asarray(confusion)
+    counts = np.eye(2, dtype=int)
+    if confusion is not None:
+        counts = misclassification.rates_table(confusion).astype(int)
+    if not 0 <= share <= 1 or counts.shape not in ((2, 2), (3, 3)):
+        raise ValueError(f"claim_power: give a share from 0 to 1, not {share}, and 2 or 3 classes.")
     names = ["first", "second", misclassification.UNSURE][: len(counts)]
     unsure = counts[2:].sum() / counts.sum()
     shares = np.r_[np.array([share, 1 - share]) * (1 - unsure), unsure][: len(counts)]
@@ -95,10 +115,12 @@ def claim_power(
     for _ in range(AUDITS):
         audit = simulate_audit(rng, shares, scorer, names, design, correlation)
         labelled = np.stack([rng.multinomial(n, row) for n, row in zip(counts.sum(1), scorer)])
-        p = misclassification.score_test_pvalue(
-            audit.read, audit.clusters, names, None if confusion is None else labelled, "first", 0.5
-        )
-        claimed += p * claims <= 0.05
+        table = None if confusion is None else labelled
+        with suppress(misclassification.NoBetterThanChance):  # such labels make no claim
+            p = misclassification.score_test_pvalue(
+                audit.read, audit.clusters, names, table, "first", 0.5
+            )
+            claimed += p * claims <= 0.05
     return claimed / AUDITS
 
 
@@ -117,7 +139,7 @@ def _distance(cell: Cell, design: Mapping[str, float]) -> float:
     """Return how far a cell is from a design: counts by their logarithm, shares five times."""
 
     def scaled(name: str, value: float) -> float:
-        return 5 * value if name in ("correlation", "share") else np.log(value)
+        return 5 * value if name in ("correlation", "share") else np.log(float(value))
 
     return sum((scaled(k, cell[k]) - scaled(k, v)) ** 2 for k, v in design.items())
 
@@ -127,7 +149,13 @@ def coverage_warning(cells: Iterable[Cell], interval: str, **design: float) -> s
 
     interval: that of the cells, such as "clustered_share"; design: as of `audit_design`, or a part.
     """
-    here = [cell for cell in cells if cell["interval"] == interval]
+    here = _cells_of(cells, interval)
+    counts = {"prompts", "images", "groups"}
+    for name, value in design.items():
+        if not (value > 0 if name in counts else 0 <= value <= 1) or any(
+            name not in c for c in here
+        ):
+            raise ValueError(f"coverage_warning: {name} {value} is no part of a simulated design.")
     near = min(here, key=lambda cell: _distance(cell, design), default=None)
     if near is None or near["coverage"] >= COVERAGE_BAR:
         return None
@@ -144,6 +172,18 @@ def coverage_by_design(cells: Iterable[Cell], interval: str) -> pd.DataFrame:
     """Return an interval's coverage in the cells: one row per design, one column per true share."""
     import pandas as pd
 
-    frame = pd.DataFrame([cell for cell in cells if cell["interval"] == interval])
+    frame = pd.DataFrame(_cells_of(cells, interval))
+    if frame.empty:
+        raise ValueError(f"coverage_by_design: no cell is of {interval!r}.")
     design = [k for k in ("prompts", "images", "groups", "correlation") if k in frame]
     return frame.pivot_table(index=design, columns="share", values="coverage")
+
+
+def _cells_of(cells: Iterable[Cell], interval: str) -> list[Cell]:
+    try:
+        return [cell for cell in cells if cell["interval"] == interval]
+    except (TypeError, KeyError):
+        raise ValueError("Give the cells of a grid of `studies.coverage`.") from None
+
+
+check_arguments(globals())

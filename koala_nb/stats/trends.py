@@ -10,19 +10,24 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from koala_nb.stats import check_arguments
 from koala_nb.stats.estimates import (
     UPPER,
+    Draws,
     Estimate,
     Values,
     cluster_bootstrap,
     cluster_codes,
     cluster_totals,
     finite,
+    finite_quantiles,
     same_length,
     yes_or_no,
 )
 
 POWER = 0.8  # how often a difference is to be found
+MOST = 10_000_000  # images of which `power` sums the distribution
+APPROXIMATED = 5000  # images, from which on the normal approximation is exact enough
 
 
 class Trend(NamedTuple):
@@ -91,10 +96,10 @@ def power(n: float, reference: float, truth: float, confidence: float = 0.95) ->
     Exact: a sum over the binomial distribution. For clusters, n is the effective number. ValueError
     for a reference, truth or confidence that is no share.
     """
-    if not (0 < reference < 1 and 0 <= truth <= 1 and 0 < confidence < 1 and 0 < n < np.inf):
+    if not (0 < reference < 1 and 0 <= truth <= 1 and 0 < confidence < 1 and 0 < n <= MOST):
         raise ValueError(
             f"power: {n} images, reference {reference}, truth {truth}, confidence {confidence}: "
-            "shares lie between 0 and 1, and there is an image or more."
+            f"shares lie between 0 and 1, and there are images, at most {MOST:,}."
         )
     count = max(1, int(n))
     hits = np.arange(count + 1)
@@ -104,12 +109,12 @@ def power(n: float, reference: float, truth: float, confidence: float = 0.95) ->
     return float(stats.binom.pmf(hits, count, truth)[out].sum())
 
 
-def effective_sample_size(prompts: int, seeds: int, correlation: float) -> float:
+def effective_sample_size(prompts: float, seeds: float, correlation: float) -> float:
     """Return the number of independent images that prompts x seeds are worth (Kish 1965).
 
     ValueError for fewer than one of either, or a correlation outside 0 to 1.
     """
-    if not (prompts >= 1 and seeds >= 1 and 0 <= correlation <= 1):
+    if not (1 <= prompts < np.inf and 1 <= seeds < np.inf and 0 <= correlation <= 1):
         raise ValueError(
             f"No design has {prompts} prompts x {seeds} images with a correlation of {correlation}."
         )
@@ -121,23 +126,28 @@ def required_sample_size(
 ) -> int:
     """Return the number of independent images from which on a difference is found with 80 % power.
 
-    ValueError where reference + difference is no share.
+    Above 5,000 by the normal approximation. ValueError where reference + difference or the
+    confidence is no share.
     """
     truth = reference + difference
-    if not 0 < reference < 1 or not 0 <= truth <= 1 or not difference:
+    shares = 0 < reference < 1 and 0 <= truth <= 1 and 0 < confidence < 1
+    if not shares or abs(difference) < 1e-9:
         raise ValueError(
-            f"required_sample_size: {reference} {difference:+} is no share to be found."
+            f"required_sample_size: {reference} {difference:+} at {confidence} is no share to be "
+            "found."
         )
     z, z_power = stats.norm.ppf([0.5 + confidence / 2, POWER])
     spreads = np.sqrt([reference * (1 - reference), truth * (1 - truth)])
     about = ((z * spreads[0] + z_power * spreads[1]) / difference) ** 2  # the normal approximation
+    if about > APPROXIMATED:
+        return int(np.ceil(about))
     # Power rises with n in a saw: all n are tried up to where it surely stays above.
-    tried = range(2, min(6000, 2 * int(about) + 100) + 1)
+    tried = range(2, 2 * int(about) + 101)
     too_few = [n for n in tried if power(n, reference, truth, confidence) < POWER]
     return too_few[-1] + 1 if too_few else 2
 
 
-def detectable_difference(prompts: int, seeds: int, correlation: float = 0.05) -> float:
+def detectable_difference(prompts: float, seeds: float, correlation: float = 0.05) -> float:
     """Return the smallest difference from one half that prompts x seeds find with 80 % power.
 
     In steps of .005; NaN where even the largest is not found.
@@ -162,7 +172,7 @@ def intraclass_correlation(hits: Values, clusters: Values) -> float:
 
 
 def logit_slope(
-    references: np.ndarray, counts: Sequence[np.ndarray], draws: int = 2000
+    references: np.ndarray, counts: Sequence[np.ndarray], draws: Draws = 2000
 ) -> Estimate:
     """Return the slope of groups' logit shares on the logit of reference shares: 1 mirrors.
 
@@ -173,6 +183,11 @@ def logit_slope(
     1, or more hits than images.
     """
     same_length(references, counts, "logit_slope")
+    counts = [np.asarray(c) for c in counts]
+    tables = all(c.size and c.shape[1:] == (2,) and c.dtype.kind in "iuf" for c in counts)
+    if np.shape(references)[1:] != (2,) or not tables:
+        raise ValueError("logit_slope: give two references, and rows of hits and images, a group.")
+    references = np.array([finite(pair, "logit_slope") for pair in references])
     if not ((references > 0) & (references < 1)).all():
         raise ValueError("logit_slope: a reference is not between 0 and 1: leave its group out.")
     if not all(((c >= 0).all() and (c[:, 0] <= c[:, 1]).all()) for c in counts):
@@ -185,8 +200,8 @@ def logit_slope(
         chosen = rng.integers(len(counts), size=len(counts))
         sums = [counts[i][rng.integers(len(counts[i]), size=len(counts[i]))].sum(0) for i in chosen]
         resampled.append(_errors_in_variables_slope(x[chosen], np.array(sums)))
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
-    return Estimate(best, float(min(low, best)), float(max(high, best)), len(counts))
+    low, high = finite_quantiles(resampled, 1 - UPPER)
+    return Estimate(best, min(low, best), max(high, best), len(counts))
 
 
 def _errors_in_variables_slope(x: np.ndarray, counts: np.ndarray) -> float:
@@ -231,3 +246,6 @@ def variance_components(
 
     every = np.arange(len(moments))
     return [cluster_bootstrap(partial(part, k=k), every) for k in range(3)]
+
+
+check_arguments(globals())
