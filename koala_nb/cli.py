@@ -206,11 +206,9 @@ def _spread(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         if argument.startswith("--"):
             option = argument if argument in LISTS else ""
-            spread.append(argument)
         elif option and spread[-1] != option:
-            spread += [option, argument]
-        else:
-            spread.append(argument)
+            spread.append(option)
+        spread.append(argument)
     return spread
 
 
@@ -245,12 +243,14 @@ def generate(
     settings: Record = {"steps": steps, "guidance": guidance, "height": size, "width": size}
     loading: Record = {name: drawing.pop(name) for name in LOADING}
     settings |= {"out": out, **{k: v for k, v in drawing.items() if v is not None}}
+    drawn = len(prompt) * seeds
     if workers:
         with cluster.local(workers) as client:
             folder = cluster.generate(model, prompt, numbers, client=client, **loading, **settings)
     else:
-        folder = draw(load(model, **loading), prompt, numbers, **settings).folder or out
-    print(f"{len(prompt) * seeds} images in {folder}")
+        run = draw(load(model, **loading), prompt, numbers, **settings)
+        folder, drawn = run.folder or out, len(run.images)
+    print(f"{drawn} images in {folder}")
 
 
 @app.command()
@@ -397,13 +397,11 @@ def probe_command(probe: "Probe") -> TyperCommand:
     """Return a probe's command: the options that all probes have, and its own."""
     from koala_nb.models.given import checked_folder
 
-    fewest, help_images = probe.fewest, "images per prompt"
-    if not fewest:
-        help_images += " (0: each run's own)"
+    help_images = "images per prompt" + ("" if probe.fewest else " (0: each run's own)")
     options: dict[str, tuple[object, object]] = {
         "model": (Model, "nano-koala"),
         "images_from": (ImagesFrom, ""),
-        "images": (Annotated[int, whole(fewest, help_images)], probe.images if fewest else 0),
+        "images": (Annotated[int, whole(probe.fewest, help_images)], probe.fewest and probe.images),
         "prompts": (Annotated[int, whole(0, "about so many prompts (0: all)")], 0),
         "seed": (Seed, 0),
         "out": (Results, None),
@@ -413,11 +411,14 @@ def probe_command(probe: "Probe") -> TyperCommand:
     for name, (default, about) in probe.options.items():
         options[name] = (Annotated[type(default), Option(help=about)], default)
 
+    drawing = ("model", "images", "seed", "batch_size", *LOADING)
+
     @with_options(options)
     def run(**settings: Any) -> None:
-        loading = {name: settings.pop(name) for name in LOADING}
         if folder := settings.pop("images_from"):
-            settings["model"] = checked_folder(folder)
+            changed = [name for name in drawing if settings[name] != options[name][1]]
+            settings["model"] = checked_folder(folder, changed)
+        loading = {name: settings.pop(name) for name in LOADING}
         print(probe.run(command=typed(), loading=loading, **settings))
 
     command = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -11,8 +11,9 @@ from PIL import Image
 import koala_nb as kn
 from koala_nb import cli
 from koala_nb.core.files import read_json
-from koala_nb.models.given import GivenImages
+from koala_nb.models.given import GivenImages, with_images
 from koala_nb.probes import text
+from koala_nb.probes.base import plan
 from koala_nb.probes.text_reader import rendered_text_image
 from koala_nb.report import render
 
@@ -149,3 +150,45 @@ def test_settings_that_given_images_cannot_have_are_left_out(
     with pytest.warns(UserWarning):
         results = probe.run(str(folder), out=Path("results"), **options)
     assert len(pd.read_csv(results.with_suffix(".csv"))) == 3
+
+
+@pytest.mark.parametrize(
+    "option", ["--seed 5", "--images 9", "--batch-size 2", "--model tiny", "--dtype bfloat16"]
+)
+def test_options_of_drawing_are_refused_beside_given_images(folder, capsys, option):
+    assert cli.main(["probe", "text", "--images-from", str(folder), *option.split()]) == 2
+    name = option.partition(" ")[0]
+    assert f"nothing is drawn: leave out {name}." in capsys.readouterr().err
+
+
+def test_the_plan_counts_the_images_that_are_there(folder):
+    given = kn.load(folder)
+    rows, each = with_images(given, text.prompts("photographic"), 4)
+    assert list(rows.prompt) == list(PROMPTS.prompt) and each == 2
+    (folder / "1-1.png").unlink()
+    table = pd.read_csv(folder / "metadata.csv")
+    table[table.file_name != "1-1.png"].to_csv(folder / "metadata.csv", index=False)
+    n = len(PROMPTS)
+    rows, each = with_images(kn.load(folder), text.prompts("photographic"), 4)
+    assert f"{n} prompts x {2 - 1 / n:g} images = {2 * n - 1} images" in plan(len(rows), each)
+
+
+def test_what_draws_refuses_given_images_in_a_sentence(folder, capsys):
+    given = kn.load(folder)
+    with pytest.raises(ValueError, match="holds images as given: no model draws there"):
+        kn.capture_attention(given).__enter__()
+    command = ["generate", str(folder), PROMPTS.prompt[1], "--out", str(folder / "run")]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.startswith("2 images in ")
+    assert cli.main([*command, "--workers", "1"]) == 2
+    assert "holds images as given: nothing is drawn: leave out the workers" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(ValueError, match="runs: no setting changes images as given"):
+        kn.probes.get("demographics").run(str(folder), runs="g1")
+
+
+def test_the_folder_of_their_records_says_where_they_are_opened(folder):
+    kn.generate(kn.load(folder), list(PROMPTS.prompt[:2]), out=folder / "run")
+    with pytest.raises(ValueError, match="only the records of images as given: call generate"):
+        kn.open_run(folder / "run")

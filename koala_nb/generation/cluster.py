@@ -28,6 +28,7 @@ from koala_nb.generation.generate import Drawing
 from koala_nb.generation.plan import Plan, Settings, make_plan
 from koala_nb.models import load
 from koala_nb.models.fingerprint import summary
+from koala_nb.models.given import is_given
 
 if TYPE_CHECKING:
     from distributed import Client, Worker, WorkerPlugin
@@ -72,6 +73,8 @@ def generate(
             f"client must be a dask.distributed.Client, not {short(client)}: use `with "
             "cluster.local(2) as client`."
         )
+    if str(model) not in {s.name for s in catalog.SYSTEMS} and is_given(Path(model)):
+        raise ValueError(f"{model} holds images as given: nothing is drawn: leave out the workers.")
     folder = run_folder.folder_at(out).resolve()
     source = (_name(model), device, dtype, revision, offload)
     if settings.get("batch_size") is None:

@@ -277,9 +277,18 @@ def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> pd
 
 
 def planned_images(folder: Path) -> int:
-    """Return how many images a run has when it is done. OSError for damaged settings."""
+    """Return how many images a run has when it is done. OSError for damaged settings.
+
+    ValueError for a run of images as given, which lie elsewhere.
+    """
+    settings = read_json(folder / SETTINGS)
+    if "source" in settings and not {"seeds", "batch_size"} & settings.keys():
+        raise ValueError(
+            f"{folder} holds only the records of images as given: call generate(load(the images' "
+            "folder), prompts) again, which draws nothing."
+        )
     try:
-        return sum(map(len, read_json(folder / SETTINGS)["seeds"]))
+        return sum(map(len, settings["seeds"]))
     except (KeyError, TypeError):
         raise OSError(f"{folder / SETTINGS} does not say the seeds of a run: restore it.") from None
 

@@ -7,11 +7,15 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pandas as pd
 
 from koala_nb.core.catalog import Recipe
 from koala_nb.core.files import read_csv, read_lines, short
+
+if TYPE_CHECKING:
+    from koala_nb.models.load import Pipeline
 
 TABLES = ("metadata.csv", "metadata.jsonl")  # as Hugging Face's ImageFolder calls them
 PROMPTS = ("prompt", "text", "caption")
@@ -27,8 +31,11 @@ def is_given(folder: Path) -> bool:
         return False
 
 
-def checked_folder(folder: str) -> str:
-    """Return a folder of images with prompts; ValueError for what is none."""
+def checked_folder(folder: str, changed: Sequence[str] = ()) -> str:
+    """Return a folder of images with prompts; ValueError for none, or options of drawing."""
+    if changed:
+        option = changed[0].replace("_", "-")
+        raise ValueError(f"--images-from {folder}: nothing is drawn: leave out --{option}.")
     if not is_given(Path(folder)):
         raise ValueError(f"{folder} is no folder with a metadata.csv and images.")
     return folder
@@ -36,6 +43,10 @@ def checked_folder(folder: str) -> str:
 
 class NoImages(ValueError):
     """A folder holds no image of any of the prompts."""
+
+
+class NoModel(ValueError, AttributeError):
+    """What only a model has is wanted of images as given."""
 
 
 class GivenImages:
@@ -68,6 +79,12 @@ class GivenImages:
             domain="photographic",
             recipe=Recipe(),
             notes=notes,
+        )
+
+    def __getattr__(self, name: str) -> NoReturn:
+        folder = vars(self).get("folder", "A folder")
+        raise NoModel(
+            f"{folder} holds images as given: no model draws there, and it has no {name}."
         )
 
     @property
@@ -110,6 +127,18 @@ class GivenImages:
                 stacklevel=3,
             )
         return rows
+
+
+def with_images(
+    pipe: Pipeline | GivenImages, prompts: pd.DataFrame, images: int
+) -> tuple[pd.DataFrame, float]:
+    """Return the prompts that a run has images of, and how many of each in the mean."""
+    if not isinstance(pipe, GivenImages):
+        return prompts, images
+    with warnings.catch_warnings(action="ignore"):  # a run itself counts those without an image
+        rows = pipe.select(prompts.prompt.tolist())
+    there = prompts.iloc[rows.prompt_index.unique()]
+    return there, len(rows) / len(there)
 
 
 def _read(folder: Path) -> pd.DataFrame:

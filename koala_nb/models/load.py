@@ -186,6 +186,8 @@ def model_info(pipe: "Pipeline") -> ModelInfo:
 
 def check_pipeline(pipe: "Pipeline") -> None:
     """Raise ValueError for what is no pipeline that draws images like SDXL's, from text alone."""
+    if isinstance(pipe, GivenImages):
+        raise ValueError(f"{pipe.folder} holds images as given: no model draws there.")
     name = type(pipe).__name__
     call = inspect.signature(pipe.__call__).parameters if callable(pipe) else {}
     lacking = [part for part in PARTS if getattr(pipe, part, None) is None]

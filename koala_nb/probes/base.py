@@ -28,6 +28,7 @@ from koala_nb.core.files import (
 from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
+from koala_nb.models.given import with_images
 from koala_nb.models.load import load, model_info
 from koala_nb.probes.prompts import (
     prompt_file,
@@ -191,7 +192,8 @@ class Probe:
         pipe, images = load(model, **loading or {}), images or self.images
         whole, scorer = self.prepare(pipe, **options)
         chosen = subsample_prompts(whole, prompts, self.stratify)
-        print(plan(len(chosen), images))
+        present, each = with_images(pipe, chosen, images)
+        print(plan(len(present), each))
         folder = self.run_folder(model_info(pipe))
         drawing: Record = {"images": images, "first_seed": seed, "batch_size": batch_size}
         table = self.measure(pipe, chosen, scorer, out=folder, **drawing)
@@ -249,15 +251,15 @@ def _frame(rows: Iterable[Record], scorer: str) -> pd.DataFrame:
     return frame.assign(scorer=scorer or frame.scorer).round(ROUND)
 
 
-def plan(prompts: int, images: int) -> str:
+def plan(prompts: int, images: float) -> str:
     """Return, in a sentence, what a design can find, before anything is drawn."""
     n = trends.effective_sample_size(prompts, images, CORRELATION)
     gap = trends.detectable_difference(prompts, images, correlation=CORRELATION)
     finds = f"a share of .50 from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
-    design = f"{prompts} prompt{'s' * (prompts > 1)} x {images} image{'s' * (images > 1)}"
+    design = f"{prompts} prompt{'s' * (prompts > 1)} x {images:g} image{'s' * (images > 1)}"
     return (
-        f"{design} = {prompts * images} images, worth {n:.0f} independent ones at an intra-class "
-        f"correlation of {CORRELATION:g}: they tell {finds} with 80 % power (5 % level)."
+        f"{design} = {prompts * images:.0f} images, worth {n:.0f} independent ones at an "
+        f"intra-class correlation of {CORRELATION:g}: they tell {finds} with 80 % power (5 % level)."
     )
 
 

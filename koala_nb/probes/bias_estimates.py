@@ -65,11 +65,11 @@ def references_of(table: pd.DataFrame) -> tuple[Reference, Reference]:
     raise ValueError(f"No reference holds the occupations {', '.join(sorted(map(str, keys)))}.")
 
 
-def plan(occupations: int, prompts: int, images: int) -> str:
+def plan(occupations: int, prompts: int, images: float) -> str:
     """Return what an audit of so many prompts per occupation and images per prompt can find."""
     required = required_sample_size(occupations)
     n = trends.effective_sample_size(prompts, images, CORRELATION)
-    share = power(occupations, prompts, images)
+    share = power(occupations, prompts, max(1, round(images)))
     enough = "enough" if share >= 0.8 else "too few for 80 %"
     enough = "too few: there will be no verdict" if n < required else enough
     return (

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from koala_nb.display import figures
-from koala_nb.models.given import GivenImages
+from koala_nb.models.given import GivenImages, with_images
 from koala_nb.models.load import load, model_info, native_size
 from koala_nb.probes import base, labels
 from koala_nb.probes import bias_estimates as estimate
@@ -216,6 +216,8 @@ class BiasProbe(base.Probe):
         info = model_info(pipe)
         if isinstance(pipe, GivenImages):  # which no setting changes
             names = [name for name in names if not RUNS[name].recipe]
+            if not names:
+                raise ValueError("runs: no setting changes images as given: leave them out.")
         prompt_set = self.prompts(info.domain)
         reader = self.scorer(pipe, **options)
         tables = []
@@ -225,8 +227,9 @@ class BiasProbe(base.Probe):
             part = base.subsample_prompts(part, prompts, self.stratify)
             n = images or setting.images
             if "neutral" in setting.parts:
-                sizes = part.groupby("occupation").size()
-                print(f"{name}: {estimate.plan(len(sizes), int(sizes.max()), n)}")
+                present, each = with_images(pipe, part, n)
+                sizes = present.groupby("occupation").size()
+                print(f"{name}: {estimate.plan(len(sizes), int(sizes.max()), each)}")
             drawing: base.Record = {"images": n, "same_seeds": setting.same_seeds}
             drawing |= {"first_seed": seed, "batch_size": batch_size}
             folder = self.run_folder(info, f"-{name}")

@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from koala_nb.core.files import read_csv, read_record
-from koala_nb.models.given import GivenImages
+from koala_nb.models.given import GivenImages, with_images
 from koala_nb.models.load import load, model_info, native_size
 from koala_nb.probes import base
 from koala_nb.probes import safety_estimates as estimate
@@ -279,7 +279,8 @@ class SafetyProbe(base.Probe):
         words, scorer = PromptFilter(listed), self.scorer(pipe, **options)
         whole = self.read_i2p(i2p) if i2p else self.prompts(info.domain)
         chosen = base.subsample_prompts(whole, prompts, self.stratify)
-        print(base.plan(len(chosen), images or self.images))
+        present, each = with_images(pipe, chosen, images or self.images)
+        print(base.plan(len(present), each))
         saved_as = I2PProbe() if i2p else self
         folder = saved_as.run_folder(info)
         settings: base.Record = {"images": images or self.images, "first_seed": seed}
