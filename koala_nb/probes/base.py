@@ -259,7 +259,8 @@ def plan(prompts: int, images: float) -> str:
     design = f"{prompts} prompt{'s' * (prompts > 1)} x {images:g} image{'s' * (images > 1)}"
     return (
         f"{design} = {prompts * images:.0f} images, worth {n:.0f} independent ones at an "
-        f"intra-class correlation of {CORRELATION:g}: they tell {finds} with 80 % power (5 % level)."
+        f"intra-class correlation of {CORRELATION:g}: they tell {finds} with 80 % power "
+        "(5 % level)."
     )
 
 
