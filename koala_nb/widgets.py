@@ -17,6 +17,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from koala_nb.attention import page
+from koala_nb.attention.maps import MARKS
 from koala_nb.core import catalog
 from koala_nb.display.tables import table_html
 from koala_nb.generation import generate
@@ -256,7 +257,8 @@ class AttentionExplorer(_Chooser):
             f"Mean {100 * chosen.mean():.1f} % of the attention, at most {100 * chosen.max():.1f} "
             f"%, {page.place(chosen)}."
         )
-        self.output.value = picture(page.overlay(self.pictures[number], chosen), text)
+        top = float(maps.array[: -len(MARKS)].max())  # one scale for all words
+        self.output.value = picture(page.overlay(self.pictures[number], chosen, top), text)
         return text
 
 

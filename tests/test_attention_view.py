@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib import colormaps
 from PIL import Image
 
 import koala_nb as kn
@@ -80,6 +79,19 @@ def test_an_overlay_is_bright_where_the_map_is_large():
     assert view.overlay(Image.new("RGB", (300, 512)), np.eye(4)).size == (300, 512)
 
 
+def test_an_overlay_keeps_the_pictures_colours():
+    """Full light hardly changes them, no light darkens them; black things are seen as well."""
+    picture = Image.new("RGB", (256, 256), (200, 40, 20))
+    lit = np.array(view.overlay(picture, np.eye(2), top=1).getpixel((20, 20)), float)
+    dark = np.array(view.overlay(picture, np.eye(2), top=1).getpixel((235, 20)), float)
+    assert dark == pytest.approx(view.DIM * np.array([200, 40, 20]), abs=1)
+    assert lit.argmax() == 0 and lit[0] > 2 * lit[2] and lit.sum() > 3 * dark.sum()
+    faint = view.overlay(picture, 0.01 * np.eye(2), top=0.21).getpixel((20, 20))
+    assert sum(faint) < 1.2 * dark.sum(), "a word with 1 % must not shine like one with 21 %"
+    black = view.overlay(Image.new("RGB", (256, 256)), np.eye(2))
+    assert max(black.getpixel((20, 20))) > 60 and max(black.getpixel((235, 20))) == 0
+
+
 @pytest.mark.parametrize("values", [np.zeros((4, 4)), np.ones(4), np.full((2, 2), np.nan)])
 def test_what_is_no_map_is_refused(values):
     with pytest.raises(ValueError, match="overlay: give a map of rows x columns"):
@@ -102,22 +114,52 @@ def test_the_page_holds_every_map(captured, tmp_path):
     text = path.read_text("utf-8")
     assert len(text.encode()) < 1_000_000 and "Careful." in text
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
-    steps, words, rows, columns = data["shape"]
+    groups, steps, words, rows, columns = data["shape"]
     maps = np.frombuffer(base64.b64decode(data["maps"]), np.uint8).reshape(data["shape"])
     assert data["steps"] == ["mean over steps", "step 1", "step 2", "step 3"]
     assert data["words"][:4] == ["a", "<", "red", ">"]
+    assert data["layers"] == ["all layers"] and groups == 1  # layers were merged
+    (largest,) = np.array(data["largest"])
     for step in range(3):
         expected = attention.words(PROMPT, step=step)
-        found = maps[step + 1] / 255 * np.array(data["largest"])[:, None, None]
-        level = np.array(data["largest"])[:, None, None] / 255
+        found = maps[0, step + 1] / 255 * largest[:, None, None]
+        level = largest[:, None, None] / 255
         assert (abs(found - expected.array) <= 0.501 * level).all()  # rounded to the nearest
-        assert data["mean"][step + 1] == pytest.approx(expected.array.mean((1, 2)))
-    assert sum(data["mean"][0]) == pytest.approx(1, abs=1e-5)
+        assert data["mean"][0][step + 1] == pytest.approx(expected.array.mean((1, 2)))
+    assert sum(data["mean"][0][0]) == pytest.approx(1, abs=1e-5)
+    assert data["top"] == [max(largest[:-3])]  # the special tokens do not darken the words
     assert (rows, columns) == (4, 4) and words == len(data["words"])
-    assert maps.max((0, 2, 3)).tolist() == [255] * words
-    colours = np.frombuffer(base64.b64decode(data["colours"]), np.uint8).reshape(256, 3)
-    ends = np.array([colormaps[view.COLOURS](level)[:3] for level in (0, 255)])
-    assert colours[[0, -1]] == pytest.approx(255 * ends, abs=0.5)
+    assert maps.max((0, 1, 3, 4)).tolist() == [255] * words
+    colours = np.frombuffer(base64.b64decode(data["colours"]), np.uint8).reshape(256, 4)
+    picture = Image.new("RGB", (256, 256), (200, 100, 50))
+    for level in (0, 100, 255):  # the page covers a picture as `overlay` lights it
+        lit = view.overlay(picture, np.full((2, 2), level), top=255).getpixel((9, 9))
+        color, alpha = colours[level, :3].astype(float), colours[level, 3] / 255
+        mixed = (1 - alpha) * np.array([200, 100, 50]) + alpha * color
+        assert mixed == pytest.approx(np.array(lit), abs=1.5)
+
+
+def test_the_page_has_the_stages_of_the_unet(loaded, tmp_path):
+    settings = {"steps": 2, "height": 64, "width": 64, "progress": False}
+    with kn.capture_attention(loaded, keep_axes=("layer", "step")) as attention:
+        run = kn.generate(loaded, PROMPT, [0], **settings)
+    text = view.write_page(tmp_path / "page.html", attention, run.images[0], PROMPT).read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    stages = ["down_blocks.1", "down_blocks.2", "up_blocks.0", "up_blocks.1"]
+    assert data["layers"] == ["all layers", *stages] and data["shape"][:2] == [5, 3]
+    maps = np.frombuffer(base64.b64decode(data["maps"]), np.uint8).reshape(data["shape"])
+    coarse = attention.words(PROMPT, layers="up_blocks.0", step=1)["red"]
+    number = data["words"].index("red")
+    expected = 255 * np.kron(coarse, np.ones((2, 2))) / data["largest"][3][number]
+    assert maps[3, 2, number] == pytest.approx(expected, abs=0.51)
+    one = view.write_page(
+        tmp_path / "one.html", attention, run.images[0], PROMPT, layers="up_blocks.0"
+    )
+    assert '"layers": ["all layers"]' in one.read_text("utf-8")
+    with pytest.raises(ValueError, match="capture fewer steps or choose layers"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(view, "LARGEST_PAGE", 1000)
+            view.write_page(tmp_path / "two.html", attention, run.images[0], PROMPT)
 
 
 @pytest.mark.parametrize(("side", "form"), [(view.SIDE - 1, "png"), (view.SIDE, "jpeg")])

@@ -99,6 +99,26 @@ def test_a_small_evaluation(pipe, monkeypatch):
     assert all(r["low"] <= r["value"] <= r["high"] and r["n"] == 12 for r in rows.values())
 
 
+def test_a_word_removed_changes_its_own_thing(pipe):
+    """Scenes of two things with known masks, drawn again without the word of one of them."""
+    rows = truth.evaluate_edits("nano-koala", 6)
+    value = {(row["factor"], row["region"]): row["value"] for row in rows}
+    assert all(row["n"] == 6 and row["low"] <= row["value"] <= row["high"] for row in rows)
+    assert value[0.0, "own"] > 2 * value[0.0, "other"] > 0
+    assert value[0.0, "own"] > 3 * value[0.0, "background"]
+    gain = value[0.0, "own"] - value[0.0, "other"]
+    assert value[0.0, "own - other"] == pytest.approx(gain, abs=2e-4)
+
+
+@pytest.mark.parametrize("model", truth.MODELS)
+def test_removing_a_word_is_local_in_the_stored_result(stored, model):
+    (result,) = [m for m in stored["models"] if m["model"] == model]
+    (gain,) = [
+        row for row in result["edits"] if (row["factor"], row["region"]) == (0, "own - other")
+    ]
+    assert gain["low"] > 0 and gain["n"] == stored["edited"]["scenes"] >= 50
+
+
 @pytest.fixture(scope="module")
 def stored():
     return json.loads((data_folder() / "results" / "attention-truth.json").read_text("utf-8"))

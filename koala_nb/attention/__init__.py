@@ -7,7 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "buffers": ["layer_grid"],
         "capture": ["CannotCapture", "capture_attention"],
-        "maps": ["AXES", "Attention", "words_of"],
+        "edits": ["Edit", "Move", "Replace", "Reweight", "Site"],
+        "maps": ["AXES", "Attention", "tokens_of", "words_of"],
         "page": ["overlay", "place", "write_page"],
     },
 )

@@ -96,14 +96,7 @@ class Batch:
 
     def add(self, source: Source, query: torch.Tensor, key: torch.Tensor) -> None:
         """Add the softmax (or the logits) of queries and keys, (rows, positions, channels) each."""
-        name, grid, (heads, positions, tokens) = self.shape(source)
-        place = (source.channel, name, self.passes - 1 if "step" in self.keep_axes else 0)
-        into = self.buffers.get(place)
-        if into is None:
-            tokens = tokens if source.channel == "self" else key.shape[1]
-            into = torch.zeros(len(self.rows), heads, positions, tokens, device=query.device)
-            self.buffers[place] = into
-            self.grids[place[:2]] = grid
+        into, grid = self._buffer(source, key.shape[1], query.device)
         if query.requires_grad or key.requires_grad:
             query, key = query.detach(), key.detach()
         for image, row in enumerate(self.rows):
@@ -113,8 +106,27 @@ class Batch:
                 _add_cells(into[image], q, k, source.scale, fine, grid)
             else:
                 _add_maps(into[image], q, k, source)
+
+    def add_edited(self, source: Source, maps: torch.Tensor) -> None:
+        """Add maps as they are, (rows kept, heads, positions, tokens)."""
+        into, _ = self._buffer(source, maps.shape[-1], maps.device)
+        into.add_(maps.detach() if into.shape[1] > 1 else maps.detach().mean(1, keepdim=True))
+
+    def _buffer(
+        self, source: Source, keys: int, device: torch.device
+    ) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Return where this pass of a source is added up, and its grid; counts the pass."""
+        name, grid, (heads, positions, tokens) = self.shape(source)
+        place = (source.channel, name, self.passes - 1 if "step" in self.keep_axes else 0)
+        into = self.buffers.get(place)
+        if into is None:
+            tokens = tokens if source.channel == "self" else keys
+            into = torch.zeros(len(self.rows), heads, positions, tokens, device=device)
+            self.buffers[place] = into
+            self.grids[place[:2]] = grid
         self.added[place] += 1
         self.captured[source.channel, source.name] += 1
+        return into, grid
 
 
 def _add_maps(into: torch.Tensor, query: torch.Tensor, key: torch.Tensor, source: Source) -> None:

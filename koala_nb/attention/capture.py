@@ -1,4 +1,4 @@
-"""Capture what a U-Net attends to: exact, streamed, without changing a bit of the image.
+"""Capture what a U-Net attends to, exact and streamed, without changing the image; or edit it.
 
 A processor around each attention layer's own one calls it, returns its output, and computes
 softmax(q k^T / sqrt(d)) once more into a buffer. Compiled graphs reach the capture through two
@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from koala_nb.attention.buffers import Batch, Source, layer_grid, matches_prefix
+from koala_nb.attention.edits import Edit, Site, apply_edits
 from koala_nb.attention.maps import Attention, words_of
 from koala_nb.core.errors import nearest
 from koala_nb.generation.generate import ON_RETRY, embed
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from koala_nb.models.load import Pipeline
 
-Receive = Callable[..., None]  # takes the tensors that a hook passes on
+Receive = Callable[..., torch.Tensor | None]  # takes the tensors that a hook passes on
 
 BRANCHES = {"both": (0, 1), "conditional": (1,), "unconditional": (0,)}  # of a guided batch
 KEPT_AXES = ("layer", "head", "step")
@@ -50,6 +51,7 @@ class Options:
     self_grid: int | None
     by_encoder: bool
     limit: float
+    edits: tuple[Edit, ...]
 
 
 @contextmanager
@@ -63,6 +65,7 @@ def capture_attention(
     by_encoder: bool = False,
     probe: str | None = None,
     limit_gb: float = 1.0,
+    edit: Edit | Sequence[Edit] = (),
 ) -> Iterator[Attention]:
     """Capture the attention of every image drawn, or U-Net pass made, inside the `with` block.
 
@@ -75,11 +78,17 @@ def capture_attention(
     by_encoder: also the logits, and the part of them that is CLIP-L's (SDXL's types only).
     probe: a second text; its words' maps are captured in the same passes. It changes no image.
     limit_gb: refuse, before the first step, what would store more, in 10^9 bytes.
+    edit: one or several functions of a layer's cross-attention, such as `Reweight(tokens, 2)`:
+    each takes maps, (images, heads, rows, columns, tokens) in float32, and a `Site`, and returns
+    maps; the image is drawn from those, and they are captured. Acts on the chosen layers and
+    branch. Without an edit the image does not change by a bit.
 
     Memory does not grow with the number of steps unless "step" is kept. Raises CannotCapture, a
     ValueError, for what cannot be captured exactly. The pipeline is restored, on errors too.
     """
-    options = Options(tuple(keep_axes), guidance_branch, self_grid, by_encoder, limit_gb * 1e9)
+    edits = tuple(edit) if isinstance(edit, Sequence) else (edit,)
+    chosen = guidance_branch, self_grid, by_encoder, limit_gb * 1e9, edits
+    options = Options(tuple(keep_axes), *chosen)
     _check_options(pipe, options)
     unet: UNet2DConditionModel = getattr(pipe.unet, "_orig_mod", pipe.unet)  # of a compiled one
     modules = _choose_layers(unet, layers, options)
@@ -117,6 +126,8 @@ def _check_options(pipe: Pipeline, options: Options) -> None:
         raise CannotCapture(f"self_grid={options.self_grid}: use 2 or more cells.")
     if options.by_encoder and not hasattr(pipe, "text_encoder_2"):
         raise CannotCapture("by_encoder needs a model with two text encoders, as SDXL has.")
+    if wrong := [edit for edit in options.edits if not callable(edit)]:
+        raise CannotCapture(f"edit={wrong[0]!r}: give a function of maps and where they are.")
 
 
 def _choose_layers(
@@ -174,6 +185,8 @@ class Capture:
         sources = [Source(channel, name, module.heads, float(module.scale)) for channel in channels]
         self.sources += sources
         receivers: dict[str, Receive] = {s.channel: partial(self.add, s) for s in sources}
+        if self.options.edits and module.is_cross_attention:
+            receivers["cross"] = partial(self.edit, sources[0])
         return CapturingProcessor(module.processor, self, receivers)
 
     def register(self, receive: Receive) -> torch.Tensor:
@@ -237,6 +250,26 @@ class Capture:
         """Add what one layer computed in this pass, (rows, positions, channels) each."""
         self.batches[-1].add(source, query, key)
 
+    def edit(
+        self, source: Source, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what the edits add to a layer's (rows, positions, channels): (A' - A) V."""
+        batch, change = self.batches[-1], torch.zeros_like(query)
+        kept = slice(batch.rows.start, batch.rows.stop)
+        q, k, v = (
+            x[kept].unflatten(-1, (source.heads, -1)).transpose(1, 2).float()
+            for x in (query, key, value)
+        )
+        maps = torch.softmax(q @ k.mT * source.scale, -1)  # rows, heads, positions, tokens
+        first = sum(earlier.size[0] for earlier in self.batches[:-1])
+        images = range(first, first + batch.size[0])
+        site = Site(source.name, batch.passes - 1, self.expected or 1, images)
+        grid = layer_grid(source.name, self.blocks, *batch.size[2:])
+        edited = apply_edits(self.options.edits, maps.unflatten(2, grid), site).flatten(2, 3)
+        batch.add_edited(source, edited)
+        change[kept] = ((edited - maps) @ v).transpose(1, 2).flatten(2).to(change.dtype)
+        return change
+
     def check_complete(self) -> None:
         """Raise unless every chosen layer was captured in every pass."""
         if not self.batches:
@@ -269,7 +302,9 @@ class CapturingProcessor:
         self.original, self.receivers = original, receivers
         self.handles = {channel: capture.register(r) for channel, r in receivers.items()}
         self.probe, self.width_l, self.order = capture.probe, capture.width_l, capture.order
-        self.wraps_unchanged = original  # for the pipeline's fingerprint
+        edits = capture.options.edits if "cross" in receivers else ()
+        self.edits = bool(edits)
+        self.fingerprinted_as = EditedProcessor(original, repr(edits)) if edits else original
 
     def __call__(
         self,
@@ -279,7 +314,7 @@ class CapturingProcessor:
         attention_mask: torch.Tensor | None = None,
         **kwargs: object,
     ) -> torch.Tensor:
-        """Return what the layer's original processor returns."""
+        """Return what the layer's original processor returns, and what an edit adds to it."""
         if attention_mask is not None or isinstance(encoder_hidden_states, tuple):
             raise CannotCapture(
                 "Attention masks and image prompts (IP-Adapter) change the softmax in ways that "
@@ -292,7 +327,11 @@ class CapturingProcessor:
             query = attn.to_q(hidden_states)
             for channel, handle in self.handles.items():
                 key = attn.to_k(self._text_of(channel, text))
-                torch.ops.koala_nb.attend(query, key, handle, self.order)
+                if channel == "cross" and self.edits:
+                    given = query, key, attn.to_v(text), handle, self.order
+                    result = result + _projected(attn, torch.ops.koala_nb.edit(*given))
+                else:
+                    torch.ops.koala_nb.attend(query, key, handle, self.order)
             return result
         last: dict[nn.Module, torch.Tensor] = {}  # what each projection returned last
         hooks = [
@@ -307,7 +346,11 @@ class CapturingProcessor:
         query = last[attn.to_q] if attn.to_q in last else attn.to_q(hidden_states)
         for channel, receive in self.receivers.items():
             key = last.get(attn.to_k) if channel in KEYS_OF_LAYER else None
-            receive(query, attn.to_k(self._text_of(channel, text)) if key is None else key)
+            key = attn.to_k(self._text_of(channel, text)) if key is None else key
+            if channel == "cross" and self.edits:
+                result = result + _projected(attn, receive(query, key, attn.to_v(text)))
+            else:
+                receive(query, key)
         return result
 
     def _text_of(self, channel: str, text: torch.Tensor) -> torch.Tensor:
@@ -317,6 +360,20 @@ class CapturingProcessor:
         if channel == "logits_clip_l":  # `to_k` has no bias: the keys of both encoders add up
             return functional.pad(text[..., : self.width_l], (0, text.shape[-1] - self.width_l))
         return text
+
+
+@dataclass(frozen=True)
+class EditedProcessor:
+    """What stands for a layer's processor in the pipeline's fingerprint while edits change it."""
+
+    original: Callable[..., torch.Tensor]
+    edits: str
+
+
+def _projected(attn: AttentionLayer, change: torch.Tensor) -> torch.Tensor:
+    """Return a change of a layer's heads, (rows, positions, channels), as one of its output."""
+    project = attn.to_out[0]  # linear: what it adds to zeros is its bias
+    return (project(change) - project(torch.zeros_like(change))) / attn.rescale_output_factor
 
 
 class PassCounter(nn.Module):
@@ -331,7 +388,7 @@ class PassCounter(nn.Module):
         self.handle, self.order = capture.register(capture.begin_pass), capture.order
 
     @property
-    def wraps_unchanged(self) -> nn.Module:
+    def fingerprinted_as(self) -> nn.Module:
         """The first layer, for the pipeline's fingerprint."""
         return self.first
 
@@ -344,7 +401,7 @@ class PassCounter(nn.Module):
         return self.first(sample)
 
 
-# Both change `order`, so that a compiler keeps them, and in their order.
+# All change `order`, so that a compiler keeps them, and in their order.
 @torch.library.custom_op("koala_nb::begin", mutates_args=("order",))
 def _begin(sample: torch.Tensor, handle: torch.Tensor, order: torch.Tensor) -> None:
     _RECEIVERS[int(handle)](sample)
@@ -357,3 +414,20 @@ def _attend(
 ) -> None:
     _RECEIVERS[int(handle)](query, key)
     order += 1
+
+
+@torch.library.custom_op("koala_nb::edit", mutates_args=("order",))
+def _edit(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    handle: torch.Tensor,
+    order: torch.Tensor,
+) -> torch.Tensor:
+    order += 1
+    return _RECEIVERS[int(handle)](query, key, value)
+
+
+@_edit.register_fake
+def _(query: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(query)

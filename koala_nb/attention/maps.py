@@ -89,16 +89,32 @@ class WordMaps:
     def __getitem__(self, key: str | tuple[str, int]) -> np.ndarray:
         """Return the map of a word or phrase, (rows, columns). ValueError where it is not there."""
         phrase, occurrence = (key, 1) if isinstance(key, str) else key
-        if isinstance(occurrence, bool) or not isinstance(occurrence, int) or occurrence < 1:
-            raise ValueError(f"{phrase!r}, {occurrence!r}: occurrences are 1 (the first), 2, ...")
-        parts, texts = phrase.lower().split(), self.texts
-        starts = [i for i in range(len(texts)) if texts[i : i + len(parts)] == parts]
-        if not parts or len(starts) < occurrence:
-            hint = nearest(phrase, texts) or f" It has: {', '.join(texts)}."
-            times = "" if occurrence == 1 else f" {occurrence} times"
-            raise ValueError(f"{phrase!r} is not in the prompt{times}.{hint}")
-        first = starts[occurrence - 1]
-        return self.array[first : first + len(parts)].sum(0)
+        return self.array[_find_phrase(self.texts, phrase, occurrence)].sum(0)
+
+
+def tokens_of(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, phrase: str, occurrence: int = 1
+) -> tuple[int, ...]:
+    """Return the positions of the tokens that spell a word or phrase of a prompt, 0 the start's.
+
+    occurrence: 1 is the first. ValueError where it is not there.
+    """
+    words = words_of(tokenizer, prompt)
+    place = _find_phrase([word.text for word in words], phrase, occurrence)
+    return tuple(token for word in words[place] for token in word.tokens)
+
+
+def _find_phrase(texts: list[str], phrase: str, occurrence: int) -> slice:
+    if isinstance(occurrence, bool) or not isinstance(occurrence, int) or occurrence < 1:
+        raise ValueError(f"{phrase!r}, {occurrence!r}: occurrences are 1 (the first), 2, ...")
+    parts = phrase.lower().split()
+    starts = [i for i in range(len(texts)) if texts[i : i + len(parts)] == parts]
+    if not parts or len(starts) < occurrence:
+        hint = nearest(phrase, texts) or f" It has: {', '.join(texts)}."
+        times = "" if occurrence == 1 else f" {occurrence} times"
+        raise ValueError(f"{phrase!r} is not in the prompt{times}.{hint}")
+    first = starts[occurrence - 1]
+    return slice(first, first + len(parts))
 
 
 class Attention:

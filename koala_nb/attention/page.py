@@ -1,4 +1,4 @@
-"""Attention seen: a map over its picture, and a page of all words and steps that stands alone."""
+"""Attention seen: a picture lit by a map, and a page of all words, steps, layers, on its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -23,18 +22,21 @@ from koala_nb.display.figures import BANNER_STYLE
 if TYPE_CHECKING:
     from koala_nb.attention.maps import Attention
 
-COLOURS = "inferno"  # its brightness rises evenly: also read in grey print
+DIM = 0.3  # brightness that a picture keeps where a map is 0
+GLOW, LIGHT = 0.35, (255, 255, 153)  # pale yellow, added where a map is large: dark things show
 SIDE = 256  # pixels at least, so that a coarse map is smooth on a small picture
 PICTURE = 512  # pixels at most on the page
 GRID = 48  # cells at most along a side of the page's maps
-LARGEST_PAGE = 1_000_000  # bytes
+LARGEST_PAGE = 1_500_000  # bytes
+ALL_LAYERS, ALL_STEPS = "all layers", "mean over steps"
 
 
 def overlay(image: Image.Image, values: np.ndarray, top: float | None = None) -> Image.Image:
-    """Return a picture in grey under a map, (rows, columns), that colours it where it is large.
+    """Return a picture lit by a map, (rows, columns): in its own colours, dark where it is small.
 
-    `top` is the value of the brightest colour, by default the map's own largest. ValueError for a
-    map that is not two-dimensional or holds no finite positive value.
+    `top` is the value of full light, by default the map's own largest; give the largest of several
+    maps to compare them. ValueError for a map that is not two-dimensional or holds no finite
+    positive value.
     """
     values = np.asarray(values, dtype=float)
     top = float(values.max()) if top is None and values.size else top
@@ -44,11 +46,15 @@ def overlay(image: Image.Image, values: np.ndarray, top: float | None = None) ->
     size = (image.width * scale, image.height * scale)
     levels = Image.fromarray((values / top).clip(0, 1).astype(np.float32))
     heat = np.asarray(levels.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
-    colour = matplotlib.colormaps[COLOURS](heat)[..., :3]
-    grey = np.asarray(image.convert("L").resize(size, Image.Resampling.NEAREST)) / 255
-    weight = (0.25 + 0.6 * heat)[..., None]
-    mixed = (1 - weight) * grey[..., None] + weight * colour
-    return Image.fromarray((255 * mixed).round().astype(np.uint8))
+    picture = np.asarray(image.convert("RGB").resize(size, Image.Resampling.NEAREST))
+    kept, added = _light(heat)
+    return Image.fromarray((kept[..., None] * picture + added).round().astype(np.uint8))
+
+
+def _light(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return, for 0 to 1, the share of a picture that is kept and the colour that is added."""
+    glow = GLOW * heat**2
+    return (DIM + (1 - DIM) * heat) * (1 - glow), glow[..., None] * np.array(LIGHT)
 
 
 def place(values: np.ndarray) -> str:
@@ -69,36 +75,52 @@ def write_page(
     banner: str | None = None,
     **chosen: Any,
 ) -> Path:
-    """Write a page that shows each word's map over the picture, a slider moving through the steps.
+    """Write a page that lights the picture by each word's map: words, steps, layers to choose.
 
-    One HTML file, without any external request, under 1 MB, usable by keyboard. `chosen`: as in
-    `Attention.maps`. Steps appear if they were kept; word maps are stored in 256 levels of their
-    word's largest value. ValueError for a bad choice or an image that was not captured.
+    One HTML file, without any external request, under 1.5 MB, usable by keyboard. `chosen`: as in
+    `Attention.maps`. Steps and stages of the U-Net appear if they were kept; maps are stored in
+    256 levels of their word's largest value. ValueError for a bad choice or an image that was not
+    captured.
     """
-    maps = {"mean over steps": attention.words(prompt, image, **chosen)}
+    stages = dict.fromkeys(".".join(name.split(".")[:2]) for name in attention.layers())
+    groups: dict[str, str | None] = {ALL_LAYERS: None}
+    if len(stages) > 1 and "layers" not in chosen and all("blocks" in stage for stage in stages):
+        groups |= {stage: stage for stage in stages}
     steps = attention.steps(image)
-    for step in range(steps) if steps > 1 else ():
-        maps[f"step {step + 1}"] = attention.words(prompt, image, step=step, **chosen)
-    stack = np.stack([_shrink(m.array) for m in maps.values()])  # steps, words, rows, columns
-    largest = np.maximum(stack.max((0, 2, 3)), 1e-12)  # of a word that nothing looks at
-    contrast = [m.max() / m.mean() for m in stack[0][: -len(MARKS)]]
-    levels = (255 * stack / largest[:, None, None]).round().astype(np.uint8)
-    colours = (255 * matplotlib.colormaps[COLOURS](np.arange(256))[:, :3]).round().astype(np.uint8)
+    times = {ALL_STEPS: None} | {f"step {s + 1}": s for s in range(steps) if steps > 1}
+    words = attention.words(prompt, image, **chosen)
+    size = _shrink(words.array).shape[1:]
+    maps = np.array(  # groups, steps, words, rows, columns
+        [
+            [
+                _shrink(_spread(attention.words(prompt, image, step=step, **layers).array, size))
+                for step in times.values()
+            ]
+            for layers in ({"layers": group, **chosen} for group in groups.values())
+        ]
+    )
+    largest = np.maximum(maps.max((1, 3, 4)), 1e-12)  # of a word that nothing looks at
+    contrast = [m.max() / m.mean() for m in maps[0, 0][: -len(MARKS)]]
+    levels = (255 * maps / largest[:, None, :, None, None]).round().astype(np.uint8)
+    kept, added = _light(np.linspace(0, 1, 256))
+    colours = np.column_stack([added / (1 - kept)[:, None], 255 * (1 - kept)])
     data = {
-        "shape": stack.shape,
-        "steps": list(maps),
-        "words": maps["mean over steps"].texts,
+        "shape": maps.shape,
+        "layers": list(groups),
+        "steps": list(times),
+        "words": words.texts,
         "first": int(np.argmax(contrast)) if contrast else 0,
         "largest": largest.tolist(),
-        "mean": stack.mean((2, 3)).tolist(),
-        "where": [[place(m) for m in step] for step in stack],
+        "top": largest[:, : len(contrast) or None].max(1).tolist(),  # of the words, not the marks
+        "mean": maps.mean((3, 4)).tolist(),
+        "where": [[[place(m) for m in step] for step in group] for group in maps],
         "maps": base64.b64encode(levels.tobytes()).decode("ascii"),
-        "colours": base64.b64encode(colours.tobytes()).decode("ascii"),
+        "colours": base64.b64encode(colours.round().astype(np.uint8).tobytes()).decode("ascii"),
     }
     note = (
         f"Cross-attention, the mean over {len(attention.layers())} layers or resolutions, on "
-        f"{stack.shape[2]} x {stack.shape[3]} cells. A word's map is the sum over its tokens; with "
-        "the marks [start], [end] and [padding] the words' shares add up to 100 %."
+        f"{size[0]} x {size[1]} cells. A word's map is the sum over its tokens; with "
+        "the special tokens [start], [end] and [padding] the words' shares add up to 100 %."
     )
     template = files("koala_nb.attention").joinpath("templates", "attention.html")
     text = Template(template.read_text("utf-8")).substitute(
@@ -112,8 +134,18 @@ def write_page(
     )
     page = text.encode()
     if len(page) > LARGEST_PAGE:
-        raise ValueError(f"The page would take {len(page):,} bytes: capture fewer steps.")
+        raise ValueError(
+            f"The page would take {len(page):,} bytes: capture fewer steps or choose layers."
+        )
     return write_atomic(path, page)
+
+
+def _spread(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return maps, (words, rows, columns), with each cell repeated up to a finer grid's size."""
+    rows, columns = (
+        np.arange(max(fine, n)) * n // max(fine, n) for fine, n in zip(size, maps.shape[1:])
+    )
+    return maps[:, rows][:, :, columns]
 
 
 def _shrink(maps: np.ndarray) -> np.ndarray:

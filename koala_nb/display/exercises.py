@@ -1,8 +1,24 @@
-"""The check of an exercise: friendly before an answer, clear after a wrong one."""
+"""The checks of exercises, by name: friendly before an answer, clear after a wrong one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from numbers import Integral, Real
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers.models.attention_processor import Attention as AttentionLayer
+
+# What an answer of the wrong kind may raise.
+CANNOT_CHECK = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
 
 
 class NotRightYet(AssertionError):
@@ -13,19 +29,217 @@ class NotRightYet(AssertionError):
         return [f"Not right yet: {self}"]
 
 
-def check(answer: object, is_right: Callable[..., bool], hint: str) -> None:
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise's answers, each a function of what its cell gives to `check` by name.
+
+    right: the answer, or a tuple of all that are right. mistakes: a hint -> the answer of whoever
+    needs that hint. read: turns what was answered, such as a function, into what is compared.
+    """
+
+    right: Callable[..., object]
+    hint: str
+    mistakes: Mapping[str, Callable[..., object]] = field(default_factory=dict)
+    read: Callable[..., object] = lambda answer: answer  # noqa: E731
+
+
+def check(
+    answer: object, exercise: str | Callable[..., bool], hint: str = "", **given: object
+) -> None:
     """Print what to do without an answer (None) and "Right." for a right one.
 
-    Raises NotRightYet with the hint for a wrong answer, or for one of a kind that `is_right`
-    cannot judge.
+    exercise: a name in `EXERCISES`, checked with what is `given`; or a function that says whether
+    an answer is right, with its hint. Counts are compared exactly, other
+    numbers to 1 %, text without regard to case.
+    Raises NotRightYet with a hint for a wrong answer, a known mistake's own where it is one.
     """
     if answer is None:
         print("Not yet: replace None by your answer and run this cell again.")
         return
+    hint = EXERCISES[exercise].hint if isinstance(exercise, str) else hint
     try:
-        right = bool(is_right(answer))
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise NotRightYet(f"{answer!r} cannot be checked ({error}). Hint: {hint}") from None
+        if isinstance(exercise, str):
+            right, hint = _judge(answer, EXERCISES[exercise], given)
+        else:
+            right = bool(exercise(answer))
+    except CANNOT_CHECK as error:
+        raise NotRightYet(f"{_short(answer)} cannot be checked ({error}). Hint: {hint}") from None
     if not right:
-        raise NotRightYet(f"{answer!r} is not the answer. Hint: {hint}")
+        raise NotRightYet(f"{_short(answer)} is not the answer. Hint: {hint}")
     print("Right.")
+
+
+def _judge(answer: object, exercise: Exercise, given: Mapping[str, object]) -> tuple[bool, str]:
+    """Return whether an answer is right, and the hint where it is not."""
+    right, answer = exercise.right(**given), exercise.read(answer)
+    accepted = right if isinstance(right, tuple) else (right,)
+    if any(_same(answer, value) for value in accepted):
+        return True, ""
+    for hint, wrong in exercise.mistakes.items():
+        if _same(answer, wrong(**given)):
+            return False, hint
+    if isinstance(accepted[0], Real) and _same(answer, 100 * float(accepted[0])):
+        return False, "give a share between 0 and 1, not per cent."
+    return False, exercise.hint
+
+
+def _same(answer: object, value: object) -> bool:
+    if isinstance(value, str):
+        return isinstance(answer, str) and answer.strip().casefold() == value.casefold()
+    if isinstance(value, Real):
+        if not isinstance(answer, Real) or isinstance(answer, bool):
+            return False
+        tolerance = 0 if isinstance(value, Integral) else 0.01
+        return math.isclose(float(answer), float(value), rel_tol=tolerance)
+    expected, given = (
+        np.asarray(x.detach() if hasattr(x, "detach") else x) for x in (value, answer)
+    )
+    return expected.shape == given.shape and np.allclose(expected, given, rtol=1e-3, atol=1e-4)
+
+
+def _short(answer: object) -> str:
+    shape = getattr(answer, "shape", None)
+    return reprlib.repr(answer) if shape is None else f"An array of shape {tuple(shape)}"
+
+
+# --- 03 See attention ---------------------------------------------------------------------------
+
+
+class CapturedMaps(Protocol):
+    """What `kn.capture_attention` yields, as far as an exercise needs it."""
+
+    def layers(self) -> list[str]:
+        """Return the names of layers."""
+
+    def words(self, prompt: str, *, layers: str) -> Mapping[str, np.ndarray]:
+        """Return the maps of a prompt's words in one layer."""
+
+
+def numbers_of_maps(heads: int = 2, positions: int = 64, tokens: int = 32) -> int:
+    """Return how many numbers A holds, for one image in one step of one layer."""
+    return heads * positions * tokens
+
+
+def attend(
+    layer: AttentionLayer,
+    x: torch.Tensor,
+    text: torch.Tensor,
+    scaled: bool = True,
+    heads: int | None = None,
+    over: int = -1,
+    projected: bool = True,
+) -> torch.Tensor:
+    """Return a layer's output for x, (positions, channels), and text, (tokens, channels).
+
+    The switches make the known mistakes: no square root, one head, softmax over the positions, no
+    output projection.
+    """
+    parts = [layer.to_q(x), layer.to_k(text), layer.to_v(text)]
+    q, k, v = (part.unflatten(-1, (heads or layer.heads, -1)).transpose(0, 1) for part in parts)
+    logits = q @ k.mT / (math.sqrt(q.shape[-1]) if scaled else 1)  # heads, positions, tokens
+    merged = (logits.softmax(over) @ v).transpose(0, 1).flatten(1)  # positions, channels
+    return layer.to_out[0](merged) if projected else merged
+
+
+def layer_of_start(
+    attention: CapturedMaps, prompt: str, of: Callable[[np.ndarray], float] = np.mean
+) -> str:
+    """Return the layer with the largest share of "[start]"."""
+    shares = {n: of(attention.words(prompt, layers=n)["[start]"]) for n in attention.layers()}
+    return max(shares, key=lambda name: shares[name])
+
+
+def stage_of(layer: str) -> str:
+    """Return the stage of a layer, such as "up_blocks.0"."""
+    return ".".join(layer.split(".")[:2])
+
+
+TOKENS, EDITED_STEPS = (3, 4), 10
+
+
+def apply_by_step(edit: Callable[..., torch.Tensor]) -> np.ndarray:
+    """Return what an edit makes of maps of ones in each of ten steps, (steps, tokens).
+
+    TypeError where it returns no maps.
+    """
+    import torch
+
+    rows = []
+    for step in range(EDITED_STEPS):
+        site = SimpleNamespace(step=step, steps=EDITED_STEPS, layer="up_blocks.1", images=range(1))
+        maps = edit(torch.ones(1, 2, 4, 4, 8), site)
+        if maps is None:
+            raise TypeError("the edit returned nothing: return maps")
+        rows.append(np.asarray(maps)[0, 0, 0, 0])
+    return np.stack(rows)
+
+
+def without_tokens(steps: range = range(EDITED_STEPS // 2), keep: bool = False) -> np.ndarray:
+    """Return what is right for `apply_by_step`, or for other steps, or all tokens but those."""
+    expected = np.ones((EDITED_STEPS, 8))
+    chosen = np.isin(np.arange(8), TOKENS) != keep
+    expected[np.ix_(np.array(steps), np.flatnonzero(chosen))] = 0
+    return expected
+
+
+EXERCISES = {
+    "attention.numbers": Exercise(
+        numbers_of_maps,
+        "one row for each position and head; how many entries has a row?",
+        {
+            "you forgot the heads: each has a map of its own.": lambda: numbers_of_maps(heads=1),
+            "the padding tokens have keys as well: a row has 32 entries, not 9.": lambda: (
+                numbers_of_maps(tokens=9)
+            ),
+            "you forgot the heads, and that the padding tokens have keys as well.": lambda: (
+                numbers_of_maps(heads=1, tokens=9)
+            ),
+            "count the positions of the whole grid, 8 x 8.": lambda: numbers_of_maps(positions=8),
+        },
+    ),
+    "attention.start": Exercise(
+        lambda attention, prompt: (
+            layer_of_start(attention, prompt),
+            layer_of_start(attention, prompt).removesuffix(".attn2"),
+        ),
+        "compare attention.words(prompt, layers=name)['[start]'].mean() over attention.layers().",
+        {
+            "that is its stage; which layer of it?": lambda attention, prompt: stage_of(
+                layer_of_start(attention, prompt)
+            ),
+            "that layer has the largest single value; take the mean over positions.": (
+                lambda attention, prompt: layer_of_start(attention, prompt, np.max)
+            ),
+            "that layer has the smallest share.": lambda attention, prompt: layer_of_start(
+                attention, prompt, lambda values: -float(values.mean())
+            ),
+        },
+    ),
+    "attention.output": Exercise(
+        attend,
+        "softmax over the tokens, times the values, heads side by side, then layer.to_out[0].",
+        {
+            "you forgot to divide by the square root of d.": partial(attend, scaled=False),
+            "you forgot the heads: each has its own softmax.": partial(attend, heads=1),
+            "softmax over the tokens (the last axis), not over the positions.": partial(
+                attend, over=-2
+            ),
+            "one step is missing: layer.to_out[0].": partial(attend, projected=False),
+        },
+    ),
+    "attention.edit": Exercise(
+        without_tokens,
+        "set maps[..., list(tokens)] to 0 where site.step < site.steps / 2, and return maps.",
+        {
+            "that removes the word in all steps.": lambda: without_tokens(range(EDITED_STEPS)),
+            "that is the second half of the steps.": lambda: without_tokens(
+                range(EDITED_STEPS // 2, EDITED_STEPS)
+            ),
+            "that is one step too many: the first step is 0.": lambda: without_tokens(
+                range(EDITED_STEPS // 2 + 1)
+            ),
+            "that keeps the word and removes all others.": lambda: without_tokens(keep=True),
+        },
+        apply_by_step,
+    ),
+}

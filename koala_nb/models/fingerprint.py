@@ -77,7 +77,7 @@ def _module(part: nn.Module) -> Record:
     layers: Counter[str] = Counter()
 
     def visit(module: nn.Module, name: str, block: str) -> None:
-        module = getattr(module, "wraps_unchanged", module)
+        module = getattr(module, "fingerprinted_as", module)
         layers[type(module).__name__] += 1
         for key, value in _options(module):
             options[key].append((name, value))
@@ -156,7 +156,7 @@ def _plain(value: object, depth: int = 2) -> object:
         return [_plain(one, depth) for one in value]
     if isinstance(value, set | frozenset):
         return sorted(str(one) for one in value)
-    value = getattr(value, "wraps_unchanged", value)
+    value = getattr(value, "fingerprinted_as", value)
     if name := getattr(value, "__qualname__", None):
         return name
     name = str(value) if isinstance(value, torch.dtype) else type(value).__name__

@@ -18,11 +18,12 @@ from scipy import stats
 from torch.nn import functional
 
 from koala_nb.attention.capture import capture_attention
+from koala_nb.attention.edits import Site
 from koala_nb.attention.maps import words_of
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import Record, banner, versions, write_json
 from koala_nb.distillation.similarity import noisy_inputs
-from koala_nb.models.load import load
+from koala_nb.models.load import load, silence_logging
 from koala_nb.nano.evaluation import FIRST_SEED
 from koala_nb.nano.lesson import preset_of
 from koala_nb.nano.render import Renderer, to_pixels
@@ -38,6 +39,10 @@ SCENES = 400  # others, on which all is scored
 HEADS = (1, 2, 4, 8, 16)  # how many of the best heads are tried
 THRESHOLDS = np.linspace(0.1, 0.9, 17)  # of a map's largest value
 BATCH = 50
+EDITED = 100  # scenes of two things, whose words are re-weighted one at a time
+FACTORS = (0.0, 3.0)  # a word removed, a word made louder
+STRENGTH = 0.6  # share of the steps: the noise that the scenes begin with
+RECIPE = {"num_inference_steps": 10, "guidance_scale": 3.5, "strength": STRENGTH}
 MODELS = ("nano-koala", "nano-sdxl")
 
 
@@ -228,6 +233,77 @@ def evaluate(model: str, tuning: int = TUNING, count: int = SCENES) -> Record:
     }
 
 
+def evaluate_edits(model: str, count: int = EDITED) -> list[Record]:
+    """Re-weight one word of scenes drawn again from their noised pictures; what changes where.
+
+    Returns rows by factor and region (the word's own thing, the other thing, the background): the
+    mean change of a pixel, 0 to 255, with an interval over scenes.
+    """
+    pipe = load(model, device="cpu", dtype="float32")
+    preset = preset_of(model)
+    world = World(preset.n_objects)
+    render = Renderer(preset.image_size, world.things())
+    scenes = make_scenes(world, 4 * count, TUNING + SCENES)
+    targets = find_targets(scenes, render, pipe.tokenizer)
+    pairs = [[t for t in targets if t.scene == number] for number in range(len(scenes))]
+    pairs = [pair for pair in pairs if len(pair) == 2][:count]
+    drawn = [scenes[first.scene] for first, _ in pairs]
+    before = redraw(pipe, drawn, render)
+    changes: dict[tuple[float, str], list[tuple[Target, float]]] = {}
+    for factor in FACTORS:
+        for word in (0, 1):
+            tokens = [pair[word].tokens for pair in pairs]
+            after = redraw(pipe, drawn, render, tokens, factor)
+            for number, pair in enumerate(pairs):
+                here, other = pair[word].mask, pair[1 - word].mask
+                regions = {"own": here, "other": other & ~here, "background": ~(here | other)}
+                change = abs(after[number] - before[number]).mean(-1)
+                for region, mask in regions.items():
+                    place = changes.setdefault((factor, region), [])
+                    place.append((pair[word], change[mask].mean() if mask.any() else 0.0))
+        gain = zip(changes[factor, "own"], changes[factor, "other"], strict=True)
+        changes[factor, "own - other"] = [(target, a - b) for (target, a), (_, b) in gain]
+    return [
+        {"factor": factor, "region": region} | clustered(np.array(values), list(edited))
+        for (factor, region), pairs_of in changes.items()
+        for edited, values in [zip(*pairs_of, strict=True)]
+    ]
+
+
+def redraw(
+    pipe: Pipeline,
+    scenes: list[Scene],
+    render: Renderer,
+    tokens: Sequence[Sequence[int]] = (),
+    factor: float = 1.0,
+) -> np.ndarray:
+    """Return scenes drawn again from their noised pictures, (n, rows, columns, 3) in 0 to 255.
+
+    The maps of each scene's `tokens`, if given, are multiplied by the factor.
+    """
+    silence_logging()  # of what this pipeline imports
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+    from PIL import Image
+
+    again = StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
+    again.set_progress_bar_config(disable=True)
+    images = [Image.fromarray(pixels) for pixels in to_pixels(render(scenes))]
+    results = []
+
+    def reweight(maps: torch.Tensor, site: Site) -> torch.Tensor:
+        for row, number in enumerate(site.images):
+            maps[row][..., list(tokens[number])] *= factor
+        return maps
+
+    with capture_attention(again, keep_axes=(), edit=reweight if len(tokens) else ()):
+        for start in range(0, len(scenes), BATCH):
+            part = slice(start, start + BATCH)
+            noise = [torch.Generator().manual_seed(start + i) for i in range(len(images[part]))]
+            captions = [scene.caption for scene in scenes[part]]
+            results += again(captions, image=images[part], generator=noise, **RECIPE).images
+    return np.stack([np.asarray(image, dtype=float) for image in results])
+
+
 def table_of_heads(scored: list[dict[str, np.ndarray]], masks: np.ndarray) -> list[Record]:
     """Return the mean ROC area of every head at every timestep."""
     size = masks.shape[-1]
@@ -239,7 +315,9 @@ def table_of_heads(scored: list[dict[str, np.ndarray]], masks: np.ndarray) -> li
     ]
 
 
-def write_truth(scenes: int = SCENES, tuning: int = TUNING, folder: Path | None = None) -> Path:
+def write_truth(
+    scenes: int = SCENES, tuning: int = TUNING, folder: Path | None = None, edited: int = EDITED
+) -> Path:
     """Score the embedded models and write `attention-truth.json`, by default to `data/results`."""
     result = {
         "command": "koala-nb evaluate attention",
@@ -247,6 +325,9 @@ def write_truth(scenes: int = SCENES, tuning: int = TUNING, folder: Path | None 
         "tuning_scenes": tuning,
         "scored_scenes": scenes,
         "versions": versions(),
-        "models": [evaluate(m, tuning, scenes) for m in MODELS],
+        "edited": {"scenes": edited, **RECIPE},
+        "models": [
+            evaluate(m, tuning, scenes) | {"edits": evaluate_edits(m, edited)} for m in MODELS
+        ],
     }
     return write_json((folder or data_folder() / "results") / "attention-truth.json", result)

@@ -278,7 +278,8 @@ def _show_attention(audit: Audit) -> None:
     different = [text for text in dict.fromkeys(maps.texts) if text.isalnum()]
     longest = sorted(different, key=len, reverse=True)[:WORDS]
     words = [word for word in different if word in longest]
-    shown = [image, *(page.overlay(image, maps[word]) for word in words)]
+    top = max(float(maps[word].max()) for word in words)
+    shown = [image, *(page.overlay(image, maps[word], top) for word in words)]
     captions = ["the image", *(f"{word}: {page.place(maps[word])}" for word in words)]
     title = f"{prompt}, seed {seed}: where each word's attention is largest"
     figures.show_images(shown, captions, columns=[""] * len(shown), title=title)
