@@ -238,16 +238,50 @@ def test_one_client_for_all_workers(idle, tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"n": -1}, "n is -1: give"),
-        ({"seeds": 0}, "seeds is 0: give 1 or more images per prompt"),
-        ({"prompts_file": "nowhere.csv"}, "No prompts file nowhere.csv"),
+        ({"prompts_file": "without.csv"}, "without.csv has no column `prompt`"),
+        ({"revision": "main"}, "revision='main' is for hub repositories"),
     ],
 )
-def test_what_only_the_notebook_can_know(place, tmp_path, given, said):
+def test_what_only_the_notebook_can_know(place, tmp_path, monkeypatch, given, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "without.csv").write_text("text\nkoala\n")
     with pytest.raises(reports.ReportFailed) as error:
         reports.run_report("11", {"model": str(place / "tiny"), "size": 64, **given}, out=tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.rglob("*.png")), "nothing was drawn"
+
+
+PARAMETERS = [
+    ("11", "dtype=float99", "Unknown dtype 'float99'"),
+    ("11", "device=tpu", "Unknown device 'tpu'"),
+    ("11", "offload=disk", "Unknown offload 'disk'"),
+    ("11", "n=0", "n is 0: give 1 or more"),
+    ("11", "seeds=0", "seeds is 0: give 1 or more images per prompt"),
+    ("11", "seed=-1", "seed is -1: give a whole number from 0"),
+    ("11", "steps=1001", "steps is 1001: give a whole number from 0 to 1000"),
+    ("11", "size=63", "size is 63: give a multiple of 8"),
+    ("11", "guidance=2000", "guidance is 2000.0: give a number from 0 to 1000"),
+    ("11", "batch_size=-2", "batch_size is -2"),
+    ("11", "prompts_file=nowhere.csv", "There is no file nowhere.csv"),
+    ("04", "steps=-1", "steps is -1: give 0 or more"),
+    ("04", "feature=looks", "Unknown feature 'looks'"),
+    ("04", "teacher=nano-sdlx", "Did you mean 'nano-sdxl'?"),
+    ("05", "repeats=0", "repeats is 0: give 1 or more"),
+    ("06", "reader=tesserakt", "Unknown reader 'tesserakt'. Did you mean 'tesseract'?"),
+    ("06", "prompts=-3", "prompts is -3: give 0 or more"),
+    ("07", "compare=nano-sdlx", "Did you mean 'nano-sdxl'?"),
+    ("10", "threshold=1.5", "threshold is 1.5: give 0 to 1"),
+]
+
+
+@pytest.mark.parametrize(("notebook", "pair", "said"), PARAMETERS)
+def test_a_bad_parameter_of_a_report_starts_no_kernel(
+    tmp_path, monkeypatch, notebook, pair, said, capsys
+):
+    monkeypatch.setattr(reports, "_run", lambda *_: pytest.fail("a kernel would start"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", notebook, "-p", pair]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_odd_prompts_are_drawn_and_what_is_not_read_is_said(loaded):

@@ -442,3 +442,11 @@ def test_a_shard_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="cannot be written"):
         run_folder.write_chunk(tmp_path, 1, records)
     assert [p.name for p in (tmp_path / "records").iterdir()] == ["00000.parquet"]
+
+
+def test_a_worker_passes_on_our_warnings_and_no_librarys(pipe):
+    """diffusers' sampler calls numpy in a way that numpy deprecates."""
+    small = plans.Settings(height=64, width=64, steps=2)
+    for prompt, expected in (("a koala", 0), ("koala " * 200, 1)):
+        _, messages = cluster._drawing(pipe, plans.make_plan(pipe, prompt, [0], small))
+        assert len(messages) == expected, messages

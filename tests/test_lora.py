@@ -169,8 +169,14 @@ def test_what_is_no_lora_of_sdxl_is_one_sentence(koala, tmp_path):
         load_lora(koala, {"unet.conv_in.lokr_w1": torch.ones(2, 2)})
     with pytest.raises(ValueError, match="is no LoRA that can be read"):
         load_lora(koala, tmp_path / "nowhere.safetensors")
-    with pytest.raises(ValueError, match="None of the 0 modules of this LoRA is one of SDXL's"):
-        load_lora(koala, {})
+    plain = tmp_path / "plain"
+    plain.write_text("root:x:0:0:root:/root:/bin/bash\n")
+    with pytest.raises(ValueError, match="is no LoRA that can be read: ") as error:
+        load_lora(koala, plain)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+    for odd in ({}, {5: 5}, {"unet": 1}, 5, None):
+        with pytest.raises(ValueError, match="is no LoRA: give a file, a hub id or tensors"):
+            load_lora(koala, odd)
     koala.unet.register_to_config(layers_per_block=2)
     with pytest.raises(ValueError, match="is neither SDXL nor KOALA"):
         load_lora(koala, deltas)

@@ -3,6 +3,7 @@ true sentence.
 """
 
 import json
+import shutil
 
 import diffusers
 import numpy as np
@@ -66,6 +67,10 @@ def test_parts_of_ones_own_are_passed_on(snapshot, koala):
         ({"custom_pipeline": "x"}, "no code of a repository is run"),
         ({"revison": "main"}, "Did you mean 'revision'?"),
         ({"torch_dtype": "int8"}, "Unknown dtype 'int8': use float16, bfloat16 or float32"),
+        (
+            {"torch_dtype": "float16", "dtype": "float32"},
+            "dtype is float32 and torch_dtype float16: give one",
+        ),
     ],
 )
 def test_keywords_of_diffusers_say_what_to_write(snapshot, given, message):
@@ -90,6 +95,39 @@ def test_what_is_no_folder_and_no_hub_id_is_one_sentence(name, message):
     with pytest.raises(ValueError) as error:
         kn.load(name)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seeds": "x"}, "seeds is 'x': give 1 or more images per prompt"),
+        ({"seeds": [1, 2]}, "seeds is [1, 2]: give 1 or more"),
+        ({"seeds": True}, "seeds is True: give 1 or more"),
+        ({"guidance": float("nan")}, "guidance is nan: give a number from 0 to 1000"),
+        ({"guidance": "3"}, "guidance is '3': give a number"),
+        ({"steps": -1}, "steps is -1: give a whole number from 0 to 1000"),
+        ({"steps": 2.5}, "steps is 2.5: give a whole number"),
+        ({"seed": None}, "seed is None: give a whole number"),
+        ({"size": 100}, "size is 100: give a multiple of 8"),
+        ({"size": 10**9}, "size is 1000000000: give a whole number from 0 to 4096"),
+        ({"batch_size": "all"}, "batch_size is 'all'"),
+        ({"negative_prompt": 5}, "negative_prompt is 5: give a text"),
+        ({"stepps": 5}, "wrap has no setting stepps=: leave it out"),
+    ],
+)
+def test_odd_settings_of_a_session_are_one_sentence(koala, given, message):
+    with pytest.raises(ValueError) as error:
+        kn.wrap(koala, **given)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_records_tell_the_name_of_a_folder_and_not_its_place(snapshot, tmp_path, monkeypatch):
+    place = tmp_path / "secret" / "mine"
+    shutil.copytree(snapshot, place)
+    monkeypatch.chdir(tmp_path)
+    for name in (place, "secret/mine", "./secret/mine"):
+        record = kn.generate(kn.load(name, device="cpu"), "a", **SMALL).records.iloc[0]
+        assert (record.source, record.system) == ("mine", "mine")
 
 
 # --- what was done to it --------------------------------------------------------------------------

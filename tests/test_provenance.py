@@ -91,3 +91,17 @@ def test_unknown_attribute_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="generat"):
         koala_nb.generat  # noqa: B018
+
+
+def test_lines_of_other_tools_are_read_and_their_faults_named(tmp_path):
+    path = tmp_path / "metadata.jsonl"
+    path.write_bytes('\ufeff{"a": "one\u2028two"}\r\n\n{"a": "\u0085"}\n'.encode())
+    assert pv.read_lines(path) == [{"a": "one\u2028two"}, {"a": "\u0085"}]
+    path.write_text('{"a": 1}\n' + '{"a":' * 100_000)
+    with pytest.raises(ValueError, match=r"metadata.jsonl, line 2, is not JSON: maximum recursion"):
+        pv.read_lines(path)
+    path.write_bytes('\ufeff{"a": 1}'.encode())
+    assert pv.read_json(path) == {"a": 1}
+    path.write_text("[" * 100_000)
+    with pytest.raises(OSError, match="is not readable JSON .maximum recursion"):
+        pv.read_json(path)

@@ -119,3 +119,23 @@ def test_no_file_a_damaged_one_and_a_folder(tmp_path):
         kn.load(tmp_path / "cut.safetensors", config="nano-koala")
     with pytest.raises(ValueError, match="config= is for one"):
         kn.load(data_folder() / "models" / "nano-koala", config="nano-koala")
+
+
+@pytest.mark.parametrize("path", [None, 5, "koala.bin", "koala"])
+def test_a_place_that_cannot_be_loaded_again_is_refused(pipe, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"is no place for it: .* \.safetensors"):
+        kn.save_single_file(pipe, path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_revision_of_a_single_file_is_that_of_its_configuration(pipe, file, tmp_path):
+    with pytest.raises(ValueError, match="revision='main' is for hub repositories"):
+        kn.load(file, config="nano-koala", revision="main", device="cpu")
+    with pytest.raises(WeightsMissing, match="someone/else at revision v9"):
+        kn.load(file, config="someone/else", revision="v9", local_files_only=True)
+    pipe.save_pretrained(tmp_path / "mine")
+    (note,) = kn.load(file, config=str(tmp_path / "mine"), device="cpu").model_info.notes
+    assert note == "the configuration from mine"
+    (note,) = kn.load(file, config="nano-koala", device="cpu").model_info.notes
+    assert note == "the configuration from nano-koala"

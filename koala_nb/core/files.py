@@ -231,7 +231,7 @@ def write_json(path: str | os.PathLike[str], value: Any, *, exclusive: bool = Fa
 def read_json(path: str | os.PathLike[str]) -> Record:
     """A JSON object from a file. Raises OSError naming the file that is absent or damaged."""
     try:
-        value = json.loads(Path(path).read_text("utf-8"))
+        value = json.loads(Path(path).read_text("utf-8-sig"))  # other tools begin with a mark
     except OSError as error:
         raise OSError(f"{path} cannot be read ({error.strerror}): restore it.") from None
     except (ValueError, RecursionError) as error:
@@ -248,16 +248,19 @@ def write_lines(path: str | os.PathLike[str], records: Iterable[Record]) -> Path
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[Record]:
-    """Read JSON lines. Raises ValueError naming the file and line that is no JSON object."""
+    """Read JSON lines, but for empty ones. ValueError naming the line that is no JSON object."""
     try:
-        lines = Path(path).read_bytes().decode("utf-8").splitlines()
+        # Not `splitlines`: a text may hold U+2028, which ends no line of JSON.
+        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text in UTF-8: {error}.") from None
     records = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}, is not JSON: {error}.") from None
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number}, is not a JSON object: {short(record)}.")

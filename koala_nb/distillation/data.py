@@ -7,7 +7,6 @@ encoders. They are computed once, into shards on disk, so that the training hold
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import count, islice
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from koala_nb.core.files import write_atomic, write_json
+from koala_nb.core.files import read_json, write_atomic, write_json
 from koala_nb.distillation.loop import random_draws
 from koala_nb.distillation.similarity import scaled
 from koala_nb.models.load import model_info
@@ -130,7 +129,7 @@ def prepare(
     settings = {"source": str(source), "size": size, "limit": limit, "revision": info.revision}
     settings |= {"model": info.source}
     if (folder / "settings.json").is_file():
-        there = json.loads((folder / "settings.json").read_text("utf-8"))
+        there = read_json(folder / "settings.json")
         if there != settings:
             raise ValueError(f"{folder} was encoded with other settings ({there}): name another.")
     if (folder / "finished.json").is_file():
@@ -159,7 +158,7 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.glob("*.safetensors"))
-        whole = json.loads((folder / "finished.json").read_text("utf-8"))["pictures"]
+        whole = read_json(folder / "finished.json")["pictures"]
         self.kept = range(whole - min(HELD_OUT, whole // 10), whole)
         self.count = self.kept.start
 

@@ -196,9 +196,9 @@ def _prepare(
 
 def _drawing(pipe: Pipeline, plan: Plan) -> tuple[Drawing, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)  # others are of libraries, for their authors
         drawing = Drawing(pipe, plan)
-    return drawing, [str(warning.message) for warning in caught]
+    return drawing, [str(w.message) for w in caught if w.category is UserWarning]
 
 
 def _common(drawing: Drawing) -> Record:

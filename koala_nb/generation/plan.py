@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from koala_nb.core.devices import free_gigabytes, plan_batch
 from koala_nb.core.files import Record, short
-from koala_nb.models.load import call_default, check_pipeline, model_info, native_size
+from koala_nb.models.load import MOST, call_default, check_pipeline, model_info, native_size
 
 if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
@@ -29,8 +29,6 @@ class _Default(Enum):
 
 
 RECIPE: Any = _Default.RECIPE  # of a negative prompt, since None is one of its own
-MAX_SEED = 2**63 - 1
-MAX_GUIDANCE = 1000  # far above use; much more overflows and draws nothing
 MAX_IMAGES = 5_000_000  # of a run, whose plan is held in memory
 IMAGES = "images"
 FLAT, PER_PART = 5000, 1000  # a run of more than FLAT images has sub-folders of PER_PART
@@ -121,12 +119,12 @@ def make_plan(
     negative = info.recipe.negative_prompt if negative is RECIPE else negative
     if negative is not None:
         _check_prompt("negative_prompt", negative)
-    steps = _whole("steps", pick("steps", "num_inference_steps"), 1, 1000)
+    steps = _whole("steps", pick("steps", "num_inference_steps"), 1, MOST["steps"])
     guidance = _guidance(pick("guidance", "guidance_scale"))
     batch = settings.batch_size
     if batch is None:
         batch = _batch_size(pipe, height, width)
-    batch = _whole("batch_size", batch, 1, 4096)
+    batch = _whole("batch_size", batch, 1, MOST["batch_size"])
     spacing = settings.timestep_spacing
     if spacing is not None and spacing not in SPACINGS:
         raise ValueError(
@@ -160,7 +158,7 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
         _check_prompt(f"prompt {number}", text)
     requests = []
     for index, (text, values) in enumerate(zip(texts, lists)):
-        numbers = [_whole(f"seed of prompt {index}", s, 0, MAX_SEED) for s in values]
+        numbers = [_whole(f"seed of prompt {index}", s, 0, MOST["seed"]) for s in values]
         if not numbers:
             raise ValueError(f"Prompt {index} has no seeds: give at least one.")
         if len(set(numbers)) < len(numbers):
@@ -195,8 +193,8 @@ def _guidance(value: Any) -> float:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value < inf:
         raise ValueError(f"guidance must be a number of at least 0, not {short(value)}.")
-    if value > MAX_GUIDANCE:
-        raise ValueError(f"guidance must be at most {MAX_GUIDANCE}, not {short(value)}.")
+    if value > MOST["guidance"]:
+        raise ValueError(f"guidance must be at most {MOST['guidance']}, not {short(value)}.")
     return float(value)
 
 
@@ -212,7 +210,7 @@ def _whole(what: str, value: Any, low: int, high: int) -> int:
 
 def _size(pipe: "Pipeline", what: str, value: Any) -> int:
     factor = lcm(8, pipe.vae_scale_factor)  # diffusers asks for 8 in any case
-    size = _whole(what, value, factor, 4096)
+    size = _whole(what, value, factor, MOST["size"])
     if size % factor:
         near = max(factor, round(size / factor) * factor)
         raise ValueError(f"{what} must be a multiple of {factor}, not {size}: try {near}.")

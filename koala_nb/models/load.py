@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelInfo", "WeightsMissing", "model_info", "list_steps", "load", "silence_logging"]
 
 OFFLOADS = ("none", "model", "sequential")
+# What is drawn with at most: sizes in pixels; far more guidance overflows and draws nothing.
+MOST = {"steps": 1000, "guidance": 1000, "size": 4096, "batch_size": 4096, "seed": 2**63 - 1}
 TILE = 512  # pixels
 CLASSES = hub.CLASSES
 UNLOADABLE = (ValueError, OSError, TypeError, KeyError, NotImplementedError)
@@ -77,7 +79,10 @@ class ModelInfo(hub.Revised):
     @property
     def origin(self) -> str:
         """The source as files tell it that are handed on: of a folder its name, not its place."""
-        return Path(self.source).name if os.path.isabs(self.source) else self.source
+        if self.system and self.source == self.system.repository:
+            return self.source
+        local = os.path.exists(self.source) or str(self.revision).startswith("weights-")
+        return Path(self.source).name if local or os.path.isabs(self.source) else self.source
 
     @property
     def label(self) -> str:
@@ -112,21 +117,21 @@ def load(
 
     if not isinstance(name_or_path, str | os.PathLike):
         raise ValueError(f"Give a model's name, folder or hub id, not {short(name_or_path)}.")
-    if offload is not None and offload not in OFFLOADS:
-        raise ValueError(f"Unknown offload {offload!r}: use one of {', '.join(OFFLOADS)}.")
     if revision is not None and not isinstance(revision, str):
         raise ValueError(f"revision must be a text such as 'main', not {short(revision)}.")
-    dtype = parts.pop("torch_dtype", dtype)
+    if (other := parts.pop("torch_dtype", dtype)) != dtype and dtype is not None:
+        raise ValueError(f"dtype is {dtype} and torch_dtype {other}: give one of them.")
+    dtype = other
     _check_keywords(parts)
+    chosen_device, chosen_dtype = check_loading(device, dtype, offload)
     silence_logging()
     catalogued = str(name_or_path) in {system.name for system in catalog.SYSTEMS}
     if not catalogued and is_given(Path(name_or_path)):
         return cast("Pipeline", GivenImages(Path(name_or_path)))
-    chosen_device = pick_device(device)
-    chosen_dtype = pick_dtype(dtype, chosen_device)
     skip = frozenset(parts)
     if str(name_or_path).endswith(".safetensors") and os.path.isfile(name_or_path):
-        system, source = _single_file(Path(name_or_path), config, local_files_only, skip)
+        where = (revision, local_files_only)
+        system, source = _single_file(Path(name_or_path), config, *where, skip)
     elif config is not None:
         _refuse_files(str(name_or_path))
         raise ValueError(f"{name_or_path} is no safetensors file: config= is for one.")
@@ -157,6 +162,18 @@ def load(
     _place(pipe, chosen_device, offload)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def check_loading(
+    device: "str | torch.device | None",
+    dtype: "str | torch.dtype | None",
+    offload: str | None,
+) -> "tuple[torch.device, torch.dtype]":
+    """Return the device and dtype that a model is loaded with; ValueError for a bad name."""
+    if offload is not None and offload not in OFFLOADS:
+        raise ValueError(f"Unknown offload {short(offload)}: use one of {', '.join(OFFLOADS)}.")
+    chosen = pick_device(device)
+    return chosen, pick_dtype(dtype, chosen)
 
 
 def _check_keywords(given: Record) -> None:
@@ -302,7 +319,11 @@ def _refuse_files(name: str) -> None:
 
 
 def _single_file(
-    file: Path, config: str | None, local_only: bool | None, skip: frozenset[str]
+    file: Path,
+    config: str | None,
+    revision: str | None,
+    local_only: bool | None,
+    skip: frozenset[str],
 ) -> tuple[System | None, hub.Source]:
     """The system and files of one file's configuration, to which its weights belong."""
     if config is None:
@@ -311,10 +332,14 @@ def _single_file(
         )
     whole = hub.kind_of_file(file) == "pipeline"
     inside = frozenset(hub.WEIGHTED if whole else ("unet",)) - skip
-    system, source = _resolve(config, None, local_only, skip | inside)
+    system, source = _resolve(str(config), revision, local_only, skip | inside)
     hub.fetch_configs(source, inside, local_only)
     lent = "the configuration" if whole else "all but the U-Net"
-    source.notes.append(f"{lent} from {config} at {source.revision}")
+    is_folder = os.path.isdir(source.source)
+    lender = Path(config).name if is_folder else config
+    # Of a folder that lends no weights the hash is of nothing.
+    at = "" if is_folder and whole else f" at {source.revision}"
+    source.notes.append(f"{lent} from {lender}{at}")
     source.unet_file, source.source = file, str(file)
     source._revision = hub.start_fingerprint([file], source.donor)
     return system, source

@@ -16,6 +16,7 @@ from diffusers.utils.state_dict_utils import (
     UNET_TO_DIFFUSERS,
     convert_state_dict,
 )
+from safetensors import SafetensorError
 from torch import nn
 
 from koala_nb.core import catalog
@@ -97,17 +98,24 @@ def _check_cut_from_sdxl(pipe: Pipeline) -> None:
 
 def _read(pipe: Pipeline, lora: object, hub: Record) -> Pairs:
     """Read a LoRA of any format that diffusers knows, by SDXL's modules; alphas multiplied in."""
-    source = lora if isinstance(lora, Mapping) else str(lora)
+    if isinstance(lora, Mapping):
+        source: object = dict(lora)
+        usable = all(isinstance(k, str) and torch.is_tensor(v) for k, v in lora.items())
+    else:
+        source, usable = str(lora), isinstance(lora, str | os.PathLike)
+    if not usable or not source:
+        raise ValueError(f"{short(lora)} is no LoRA: give a file, a hub id or tensors by name.")
     try:
         state, alphas, metadata = type(pipe).lora_state_dict(
-            dict(source) if isinstance(source, Mapping) else source,
+            source,
             unet_config=SimpleNamespace(**catalog.SDXL_UNET),  # block numbers of other formats
             use_safetensors=True,
             return_lora_metadata=True,
             **hub,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{short(lora)} is no LoRA that can be read: {error}") from None
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"{short(lora)} is no LoRA that can be read: {why}.") from None
     named = {key.removesuffix(".alpha"): alpha for key, alpha in (alphas or {}).items()}
     whole = {k if k.endswith(".weight") else f"{k}.lora.down.weight": v for k, v in named.items()}
     alphas = {key.rpartition(".lora_")[0]: alpha for key, alpha in _renamed(whole).items()}

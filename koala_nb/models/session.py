@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from inspect import signature
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
-from koala_nb.core.files import Record, banner
+from koala_nb.core.files import Record, banner, read_csv, short
 from koala_nb.models import hub
 from koala_nb.models.given import GivenImages
 from koala_nb.models.load import (
+    MOST,
     ModelInfo,
     call_default,
+    check_loading,
     check_pipeline,
     domain_recipe,
     load,
@@ -25,6 +30,10 @@ from koala_nb.models.load import (
 
 if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
+
+
+MODELS = {"model", "compare", "teacher"}  # parameters of notebooks that name one
+FILES = {"prompts_file", "frequencies", "terms", "i2p"}  # those that name a CSV
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,6 +144,8 @@ def wrap(pipe: Pipeline, *, seeds: int = 1, **settings: Any) -> Session:
     or for what is no pipeline of Stable Diffusion.
     """
     check_pipeline(pipe)
+    if unknown := settings.keys() - signature(generation_settings).parameters:
+        raise ValueError(f"wrap has no setting {sorted(unknown)[0]}=: leave it out.")
     given = generation_settings(seeds=seeds, **settings)
     silence_logging()
     info = model_info(pipe)
@@ -161,17 +172,49 @@ def generation_settings(
 ) -> Record:
     """Check a report's settings and return the arguments for `generate`; 0 means the recipe's.
 
-    ValueError for less than one image a prompt, or a probe (n), or a negative value.
+    ValueError for less than one image a prompt, or a probe (n), or what no image is drawn with.
     """
     for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
-        if images < 1:
-            raise ValueError(f"{name} is {images}: give 1 or more images per {each}.")
+        if not _is_number(images, Integral) or images < 1:
+            raise ValueError(f"{name} is {short(images)}: give 1 or more images per {each}.")
     given = {"steps": steps, "guidance": guidance, "batch_size": batch_size}
     for name, value in {**given, "size": size, "seed": seed}.items():
-        if value < 0:
-            raise ValueError(f"{name} is {value}: give 0 or more.")
+        kind, what = (Real, "number") if name == "guidance" else (Integral, "whole number")
+        if not _is_number(value, kind) or not 0 <= value <= MOST[name]:
+            raise ValueError(f"{name} is {short(value)}: give a {what} from 0 to {MOST[name]}.")
+    if size % 8:
+        raise ValueError(f"size is {size}: give a multiple of 8.")
+    if not isinstance(negative_prompt, str):
+        raise ValueError(f"negative_prompt is {short(negative_prompt)}: give a text.")
     chosen: Record = {**given, "height": size, "width": size, "negative_prompt": negative_prompt}
     return {"seeds": range(seed, seed + seeds), **{k: v for k, v in chosen.items() if v}}
+
+
+def check_parameters(values: Mapping[str, Any]) -> None:
+    """Check a notebook's parameters by their names, before a kernel starts; ValueError.
+
+    Names of models that are no places, numbers, device, dtype and offload, and files.
+    """
+    for name in MODELS & values.keys():
+        if (model := values[name]) and not {"/", "\\"} & set(model) and not os.path.exists(model):
+            catalog.find(model)
+    if {"seed", "seeds"} & values.keys():  # it draws
+        given = {k: v for k, v in values.items() if k in signature(generation_settings).parameters}
+        generation_settings(**{"seeds": 1, **given, "n": max(1, values.get("n", 1))})
+    audit = {"n", "prompts_file"} <= values.keys()
+    for name, least in {"n": int(audit), "prompts": 0, "repeats": 1, "steps": 0, "size": 0}.items():
+        if values.get(name, least) < least:
+            raise ValueError(f"{name} is {values[name]}: give {least} or more.")
+    if not 0 <= values.get("threshold", 0) <= 1:
+        raise ValueError(f"threshold is {values['threshold']}: give 0 to 1.")
+    check_loading(*(values.get(name) or None for name in ("device", "dtype", "offload")))
+    for name in FILES & values.keys():
+        if values[name]:
+            read_csv(values[name], dtype=str)
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _origin(source: str) -> tuple[System | None, str]:

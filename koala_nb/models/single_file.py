@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save
 
-from koala_nb.core.files import write_atomic
+from koala_nb.core.files import short, write_atomic
 from koala_nb.models.hub import RELEASE_UNET as UNET
 from koala_nb.models.hub import RELEASE_VAE as VAE
 from koala_nb.models.load import check_pipeline, model_info
@@ -52,10 +52,14 @@ def save_single_file(pipe: Pipeline, path: str | os.PathLike[str]) -> Path:
     """Write a pipeline's weights into one safetensors file, under the names of SDXL's release.
 
     Its configuration stays outside: `load(path, config="koala-700m")` reads it again. Raises
-    ValueError for a pipeline without SDXL's two text encoders, or with adapters or quantised
-    weights.
+    ValueError for another ending, a pipeline without SDXL's two text encoders, or with adapters or
+    quantised weights.
     """
     check_pipeline(pipe)
+    if not isinstance(path, str | os.PathLike) or not str(path).endswith(".safetensors"):
+        raise ValueError(
+            f"{short(path)} is no place for it: give a path that ends in .safetensors."
+        )
     parts = {name: getattr(pipe, name, None) for name in ("unet", "vae", "text_encoder")}
     second = getattr(pipe, "text_encoder_2", None)
     if second is None:

@@ -18,13 +18,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partialmethod
+from importlib import import_module
 from math import inf
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from koala_nb.core import catalog, files
-from koala_nb.core.errors import nearest, require
+from koala_nb.core import files
+from koala_nb.core.errors import nearest, require, unknown_name
 from koala_nb.core.files import Record, read_json
+from koala_nb.models.session import check_parameters
 from koala_nb.report.page import render_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +34,10 @@ NOTEBOOKS = ROOT / "notebooks"
 Value = str | int | float | bool  # of a notebook's parameter
 Values = dict[str, Value]
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
+CHOICES = {  # a parameter that names one of what a module lists
+    "reader": ("koala_nb.scorers.ocr", "READERS"),
+    "feature": ("koala_nb.distillation.losses", "FEATURES"),
+}
 RUN_FOLDER = "KOALA_NB_RUN_FOLDER"  # how the notebook's kernel learns where its run stands
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # else a notice on its transport at each start
 STATUS, UNFINISHED = "status.json", "unfinished"  # in a run's folder; what is not done is there
@@ -139,10 +145,12 @@ def check(path: Path, given: Mapping[str, Value], *, text: bool = False) -> Valu
                 f"give a value of type {declared.__name__}, such as {default!r}."
             )
         values[name] = value
-    model = values.get("model")
-    # A folder or a hub id is for the notebook to find; a wrong name need not start a kernel.
-    if isinstance(model, str) and not {"/", "\\"} & set(model) and not os.path.exists(model):
-        catalog.find(model)
+    if path.absolute().parent == NOTEBOOKS:  # what is wrong need not start a kernel
+        check_parameters(values)
+        for name in CHOICES.keys() & values.keys():
+            module, choices = CHOICES[name]
+            if values[name] not in (listed := getattr(import_module(module), choices)):
+                raise unknown_name(name, values[name], listed)
     return values
 
 

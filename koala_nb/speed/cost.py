@@ -93,7 +93,7 @@ def _rows(file: Path, command: str, columns: set[str]) -> list[Row]:
             return rows
     except FileNotFoundError:
         raise ValueError(f"There is no file {file}: measure with `{command}`.") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # not JSON, or not of this form
     raise ValueError(f"{file} is not a result of `{command}`: give another file.")
 
