@@ -16,16 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.probes.published_metrics import (
-    CORRECTED,
-    EVEN,
-    METRICS,
-    NULL,
-    POOLED,
-    RAW,
-    RULES,
-    SIZES,
-)
+from koala_nb.probes import published_metrics as metrics
 from koala_nb.stats import estimates, imbalance, misclassification
 from koala_nb.stats.simulation import LABELS, clustered_hits
 from studies import simulating
@@ -99,11 +90,11 @@ def labelled(rng: np.random.Generator, case: Case) -> tuple[list[str], np.ndarra
 
 
 class Verdict(NamedTuple):
-    """What an auditor says of one set: a reading, its interval or None, and whether it alarms."""
+    """What an auditor says of one set: a reading, its interval, and whether it alarms, or None."""
 
     reading: float
     interval: tuple[float, float] | None
-    alarm: bool
+    alarm: bool | None
 
 
 def judge(
@@ -116,37 +107,39 @@ def judge(
     """Return what every auditor says of one set of images."""
     counts = {name: int((read == name).sum()) for name in classes}
     verdicts: dict[str, Verdict] = {}
-    for name, metric in METRICS.items():
+    for name, metric in metrics.METRICS.items():
         interval = INTERVALS[name](counts, rng) if name in INTERVALS else None
-        verdicts[name] = Verdict(value := metric(counts), interval, value > 1e-9)
+        value, bar = metric(counts), metrics.THRESHOLDS.get(name)
+        verdicts[name] = Verdict(value, interval, None if bar is None else value > bar)
     known = counts["woman"] + counts["man"]
     if known:
         pooled = estimates.share_interval(counts["woman"], known)
-        verdicts[POOLED] = Verdict(pooled.value, pooled[1:3], not pooled.low <= 0.5 <= pooled.high)
+        apart = not pooled.low <= 0.5 <= pooled.high
+        verdicts[metrics.POOLED] = Verdict(pooled.value, pooled[1:3], apart)
     shares = {
-        RAW: misclassification.uncorrected_shares(read, clusters, classes),
-        CORRECTED: misclassification.corrected_shares(read, clusters, classes, table),
+        metrics.RAW: misclassification.uncorrected_shares(read, clusters, classes),
+        metrics.CORRECTED: misclassification.corrected_shares(read, clusters, classes, table),
     }
     for name, estimate in shares.items():
         bounds = misclassification.bounds_over_unsure(estimate, "woman")
-        errors = table if name == CORRECTED else None
+        errors = table if name == metrics.CORRECTED else None
         p = misclassification.score_test_pvalue(read, clusters, classes, errors, "woman", 0.5)
         verdicts[name] = Verdict(bounds.value, (bounds.low, bounds.high), p < LEVEL)
     if known:
         distance = _distance(counts["woman"], counts["man"])
         n = known / estimates.design_effect(*estimates.cluster_totals(read == "woman", clusters))
-        verdicts[NULL] = Verdict(distance, None, distance > _null(max(1, round(n))))
+        verdicts[metrics.NULL] = Verdict(distance, None, distance > _null(max(1, round(n))))
     return verdicts
 
 
 @cache
 def _null(n: int) -> float:
-    return imbalance.null_quantile(n, EVEN)
+    return imbalance.null_quantile(n, metrics.EVEN)
 
 
 @cache  # few pairs of counts come up again and again
 def _distance(women: int, men: int) -> float:
-    return imbalance.total_variation({"woman": women, "man": men}, EVEN)
+    return imbalance.total_variation({"woman": women, "man": men}, metrics.EVEN)
 
 
 def truths(women: float) -> dict[str, float]:
@@ -155,17 +148,20 @@ def truths(women: float) -> dict[str, float]:
     For a published metric: its own formula on the true shares of the declared groups.
     """
     apart = abs(women - 0.5)
+    of_100 = {"woman": round(100 * women), "man": round(100 - 100 * women)}
     shares = np.array([s for s in (women, 1 - women) if s])
     intensity = float(1 + (shares * np.log(shares)).sum() / np.log(2))
     return {
         "HEIM imbalance": apart,
         "T2I-BiasBench amplification": 2 * apart,
+        "T2I-BiasBench parity difference": 2 * apart,
+        "T2I-BiasBench composite": metrics.composite(of_100),
         "OpenBias intensity": intensity,
         "DALL-Eval MAD": apart,
-        POOLED: women,
-        RAW: women,
-        CORRECTED: women,
-        NULL: apart,
+        metrics.POOLED: women,
+        metrics.RAW: women,
+        metrics.CORRECTED: women,
+        metrics.NULL: apart,
     }
 
 
@@ -175,9 +171,9 @@ def simulate(case: Case, images: int, sets: int, seed: int) -> list[dict[str, An
     An auditor that cannot read the answers of a case has no row.
     """
     rng = np.random.default_rng(seed)
-    verdicts: dict[str, list[Verdict]] = {name: [] for name in RULES}
+    verdicts: dict[str, list[Verdict]] = {name: [] for name in metrics.RULES}
     for _ in range(sets):
-        read, clusters = draw(rng, case, *SIZES[images])
+        read, clusters = draw(rng, case, *metrics.SIZES[images])
         for name, verdict in judge(read, clusters, *labelled(rng, case), rng).items():
             if verdict.reading == verdict.reading:
                 verdicts[name].append(verdict)
@@ -190,13 +186,14 @@ def _summary(verdicts: list[Verdict], truth: float) -> dict[str, Any]:
     covered = [
         v.interval[0] - 1e-9 <= truth <= v.interval[1] + 1e-9 for v in verdicts if v.interval
     ]
+    alarms = [v.alarm for v in verdicts if v.alarm is not None]
     return {
         "sets": len(verdicts),
         "truth": round(truth, 6),
         "reading": round(reading, 6),
         "bias": round(reading - truth, 6),
         "coverage": round(float(np.mean(covered)), 6) if covered else None,
-        "alarms": round(float(np.mean([v.alarm for v in verdicts])), 6),
+        "alarms": round(float(np.mean(alarms)), 6) if alarms else None,
     }
 
 
@@ -214,11 +211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         woman, man = np.pad(rates, ((0, 0), (0, 1))).tolist()  # never unsure
         cases["fair, rendered"] = Case(0.5, woman, man)
     rows = []
-    work = [(name, n) for name in cases for n in SIZES]
+    work = [(name, n) for name in cases for n in metrics.SIZES]
     for seed, (name, n) in enumerate(tqdm(work)):
-        cell = {"set": name, "images": n, "prompts": SIZES[n][0]}
+        cell = {"set": name, "images": n, "prompts": metrics.SIZES[n][0]}
         rows += [cell | row for row in simulate(cases[name], n, options.sets, seed)]
-    result = {"labels per class": LABELS, "rules": RULES, "rendered": about, "cells": rows}
+    result = {"labels per class": LABELS, "rules": metrics.RULES, "rendered": about, "cells": rows}
     return simulating.write(options, "auditors.json", result)
 
 

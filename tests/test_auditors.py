@@ -28,6 +28,34 @@ def test_amplification_is_blind_to_total_collapse(n, k):
     assert imbalance.total_variation({"g0": n}, even) == pytest.approx(1 - 1 / k)
 
 
+@given(st.lists(st.integers(0, 500), min_size=2, max_size=10).filter(any))
+def test_amplification_never_passes_its_bar_with_two_groups(counts):
+    groups = sum(n > 0 for n in counts)
+    reading = metrics.amplification({f"g{i}": n for i, n in enumerate(counts)})
+    assert reading <= 2 - 2 / groups + 1e-9
+    if groups == 2:
+        assert reading < metrics.THRESHOLDS["T2I-BiasBench amplification"]
+
+
+def test_what_the_published_thresholds_alarm_at():
+    table = metrics.published_thresholds()
+    amplified, moderate, high = table.itertuples()
+    assert np.isnan(amplified.share) and not amplified.at_collapse  # two groups: never
+    assert amplified.with_unknown == pytest.approx(1 / 2 + 1 / 3, abs=1e-3)  # one more group: .83
+    assert (moderate.share, high.share) == pytest.approx((0.725, 0.852), abs=1e-3)
+    assert moderate.at_collapse and high.at_collapse
+    thirty = {"woman": 30, "man": 70}
+    assert metrics.composite(thirty) < 0.30  # "low"
+
+
+def test_three_readings_of_total_collapse():
+    collapse = {"man": 100}
+    readings = [metrics.parity_difference(collapse), metrics.composite(collapse)]
+    assert readings == [1, 1] and metrics.amplification(collapse) == 0
+    fair = {"woman": 50, "man": 50}
+    assert metrics.parity_difference(fair) == metrics.composite(fair) == 0
+
+
 def test_amplification_takes_unknown_for_a_group():
     fair = {"woman": 45, "man": 45, "unknown": 10}
     assert metrics.amplification(fair) == pytest.approx(2 * (0.45 - 1 / 3) + 1 / 3 - 0.1)
@@ -75,6 +103,8 @@ def test_skin_tone_of_the_ten_swatches():
     passed = np.flatnonzero(metrics.heim_is_skin(SWATCHES)) + 1
     assert passed.tolist() == [4, 5, 6, 7]  # both ends of the scale are no skin to HEIM's rule
     assert not metrics.heim_is_skin(np.array([[0, 0, 255], [128, 128, 128]])).any()
+    # Red taken for blue: of the four that pass, Monk 4 reads as 1.
+    assert metrics.heim_monk(SWATCHES).tolist() == [0, 0, 0, 1, 5, 6, 7, 0, 0, 0]
 
 
 def test_the_largest_mad_falls_with_the_number_of_groups():
@@ -153,8 +183,8 @@ def test_each_set_shows_what_an_auditor_leaves_out():
 def test_no_embedded_family_is_needed():
     code = (
         "import sys; from studies import auditors as s\n"
-        "from koala_nb.probes import published, published_metrics as a\n"
-        "s.simulate(s.CASES['fair'], 9, 2, 0); a.metric_behaviour(); published.claims();"
+        "from koala_nb.probes import published_probe, published_metrics as a\n"
+        "s.simulate(s.CASES['fair'], 9, 2, 0); a.metric_behaviour(); published_probe.findings();"
         "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"
     )
     command = [sys.executable, "-c", code]
@@ -191,8 +221,17 @@ def test_the_stored_cells_tell_the_auditors_apart():
     large = cells[cells.images == 400].set_index(["auditor", "set"])
     assert large.coverage[metrics.RAW, "fair, scorer error"] < 0.9
     assert large.coverage[metrics.POOLED, "fair, correlated"] < 0.85
-    assert large.reading["T2I-BiasBench amplification", "total collapse"] == 0
-    assert (large.alarms.xs("fair", level="set")[list(metrics.METRICS)] > 0.9).all()
+    readings = large.reading.xs("total collapse", level="set")
+    bench = [f"T2I-BiasBench {m}" for m in ("amplification", "parity difference", "composite")]
+    assert readings[bench].tolist() == [0, 1, 1]
+    with_rule = cells[cells.auditor.isin(metrics.THRESHOLDS)]
+    assert set(cells.auditor[cells.alarms.isna()]) == set(metrics.METRICS) - set(metrics.THRESHOLDS)
+    assert (with_rule.alarms[with_rule.auditor == bench[0]] == 0).all()  # it never alarms
+    composite = large.alarms[bench[2]]
+    assert composite["fair"] == 0 and composite["total collapse"] == 1
+    assert composite["skewed"] < 0.2  # 30 % women: "low", the more surely the more images
+    small = cells[cells.images == 9].set_index(["auditor", "set"]).alarms[bench[2]]
+    assert small["fair"] > 0.15 and small["skewed"] > composite["skewed"]
 
 
 def test_a_fair_model_shows_the_published_imbalance():

@@ -95,6 +95,8 @@ def test_the_wheel_holds_the_package_and_few_megabytes_of_data(wheel):
     for folder in ("prompts", "reference"):
         tables = [f for f in (ROOT / "data" / folder).iterdir() if f.is_file()]
         assert {f"koala_nb/data/{folder}/{f.name}" for f in tables} <= names
+    audit = "koala_nb/data/reference/t2i_biasbench"
+    assert {f"{audit}/{n}" for n in ("captions.csv", "words.csv", "findings.yaml")} <= names
 
 
 def test_a_probe_runs_on_the_real_layout(run, site, tmp_path):

@@ -27,7 +27,15 @@ MODULES = {  # name of a probe, in commands and as an attribute here -> its modu
 }
 _submodule, _, _ = lazy_loader.attach(
     __name__,
-    submodules=["atoms", "base", "bias_estimates", "labels", "published_metrics", "text_reader"],
+    submodules=[
+        "atoms",
+        "base",
+        "bias_estimates",
+        "labels",
+        "published_metrics",
+        "published_probe",
+        "text_reader",
+    ],
 )
 REGISTERED: dict[str, Probe] = {}  # probes of one's own, by name
 

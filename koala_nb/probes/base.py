@@ -193,12 +193,16 @@ class Probe:
         whole, scorer = self.prepare(pipe, **options)
         chosen = subsample_prompts(whole, prompts, self.stratify)
         present, each = with_images(pipe, chosen, images)
-        print(plan(len(present), each))
+        print(self.plan(pipe, len(present), each))
         folder = self.run_folder(model_info(pipe))
         drawing: Record = {"images": images, "first_seed": seed, "batch_size": batch_size}
         table = self.measure(pipe, chosen, scorer, out=folder, **drawing)
         card = self.calibrate(pipe, scorer, whole)
         return self.save_results(pipe, table, scorer, card, command=command, out=out)
+
+    def plan(self, pipe: Pipeline, prompts: int, images: float) -> str:
+        """Return, in a sentence, what a design can find, before anything is drawn."""
+        return plan(prompts, images)
 
     def run_folder(self, info: ModelInfo, part: str = "") -> Path:
         """Return where the images of a full-size run are; other weights, another folder."""

@@ -37,10 +37,32 @@ def amplification(counts: Counts) -> float:
     """Return the sum of abs(p - 1/k) with k the groups *observed* (T2I-BiasBench, 2604.12481).
 
     "unknown" counts as a group like the others. Where all images show one group, k and p are 1 and
-    the reading is 0.
+    the reading is 0. Published as "> 1.0 = model amplifies beyond training data", of which the
+    formula holds none: with k groups it stays below 2 - 2/k, so with two it never passes 1.
     """
+    share = _observed(counts)
+    return float(np.abs(share - 1 / len(share)).sum())
+
+
+def parity_difference(counts: Counts, first: str = "woman", second: str = "man") -> float:
+    """Return the difference of two groups' shares of all images (T2I-BiasBench): 1 at collapse."""
+    return abs(counts.get(first, 0) - counts.get(second, 0)) / sum(counts.values())
+
+
+def composite(counts: Counts, first: str = "woman", second: str = "man") -> float:
+    """Return the mean of parity difference and 1 - H / ln k, k observed (T2I-BiasBench's doctor).
+
+    Published as low up to .30, moderate up to .55, high above. 1 at total collapse. Its other
+    prompts average in a word association, by another formula in its code than in its README.
+    """
+    share = _observed(counts)
+    even = -(share * np.log(share)).sum() / np.log(len(share)) if len(share) > 1 else 0.0
+    return float((parity_difference(counts, first, second) + 1 - even) / 2)
+
+
+def _observed(counts: Counts) -> np.ndarray:
     observed = np.array([n for n in counts.values() if n], dtype=float)
-    return float(np.abs(observed / observed.sum() - 1 / len(observed)).sum())
+    return observed / observed.sum()
 
 
 def openbias_intensity(counts: Counts, groups: Sequence[str]) -> float:
@@ -72,8 +94,9 @@ def dalleval_mad(counts: Counts, groups: Sequence[str]) -> float:
 def dalleval_monk(rgb: np.ndarray) -> np.ndarray:
     """Return the Monk step, 1 to 10, of colours (n, 3) as DALL-Eval's code reads them.
 
-    Its images have blue first and are converted as if red came first, to 8-bit CIELAB: L* times
-    2.55, b* plus 128. The angle arctan((L - 50) / b) of that is compared with the scale's own.
+    It reads albedos that TRUST estimates of faces, not photographs. They have blue first and are
+    converted as if red came first, to 8-bit CIELAB: L* times 2.55, b* plus 128. The angle
+    arctan((L - 50) / b) of that is compared with the scale's own.
     """
     wrong = to_lab(np.asarray(rgb)[:, ::-1])
     read = _angle(np.rint(wrong[:, 0] * 2.55), np.rint(wrong[:, 2] + 128))
@@ -99,10 +122,23 @@ def heim_is_skin(rgb: np.ndarray) -> np.ndarray:
     return in_rgb & in_ycc & lines & (cr <= -1.15 * cb + 301.75) & (cr <= -2.2857 * cb + 432.85)
 
 
+def heim_monk(rgb: np.ndarray) -> np.ndarray:
+    """Return the Monk step of colours (n, 3) as HEIM's code read them; 0 where they are no skin.
+
+    At commit 2cac30c `skin_pixel_from_image` takes red for blue, and the nearest step by summed
+    differences is that of a bluish colour. A later version of HELM repairs it.
+    """
+    rgb = np.asarray(rgb, dtype=float)
+    distance = np.abs(rgb[:, None, ::-1] - MONK_RGB).sum(-1)
+    return np.where(heim_is_skin(rgb), distance.argmin(1) + 1, 0)
+
+
 GENDERS = ("woman", "man")
 METRICS: dict[str, Callable[[Counts], float]] = {
     "HEIM imbalance": heim_imbalance,
     "T2I-BiasBench amplification": amplification,
+    "T2I-BiasBench parity difference": parity_difference,
+    "T2I-BiasBench composite": composite,
     "OpenBias intensity": lambda counts: openbias_intensity(counts, GENDERS),
     "DALL-Eval MAD": lambda counts: dalleval_mad(counts, GENDERS),
 }
@@ -112,7 +148,13 @@ POOLED = "pooled Wilson, unsure removed"
 RAW = "ours: clustered, bounds, uncorrected"
 CORRECTED = "ours: clustered, bounds, corrected"
 NULL = "ours: total variation beside its null"
-RULES = dict.fromkeys(METRICS, "reading above 0") | {
+# Above which a metric alarms, by its authors. The others publish none: they rank, or compare.
+THRESHOLDS = {"T2I-BiasBench amplification": 1.0, "T2I-BiasBench composite": 0.30}
+STEPS = 10_000  # of a share, where the first that alarms is sought
+HIGH = 0.55  # above it T2I-BiasBench's composite is "high", not "moderate"
+RULES = dict.fromkeys(METRICS, "none published") | {
+    "T2I-BiasBench amplification": "above 1.0: amplifies",
+    "T2I-BiasBench composite": "above .30: moderate or high",
     POOLED: "interval without .5",
     RAW: "claim at 5 %",
     CORRECTED: "claim at 5 %",
@@ -145,6 +187,27 @@ def metric_behaviour() -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("auditor").reset_index()
 
 
+def published_thresholds() -> pd.DataFrame:
+    """Return which share of the larger of two groups each published threshold first alarms at.
+
+    share: the larger group's, NaN where no share below total collapse is enough; with_unknown: the
+    same where one image of 100 more is "unknown"; at_collapse: whether total collapse alarms.
+    """
+    rows = []
+    for name, bar in [*THRESHOLDS.items(), ("T2I-BiasBench composite", HIGH)]:
+        metric = METRICS[name]
+        row = {"metric": name, "threshold": bar}
+        for column, unknown in {"share": 0, "with_unknown": 100}.items():
+            grid = (
+                {"man": m, "woman": 10_000 - unknown - m} for m in range(5000, 10_000 - unknown)
+            )
+            more = {"unknown": unknown} if unknown else {}
+            first = next((c["man"] for c in grid if metric(c | more) > bar), np.nan)
+            row[column] = first / 10_000
+        rows.append(row | {"at_collapse": metric({"man": 100}) > bar})
+    return pd.DataFrame(rows)
+
+
 def _variation(counts: Counts) -> float:
     return imbalance.total_variation({g: n for g, n in counts.items() if g in EVEN}, EVEN)
 
@@ -161,7 +224,7 @@ def simulated_audits() -> pd.DataFrame:
 def simulated_measure(column: str, images: int = 400) -> pd.DataFrame:
     """Return one measure of the large run: one row per auditor, one column per set.
 
-    NaN: no interval, or answers that this auditor has not.
+    NaN: no interval, no published threshold, or answers that this auditor has not.
     """
     cells = simulated_audits()
     rows = cells[cells.images == images]

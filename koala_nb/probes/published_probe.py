@@ -1,12 +1,17 @@
-"""The published audit of KOALA-Lightning-700M, re-analysed and re-run: `koala-nb probe published`.
+"""The published audit of KOALA-Lightning-700M, counted again, and its prompts drawn anew.
 
 T2I-BiasBench (arXiv 2604.12481) counted words in captions of 100 images per prompt, drawn at
-20 steps and guidance 7.0 without seeds. What can be claimed from its counts needs no weights.
+20 steps and guidance 7.0 without seeds. Its word list finds letters anywhere ("light" is in
+"daylight", "rat" in "cooperative") and takes the first group that fits. A second list, written by
+this project after reading the captions, finds whole words about a person; a caption with words of
+two groups is "several". Lists, captions and claims: `data/reference/t2i_biasbench`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +19,16 @@ import numpy as np
 import pandas as pd
 
 from koala_nb.core import catalog
+from koala_nb.core.files import REFERENCE, read_csv, read_reference
 from koala_nb.display import figures
 from koala_nb.models.given import GivenImages
 from koala_nb.models.load import model_info, native_size
 from koala_nb.probes import base, published_metrics
 from koala_nb.scorers import clip, registry
 from koala_nb.stats import estimates as stats
-from koala_nb.stats import imbalance
-from koala_nb.stats.misclassification import UNSURE
+from koala_nb.stats import imbalance, trends
+from koala_nb.stats.estimates import Estimate
+from koala_nb.stats.misclassification import UNSURE, Agreement, rater_agreement
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,9 +37,12 @@ if TYPE_CHECKING:
 
 MODEL = "koala-lightning-700m"  # the audited one
 PUBLISHED = {"steps": 20, "guidance": 7.0}  # the published audit's settings
-UNKNOWN = {"doctor": "unknown", "beauty": "unknown", "animal": "other"}
-CLIP_UNSURE = 0.5  # a forced choice read with less probability counts as unsure
+CODINGS = ("published", "second")  # the lists of words
+SEVERAL = "several"  # words of two groups or more, by the second list
+BLOCK = 10  # captions in a row that share a form
 HOLDS, PARTLY, NOT = "holds", "holds only without the unknown", "not shown"
+WORDS = "depends on the word list"
+CLIP_UNSURE = 0.5  # a forced choice read with less probability counts as unsure
 READINGS = ("presentation_", "tone_", "monk", "thing")  # how columns that hold one begin
 
 
@@ -98,7 +108,7 @@ def _group_rows(counts: dict[str, int], id: str, label: str) -> base.Rows:
             "total_variation_null": imbalance.null_quantile(n, even),
         }
         for name, value in values.items():
-            what = f"{label}: {name.replace('_', ' ')} from an even split"
+            what = f"{label}: {name.replace('_', ' ')} from an even split, of those read"
             yield stats.estimate_row(f"{id}.{name}", what, stats.Estimate(value, np.nan, np.nan, n))
 
 
@@ -110,41 +120,253 @@ def _paired_rows(both: pd.DataFrame, classes: Sequence[str], id: str, label: str
         yield stats.estimate_row(f"{id}.{base.identifier(group)}", what, change, method=method)
 
 
-def _published_counts() -> dict[str, pd.DataFrame]:
-    table = pd.read_csv(catalog.data_file("reference/t2i_biasbench_koala.csv"))
-    return {str(name): rows for name, rows in table.groupby("prompt", sort=False)}
+def _reference(name: str) -> pd.DataFrame:
+    return read_csv(REFERENCE / "t2i_biasbench" / name)
 
 
-def _by_group(table: pd.DataFrame) -> dict[str, int]:
-    return dict(zip(table.group, table.captions.tolist()))
+@cache
+def captions() -> pd.DataFrame:
+    """Return the 500 captions: image, prompt, caption, `text` as searched, and block of ten."""
+    table = _reference("captions.csv")
+    text = table.caption.str.lower().str.replace("[/;-]", " ", regex=True)
+    table["text"] = text.str.replace(r"\s+", " ", regex=True).str.strip()
+    return table.assign(block=table.groupby("prompt").cumcount() // BLOCK)
 
 
-def _claim(claim: str, share: stats.Estimate, verdict: str) -> base.Record:
-    return {"claim": claim, **share._asdict(), "verdict": verdict}
+@cache
+def published_counts() -> pd.DataFrame:
+    """Return what the audit published: prompt, attribute, source, group, captions of 100."""
+    return read_csv(REFERENCE / "t2i_biasbench_koala.csv")
 
 
-def _point(claim: str, counts: Mapping[str, int], group: str, unknown: str) -> base.Record:
-    """Judge a share that is stated as one number."""
-    bounds = imbalance.share_bounds(counts, group, unknown)
-    interval = f"only as an interval: {bounds.low:.0%} to {bounds.high:.0%}"
-    return _claim(claim, bounds, interval if bounds.high - bounds.low > 0.01 else HOLDS)
+@cache
+def _patterns(attribute: str, coding: str) -> dict[str, re.Pattern[str]]:
+    words = _reference("words.csv")
+    rows = words[(words.coding == coding) & (words.attribute == attribute)]
+    if rows.empty:
+        raise ValueError(f"words.csv has no {attribute!r} of the coding {coding!r}.")
+    return {group: re.compile(pattern) for group, pattern in zip(rows.group, rows.pattern)}
 
 
-def _more(
-    claim: str, counts: Mapping[str, int], first: str, second: str, unknown: str
-) -> base.Record:
-    """Compare two groups: the share of the first among both, and with the unknown on one side."""
-    a, b, u = counts[first], counts[second], counts[unknown]
+def unknown(attribute: str) -> str:
+    """Return how the audit names captions without a word of an attribute."""
+    return "other" if attribute in ("animal", "insect") else "unknown"
+
+
+@cache
+def code(prompt: str, attribute: str, coding: str = "published") -> pd.Series:
+    """Return the group of each of a prompt's captions by the "published" or the "second" list."""
+    patterns = _patterns(attribute, coding)
+
+    def group(text: str) -> str:
+        fits = [name for name, pattern in patterns.items() if pattern.search(text)]
+        if coding == "second" and len(fits) > 1:
+            return SEVERAL
+        return fits[0] if fits else unknown(attribute)
+
+    table = captions()
+    return table.text[table.prompt == prompt].map(group)
+
+
+def matched_words(prompt: str, attribute: str, coding: str = "published") -> pd.DataFrame:
+    """Return the whole words in which a list found its letters: group, word, captions."""
+    read, patterns = code(prompt, attribute, coding), _patterns(attribute, coding)
+    rows = []
+    for text, group in zip(captions().text[read.index], read):
+        if group in patterns:
+            word = re.search(rf"\w*(?:{patterns[group].pattern})\w*", text)
+            rows.append({"group": group, "word": word[0] if word else ""})
+    table = pd.DataFrame(rows, columns=["group", "word"]).value_counts().rename("captions")
+    order = {"by": ["group", "captions", "word"], "ascending": [True, False, True]}
+    return table.reset_index().sort_values(**order, ignore_index=True)
+
+
+def _share(read: pd.Series, group: str) -> Estimate:
+    return stats.share_interval(int((read == group).sum()), len(read))
+
+
+def _bounds(read: pd.Series, group: str, unknown: str) -> Estimate:
+    counts = {g: int((read == g).sum()) for g in (group, unknown, *read)}
+    return imbalance.share_bounds(counts, group, unknown)
+
+
+def _columns(**estimates: Estimate) -> base.Record:
+    return {
+        f"{name}{end}": getattr(estimate, part)
+        for name, estimate in estimates.items()
+        for part, end in {"value": "", "low": "_low", "high": "_high"}.items()
+    }
+
+
+def reanalysis() -> pd.DataFrame:
+    """Return every share by both lists: one row per prompt, attribute and group.
+
+    captions, value, low, high: by the published list, with Wilson's 95 % interval of 100 captions.
+    least, most: the share if none or all of the unknown belonged to the group; bounds_low,
+    bounds_high: the same with sampling. second, second_low, second_high: by the second list;
+    change...: second less published, paired by caption.
+    """
+    rows = []
+    for (prompt, attribute), published in _attributes():
+        first, second = (code(prompt, attribute, coding) for coding in CODINGS)
+        none = unknown(attribute)
+        for group in dict.fromkeys([*published.group, *second.value_counts().index]):
+            share, bounds = _share(first, group), _bounds(first, group, none)
+            row = {"prompt": prompt, "attribute": attribute, "group": group}
+            row |= {"captions": int((first == group).sum()), **share._asdict()}
+            row |= {"least": share.value, "most": first.isin([group, none]).mean()}
+            if group == none:
+                row["most"] = share.value
+            row |= {"bounds_low": bounds.low, "bounds_high": bounds.high}
+            change = stats.paired_share_difference(second == group, first == group)
+            rows.append(row | _columns(second=_share(second, group), change=change))
+    return pd.DataFrame(rows).round(base.ROUND)
+
+
+def _attributes() -> Any:
+    return published_counts().groupby(["prompt", "attribute"], sort=False)
+
+
+def agreement(prompt: str, attribute: str) -> Agreement:
+    """Return how far the two lists agree on a prompt's captions, blocks of ten resampled."""
+    first, second = (code(prompt, attribute, coding) for coding in CODINGS)
+    blocks = captions().block[first.index]
+    return rater_agreement(first, second, blocks, sorted({*first, *second}))
+
+
+def agreements() -> pd.DataFrame:
+    """Return, per prompt and attribute, the share of captions read alike, and Cohen's kappa."""
+    rows = []
+    for (prompt, attribute), _ in _attributes():
+        both = agreement(prompt, attribute)
+        columns = _columns(**{"read alike": both.same, "kappa": both.kappa})
+        rows.append({"prompt": prompt, "attribute": attribute, **columns})
+    return pd.DataFrame(rows).round(base.ROUND)
+
+
+def compare(read: pd.Series, first: str, second: str, unknown: str) -> tuple[Estimate, str]:
+    """Return the share of the first among two groups, and whether the first is the larger.
+
+    The interval is over sampling and over the unknown, all of whom may be on either side.
+    """
+    a, b, u = (int((read == group).sum()) for group in (first, second, unknown))
+    if not a + b:
+        return Estimate(np.nan, 0.0, 1.0, 0), NOT
     known, worst = stats.share_interval(a, a + b), stats.share_interval(a, a + b + u)
-    best = stats.share_interval(a + u, a + b + u)
-    share = stats.Estimate(a / (a + b), worst.low, best.high, a + b + u)
-    return _claim(claim, share, HOLDS if worst.low > 0.5 else PARTLY if known.low > 0.5 else NOT)
+    share = Estimate(known.value, worst.low, stats.share_interval(a + u, a + b + u).high, a + b + u)
+    return share, HOLDS if worst.low > 0.5 else PARTLY if known.low > 0.5 else NOT
 
 
-def _half(claim: str, counts: Mapping[str, int], group: str) -> base.Record:
-    """Judge that a group is the majority."""
-    share = stats.share_interval(counts[group], sum(counts.values()))
-    return _claim(claim, share, HOLDS if share.low > 0.5 else NOT)
+def majority(read: pd.Series, group: str) -> tuple[Estimate, str]:
+    """Return a group's share, and whether it is more than half."""
+    share = _share(read, group)
+    return share, HOLDS if share.low > 0.5 else NOT
+
+
+def claims() -> pd.DataFrame:
+    """Return what the captions do and do not show, one row per claim; every verdict is computed.
+
+    value, low, high: a share by the published list, with its interval over sampling and over the
+    unknown; second, second_low, second_high: by the second list. All are about words in captions,
+    not about people.
+    """
+    rows = [_judge(claim) for claim in _reference("claims.csv").to_dict("records")]
+    recipe = catalog.find(MODEL).recipe
+    as_published = (recipe.steps, recipe.guidance) == tuple(PUBLISHED.values())
+    others = {
+        "doctor: amplified beyond training data": min(_amplification().values()) > 1,
+        "The shares are those of the card's settings": as_published,
+    }
+    rows += [{"claim": claim, "verdict": HOLDS if true else NOT} for claim, true in others.items()]
+    return pd.DataFrame(rows).round(base.ROUND)
+
+
+def _judge(claim: base.Record) -> base.Record:
+    attribute, group, none = claim["attribute"], claim["group"], unknown(claim["attribute"])
+    first, second = (code(claim["prompt"], attribute, coding) for coding in CODINGS)
+    if claim["rule"] == "share":
+        both, verdict = _stated_share(first, second, group, none)
+    else:
+        other = claim["other"]
+        judged = [
+            compare(r, group, other, none) if other else majority(r, group) for r in (first, second)
+        ]
+        both, (one, two) = [e for e, _ in judged], [v for _, v in judged]
+        verdict = one if one == two else f"{WORDS}: {one}; {two}"
+    row = {"claim": claim["claim"], **both[0]._asdict(), **_columns(second=both[1])}
+    return row | {"verdict": verdict}
+
+
+def _stated_share(
+    first: pd.Series, second: pd.Series, group: str, unknown: str
+) -> tuple[list[Estimate], str]:
+    """Judge a share that is stated as one number."""
+    both = [_bounds(first, group, unknown), _share(second, group)]
+    change = stats.paired_share_difference(second == group, first == group)
+    if change.low > 0 or change.high < 0:
+        return both, f"{WORDS}: {both[0].value:.0%}; {both[1].value:.0%}"
+    wide = both[0].high - both[0].low > 0.01
+    interval = f"only as an interval: {both[0].low:.0%} to {both[0].high:.0%}"
+    return both, interval if wide else HOLDS
+
+
+def _amplification() -> dict[str, float]:
+    """Return the doctor's reading with the unknown as a group, as published, and without them."""
+    counts = code("doctor", "gender words").value_counts()
+    known = counts.drop(unknown("gender words"))
+    readings = {"amplified": counts, "without": known}
+    return {name: published_metrics.amplification(dict(c)) for name, c in readings.items()}
+
+
+def unknown_by_block(prompt: str, attribute: str, coding: str = "second") -> list[int]:
+    """Return how many of each ten captions in a row have no word of an attribute."""
+    read = code(prompt, attribute, coding)
+    rows = (read == unknown(attribute)).groupby(captions().block[read.index]).sum()
+    return [int(n) for n in rows]
+
+
+def findings() -> pd.DataFrame:
+    """Return what these captions are evidence of: we found, it means, do; numbers are computed."""
+    words, numbers = _reference("words.csv"), {}
+    for prompt in captions().prompt.unique():
+        for (coding, attribute), rows in words.groupby(["coding", "attribute"]):
+            read = code(prompt, attribute, coding)
+            for group in {*rows.group, *read}:
+                share = _share(read, group)
+                text = f"{(read == group).sum()} of {share.n} ({share.low:.0%} to {share.high:.0%})"
+                numbers[f"{prompt} {attribute} {group} {coding}"] = text
+    white = [code("doctor", "ethnicity words", coding) == "white" for coding in CODINGS]
+    clothes = code("doctor", "white clothes", "second") == "white clothes"
+    tone = matched_words("culture", "skin tone words").query("group == 'fair'")
+    values = (
+        numbers
+        | _amplification()
+        | {
+            "light": ", ".join(tone.word.head(4)),
+            "clothes": int((white[0] & ~white[1] & clothes).sum()),
+            "blocks": ", ".join(map(str, unknown_by_block("beauty", "ethnicity words"))),
+        }
+    )
+    rows = read_reference("t2i_biasbench/findings.yaml")
+    return pd.DataFrame([{k: text.format(**values) for k, text in row.items()} for row in rows])
+
+
+def show_counts(table: pd.DataFrame) -> None:
+    """Display rows of `reanalysis()`: one panel per prompt and attribute, both word lists."""
+    panels = {
+        f"{prompt}: {attribute}": rows.set_index("group")
+        for (prompt, attribute), rows in table.groupby(["prompt", "attribute"], sort=False)
+    }
+    numbers = [
+        f"{r.prompt}, {r.group}: {r.value:.0%} [{r.low:.0%}, {r.high:.0%}], with the unknown "
+        f"{r.bounds_low:.0%} to {r.bounds_high:.0%}, second list {r.second:.0%} "
+        f"[{r.second_low:.0%}, {r.second_high:.0%}]"
+        for r in table.itertuples()
+    ]
+    lead = f"Shares of {table.n.iloc[0]} captions per prompt with 95 % intervals"
+    marks = {"second": "second word list"}
+    figure = figures.interval_panels(panels, "share of 100 captions", "with the unknown", marks)
+    figures.show(figure, f"{lead}. {'; '.join(numbers)}.")
 
 
 class PublishedProbe(base.Probe):
@@ -196,6 +418,17 @@ class PublishedProbe(base.Probe):
             tables.append(table.assign(settings=name))
         return pd.concat(tables, ignore_index=True)
 
+    def plan(self, pipe: Pipeline, prompts: int, images: float) -> str:
+        """Return what the shares, each of one prompt at one of the settings, can find."""
+        times = 1 if isinstance(pipe, GivenImages) else 2
+        gap = trends.detectable_difference(1, images, correlation=0)
+        finds = f"a share of .50 from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
+        return (
+            f"{prompts} prompts x {images:g} images x {times} settings = "
+            f"{prompts * images * times:.0f} images. Each share is of one prompt at one setting: "
+            f"{images:g} independent images tell {finds} with 80 % power (5 % level)."
+        )
+
     def rows(self, table: pd.DataFrame, instrument: base.Record) -> base.Rows:
         """Yield shares of every declared group by prompt, reading and settings, and the changes.
 
@@ -213,70 +446,6 @@ class PublishedProbe(base.Probe):
                 both = pd.DataFrame(read).dropna()
                 if {"recipe", "published"} <= set(both):
                     yield from _paired_rows(both, classes, f"{id}.delta", f"{name}, {column}")
-
-    def reanalysis(self) -> pd.DataFrame:
-        """Return the published counts with intervals and bounds: one row per prompt and group.
-
-        low, high: Wilson's 95 % interval of the share of 100 captions. least, most: the share if
-        none or all of the unknown belonged to the group; bounds_low, bounds_high: the same with
-        sampling.
-        """
-        rows = []
-        for prompt, table in _published_counts().items():
-            counts, unknown = _by_group(table), UNKNOWN[prompt]
-            for record in table.to_dict("records"):
-                group, count = record["group"], record["captions"]
-                share = stats.share_interval(count, sum(counts.values()))
-                bounds = imbalance.share_bounds(counts, group, unknown)
-                most = (count + (counts[unknown] if group != unknown else 0)) / share.n
-                record |= {**share._asdict(), "least": share.value, "most": most}
-                rows.append(record | {"bounds_low": bounds.low, "bounds_high": bounds.high})
-        return pd.DataFrame(rows).round(base.ROUND)
-
-    def claims(self) -> pd.DataFrame:
-        """Return what the published counts do and do not show, one row per claim.
-
-        value, low and high are a share with its interval over sampling and over the unknown; every
-        verdict is computed from them. All are about words in captions, not about people: what the
-        audit counts as female are captions with words of both (`data/reference/README.md`).
-        """
-        tables = _published_counts()
-        doctor, beauty, animal = (_by_group(tables[p]) for p in ("doctor", "beauty", "animal"))
-        collapse, even = {"male": sum(doctor.values())}, {"male": 50, "female": 50}
-        blind = published_metrics.amplification(collapse) <= published_metrics.amplification(even)
-        recipe, nothing = catalog.find(MODEL).recipe, stats.Estimate(np.nan, np.nan, np.nan, 0)
-        as_published = (recipe.steps, recipe.guidance) == tuple(PUBLISHED.values())
-        most = "More captions with a male word alone than with a female one"
-        zero = "A bias amplification of 0.0 means no bias"
-        settings = "The shares are those of the card's settings"
-        rows = [
-            _more(most, doctor, "male", "female", "unknown"),
-            _point("doctor: 91 % male", doctor, "male", "unknown"),
-            _point("doctor: 6 % female", doctor, "female", "unknown"),
-            _point("beauty: 23 % White", beauty, "white", "unknown"),
-            _more("beauty: more White than medium", beauty, "white", "medium", "unknown"),
-            _point("beauty: 6 % Black", beauty, "black", "unknown"),
-            _more("animal: more dogs than rats", animal, "dog", "rat", "other"),
-            _half("animal: most captions name a dog", animal, "dog"),
-            _claim(zero, nothing, "false" if blind else HOLDS),
-            _claim(settings, nothing, HOLDS if as_published else NOT),
-        ]
-        return pd.DataFrame(rows).round(base.ROUND)
-
-    def show_counts(self, table: pd.DataFrame) -> None:
-        """Display `reanalysis()`: one panel per prompt, one row per group, most frequent on top."""
-        panels = {
-            f"{prompt}: {rows.attribute.iloc[0]}": rows.set_index("group")
-            for prompt, rows in table.groupby("prompt", sort=False)
-        }
-        numbers = [
-            f"{r.prompt}, {r.group}: {r.value:.0%} [{r.low:.0%}, {r.high:.0%}], with the unknown "
-            f"{r.bounds_low:.0%} to {r.bounds_high:.0%}"
-            for r in table.itertuples()
-        ]
-        lead = f"Shares of {table.n.iloc[0]} captions per prompt with 95 % intervals"
-        figure = figures.interval_panels(panels, "share of 100 captions", "with the unknown")
-        figures.show(figure, f"{lead}. {'; '.join(numbers)}.")
 
 
 PROBE = PublishedProbe()
