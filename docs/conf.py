@@ -75,10 +75,11 @@ def describe_images(path: Path) -> None:
     """Give the pictures of a copied notebook their alternative texts, which myst-nb leaves out."""
     book = nbformat.read(path, as_version=4)
     for output in (o for cell in book.cells for o in cell.get("outputs", ())):
-        if png := output.get("data", {}).pop("image/png", None):
-            alt = escape(output.metadata["image/png"]["alt"])
-            source = f"data:image/png;base64,{png.strip()}"
-            output.data["text/html"] = f'<img alt="{alt}" src="{source}">'
+        for form in ("image/png", "image/jpeg"):
+            if picture := output.get("data", {}).pop(form, None):
+                alt = escape(output.metadata[form]["alt"])
+                source = f"data:{form};base64,{picture.strip()}"
+                output.data["text/html"] = f'<img alt="{alt}" src="{source}">'
     nbformat.write(book, path)
 
 

@@ -94,19 +94,81 @@ def answers(given):
     }  # fmt: skip
 
 
+def in_place(latent, noise, sigma, sigma_next):
+    latent += noise * (sigma_next - sigma)
+    return latent
+
+
+GENERATE = {  # of notebook 01, whose cells give nothing
+    "generate.euler_step": (
+        [
+            in_place,
+            lambda x, noise, a, b: (x - a * noise) + b * noise,
+            lambda x, noise, a, b: torch.lerp(x - a * noise, x, b / a),
+        ],
+        [
+            (lambda x, noise, a, b: x + noise * (a - b), "yours adds noise"),
+            (lambda x, noise, a, b: x - a * noise, "all of the noise"),
+            (lambda x, noise, a, b: x + b * noise, "not the next level"),
+            (lambda x, noise, a, b: x - b * noise, "leaves the rest"),
+            (lambda x, noise, a, b: x - noise, "of sigma 1"),
+            (lambda x, noise, a, b: x, "at sigma the latent"),
+            (lambda x, noise, a, b: (x + noise * (b - a)).mean(), "at sigma the latent"),
+            (lambda x, noise, a, b: None, "returned nothing"),
+            (lambda x, noise: x, "cannot be checked"),
+            (3.0, "cannot be checked"),
+        ],
+    ),
+    "generate.guidance": (
+        [
+            lambda text, other, g: g * text + (1 - g) * other,
+            lambda text, other, g: text + (g - 1) * (text - other),
+        ],
+        [
+            (lambda text, other, g: text + g * (text - other), "begin at against"),
+            (lambda text, other, g: text + g * (other - text), "exchanged"),
+            (lambda text, other, g: g * (text - other), "difference alone"),
+            (lambda text, other, g: g * text, "against has no effect"),
+            (lambda text, other, g: text, "guidance has no effect"),
+            (lambda text, other, g: other + g * (text + other), "guidance times as far"),
+            ("against + guidance * (asked - against)", "cannot be checked"),
+        ],
+    ),
+    "generate.first_timestep": (
+        [751, 751.0, np.float64(751)],
+        [
+            (750, "offset"), (999, "trailing"), (901, "ten steps"), (1, "last"),
+            (1000, "counted from 0"), (751.5, "1000 / 4"), ("the last", "1000 / 4"),
+        ],
+    ),
+    "generate.smallest_guidance": (
+        [3, 3.0, np.float64(3)],
+        [(2.5, "just not"), (3.5, "smaller"), (2.59, "steps of"), (1, "try"), (-3, "try")],
+    ),
+    "generate.unchanged_share": (
+        [0.3, 0.29, 0.32],
+        [
+            (0.5, "example was made"), (0.7, "other kind"), (30, "not per cent"),
+            (0.2, "when is it zero"), (0.35, "when is it zero"), ("30 %", "cannot be checked"),
+        ],
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", EXERCISES)
 def test_right_answers_are_taken_and_five_wrong_ones_are_not(given, name, capsys):
-    right, wrong = answers(given)[name]
-    kn.check(None, name, **given[name])
+    right, wrong = (answers(given) | GENERATE)[name]
+    cell = given.get(name, {})
+    kn.check(None, name, **cell)
     assert capsys.readouterr().out.startswith("Not yet")
     with torch.no_grad():
         for answer in right:
-            kn.check(answer, name, **given[name])
+            kn.check(answer, name, **cell)
             assert capsys.readouterr().out == "Right.\n"
         assert len(wrong) >= 5
         for answer, hint in wrong:
             with pytest.raises(NotRightYet, match=hint) as caught:
-                kn.check(answer, name, **given[name])
+                kn.check(answer, name, **cell)
             assert len(str(caught.value)) < 300
 
 

@@ -40,6 +40,15 @@ def test_show_carries_the_alternative_text(displayed):
         figures.show(figures.image_grid([grey(9)], ["a koala"], ["seed 0"]), " ")
 
 
+def test_photographs_are_kept_as_jpeg(displayed):
+    for side in (256, 257):
+        figures.show_images([grey(9, side)], ["a koala"])
+    (small, _), (large, how) = displayed
+    assert Image.open(io.BytesIO(small["image/png"])).mode == "P"
+    assert Image.open(io.BytesIO(large["image/jpeg"])).format == "JPEG"
+    assert how["metadata"]["image/jpeg"]["alt"] == large["text/plain"]
+
+
 def test_a_figure_has_the_same_bytes_each_time(displayed):
     for _ in range(2):
         figures.show_lines({"a": ([1, 2], [3, 4])}, "x", "y")

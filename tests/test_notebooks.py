@@ -96,8 +96,8 @@ def test_outputs_are_clean(path):
 @every_notebook
 def test_every_image_has_an_alternative_text(path):
     for output in outputs(path):
-        if "image/png" in output.get("data", {}):
-            alt = output.metadata.get("image/png", {}).get("alt", "")
+        for form in {"image/png", "image/jpeg"} & set(output.get("data", {})):
+            alt = output.metadata.get(form, {}).get("alt", "")
             assert len(alt) > 20 and alt == output.data["text/plain"], alt
 
 

@@ -31,6 +31,7 @@ from koala_nb.display import figures
 
 grid = figures.image_grid([Image.new("RGB", (8, 8))], ["$x <b>"], ["seed 0"])
 figures.show(grid, "One black image & a <label>.")
+figures.show(grid, "A <large> one.", images=[Image.new("RGB", (512, 512))])
 """
 
 
@@ -129,6 +130,7 @@ def test_a_run_that_passes(notebook, tmp_path):
     assert "<title>Try a notebook</title>" in text and re.search(
         r"<img[^>]*alt=.One black image &amp; a &lt;label&gt;", text
     )
+    assert re.search(r'<img alt="A &lt;large&gt; one." src="data:image/jpeg;', text)
     assert_stands_alone(text)
 
 

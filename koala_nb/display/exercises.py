@@ -102,6 +102,29 @@ def _short(answer: object) -> str:
     return reprlib.repr(answer) if shape is None else f"An array of shape {tuple(shape)}"
 
 
+# --- 01 Generate images -------------------------------------------------------------------------
+
+
+def on_latents(
+    built: Callable[..., torch.Tensor], numbers: tuple[float, ...]
+) -> torch.Tensor | np.ndarray:
+    """Return what a function makes of two random latents, (1, 4, 4, 4), and these numbers.
+
+    TypeError where it returns nothing.
+    """
+    import torch
+
+    pair = torch.randn((2, 1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
+    made = built(*pair, *numbers)
+    if made is None:
+        raise TypeError("the function returned nothing: return a latent")
+    return made
+
+
+step_on_latents = partial(on_latents, numbers=(14.0, 5.0))  # sigma, sigma_next
+guided_on_latents = partial(on_latents, numbers=(3.5,))
+
+
 # --- 03 See attention ---------------------------------------------------------------------------
 
 
@@ -183,6 +206,80 @@ def without_tokens(steps: range = range(EDITED_STEPS // 2), keep: bool = False) 
 
 
 EXERCISES = {
+    "generate.euler_step": Exercise(
+        partial(step_on_latents, lambda x, noise, sigma, after: x + noise * (after - sigma)),
+        "at sigma the latent is clean + sigma * noise; at sigma_next it is to be "
+        "clean + sigma_next * noise.",
+        {
+            "the noise level falls, so sigma_next - sigma is negative; yours adds noise.": (
+                partial(step_on_latents, lambda x, noise, sigma, after: x + noise * (sigma - after))
+            ),
+            "you removed all of the noise: that is the clean latent which the network expects.": (
+                partial(step_on_latents, lambda x, noise, sigma, after: x - noise * sigma)
+            ),
+            "the step is the difference of the two levels, not the next level.": (
+                partial(step_on_latents, lambda x, noise, sigma, after: x + noise * after)
+            ),
+            "that removes a noise of sigma_next and leaves the rest.": (
+                partial(step_on_latents, lambda x, noise, sigma, after: x - noise * after)
+            ),
+            "the noise is that of sigma 1: multiply it by the difference of the levels.": (
+                partial(step_on_latents, lambda x, noise, sigma, after: x - noise)
+            ),
+        },
+        step_on_latents,
+    ),
+    "generate.guidance": Exercise(
+        partial(guided_on_latents, lambda text, other, g: other + g * (text - other)),
+        "go from against in the direction of asked, guidance times as far.",
+        {
+            "begin at against: at guidance 1 the result must be asked itself.": (
+                partial(guided_on_latents, lambda text, other, g: text + g * (text - other))
+            ),
+            "asked and against are exchanged: yours moves away from the prompt.": (
+                partial(guided_on_latents, lambda text, other, g: text + g * (other - text))
+            ),
+            "that is the difference alone: it is to be added to against.": (
+                partial(guided_on_latents, lambda text, other, g: g * (text - other))
+            ),
+            "against has no effect in yours.": (
+                partial(guided_on_latents, lambda text, other, g: g * text)
+            ),
+            "guidance has no effect in yours.": (
+                partial(guided_on_latents, lambda text, other, g: text)
+            ),
+        },
+        guided_on_latents,
+    ),
+    "generate.first_timestep": Exercise(
+        lambda: 751,
+        "1000 / 4 is the distance between timesteps, the offset is 1, and counting starts at 0.",
+        {
+            "you forgot the offset: steps_offset is 1 in KOALA's scheduler file.": lambda: 750,
+            "that is where trailing starts.": lambda: 999,
+            "that is where ten steps start; here there are four.": lambda: 901,
+            "that is the last of the four.": lambda: 1,
+            "timesteps are counted from 0, and leading stops before the end.": lambda: 1000,
+        },
+    ),
+    "generate.smallest_guidance": Exercise(
+        lambda: 3.0,
+        "try generated_share(2.0) and go up by one half.",
+        {
+            "just not: the share is still above .10 there.": lambda: 2.5,
+            "the share is below .10 there, but at a smaller guidance as well.": lambda: 3.5,
+            "go up in steps of one half.": lambda: 2.59,
+        },
+    ),
+    "generate.unchanged_share": Exercise(
+        lambda: 0.30,
+        "look at `asked - against` in the formula: when is it zero?",
+        {
+            "with that the example was made: .30 becomes .05.": lambda: 0.50,
+            "that is the share of the other kind.": lambda: 0.70,
+        },
+        lambda share: 0.30 if abs(share - 0.30) <= 0.0201 else share,
+    ),
     "attention.numbers": Exercise(
         numbers_of_maps,
         "one row for each position and head; how many entries has a row?",

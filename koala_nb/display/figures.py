@@ -37,7 +37,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.prop_cycle": cycler(color=COLORS),
     "figure.dpi": 100,
-    "savefig.dpi": 100,
+    "savefig.dpi": 150,  # an image of a grid is 195 pixels wide
     "svg.hashsalt": "koala-nb",
 }
 
@@ -150,7 +150,7 @@ def show_images(
         lead = f"{title}. " if title else ""
         count = f"{len(images)} image{'s' * (len(images) > 1)}"
         alt = f"{lead}{count}: {'; '.join(captions)}."
-        return show(gallery(images, captions, across), alt, colours=_palette(images))
+        return show(gallery(images, captions, across), alt, images=images)
     figure = image_grid(images, rows, columns, title, numbers, meaning)
     width, headings = len(columns), ", ".join(label.replace("\n", " ") for label in columns)
     alt = f"{title}. Columns: {headings}. Rows: {'; '.join(rows)}."
@@ -158,7 +158,7 @@ def show_images(
         each = [", ".join(f"{v:.0f}" for v in row) for row in np.reshape(numbers, (-1, width))]
         texts = "; ".join(f"{label}: {row}" for label, row in zip(rows, each))
         alt = f"{title}. Columns: {headings}. {meaning}: {texts}."
-    show(figure, alt, colours=_palette(images))
+    show(figure, alt, images=images)
 
 
 def _show_run(run: ImageRun, captions: Sequence[str], title: str) -> None:
@@ -179,11 +179,7 @@ def _show_run(run: ImageRun, captions: Sequence[str], title: str) -> None:
         each = "; ".join(f"{p} (mean brightness {b:.1f})" for p, b in zip(rows, light))
         lead = f"{title}. " if title else ""
         size = f"{len(rows)} prompt{'s' * (len(rows) > 1)} x {width} seeds"
-        show(figure, f"{lead}{size}, one row per prompt: {each}.", colours=_palette(images))
-
-
-def _palette(images: Sequence[Image.Image]) -> int | None:
-    return 256 if images[0].width <= 256 else None  # photographs need more colours
+        show(figure, f"{lead}{size}, one row per prompt: {each}.", images=images)
 
 
 def show_intervals(
@@ -378,25 +374,36 @@ def show_banner(text: str | None) -> None:
         display({"text/html": html, "text/plain": text}, raw=True)
 
 
-def show(figure: Figure, alt: str, *, colours: int | None = None) -> None:
-    """Display a figure as a PNG with an alternative text that carries its content.
+def show(
+    figure: Figure,
+    alt: str,
+    *,
+    colours: int | None = None,
+    images: Sequence[Image.Image] = (),
+) -> None:
+    """Display a figure as a picture with an alternative text that carries its content.
 
-    `colours` (2 to 256) stores it with a palette, which keeps a notebook small. ValueError for an
-    empty text: a reader who does not see the figure would get nothing.
+    `colours` (2 to 256) stores it with a palette, which keeps a notebook small; what shows `images`
+    has one, or becomes a JPEG where they are large. ValueError for an empty text: a reader who does
+    not see the figure would get nothing.
     """
     from IPython.display import display
 
     if not alt.strip():
         raise ValueError("show: the alternative text is empty: say what the figure shows.")
+    photographs = bool(images) and images[0].width > 256
+    colours = 256 if images and not photographs else colours
+    form = "jpeg" if photographs else "png"
     buffer = io.BytesIO()
     metadata = {"Software": None}
     with matplotlib.rc_context(STYLE):  # "tight": no label is ever cut off
         figure.savefig(buffer, metadata=metadata, bbox_inches="tight", pad_inches=0.08)
-    if colours is not None:
-        image = Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
-        image.save(buffer := io.BytesIO(), format="PNG", optimize=True)
-    data = {"image/png": buffer.getvalue(), "text/plain": alt}
-    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+    if photographs or colours:
+        image = Image.open(buffer).convert("RGB")
+        image = image.quantize(colours, dither=Image.Dither.NONE) if colours else image
+        image.save(buffer := io.BytesIO(), format=form, optimize=True, quality=88)
+    data = {f"image/{form}": buffer.getvalue(), "text/plain": alt}
+    display(data, raw=True, metadata={f"image/{form}": {"alt": alt}})
 
 
 def _wrap(text: str, width: int = 30) -> str:
