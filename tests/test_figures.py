@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from PIL import Image
 
 from koala_nb.display import exercises, figures, tables
@@ -190,3 +191,18 @@ def test_a_runs_images_say_their_prompts_and_seeds(displayed):
     assert len(alts) == 3  # four prompts a figure
     assert alts[1] == "1 prompt x 2 seeds, one row per prompt: e (mean brightness 0.0)."
     assert alts[2] == "Two. 2 images: right; wrong."
+
+
+def test_a_page_is_shown_in_a_frame(tmp_path, monkeypatch):
+    outputs = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: outputs.append(data))
+    page = tmp_path / "page.html"
+    page.write_text(
+        """<p title="x">&amp; "all" 'this' </p><script>let a = 1 < 2</script>""", "utf-8"
+    )
+    figures.show_page(page, "Words & steps", height=300)
+    frame = BeautifulSoup(outputs[0]["text/html"], "html.parser").iframe
+    assert frame["srcdoc"] == page.read_text("utf-8") and frame["title"] == "Words & steps"
+    assert "allow-scripts" in frame["sandbox"] and "height:300px" in frame["style"]
+    assert outputs[0]["text/plain"] == "Words & steps"
+    assert outputs[0]["text/html"].startswith("<p>Words &amp; steps</p>")

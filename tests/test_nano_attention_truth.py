@@ -110,6 +110,16 @@ def test_a_word_removed_changes_its_own_thing(pipe):
     assert value[0.0, "own - other"] == pytest.approx(gain, abs=2e-4)
 
 
+def test_examples_are_scored_as_the_evaluation_scores(pipe):
+    thresholds = {"DAAM": 0.5, "finest layers": 0.3}
+    for example in truth.examples(pipe, thresholds, 3):
+        assert example.picture.size == example.mask.shape[::-1] and example.mask.any()
+        assert list(example.maps) == list(thresholds) and example.name.islower()
+        for method, values in example.maps.items():
+            score = truth.overlap(values[None], example.mask[None], thresholds[method])[0]
+            assert example.scores[method] == pytest.approx(score)
+
+
 @pytest.mark.parametrize("model", truth.MODELS)
 def test_removing_a_word_is_local_in_the_stored_result(stored, model):
     (result,) = [m for m in stored["models"] if m["model"] == model]

@@ -102,6 +102,7 @@ def write_page(
     largest = np.maximum(maps.max((1, 3, 4)), 1e-12)  # of a word that nothing looks at
     contrast = [m.max() / m.mean() for m in maps[0, 0][: -len(MARKS)]]
     levels = (255 * maps / largest[:, None, :, None, None]).round().astype(np.uint8)
+    places = [place(m) for m in np.eye(9).reshape(9, 3, 3)]
     kept, added = _light(np.linspace(0, 1, 256))
     colours = np.column_stack([added / (1 - kept)[:, None], 255 * (1 - kept)])
     data = {
@@ -112,8 +113,9 @@ def write_page(
         "first": int(np.argmax(contrast)) if contrast else 0,
         "largest": largest.tolist(),
         "top": largest[:, : len(contrast) or None].max(1).tolist(),  # of the words, not the marks
-        "mean": maps.mean((3, 4)).tolist(),
-        "where": [[[place(m) for m in step] for step in group] for group in maps],
+        "mean": maps.mean((3, 4)).round(6).tolist(),
+        "places": places,
+        "where": [[[places.index(place(m)) for m in step] for step in group] for group in maps],
         "maps": base64.b64encode(levels.tobytes()).decode("ascii"),
         "colours": base64.b64encode(colours.round().astype(np.uint8).tobytes()).decode("ascii"),
     }

@@ -92,7 +92,7 @@ def _same(answer: object, value: object) -> bool:
         tolerance = 0 if isinstance(value, Integral) else 0.01
         return math.isclose(float(answer), float(value), rel_tol=tolerance)
     expected, given = (
-        np.asarray(x.detach() if hasattr(x, "detach") else x) for x in (value, answer)
+        np.asarray(x.detach().float().cpu() if hasattr(x, "detach") else x) for x in (value, answer)
     )
     return expected.shape == given.shape and np.allclose(expected, given, rtol=1e-3, atol=1e-4)
 

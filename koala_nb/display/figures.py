@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import matplotlib
@@ -404,6 +406,22 @@ def show(
         image.save(buffer := io.BytesIO(), format=form, optimize=True, quality=88)
     data = {f"image/{form}": buffer.getvalue(), "text/plain": alt}
     display(data, raw=True, metadata={f"image/{form}": {"alt": alt}})
+
+
+def show_page(path: str | os.PathLike[str], text: str, height: int = 700) -> None:
+    """Display an HTML page that stands alone in a frame, below a text that says what it shows.
+
+    height: of the frame, in pixels. The page's own scripts run, and reach nothing outside it.
+    """
+    from IPython.display import display
+
+    page = escape(Path(path).read_text("utf-8"), quote=False).replace("'", "&#39;")
+    frame = (
+        f"<iframe srcdoc='{page}' title=\"{escape(text)}\" "
+        'sandbox="allow-scripts" '
+        f'style="width:100%;height:{height}px;border:1px solid #8886"></iframe>'
+    )
+    display({"text/html": f"<p>{escape(text)}</p>{frame}", "text/plain": text}, raw=True)
 
 
 def _wrap(text: str, width: int = 30) -> str:

@@ -7,7 +7,7 @@ over steps, bicubic, negative values to 0, the mean over all heads of all layers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.world import Scene, World
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from koala_nb.models.load import Pipeline
 
 KINDS = ("object", "pair", "shapes")
@@ -82,12 +84,12 @@ def head_maps(
     pipe: Pipeline, scenes: list[Scene], targets: list[Target], render: Renderer, timestep: int
 ) -> dict[str, np.ndarray]:
     """Return per "layer/head" the maps of all targets, (targets, rows, columns)."""
-    from PIL import Image
+    from PIL.Image import fromarray
 
     maps_by_head: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(scenes), BATCH):
         some = scenes[start : start + BATCH]
-        images = [Image.fromarray(pixels) for pixels in to_pixels(render(some))]
+        images = [fromarray(pixels) for pixels in to_pixels(render(some))]
         captions = [scene.caption for scene in some]
         inputs = noisy_inputs(pipe, images, captions, timestep, seed=timestep + start)
         with torch.no_grad(), capture_attention(pipe, keep_axes=("layer", "head")) as attention:
@@ -233,6 +235,51 @@ def evaluate(model: str, tuning: int = TUNING, count: int = SCENES) -> Record:
     }
 
 
+@dataclass(frozen=True)
+class Example:
+    """A scored scene: its picture, one thing's name and mask, and by method its map and IoU."""
+
+    picture: Image
+    name: str
+    mask: np.ndarray
+    maps: dict[str, np.ndarray]
+    scores: dict[str, float]
+
+
+def examples(pipe: Pipeline, thresholds: Mapping[str, float], count: int) -> list[Example]:
+    """Return the first scored scenes with one thing each; thresholds: "DAAM", "finest layers"."""
+    from PIL.Image import fromarray
+
+    preset = preset_of(pipe.model_info.name)
+    world = World(preset.n_objects)
+    render = Renderer(preset.image_size, world.things())
+    scenes = make_scenes(world, count, TUNING)
+    firsts = {t.scene: t for t in reversed(find_targets(scenes, render, pipe.tokenizer))}
+    targets = [firsts[number] for number in sorted(firsts)]
+    levels = [head_maps(pipe, scenes, targets, render, t) for t in TIMESTEPS]
+    maps = {name: np.sum([level[name] for level in levels], axis=0) for name in levels[0]}
+    masks = np.stack([target.mask for target in targets])
+    merged = {
+        method: combine(maps, heads, preset.image_size)
+        for method, heads in {"DAAM": list(maps), "finest layers": finest(maps)}.items()
+    }
+    scores = {name: overlap(merged[name], masks, thresholds[name]) for name in merged}
+    pixels = to_pixels(render(scenes))
+    results = []
+    for row, target in enumerate(targets):
+        ids = pipe.tokenizer(scenes[target.scene].caption).input_ids
+        results.append(
+            Example(
+                fromarray(pixels[target.scene]),
+                pipe.tokenizer.decode([ids[t] for t in target.tokens]).strip(),
+                target.mask,
+                {name: values[row] for name, values in merged.items()},
+                {name: float(values[row]) for name, values in scores.items()},
+            )
+        )
+    return results
+
+
 def evaluate_edits(model: str, count: int = EDITED) -> list[Record]:
     """Re-weight one word of scenes drawn again from their noised pictures; what changes where.
 
@@ -283,11 +330,11 @@ def redraw(
     """
     silence_logging()  # of what this pipeline imports
     from diffusers import StableDiffusionXLImg2ImgPipeline
-    from PIL import Image
+    from PIL.Image import fromarray
 
     again = StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
     again.set_progress_bar_config(disable=True)
-    images = [Image.fromarray(pixels) for pixels in to_pixels(render(scenes))]
+    images = [fromarray(pixels) for pixels in to_pixels(render(scenes))]
     results = []
 
     def reweight(maps: torch.Tensor, site: Site) -> torch.Tensor:
