@@ -22,6 +22,7 @@ from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import Record, banner, versions, write_atomic, write_json
 from koala_nb.display.figures import gallery
 from koala_nb.generation.generate import generate
+from koala_nb.generation.page import write_page
 from koala_nb.models.load import load
 from koala_nb.nano.abilities import abilities, ceilings
 from koala_nb.nano.cards import write_clip_card, write_system_card
@@ -247,6 +248,7 @@ def evaluate(model: str, n: int, per_occupation: int, folder: Path) -> Path:
     }
     write_cards(pipe, result)
     first_look(pipe, folder / f"first-look-{model}.png")
+    write_page(folder / f"knobs-{model}.html", pipe, "a koala")
     return write_json(folder / f"quality-{model}.json", result)
 
 
