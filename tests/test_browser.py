@@ -6,6 +6,8 @@ import re
 import pytest
 from browsing import asked, complaints, resize, serious
 
+import koala_nb as kn
+from koala_nb.attention import page as view
 from koala_nb.core import files
 from koala_nb.report import run
 from koala_nb.report import sweep as sweeps
@@ -140,3 +142,29 @@ def test_what_a_browser_would_find(browser, tmp_path):
     assert len(browser.execute_script(PICTURES)) == 2
     assert browser.execute_script(TOO_WIDE) > 0
     assert any(found.startswith("image-alt") for found in serious(browser))
+
+
+def test_the_page_of_attention(browser, loaded, tmp_path):
+    """Words, layers and steps by keyboard; a faint word stays dark beside a strong one."""
+    prompt = "a red koala"
+    with kn.capture_attention(loaded, keep_axes=("layer", "step")) as attention:
+        settings = {"steps": 2, "height": 64, "width": 64, "progress": False}
+        (image,) = kn.generate(loaded, prompt, [0], **settings).images
+    file = kn.attention.write_page(tmp_path / "attention.html", attention, image, prompt)
+    check(browser, file)
+    status = "return document.getElementById('said').textContent"
+    cover = "const c = document.querySelector('.stage canvas'); return [...c.getContext('2d')"
+    cover += ".getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 == 3);"
+    browser.execute_script("document.querySelectorAll('#words button')[1].focus()")
+    browser.switch_to.active_element.send_keys("\ue007")  # Enter
+    assert browser.execute_script(status).startswith('"red", all layers, mean over steps')
+    shared = browser.execute_script(cover)
+    browser.execute_script("document.getElementById('alone').click()")
+    own = browser.execute_script(cover)
+    assert min(own) < min(shared) and max(shared) <= round(255 * (1 - view.DIM)) + 1
+    browser.execute_script("document.getElementById('layers').focus()")
+    browser.switch_to.active_element.send_keys("\ue015")  # arrow down
+    browser.execute_script("document.getElementById('step').focus()")
+    browser.switch_to.active_element.send_keys("\ue014")  # arrow right
+    assert browser.execute_script(status).startswith('"red", down_blocks.1, step 1')
+    assert browser.execute_script(cover) != own and complaints(browser) == []

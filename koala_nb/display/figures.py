@@ -393,7 +393,7 @@ def show(
 
     if not alt.strip():
         raise ValueError("show: the alternative text is empty: say what the figure shows.")
-    photographs = bool(images) and images[0].width > 256
+    photographs = any(image.width >= 256 for image in images)  # or lit by a map: no steps
     colours = 256 if images and not photographs else colours
     form = "jpeg" if photographs else "png"
     buffer = io.BytesIO()
