@@ -10,10 +10,14 @@ from functools import wraps
 from itertools import count
 
 import pytest
+import torch
 from diffusers import StableDiffusionXLPipeline
 
+import koala_nb as kn
 from koala_nb import cli, generate, load
 from koala_nb.generation import cluster
+from koala_nb.models.given import GivenImages
+from koala_nb.probes.prompts import prompt_seeds
 from koala_nb.report import run as reports
 
 MORE = "generate tiny 'a koala' --size 64"
@@ -238,13 +242,13 @@ def test_one_client_for_all_workers(idle, tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"prompts_file": "without.csv"}, "without.csv has no column `prompt`"),
+        ({"prompts_file": "empty.csv"}, "empty.csv"),
         ({"revision": "main"}, "revision='main' is for hub repositories"),
     ],
 )
 def test_what_only_the_notebook_can_know(place, tmp_path, monkeypatch, given, said):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "without.csv").write_text("text\nkoala\n")
+    (tmp_path / "empty.csv").write_text("prompt\n")
     with pytest.raises(reports.ReportFailed) as error:
         reports.run_report("11", {"model": str(place / "tiny"), "size": 64, **given}, out=tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
@@ -263,6 +267,11 @@ PARAMETERS = [
     ("11", "guidance=2000", "guidance is 2000.0: give a number from 0 to 1000"),
     ("11", "batch_size=-2", "batch_size is -2"),
     ("11", "prompts_file=nowhere.csv", "There is no file nowhere.csv"),
+    ("11", "prompts_file=texts.csv", "texts.csv has no column 'prompt': name it there"),
+    ("11", "seeds=99999999999", "images per prompt, at most 5,000,000"),
+    ("11", "model=", "Unknown system ''"),
+    ("06", "prompts_file=prompts.csv", "prompts.csv has no column 'id'"),
+    ("08", "frequencies=texts.csv", "has no column 'concept'"),
     ("04", "steps=-1", "steps is -1: give 0 or more"),
     ("04", "feature=looks", "Unknown feature 'looks'"),
     ("04", "teacher=nano-sdlx", "Did you mean 'nano-sdxl'?"),
@@ -280,8 +289,10 @@ def test_a_bad_parameter_of_a_report_starts_no_kernel(
 ):
     monkeypatch.setattr(reports, "_run", lambda *_: pytest.fail("a kernel would start"))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.csv").write_text("text\nkoala\n")
+    (tmp_path / "prompts.csv").write_text("prompt\na koala\n")
     assert cli.main(["report", notebook, "-p", pair]) == 2
-    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert said in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 2
 
 
 def test_odd_prompts_are_drawn_and_what_is_not_read_is_said(loaded):
@@ -332,3 +343,62 @@ def test_a_disk_that_is_full_or_read_only(place, tmp_path):
     assert "No space left on device" in said[1] and "free some space" in said[1]
     assert "cannot be written to: give another folder" in said[2]
     assert "Traceback" not in done.stderr
+
+
+IN_PYTHON = [
+    (lambda pipe: kn.generate(pipe, {"a", "b"}), "must be a text or a list of texts"),
+    (lambda pipe: kn.generate(pipe, "a", out="x" * 300), "out must be the path of a folder, not"),
+    (lambda pipe: kn.generate(pipe.scheduler, "a"), "is no pipeline of diffusers"),
+    (lambda pipe: kn.model_info(None), "None is no pipeline of diffusers"),
+    (lambda pipe: kn.capture_attention("tiny").__enter__(), "'tiny' is no pipeline of diffusers"),
+    (lambda pipe: kn.load_lora(5, {}), "5 is no pipeline of diffusers"),
+    (lambda pipe: kn.list_steps(None, 4), "None is no pipeline of diffusers"),
+    (lambda pipe: kn.list_steps(pipe, 0), "steps is 0: give a whole number from 1 to 1000"),
+    (lambda pipe: kn.list_steps(pipe, 1.5), "steps is 1.5"),
+    (
+        lambda pipe: kn.load_lora(pipe, {"unet.x.lora_A.weight": torch.ones(2, 2)}),
+        "lacks one of the two matrices of unet.x",
+    ),
+    (lambda pipe: kn.open_run(None), "A run is the path of its folder, not None"),
+    (lambda pipe: kn.build_unet(5), "Give a system's name or a folder, not 5"),
+    (lambda pipe: kn.run_cost(images=-1), "images is -1: give a number above 0"),
+    (lambda pipe: kn.run_cost(images="x"), "images is 'x'"),
+    (lambda pipe: kn.run_cost(images=1, rate=float("nan")), "rate is nan"),
+    (lambda pipe: kn.run_report(None), "Give a notebook's path, name or number, not None"),
+    (lambda pipe: kn.run_report("11", 5), "parameters are 5: give values by their names"),
+    (lambda pipe: kn.Audit(pipe), "is no session: give kn.start's or kn.wrap's"),
+    (lambda pipe: kn.Audit(kn.wrap(pipe), n="x"), "n is 'x': give 1 or more images per probe"),
+    (lambda pipe: kn.show_images(None), "show_images: a NoneType: give a run"),
+    (lambda pipe: kn.show_table(5), "show_table: a int is no table"),
+    (lambda pipe: kn.probes.get(None), "give a name, or the path of a Python file, not None"),
+    (lambda pipe: kn.check(1, "nothing"), "There is no exercise 'nothing'"),
+    (lambda pipe: GivenImages("nowhere"), "nowhere holds no metadata.csv or metadata.jsonl"),
+    (lambda pipe: prompt_seeds(2, "x"), "images is 'x': give a whole number"),
+]
+
+
+@pytest.mark.parametrize(("call", "said"), IN_PYTHON, ids=[said for _, said in IN_PYTHON])
+def test_what_is_wrong_in_python_is_one_sentence(loaded, call, said):
+    with pytest.raises(ValueError) as error:
+        call(loaded)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_probes_file_that_fails_is_named_with_its_reason(tmp_path, capsys):
+    for text, why in (("1/0", "ZeroDivisionError"), ("def", "SyntaxError")):
+        file = tmp_path / "mine.py"
+        file.write_text(text)
+        assert cli.main(["probe", str(file)]) == 2
+        assert f"mine.py cannot be imported ({why}: " in capsys.readouterr().err
+
+
+def test_a_sweep_that_is_too_deep_and_records_without_files_are_refused(tmp_path, loaded, capsys):
+    deep = tmp_path / "deep.yaml"
+    deep.write_text("[" * 3000)
+    assert cli.main(["report", "11", "--sweep", str(deep)]) == 2
+    assert "deep.yaml is not YAML: maximum recursion" in capsys.readouterr().err
+    small = {"height": 64, "width": 64, "steps": 1, "progress": False}
+    kn.generate(loaded, "a", out=tmp_path / "run", **small)
+    (tmp_path / "run" / "records.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(ValueError, match="its records name no file: call the same `generate`"):
+        kn.open_run(tmp_path / "run")

@@ -23,6 +23,7 @@ from koala_nb.attention.edits import Edit, Site, apply_edits
 from koala_nb.attention.maps import Attention, words_of
 from koala_nb.core.errors import nearest
 from koala_nb.generation.generate import ON_RETRY, embed
+from koala_nb.models.load import model_info
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -86,6 +87,8 @@ def capture_attention(
     Memory does not grow with the number of steps unless "step" is kept. Raises CannotCapture, a
     ValueError, for what cannot be captured exactly. The pipeline is restored, on errors too.
     """
+    if not hasattr(pipe, "unet"):
+        model_info(pipe)  # refuses what is no pipeline
     edits = tuple(edit) if isinstance(edit, Sequence) else (edit,)
     chosen = guidance_branch, self_grid, by_encoder, limit_gb * 1e9, edits
     options = Options(tuple(keep_axes), *chosen)

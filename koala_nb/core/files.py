@@ -99,9 +99,18 @@ def git_commit() -> str | None:
 
 
 def short(value: Any) -> str:
-    """A value as in code, in at most 60 characters, for an error's sentence."""
-    text = repr(value)
+    """A value as in code, in one line of at most 60 characters, for an error's sentence."""
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def checked_path(value: object, what: str) -> Path:
+    """Return a path. ValueError, which begins with `what`, for what is none or too long."""
+    if isinstance(value, str | os.PathLike) and "\0" not in str(value):
+        with suppress(OSError):
+            Path(value).exists()
+            return Path(value)
+    raise ValueError(f"{what}, not {short(value)}.")
 
 
 def write_atomic(

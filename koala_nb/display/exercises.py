@@ -56,7 +56,10 @@ def check(
     if answer is None:
         print("Not yet: replace None by your answer and run this cell again.")
         return
-    hint = EXERCISES[exercise].hint if isinstance(exercise, str) else hint
+    if isinstance(exercise, str):
+        if exercise not in EXERCISES:
+            raise ValueError(f"There is no exercise {exercise!r}: copy the cell's own name.")
+        hint = EXERCISES[exercise].hint
     try:
         if isinstance(exercise, str):
             right, hint = _judge(answer, EXERCISES[exercise], given)

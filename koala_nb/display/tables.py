@@ -96,7 +96,11 @@ def _shown(
         data = pd.DataFrame(
             {"property": list(data), "value": pd.Series([*data.values()], dtype=object)}
         )
-    frame = data.to_frame() if isinstance(data, pd.Series) else pd.DataFrame(data)
+    try:
+        frame = data.to_frame() if isinstance(data, pd.Series) else pd.DataFrame(data)
+    except (TypeError, ValueError):
+        kind = type(data).__name__
+        raise ValueError(f"show_table: a {kind} is no table: give a frame or records.") from None
     if HIDDEN in frame:  # estimates: rows chosen from a frame have no index of meaning
         frame = frame.reset_index(drop=True)
     if any(frame.index.names):

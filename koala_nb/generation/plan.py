@@ -4,7 +4,7 @@ import operator
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby, islice
@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from koala_nb.core.devices import free_gigabytes, plan_batch
 from koala_nb.core.files import Record, short
-from koala_nb.models.load import MOST, call_default, check_pipeline, model_info, native_size
+from koala_nb.models.load import (
+    MAX_IMAGES,
+    MOST,
+    call_default,
+    check_pipeline,
+    model_info,
+    native_size,
+)
 
 if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
@@ -29,7 +36,6 @@ class _Default(Enum):
 
 
 RECIPE: Any = _Default.RECIPE  # of a negative prompt, since None is one of its own
-MAX_IMAGES = 5_000_000  # of a run, whose plan is held in memory
 IMAGES = "images"
 FLAT, PER_PART = 5000, 1000  # a run of more than FLAT images has sub-folders of PER_PART
 
@@ -135,7 +141,7 @@ def make_plan(
 
 
 def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
-    if isinstance(prompts, bytes | Mapping) or not hasattr(prompts, "__iter__"):
+    if isinstance(prompts, bytes | Mapping | Set) or not hasattr(prompts, "__iter__"):
         raise ValueError(f"prompts must be a text or a list of texts, not {short(prompts)}.")
     texts = [prompts] if isinstance(prompts, str) else _listed(prompts)
     if not texts:

@@ -92,9 +92,7 @@ class Run:
 
 def folder_at(out: Any) -> Path:
     """The path of a run's folder. ValueError for what is no path."""
-    if not isinstance(out, str | os.PathLike) or "\0" in str(out):
-        raise ValueError(f"out must be the path of a folder, not {short(out)}.")
-    return Path(out)
+    return files.checked_path(out, "out must be the path of a folder")
 
 
 @contextmanager
@@ -215,8 +213,8 @@ def check_space(folder: Path, plan: Plan, images: int) -> None:
     needed, free = images * plan.height * plan.width, shutil.disk_usage(there).free
     if needed > free:
         raise OSError(
-            f"{folder} is on a disk with {free / 1e6:.1f} MB free and {images} images need at "
-            f"least {needed / 1e6:.1f}: free some space, or write to another folder."
+            f"{folder} is on a disk with {free / 1e6:.3g} MB free and {images} images need at "
+            f"least {needed / 1e6:.3g}: free some space, or write to another folder."
         )
 
 
@@ -234,6 +232,8 @@ def folder_run(
 ) -> Run:
     """A run from a finished folder and its records; ValueError for an image outside of it."""
     table = pd.DataFrame(records)
+    if "file" not in table:
+        raise ValueError(f"{folder}: its records name no file: call the same `generate` again.")
     if len(outside := table.file[~table.file.astype(str).str.fullmatch(IMAGE_FILE)]):
         raise ValueError(
             f"{folder}: a record names {short(outside.iloc[0])}, which is no image of this run: "
@@ -247,7 +247,8 @@ def open_run(folder: str | Path) -> Run:
 
     ValueError for a folder that holds no run, or an unfinished one.
     """
-    return folder_run(Path(folder), read_records(folder))
+    records = read_records(folder)
+    return folder_run(Path(folder), records)
 
 
 def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -256,7 +257,7 @@ def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> pd
     `columns` names those that are wanted; from Parquet nothing else is then read. ValueError for a
     folder that holds no run, or fewer records than the run has images.
     """
-    folder = Path(folder)
+    folder = files.checked_path(folder, "A run is the path of its folder")
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder} holds no run: give a folder that `generate` wrote.")
     total = planned_images(folder)

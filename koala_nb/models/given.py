@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pandas as pd
 
 from koala_nb.core.catalog import Recipe
-from koala_nb.core.files import read_csv, read_lines, short
+from koala_nb.core.files import checked_path, read_csv, read_lines, short
 
 if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
@@ -61,7 +61,7 @@ class GivenImages:
     def __init__(self, folder: str | Path) -> None:
         from koala_nb.models.load import ModelInfo  # which imports this module
 
-        self.folder = Path(folder)
+        self.folder = checked_path(folder, "Give the folder of the images")
         self.table = _read(self.folder)
         self.components: dict[str, object] = {}
         digest = hashlib.sha256()
@@ -104,7 +104,7 @@ class GivenImages:
         Prompts are compared with their white space joined. A warning counts those without an
         image; NoImages where no prompt has one.
         """
-        if not all(isinstance(prompt, str) for prompt in prompts):
+        if not hasattr(prompts, "__iter__") or not all(isinstance(p, str) for p in prompts):
             raise ValueError("Give a prompt, or a list of prompts, as texts.")
         wanted = pd.DataFrame({"prompt_index": range(len(prompts)), "prompt": prompts})
         wanted["key"] = wanted.prompt.map(_joined)
@@ -142,7 +142,9 @@ def with_images(
 
 
 def _read(folder: Path) -> pd.DataFrame:
-    path = next(folder / name for name in TABLES if (folder / name).is_file())
+    path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    if path is None:
+        raise ValueError(f"{folder} holds no {' or '.join(TABLES)}: write one beside its images.")
     table = read_csv(path, dtype=str) if path.suffix == ".csv" else pd.DataFrame(read_lines(path))
     column = next((name for name in PROMPTS if name in table), None)
     if column is None or "file_name" not in table or table.empty:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,6 +40,7 @@ __all__ = ["ModelInfo", "WeightsMissing", "model_info", "list_steps", "load", "s
 OFFLOADS = ("none", "model", "sequential")
 # What is drawn with at most: sizes in pixels; far more guidance overflows and draws nothing.
 MOST = {"steps": 1000, "guidance": 1000, "size": 4096, "batch_size": 4096, "seed": 2**63 - 1}
+MAX_IMAGES = 5_000_000  # of a run, whose plan is held in memory
 TILE = 512  # pixels
 CLASSES = hub.CLASSES
 UNLOADABLE = (ValueError, OSError, TypeError, KeyError, NotImplementedError)
@@ -189,6 +191,9 @@ def model_info(pipe: "Pipeline") -> ModelInfo:
     info = getattr(pipe, "model_info", None)
     if isinstance(info, ModelInfo):
         return info
+    if not hasattr(pipe, "config") or not hasattr(pipe, "components"):
+        instead = ": give its .pipe" if hasattr(pipe, "pipe") else ""
+        raise ValueError(f"{short(pipe)} is no pipeline of diffusers{instead}.")
     source = str(getattr(pipe.config, "_name_or_path", None) or type(pipe).__name__)
     revision = None
     unet = str(getattr(pipe.unet.config, "_name_or_path", ""))  # in the hub's cache, if from there
@@ -242,6 +247,9 @@ def list_steps(pipe: "Pipeline", steps: int, timestep_spacing: str | None = None
     """The sampler's steps, as columns step, timestep and sigma (noise level); changes nothing."""
     import pandas as pd
 
+    model_info(pipe)  # refuses what is no pipeline
+    if not isinstance(steps, Integral) or not 1 <= steps <= MOST["steps"]:
+        raise ValueError(f"steps is {short(steps)}: give a whole number from 1 to {MOST['steps']}.")
     change = {"timestep_spacing": timestep_spacing} if timestep_spacing else {}
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **change)
     scheduler.set_timesteps(steps)

@@ -51,6 +51,7 @@ def load_lora(
         import peft  # noqa: F401
     except ImportError:
         raise ValueError('A LoRA needs peft: run `pip install -e ".[lora]"`.') from None
+    model_info(pipe)  # refuses what is no pipeline
     _check_cut_from_sdxl(pipe)
     pairs = _read(pipe, lora, hub)
     modules = {part: dict(getattr(pipe, part).named_modules()) for part in PARTS}
@@ -128,6 +129,8 @@ def _read(pipe: Pipeline, lora: object, hub: Record) -> Pairs:
             )
         pairs.setdefault(module, {})[side] = tensor
     for module, pair in pairs.items():
+        if len(pair) < 2 or any(tensor.ndim < 2 for tensor in pair.values()):
+            raise ValueError(f"{short(lora)} lacks one of the two matrices of {module}.")
         scale = _scale(module, len(pair["lora_A"]), alphas, metadata or {})
         pair["lora_B"] = pair["lora_B"] * scale
     return pairs

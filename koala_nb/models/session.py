@@ -16,6 +16,7 @@ from koala_nb.core.files import Record, banner, read_csv, short
 from koala_nb.models import hub
 from koala_nb.models.given import GivenImages
 from koala_nb.models.load import (
+    MAX_IMAGES,
     MOST,
     ModelInfo,
     call_default,
@@ -32,8 +33,12 @@ if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
 
 
-MODELS = {"model", "compare", "teacher"}  # parameters of notebooks that name one
-FILES = {"prompts_file", "frequencies", "terms", "i2p"}  # those that name a CSV
+FILES = {  # parameters of notebooks that name a CSV, and its columns
+    "prompts_file": ("prompt",),
+    "frequencies": ("concept", "count"),
+    "terms": ("term", "category"),
+    "i2p": ("prompt",),
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -175,8 +180,11 @@ def generation_settings(
     ValueError for less than one image a prompt, or a probe (n), or what no image is drawn with.
     """
     for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
-        if not _is_number(images, Integral) or images < 1:
-            raise ValueError(f"{name} is {short(images)}: give 1 or more images per {each}.")
+        if not _is_number(images, Integral) or not 1 <= images <= MAX_IMAGES:
+            raise ValueError(
+                f"{name} is {short(images)}: give 1 or more images per {each}, at most "
+                f"{MAX_IMAGES:,}."
+            )
     given = {"steps": steps, "guidance": guidance, "batch_size": batch_size}
     for name, value in {**given, "size": size, "seed": seed}.items():
         kind, what = (Real, "number") if name == "guidance" else (Integral, "whole number")
@@ -190,14 +198,20 @@ def generation_settings(
     return {"seeds": range(seed, seed + seeds), **{k: v for k, v in chosen.items() if v}}
 
 
+def check_model(name: str) -> None:
+    """Raise ValueError for a name that is no place, hub id or catalogued system."""
+    if not {"/", "\\"} & set(name) and not os.path.exists(name):
+        catalog.find(name)
+
+
 def check_parameters(values: Mapping[str, Any]) -> None:
     """Check a notebook's parameters by their names, before a kernel starts; ValueError.
 
-    Names of models that are no places, numbers, device, dtype and offload, and files.
+    Names of other models, numbers, device, dtype and offload, and files.
     """
-    for name in MODELS & values.keys():
-        if (model := values[name]) and not {"/", "\\"} & set(model) and not os.path.exists(model):
-            catalog.find(model)
+    for name in ("compare", "teacher"):
+        if other := values.get(name):
+            check_model(other)
     if {"seed", "seeds"} & values.keys():  # it draws
         given = {k: v for k, v in values.items() if k in signature(generation_settings).parameters}
         generation_settings(**{"seeds": 1, **given, "n": max(1, values.get("n", 1))})
@@ -208,9 +222,11 @@ def check_parameters(values: Mapping[str, Any]) -> None:
     if not 0 <= values.get("threshold", 0) <= 1:
         raise ValueError(f"threshold is {values['threshold']}: give 0 to 1.")
     check_loading(*(values.get(name) or None for name in ("device", "dtype", "offload")))
-    for name in FILES & values.keys():
-        if values[name]:
-            read_csv(values[name], dtype=str)
+    for name, columns in FILES.items():
+        if file := values.get(name):
+            texts = {"id", "text"} if name == "prompts_file" and "reader" in values else set()
+            if lacking := {*columns, *texts} - {*read_csv(file, dtype=str)}:
+                raise ValueError(f"{file} has no column {sorted(lacking)[0]!r}: name it there.")
 
 
 def _is_number(value: object, kind: type) -> bool:

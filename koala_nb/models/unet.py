@@ -16,7 +16,7 @@ import torch
 
 from koala_nb.core import catalog
 from koala_nb.core.card import CARD_TABLE, CARD_TABLE_CONDITIONS
-from koala_nb.core.files import Record
+from koala_nb.core.files import Record, checked_path
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -58,6 +58,7 @@ def build_unet(system: str | Path | Mapping[str, Any]) -> UNet2DConditionModel:
 
 
 def _config(system: str | Path) -> Mapping[str, Any]:
+    checked_path(system, "Give a system's name or a folder")
     if not Path(system).is_dir():
         known = catalog.find(str(system))
         folder = catalog.data_folder() / "models" / known.name / "unet"

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module, util
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lazy_loader
+
+from koala_nb.core.files import checked_path
 
 if TYPE_CHECKING:
     from koala_nb.probes.base import Probe
@@ -51,12 +52,16 @@ def get(name: str) -> Probe:
 
     ValueError, naming those that there are, for another name or a file without one.
     """
-    path = Path(name)
+    path = checked_path(name, "probe: give a name, or the path of a Python file")
     if path.suffix == ".py" and path.is_file():
         spec = util.spec_from_file_location(f"koala_nb_probe_{path.stem}", path)
         assert spec and spec.loader
         module = sys.modules[spec.name] = util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # of whatever stands there
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"{path} cannot be imported ({why}): correct it.") from error
         if not hasattr(module, "PROBE"):
             raise ValueError(f"{path} holds no PROBE: name its probe so.")
         return register(module.PROBE)

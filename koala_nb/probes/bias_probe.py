@@ -211,7 +211,7 @@ class BiasProbe(base.Probe):
         """
         teacher, names = options.get("teacher"), (options.get("runs") or ",".join(FULL)).split(",")
         if unknown := [name for name in names if name not in RUNS]:
-            raise ValueError(f"runs: {unknown[0]!r} is none of {', '.join(RUNS)}")
+            raise ValueError(f"runs: {unknown[0]!r} is none of {', '.join(RUNS)}.")
         pipe = load(model, **loading or {})
         info = model_info(pipe)
         if isinstance(pipe, GivenImages):  # which no setting changes

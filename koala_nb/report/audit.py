@@ -13,6 +13,7 @@ from koala_nb.core import catalog, files
 from koala_nb.core.files import Record, read_csv
 from koala_nb.generation.generate import generate
 from koala_nb.models.given import GivenImages
+from koala_nb.models.session import Session, generation_settings
 from koala_nb.models.unet import card_comparison
 from koala_nb.probes import base
 from koala_nb.report import claims, measures, render
@@ -23,7 +24,6 @@ from koala_nb.report.sweep import IMAGES
 
 if TYPE_CHECKING:
     from koala_nb.generation.run_folder import Run
-    from koala_nb.models.session import Session
     from koala_nb.probes.base import Probe
 
 
@@ -72,10 +72,13 @@ class Audit:
         prompts_file: str = "",
         folder: str | Path | None = None,
     ) -> None:
-        if n < 1:
-            raise ValueError(f"n is {n}: give 1 or more images per probe.")
+        if not isinstance(session, Session):
+            raise ValueError(f"{files.short(session)} is no session: give kn.start's or kn.wrap's.")
+        generation_settings(seeds=1, n=n)  # refuses an odd n
         self.session, self.n, self.info = session, n, session.info
         self.folder = Path(folder) if folder else reports.run_folder()
+        if self.folder.is_file():
+            raise ValueError(f"{folder} is a file: name a folder for the audit.")
         if isinstance(session.loaded, GivenImages) and not prompts_file:
             self.prompts = session.loaded.prompts()
         else:

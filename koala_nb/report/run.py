@@ -26,7 +26,7 @@ from typing import IO, Any, TextIO
 from koala_nb.core import files
 from koala_nb.core.errors import nearest, require, unknown_name
 from koala_nb.core.files import Record, read_json
-from koala_nb.models.session import check_parameters
+from koala_nb.models.session import check_model, check_parameters
 from koala_nb.report.page import render_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +63,7 @@ def find(notebook: str | Path) -> Path:
 
     ValueError, with the nearest name, where there is none.
     """
-    path = Path(notebook)
+    path = files.checked_path(notebook, "Give a notebook's path, name or number")
     if path.suffix == ".ipynb" and path.is_file():
         return path
     name = path.name.removesuffix(".ipynb")
@@ -145,7 +145,9 @@ def check(path: Path, given: Mapping[str, Value], *, text: bool = False) -> Valu
                 f"give a value of type {declared.__name__}, such as {default!r}."
             )
         values[name] = value
-    if path.absolute().parent == NOTEBOOKS:  # what is wrong need not start a kernel
+    if isinstance(model := values.get("model"), str):  # what is wrong need not start a kernel
+        check_model(model)
+    if path.absolute().parent == NOTEBOOKS:
         check_parameters(values)
         for name in CHOICES.keys() & values.keys():
             module, choices = CHOICES[name]
@@ -187,6 +189,8 @@ def run_report(
     kernel dies.
     """
     path = find(notebook)
+    if not isinstance(parameters or {}, Mapping):
+        raise ValueError(f"parameters are {files.short(parameters)}: give values by their names.")
     values = check(path, {**(parameters or {}), **values}, text=text)
     folder = folder_of(path, values, out)
     with files.locked(folder):

@@ -168,7 +168,7 @@ def _content(file: Path) -> SweepFile:
         raise ValueError(f"No sweep file {file}: give the path of a YAML file with a `grid`.")
     try:
         return SweepFile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}," if mark else ""
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]

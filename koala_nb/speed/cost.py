@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from koala_nb.core.catalog import data_file, find
+from koala_nb.core.files import short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +42,10 @@ def run_cost(
     """
     import pandas as pd
 
+    for name, value in {"images": images, "rate": rate, "price": price}.items():
+        is_number = isinstance(value, Real) and 0 <= value < 1e15 and (value or name == "price")
+        if value is not None and not is_number:
+            raise ValueError(f"{name} is {short(value)}: give a number above 0.")
     record = find(system)
     times = {gpu: values for gpu, values in record.published.items() if gpu != "source" and values}
     if rate is not None:
