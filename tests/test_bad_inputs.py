@@ -43,6 +43,9 @@ TYPED = [
     ("benchmark", "Missing command. See `koala-nb benchmark --help`."),
     ("benchmark latency --systems koala-800m", "Did you mean 'koala-700m'?"),
     ("evaluate --model koala-800m", "Did you mean 'koala-700m'?"),
+    ("evaluate --model tiny", "Unknown system 'tiny'"),
+    ("evaluate --model sdxl-base", "sdxl-base is no trained embedded model: give one of those"),
+    ("benchmark latency --name a/b", "--name a/b: give the name of a file, without a folder"),
     ("train --config huge", "Unknown configuration 'huge'. Known: small"),
     ("paint", "No such command 'paint'"),
     # Types.

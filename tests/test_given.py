@@ -184,6 +184,8 @@ def test_what_draws_refuses_given_images_in_a_sentence(folder, capsys):
     assert "holds images as given: nothing is drawn: leave out the workers" in (
         capsys.readouterr().err
     )
+    assert cli.main(["benchmark", "generation", "--model", str(folder)]) == 2
+    assert "holds images as given: no model draws there" in capsys.readouterr().err
     with pytest.raises(ValueError, match="runs: no setting changes images as given"):
         kn.probes.get("demographics").run(str(folder), runs="g1")
 

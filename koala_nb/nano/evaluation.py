@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from koala_nb.core.catalog import data_folder
-from koala_nb.core.files import Record, banner, versions, write_atomic, write_json
+from koala_nb.core.catalog import data_folder, find
+from koala_nb.core.files import Record, banner, read_json, versions, write_atomic, write_json
 from koala_nb.display.figures import gallery
 from koala_nb.generation.generate import generate
 from koala_nb.generation.page import write_page
@@ -215,9 +215,11 @@ def correlation(table: list[Record], measure: str) -> list[Record]:
 
 def evaluate(model: str, n: int, per_occupation: int, folder: Path) -> Path:
     """Measure an embedded model and write `quality-<model>.json` into `folder`."""
-    pipe = load(model)
     record = data_folder() / "models" / model / "training.json"
-    training = json.loads(record.read_text("utf-8"))
+    if not record.is_file():
+        raise ValueError(f"{find(model).name} is no trained embedded model: give one of those.")
+    pipe = load(model)
+    training = read_json(record)
     preset = PRESETS[training["configuration"]]
     world = World(preset.n_objects)
     instruments: list[Clip | Matching] = [

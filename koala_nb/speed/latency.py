@@ -159,6 +159,8 @@ def write_benchmark(
     With `limit_gb` a GPU's memory is cut to so much for this process, and `fits` says whether
     weights and activations stay below it. ValueError for a limit with several systems.
     """
+    if name is not None and Path(name).name != name:
+        raise ValueError(f"--name {name}: give the name of a file, without a folder.")
     silence_logging()
     place = pick_device(device)
     dtype = str(pick_dtype(dtype, place)).removeprefix("torch.")

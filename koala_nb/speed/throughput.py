@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from koala_nb.generation.generate import generate
-from koala_nb.models.load import load, model_info
+from koala_nb.models.load import check_pipeline, load, model_info
 from koala_nb.speed.cost import OURS
 from koala_nb.speed.timing import Row, print_rows, time_interleaved, write_result
 from koala_nb.stats.estimates import ratio_interval
@@ -131,6 +131,7 @@ def measure(
     Returns the pipeline, and rows and recipe for the results file.
     """
     pipe = load(model, device=device, dtype=dtype)
+    check_pipeline(pipe)
     rows, before = [], torch.get_num_threads()
     for number in threads or [before]:
         torch.set_num_threads(number)
