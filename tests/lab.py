@@ -23,7 +23,8 @@ SETTINGS = {
 }  # fmt: skip
 COUNTS = """
 return [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")]
-  .map(e => e.textContent.replace(/[^0-9*]/g, ""));
+  .map(e => e.closest(".jp-Cell").querySelector(".jp-InputPlaceholder") ? "folded"
+    : e.textContent.replace(/[^0-9*]/g, ""));
 """
 STATUS = "return document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status;"
 FAILED = """

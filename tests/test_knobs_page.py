@@ -11,6 +11,7 @@ from browsing import asked, complaints, resize, serious
 from PIL import Image
 
 import koala_nb as kn
+from koala_nb.core.catalog import data_folder
 from koala_nb.generation import page as knobs
 
 NASTY = '</script><img src="https://example.org/x">'
@@ -23,19 +24,36 @@ def page(loaded, tmp_path_factory):
     return knobs.write_page(path, loaded, NASTY, **CHOICE)
 
 
-def test_the_page_holds_what_generate_draws(page, loaded):
-    text = page.read_text("utf-8")
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
-    assert (data["steps"], data["guidance"], data["seed"]) == ([1, 2, 3], [1, 4], [3, 5])
-    pictures = data["pictures"]
-    assert np.shape(pictures) == (3, 2, 2)
-    settings = {"steps": 2, "guidance": 4.0, "height": 64, "width": 64, "progress": False}
-    (drawn,) = kn.generate(loaded, NASTY, [5], **settings).images
-    kept = Image.open(io.BytesIO(base64.b64decode(pictures[1][1][1])))
+def data_of(path):
+    text = path.read_text("utf-8")
+    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+
+
+def assert_alike(stored, drawn):
+    kept = Image.open(io.BytesIO(base64.b64decode(stored)))
     assert kept.size == drawn.size
     small = [np.asarray(i.convert("RGB").resize((8, 8)), dtype=int) for i in (kept, drawn)]
     assert abs(small[0] - small[1]).max() < 24  # WebP is not exact
+
+
+def test_the_page_holds_what_generate_draws(page, loaded):
+    data, text = data_of(page), page.read_text("utf-8")
+    assert (data["steps"], data["guidance"], data["seed"]) == ([1, 2, 3], [1, 4], [3, 5])
+    assert np.shape(data["pictures"]) == (3, 2, 2)
+    settings = {"steps": 2, "guidance": 4.0, "height": 64, "width": 64, "progress": False}
+    (drawn,) = kn.generate(loaded, NASTY, [5], **settings).images
+    assert_alike(data["pictures"][1][1][1], drawn)
     assert text.count("<script") == text.count("</script>") == 2 and "<img src" not in text
+
+
+def test_the_stored_page_was_drawn_by_the_shipped_weights(pipe):
+    data = data_of(data_folder() / "results" / "knobs-nano-koala.html")
+    assert (data["steps"], data["guidance"]) == (list(knobs.STEPS), list(knobs.GUIDANCES))
+    for k, steps in enumerate(data["steps"][:3]):
+        (drawn,) = kn.generate(
+            pipe, "a koala", [1], steps=steps, guidance=3.5, progress=False
+        ).images
+        assert_alike(data["pictures"][k][2][1], drawn)
 
 
 def test_a_page_too_large_is_refused(loaded, tmp_path, monkeypatch):
