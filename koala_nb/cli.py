@@ -239,12 +239,12 @@ def generate(
     from koala_nb.generation.generate import generate as draw
     from koala_nb.models.load import load
 
-    numbers = range(seed, seed + seeds)
+    drawn, numbers = len(prompt) * seeds, range(seed, seed + seeds)
     settings: Record = {"steps": steps, "guidance": guidance, "height": size, "width": size}
     loading: Record = {name: drawing.pop(name) for name in LOADING}
     settings |= {"out": out, **{k: v for k, v in drawing.items() if v is not None}}
-    drawn = len(prompt) * seeds
     if workers:
+        cluster.refuse_given(model)  # before a worker starts
         with cluster.local(workers) as client:
             folder = cluster.generate(model, prompt, numbers, client=client, **loading, **settings)
     else:

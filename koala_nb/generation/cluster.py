@@ -73,8 +73,7 @@ def generate(
             f"client must be a dask.distributed.Client, not {short(client)}: use `with "
             "cluster.local(2) as client`."
         )
-    if str(model) not in {s.name for s in catalog.SYSTEMS} and is_given(Path(model)):
-        raise ValueError(f"{model} holds images as given: nothing is drawn: leave out the workers.")
+    refuse_given(model)
     folder = run_folder.folder_at(out).resolve()
     source = (_name(model), device, dtype, revision, offload)
     if settings.get("batch_size") is None:
@@ -152,6 +151,12 @@ def _set_up(threads: int) -> WorkerPlugin:
             torch.set_num_threads(threads)
 
     return SetUp()
+
+
+def refuse_given(model: str | Path) -> None:
+    """Raise ValueError for a folder of images as given, which no worker draws."""
+    if str(model) not in {s.name for s in catalog.SYSTEMS} and is_given(Path(model)):
+        raise ValueError(f"{model} holds images as given: nothing is drawn: leave out the workers.")
 
 
 def _name(model: str | Path) -> str:
