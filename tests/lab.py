@@ -34,6 +34,12 @@ return [...document.querySelectorAll(".jp-OutputArea-output")]
     || /^(Loading widget|Error displaying widget)/.test(e.innerText))
   .map(e => e.innerText.slice(0, 300));
 """
+OUTPUTS = """
+return [...document.querySelectorAll(".jp-OutputArea-output")]
+  .map(e => [e.innerText, ...[...e.querySelectorAll("img")].map(i => i.src)]);
+"""
+MARK = "document.querySelectorAll('.jp-OutputArea-output').forEach(e => e.dataset.old = 1);"
+MARKED = "return Boolean(document.querySelector('.jp-OutputArea-output[data-old]'));"
 PALETTE = """
 return document.querySelector(".lm-CommandPalette-item.lm-mod-active")?.dataset.command;
 """
@@ -167,15 +173,36 @@ class Lab:
 
     def run_all(self, seconds=900):
         """Run all cells by the command palette; return when none runs or waits any more."""
+        self._command("Run All Cells", "notebook:run-all-cells")
+        until(lambda: self.counts()[0], "the first cell has begun")
+        self._rest(seconds)
+
+    def restart_and_run_all(self, seconds=900):
+        """The same in a kernel that is started anew, which JupyterLab asks back for."""
+        from selenium.webdriver import Keys
+
+        self.run(MARK)
+        self._command("Restart Kernel and Run All Cells", "notebook:restart-run-all")
+        until(self.dialogs, "JupyterLab asks whether to restart")
+        self.press(Keys.ENTER)
+        until(lambda: not self.run(MARKED), "all outputs are new", seconds)
+        self._rest(seconds)
+
+    def _command(self, words, name):
         from selenium.webdriver import Keys
 
         until(self._palette, "the command palette is open")
-        self.press("Run All Cells")
-        until(lambda: self.run(PALETTE) == "notebook:run-all-cells", "the command is found")
+        self.press(words)
+        until(lambda: self.run(PALETTE) == name, "the command is found")
         self.press(Keys.ENTER)
-        until(lambda: self.counts()[0], "the first cell has begun")
+
+    def _rest(self, seconds):
         until(lambda: "*" not in self.counts(), "all cells have run", seconds)
         until(lambda: self.run(STATUS) == "idle", "the kernel is idle")
+
+    def outputs(self):
+        """Text and pictures of each output."""
+        return self.run(OUTPUTS)
 
     def _palette(self):
         from selenium.webdriver import Keys

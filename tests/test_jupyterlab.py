@@ -194,6 +194,16 @@ def test_a_notebook_runs_and_its_widget_moves_by_keyboard(opened, path, request)
         check(lab)
 
 
+def test_after_a_restart_of_the_kernel_all_is_as_before(opened):
+    lab = opened("02_inspect_the_unet.ipynb")
+    before = lab.outputs()
+    assert len(before) > 5
+    lab.restart_and_run_all()
+    assert lab.outputs() == before
+    check(lab)  # cells count from 1 again
+    drive_unet(lab)  # the widget is that of the new kernel
+
+
 def test_the_labelling_widget_moves_by_keyboard(opened, folder):
     lab = opened("labelling.ipynb", LABELLING)
     drive_labels(lab)
