@@ -17,8 +17,13 @@ import numpy as np
 
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import published_metrics as metrics
-from koala_nb.stats import estimates, imbalance, misclassification
-from koala_nb.stats.simulation import LABELS, clustered_hits
+from koala_nb.stats import estimates, imbalance
+from koala_nb.stats.double_sampling import (
+    double_sample,
+    double_sampled_bounds,
+    double_sampled_pvalues,
+)
+from koala_nb.stats.simulation import clustered_hits
 from studies import simulating
 
 LEVEL = 0.05
@@ -53,6 +58,11 @@ class Case:
     man: Sequence[float] = (0.0, 1.0, 0.0)
     correlation: float = 0.0  # of images of one prompt
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """The answers that images of this kind can have."""
+        return CLASSES if self.woman[2] + self.man[2] else CLASSES[:2]
+
 
 CASES = {
     "fair": Case(0.5),
@@ -67,26 +77,24 @@ CASES = {
 
 def draw(
     rng: np.random.Generator, case: Case, prompts: int, images: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is read in the images of one audit, and each image's prompt."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what is read in the images of one audit, what is true, and each image's prompt.
+
+    An image that nobody can tell is labelled unsure, and is read so.
+    """
     women = clustered_hits(rng, case.women, prompts, images, case.correlation)
     is_man = np.arange(images) >= women[:, None]
     edges = np.cumsum([case.woman, case.man], axis=1)[is_man.astype(int)]
     read = (rng.random(is_man.shape)[..., None] >= edges[..., :-1]).sum(-1)
-    return np.array(CLASSES)[read.ravel()], np.repeat(np.arange(prompts), images)
+    answers = np.array(CLASSES)[read.ravel()]
+    true = np.where(answers == "unsure", answers, np.array(CLASSES)[is_man.ravel().astype(int)])
+    return answers, true, np.repeat(np.arange(prompts), images)
 
 
-def labelled(rng: np.random.Generator, case: Case) -> tuple[list[str], np.ndarray]:
-    """Return the classes of an audit and its confusion of LABELS images of each.
-
-    An image that nobody can tell is labelled unsure, and is read so.
-    """
-    sure = np.array([case.woman[:2], case.man[:2]])
-    rates = sure / sure.sum(1, keepdims=True)
-    table = np.stack([rng.multinomial(LABELS, row) for row in rates])
-    if not case.woman[2] + case.man[2]:
-        return list(CLASSES[:2]), table
-    return list(CLASSES), np.pad(table, (0, 1)) + np.diag([0, 0, LABELS])
+def labelled(rng: np.random.Generator, true: np.ndarray) -> list[str | None]:
+    """Return the truth of a random third of the images, three or more, and None of the others."""
+    chosen = set(rng.permutation(len(true))[: max(3, len(true) // 3)].tolist())
+    return [str(answer) if i in chosen else None for i, answer in enumerate(true)]
 
 
 class Verdict(NamedTuple):
@@ -100,8 +108,8 @@ class Verdict(NamedTuple):
 def judge(
     read: np.ndarray,
     clusters: np.ndarray,
-    classes: list[str],
-    table: np.ndarray,
+    classes: Sequence[str],
+    labels: Sequence[str | None],
     rng: np.random.Generator,
 ) -> dict[str, Verdict]:
     """Return what every auditor says of one set of images."""
@@ -116,14 +124,10 @@ def judge(
         pooled = estimates.share_interval(counts["woman"], known)
         apart = not pooled.low <= 0.5 <= pooled.high
         verdicts[metrics.POOLED] = Verdict(pooled.value, pooled[1:3], apart)
-    shares = {
-        metrics.RAW: misclassification.uncorrected_shares(read, clusters, classes),
-        metrics.CORRECTED: misclassification.corrected_shares(read, clusters, classes, table),
-    }
-    for name, estimate in shares.items():
-        bounds = misclassification.bounds_over_unsure(estimate, "woman")
-        errors = table if name == metrics.CORRECTED else None
-        p = misclassification.score_test_pvalue(read, clusters, classes, errors, "woman", 0.5)
+    for name, known_labels in ((metrics.RAW, None), (metrics.CORRECTED, labels)):
+        sample = double_sample(read.tolist(), clusters, CLASSES, known_labels)
+        (bounds,) = double_sampled_bounds([sample], "woman")
+        (p,) = double_sampled_pvalues([sample], "woman", 0.5)
         verdicts[name] = Verdict(bounds.value, (bounds.low, bounds.high), p < LEVEL)
     if known:
         distance = _distance(counts["woman"], counts["man"])
@@ -173,8 +177,8 @@ def simulate(case: Case, images: int, sets: int, seed: int) -> list[dict[str, An
     rng = np.random.default_rng(seed)
     verdicts: dict[str, list[Verdict]] = {name: [] for name in metrics.RULES}
     for _ in range(sets):
-        read, clusters = draw(rng, case, *metrics.SIZES[images])
-        for name, verdict in judge(read, clusters, *labelled(rng, case), rng).items():
+        read, true, clusters = draw(rng, case, *metrics.SIZES[images])
+        for name, verdict in judge(read, clusters, case.classes, labelled(rng, true), rng).items():
             if verdict.reading == verdict.reading:
                 verdicts[name].append(verdict)
     truth = truths(case.women)
@@ -201,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Simulate every cell and write `data/results/auditors.json`."""
     from tqdm import tqdm
 
-    options = simulating.parse("auditors", __doc__, "sets", 2000, argv)
+    options = simulating.parse("auditors", __doc__, "sets", 1000, argv)
     cases, about = dict(CASES), None
     if (data_folder() / "models" / "nano-koala").is_dir():
         from koala_nb.nano.people import presentation_confusion
@@ -215,7 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed, (name, n) in enumerate(tqdm(work)):
         cell = {"set": name, "images": n, "prompts": metrics.SIZES[n][0]}
         rows += [cell | row for row in simulate(cases[name], n, options.sets, seed)]
-    result = {"labels per class": LABELS, "rules": metrics.RULES, "rendered": about, "cells": rows}
+    labels = "a third of the images"
+    result = {"labelled": labels, "rules": metrics.RULES, "rendered": about, "cells": rows}
     return simulating.write(options, "auditors.json", result)
 
 

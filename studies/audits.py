@@ -2,140 +2,146 @@
 
     python -m studies.audits              # writes data/results/simulated-audits.json
 
-Every interval and claim of `misclassification` is tried on simulated audits: images of a prompt
-are alike (Dirichlet shares by prompt), the scorer errs, and its error is known from 100 labels a
-class only. The uncorrected interval is tried beside them, so that its failure is a number.
+Families of occupations, whose images of a prompt are alike, are read by a scorer that errs, alike
+in all of them or in each in its own way (Dirichlet rates of so great a concentration), and some
+images of each are labelled. The intervals and claims of `double_sampling` are tried on them; those
+of the readings alone are tried beside them, so that their failure is a number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from koala_nb.stats import misclassification
-from koala_nb.stats.estimates import Estimate
+from koala_nb.stats.double_sampling import (
+    DoubleSample,
+    double_sampled_pvalues,
+    double_sampled_shares,
+)
 from koala_nb.stats.misclassification import UNSURE
-from koala_nb.stats.simulation import COVERAGE_BAR, LABELS, SimulatedAudit, simulate_audit
+from koala_nb.stats.simulation import (
+    COVERAGE_BAR,
+    POPULATIONS,
+    RIGHT,
+    scorer_rates,
+    simulate_audit,
+    simulate_labels,
+)
 from studies import simulating
 
-DESIGNS = ((10, 10), (40, 10))  # prompts, images per prompt
-GROUPS = (2, 3, 10)
+Cell = dict[str, Any]
+Design = tuple[int, int, int]  # prompts, images per prompt, labels
+NAMES = ("woman", "man", UNSURE)
+DESIGNS: tuple[Design, ...] = ((6, 10, 20), (10, 10, 30), (40, 10, 30))
+GROUPS = (2, 3)  # without and with images that nobody can tell
+UNSURE_SHARE = 0.1
 CORRELATIONS = (0.0, 0.05, 0.2)
-SHARES = (0.05, 0.1, 0.3, 0.5, 0.9, 0.95)
-RIGHT = 0.9  # of each class's images are read rightly, the rest as any other class
-DRAWS = 800  # of the posteriors; fewer than in an audit, for time
+ALIKE = 0  # the concentration of a scorer that errs alike everywhere
+CONCENTRATIONS = (ALIKE, 9, 4)
+SHARES = (0.02, 0.1, 0.3, 0.5, 0.9)
 OCCUPATIONS = 20  # claims of one family
+HELMET = np.array([[0.45, 0.55], [0.03, 0.97]])  # women are mostly not seen
 
 
 def truth(share: float, k: int) -> np.ndarray:
-    """Return shares of k groups: the first one's, the others alike."""
-    return np.r_[share, np.full(k - 1, (1 - share) / (k - 1))]
+    """Return shares of women, men and, of three groups, unsure; women are `share` of the sure."""
+    unsure = UNSURE_SHARE if k == 3 else 0.0
+    return np.array([share * (1 - unsure), (1 - share) * (1 - unsure), unsure][:k])
 
 
-def rates(k: int, right: float = RIGHT) -> np.ndarray:
-    """Return how a scorer reads each of k classes, (k, k), rows the truth."""
-    table = np.full((k, k), (1 - right) / (k - 1))
-    np.fill_diagonal(table, right)
-    return table
+def rates(rng: np.random.Generator, k: int, concentration: float) -> np.ndarray:
+    """Return how the scorer reads an occupation's classes, (k, k), rows the truth."""
+    table = scorer_rates(k)
+    if concentration == ALIKE:
+        return table
+    return np.stack([rng.dirichlet(row * concentration) for row in table])
 
 
-def intervals(
-    rng: np.random.Generator, names: Sequence[str], audit: SimulatedAudit
-) -> dict[str, dict[str, Estimate]]:
-    """Return each kind's intervals of one audit; prediction-powered from labels of half of it."""
-    read, clusters, table, true = audit
-    seed = int(rng.integers(2**31))
-    half = set(rng.permutation(len(true))[: len(true) // 2].tolist())
-    labels = [name if i in half else None for i, name in enumerate(true)]
-    counts = misclassification.effective_counts(
-        np.array([names.index(r) for r in read]), clusters, len(names)
-    )
-    fixed = misclassification.invert_confusion(counts, table, draws=DRAWS, seed=seed)
-    return {
-        "corrected": dict(zip(names, fixed)),
-        "prediction-powered": misclassification.prediction_powered(read, clusters, names, labels),
-        "uncorrected": misclassification.uncorrected_shares(read, clusters, names),
-    }
+def simulated(
+    rng: np.random.Generator, design: Design, shares: np.ndarray, scorer: np.ndarray, icc: float
+) -> DoubleSample:
+    """Return one occupation's images, read and partly labelled."""
+    names = NAMES[: len(shares)]
+    audit = simulate_audit(rng, shares, scorer, names, design[:2], icc)
+    return simulate_labels(rng, audit, names, design[2])
+
+
+def as_read(sample: DoubleSample) -> DoubleSample:
+    """Return the images as without any label."""
+    return replace(sample, labels=None)
 
 
 def coverage(
-    design: tuple[int, int], k: int, correlation: float, share: float, audits: int, seed: int
-) -> Iterator[dict[str, Any]]:
-    """Yield one row per interval: how often it held the first group's share, and another one's."""
+    design: Design, k: int, icc: float, concentration: float, audits: int, seed: int
+) -> Iterator[Cell]:
+    """Yield, by share and interval, how often the interval held the share of women.
+
+    Each family holds occupations of all SHARES, so that they lend each other their correlation.
+    """
     rng = np.random.default_rng(seed)
-    names = [f"group {i + 1}" for i in range(k)]
-    shares, scorer = truth(share, k), rates(k)
-    totals: dict[str, np.ndarray] = {}
-    for _ in range(audits):
-        audit = simulate_audit(rng, shares, scorer, names, design, correlation)
-        for kind, by_group in intervals(rng, names, audit).items():
-            first, second = (by_group[name] for name in names[:2])
-            covered = [e.low <= s <= e.high for e, s in zip((first, second), shares)]
-            total = totals.setdefault(kind, np.zeros(3))
-            total += [*covered, first.high - first.low]
-    cell = {"prompts": design[0], "images": design[1], "groups": k, "correlation": correlation}
-    for kind, total in totals.items():
-        first, second, width = (total / audits).tolist()
-        result = {"coverage": first, "coverage, another group": second, "mean_width": width}
-        yield {"interval": kind, **cell, "share": share, "audits": audits, **result}
+    kinds = ("double-sampled", "uncorrected")
+    held: dict[tuple[str, float], list[tuple[bool, float]]] = {
+        key: [] for key in product(kinds, SHARES)
+    }
+    shares = SHARES * (POPULATIONS // len(SHARES))
+    while len(held[kinds[0], SHARES[0]]) < audits:
+        family = [
+            simulated(rng, design, truth(share, k), rates(rng, k, concentration), icc)
+            for share in shares
+        ]
+        for kind, samples in zip(kinds, (family, [as_read(sample) for sample in family])):
+            for share, e in zip(shares, double_sampled_shares(samples, "woman")):
+                held[kind, share].append((e.low <= truth(share, k)[0] <= e.high, e.high - e.low))
+    cell: Cell = dict(zip(("prompts", "images", "labels"), design))
+    cell |= {"groups": k, "correlation": icc, "concentration": concentration}
+    for (kind, share), rows in held.items():
+        covered, width = np.mean(rows, axis=0).tolist()
+        result = {"audits": len(rows), "coverage": covered, "mean_width": width}
+        yield {"interval": kind, **cell, "share": share, **result}
 
 
 def false_alarms(
-    reference: float, unsure: float, correlation: float, families: int, seed: int
-) -> Iterator[dict[str, Any]]:
-    """Yield how often a family of true references gets any claim, after Holm, at the 5 % level.
+    design: Design, k: int, concentration: float, helmets: int, families: int, seed: int
+) -> Cell:
+    """Return how often a family of fair occupations gets any claim, after Holm, at the 5 % level.
 
-    OCCUPATIONS occupations of one share of women each, the reference; so many images are unsure.
-    One set of labels serves all occupations, so their errors go together.
+    helmets: in so many of its occupations the scorer takes most women for men (two groups only).
     """
     rng = np.random.default_rng(seed)
-    names = ["woman", "man", UNSURE] if unsure else ["woman", "man"]
-    shares = np.array([reference, 1 - reference - unsure, unsure][: len(names)])
-    scorer = np.array([[0.9, 0.06, 0.04], [0.04, 0.92, 0.04], [0.15, 0.15, 0.7]])
-    scorer = scorer if unsure else np.array([[0.9, 0.1], [0.02, 0.98]])
-    alarms = {"corrected": 0, "uncorrected": 0}
+    shares, alarms = truth(0.5, k), np.zeros(2)
     for _ in range(families):
-        table = np.stack([rng.multinomial(LABELS, row) for row in scorer])
-        least = dict.fromkeys(alarms, 1.0)
-        for _ in range(OCCUPATIONS):
-            read, clusters, _, _ = simulate_audit(rng, shares, scorer, names, (10, 10), correlation)
-            for kind, known in zip(alarms, (table, None)):
-                p = misclassification.score_test_pvalue(
-                    read, clusters, names, known, "woman", reference
-                )
-                least[kind] = min(least[kind], p)
-        for kind, p in least.items():  # Holm's first step is Bonferroni's
-            alarms[kind] += p * OCCUPATIONS < 0.05
-    for kind, many in alarms.items():
-        yield {
-            "claim": kind,
-            "reference": reference,
-            "unsure": unsure,
-            "correlation": correlation,
-            "occupations": OCCUPATIONS,
-            "families": families,
-            "false alarms": many / families,
-        }
+        scorers = [HELMET] * helmets
+        scorers += [rates(rng, k, concentration) for _ in range(OCCUPATIONS - helmets)]
+        family = [simulated(rng, design, shares, scorer, 0.05) for scorer in scorers]
+        for kind, samples in enumerate((family, [as_read(sample) for sample in family])):
+            least = min(double_sampled_pvalues(samples, "woman", 0.5))
+            alarms[kind] += least * OCCUPATIONS < 0.05  # Holm's first step is Bonferroni's
+    cell: Cell = dict(zip(("prompts", "images", "labels"), design))
+    cell |= {"groups": k, "concentration": concentration, "helmets": helmets, "families": families}
+    return cell | dict(zip(("double-sampled", "uncorrected"), (alarms / families).tolist()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Simulate every cell and write `data/results/simulated-audits.json`."""
     from tqdm import tqdm
 
-    options = simulating.parse("audits", __doc__, "audits", 2000, argv)
-    cells: list[dict[str, Any]] = []
-    alarms: list[dict[str, Any]] = []
-    grid = list(product(DESIGNS, GROUPS, CORRELATIONS, SHARES))
-    for number, (design, k, correlation, share) in enumerate(tqdm(grid, "coverage")):
-        cells += coverage(design, k, correlation, share, options.audits, seed=number)
-    families = list(product((0.1, 0.5, 0.8), (0.0, 0.05), CORRELATIONS))
-    for number, (reference, unsure, correlation) in enumerate(tqdm(families, "false alarms")):
-        alarms += false_alarms(reference, unsure, correlation, options.audits, 1000 + number)
+    options = simulating.parse("audits", __doc__, "audits", 400, argv)
+    cells: list[Cell] = []
+    grid = list(product(DESIGNS, GROUPS, CORRELATIONS, CONCENTRATIONS))
+    for number, (design, k, icc, concentration) in enumerate(tqdm(grid, "coverage")):
+        cells += coverage(design, k, icc, concentration, options.audits, number)
+    families = [(*each, 0) for each in product(DESIGNS[1:], GROUPS, CONCENTRATIONS)]
+    families += [(design, 2, ALIKE, 3) for design in DESIGNS[1:]]
+    alarms = [
+        false_alarms(design, k, concentration, helmets, options.audits // 2, 1000 + number)
+        for number, (design, k, concentration, helmets) in enumerate(tqdm(families, "alarms"))
+    ]
     low = [c for c in cells if c["coverage"] < COVERAGE_BAR and c["interval"] != "uncorrected"]
-    result = {"nominal": 0.95, "labels per class": LABELS, "scorer right": RIGHT, "below": low}
+    result = {"nominal": 0.95, "scorer right": RIGHT, "below": low}
     result |= {"cells": cells, "false alarms": alarms}
     return simulating.write(options, "simulated-audits.json", result)
 

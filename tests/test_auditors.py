@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import published_metrics as metrics
 from koala_nb.scorers import faces
-from koala_nb.stats import imbalance, misclassification
+from koala_nb.stats import imbalance
+from koala_nb.stats.double_sampling import double_sample, double_sampled_bounds
 from studies import auditors as study
 from studies import house
 
@@ -91,10 +92,9 @@ def test_a_forced_choice_has_no_unsure_answer_and_is_symmetric():
     assert metrics.heim_imbalance({"man": 20, "woman": 80}) == pytest.approx(0.3)
     assert np.isnan(metrics.heim_imbalance({"woman": 40, "man": 40, "unsure": 20}))
     read = np.repeat(["woman", "unsure"], [80, 20])
-    mine = misclassification.bounds_over_unsure(
-        misclassification.uncorrected_shares(read, range(100), ["woman", "man", "unsure"]), "woman"
-    )
-    assert mine.low < 0.8 and mine.high == 1
+    sample = double_sample(read, range(100), ["woman", "man", "unsure"])
+    (mine,) = double_sampled_bounds([sample], "woman")
+    assert mine.low < 0.8 and mine.high > 0.99
 
 
 def test_skin_tone_of_the_ten_swatches():
@@ -129,20 +129,23 @@ def test_behaviour_names_who_fails():
 def test_sets_hold_what_the_case_says(name):
     case, rng = study.CASES[name], np.random.default_rng(1)
     sets = [study.draw(rng, case, 20, 5) for _ in range(300)]
-    read = np.concatenate([r for r, _ in sets])
+    read = np.concatenate([r for r, _, _ in sets])
     expected = case.women * np.array(case.woman) + (1 - case.women) * np.array(case.man)
     assert [(read == c).mean() for c in study.CLASSES] == pytest.approx(expected, abs=0.015)
-    women = np.array([(r == "woman").reshape(20, 5).mean(1).var() for r, _ in sets]).mean()
+    women = np.array([(r == "woman").reshape(20, 5).mean(1).var() for r, _, _ in sets]).mean()
     independent = expected[0] * (1 - expected[0]) / 5
     assert women == pytest.approx(independent * (1 + 4 * case.correlation), rel=0.12, abs=1e-9)
 
 
-def test_labels_follow_the_scorer():
+def test_a_third_of_the_images_is_labelled_rightly():
     rng = np.random.default_rng(0)
-    classes, table = study.labelled(rng, study.CASES["fair, unsure"])
-    assert classes == list(study.CLASSES) and np.array_equal(table, 100 * np.eye(3))
-    tables = [study.labelled(rng, study.CASES["fair, scorer error"])[1] for _ in range(200)]
-    assert np.mean(tables, axis=0) == pytest.approx(np.array([[90, 10], [2, 98]]), abs=1)
+    read, true, _ = study.draw(rng, study.CASES["fair, scorer error"], 40, 10)
+    labels = study.labelled(rng, true)
+    known = [i for i, label in enumerate(labels) if label is not None]
+    assert len(known) == 133 and all(labels[i] == true[i] for i in known)
+    assert 0.01 < (read != true).mean() < 0.12
+    unsure, answers, _ = study.draw(rng, study.CASES["fair, unsure"], 40, 10)
+    assert ((unsure == "unsure") == (answers == "unsure")).all()
 
 
 @settings(max_examples=15)
@@ -150,11 +153,13 @@ def test_labels_follow_the_scorer():
 def test_the_order_of_images_changes_no_verdict(seed):
     rng = np.random.default_rng(seed)
     case = study.CASES["fair, unsure"]
-    read, clusters = study.draw(rng, case, 10, 4)
-    classes, table = study.labelled(rng, case)
+    read, true, clusters = study.draw(rng, case, 10, 4)
+    labels = np.array(study.labelled(rng, true), dtype=object)
     order = rng.permutation(len(read))
     said = [
-        study.judge(read[rows], clusters[rows], classes, table, np.random.default_rng(0))
+        study.judge(
+            read[rows], clusters[rows], case.classes, labels[rows], np.random.default_rng(0)
+        )
         for rows in (np.arange(len(read)), order)
     ]
     for name, verdict in said[0].items():
@@ -209,7 +214,7 @@ def test_the_stored_cells_are_whole():
     forced = cells[cells.auditor == "HEIM imbalance"]
     assert set(cells["set"]) - set(forced["set"]) == {"fair, unsure"}
     # Unread sets (every image unsure) are left out, which at 9 images can happen.
-    assert (cells.sets >= 1990).all() and (cells[cells.images > 9].sets >= 2000).all()
+    assert (cells.sets >= 990).all() and (cells[cells.images > 9].sets >= 1000).all()
 
 
 def test_the_stored_cells_tell_the_auditors_apart():

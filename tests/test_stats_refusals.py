@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from koala_nb.probes import base, safety_estimates, text_reader
+from koala_nb.stats import double_sampling as d
 from koala_nb.stats import estimates as e
 from koala_nb.stats import imbalance, simulation, trends
 from koala_nb.stats import misclassification as m
@@ -16,6 +17,8 @@ NAN, INF = float("nan"), float("inf")
 TWO = ["a", "b"]
 EVEN = {"a": 0.5, "b": 0.5}
 TABLE = np.array([[9, 1], [1, 9]])
+SAMPLE = d.double_sample([*TWO, *TWO], list("ppqq"), TWO, ["a", "b", None, None])
+AUDIT = simulation.SimulatedAudit([*TWO, *TWO], np.array([0, 0, 1, 1]), [*TWO, *TWO])
 CALLS = [
     # What was not measured is no value: p of the first was 0.0.
     (lambda: e.paired_test([NAN, 0.1, -0.1]), "paired_test: value 1 of 3 is nan: leave it out"),
@@ -66,7 +69,8 @@ CALLS = [
     (lambda: e.adjust_pvalues([-0.1]), "a p that is not from 0 to 1"),
     # Known errors of a scorer.
     (lambda: m.corrected_share(0.5, 10, (5, 1), (1, 1)), "sensitivity of 5 right of 1 is no share"),
-    (lambda: m.corrected_share(0.5, 10, (1, 1), (-1, 1)), "specificity of -1 right of 1"),
+    (lambda: m.corrected_share(0.5, 9, (9, 10), (-1, 10)), "specificity of -1 right of 10"),
+    (lambda: m.corrected_share(0.5, 9, (9, 9), (9, 10)), "9 images tell too little of a sensi"),
     (lambda: m.corrected_share(0.5, 10, (0, 0), (1, 1)), "0 right of 0"),
     (lambda: m.corrected_share(NAN, 10, (9, 10), (9, 10)), "nan of 10 images is no share"),
     (lambda: m.corrected_share(1.5, 10, (9, 10), (9, 10)), "1.5 of 10 images is no share"),
@@ -74,23 +78,15 @@ CALLS = [
     (lambda: m.corrected_share(0.5, 0, (9, 10), (9, 10)), "of 0 images"),
     (lambda: m.confusion(["a"], ["a"], ["a", "a"]), "A class stands twice among a, a"),
     (lambda: m.confusion([NAN], ["a"], TWO), "nan was not declared"),
-    (lambda: m.uncorrected_shares(["a"], ["p"], ["a", "a"]), "stands twice"),
-    (lambda: m.uncorrected_shares(["a"], ["p", "q"], TWO), "1 values do not fit 2"),
-    (lambda: m.corrected_shares(["a", "b"], ["p"], TWO, TABLE), "2 values do not fit 1"),
-    (lambda: m.invert_confusion([1, NAN], TABLE), "value 2 of 2 is nan"),
-    (lambda: m.invert_confusion([1, -1], TABLE), "counts of 0 or more"),
-    (lambda: m.invert_confusion([0, 0], TABLE), "of one image or more"),
-    (lambda: m.invert_confusion([1, 1], [[9, NAN], [1, 9]]), "A confusion holds counts"),
-    (lambda: m.invert_confusion([1, 1], [[9, -1], [1, 9]]), "A confusion holds counts"),
-    (lambda: m.invert_confusion([1, 1], [[9, 1], [0, 0]]), "labels of every class"),
-    (lambda: m.prediction_powered(TWO, TWO, TWO, ["a"]), "2 values do not fit 1"),
-    (lambda: m.prediction_powered(TWO, ["p"], TWO, TWO), "2 values do not fit 1"),
-    (lambda: m.prediction_powered(TWO, TWO, TWO, ["a", NAN]), "nan was not declared"),
-    (lambda: m.score_test_pvalue(TWO, TWO, TWO, [[9]], "a", 0.5), "1 classes, and 2 are declared"),
-    (lambda: m.score_test_pvalue(TWO, TWO, TWO, None, "a", NAN), "no declared group with a share"),
-    (lambda: m.score_test_pvalue(TWO, TWO, TWO, [[9, 1], [-1, 9]], "a", 0.5), "A confusion holds"),
     (lambda: m.rater_agreement(TWO, ["a"], TWO, TWO), "2 values do not fit 1"),
     (lambda: m.rater_agreement(TWO, TWO, ["p"], TWO), "2 values do not fit 1"),
+    (lambda: d.double_sample(["a"], ["p"], ["a", "a"]), "stands twice"),
+    (lambda: d.double_sample(["a"], ["p", "q"], TWO), "1 values do not fit 2"),
+    (lambda: d.double_sample(TWO, TWO, TWO, ["a"]), "2 values do not fit 1"),
+    (lambda: d.double_sample(TWO, TWO, TWO, ["a", NAN]), "nan was not declared"),
+    (lambda: d.double_sampled_pvalues([SAMPLE], "a", NAN), "no share between 0 and 1"),
+    (lambda: trends.line_slope([1, 2], [1, 2]), "three points or more"),
+    (lambda: trends.line_slope([1, 1, 1], [1, 2, 3]), "two different x or more"),
     # Counts of groups.
     (lambda: imbalance.total_variation({"a": NAN, "b": 1}, EVEN), "nan images of 'a'"),
     (lambda: imbalance.total_variation({"a": -1, "b": 2}, EVEN), "-1 images of 'a'"),
@@ -112,10 +108,6 @@ CALLS = [
     (lambda: trends.required_sample_size(NAN), "no share"),
     (lambda: trends.required_sample_size(0.1, confidence=95), "at 95 is no share"),
     (lambda: trends.power(1e12, 0.5, 0.7), "at most 10,000,000"),
-    (lambda: m.score_test_pvalue(TWO, TWO, TWO, [[5, 5], [5, 5]], "a", 0.5), "tell the classes"),
-    (lambda: trends.logit_slope(np.array([[1.0, 0.5]]), [np.array([[1, 2]])]), "between 0 and 1"),
-    (lambda: trends.logit_slope(np.array([[0.5, 0.5]]), [np.array([[3, 2]])]), "more hits than"),
-    (lambda: trends.logit_slope(np.array([[0.5, 0.5]]), []), "1 values do not fit 0"),
     (lambda: trends.variance_components([NAN], [1], ["g"], ["c"]), "value 1 of 1 is nan"),
     (lambda: trends.variance_components([1], [1], ["g", "h"], ["c"]), "1 values do not fit 2"),
     # Probes hand on what they were given: NaN was True.
@@ -134,9 +126,9 @@ def test_what_is_no_number_share_or_pair_is_refused(call, message):
 
 
 def test_a_single_image_and_label_are_few_and_no_error():
-    assert m.corrected_share(0.5, 1, (1, 1), (1, 1)).value == 0.5
-    assert m.corrected_share(0.0, 0.5, (1, 1), (1, 1))[:2] == (0, 0)  # half an effective image
-    for known in (((0, 5), (5, 5)), ((5, 5), (0, 5))):
+    assert m.corrected_share(0.5, 1, (10, 10), (10, 10)).value == 0.5
+    assert m.corrected_share(0.0, 0.5, (10, 10), (10, 10))[:2] == (0, 0)  # half an effective image
+    for known in (((0, 10), (10, 10)), ((10, 10), (0, 10))):
         with pytest.raises(m.NoBetterThanChance):
             m.corrected_share(0.5, 10, *known)
 
@@ -176,14 +168,16 @@ RIGHT = {
     imbalance.share_bounds: {"counts": {"a": 1}, "group": "a"},
     m.confusion: {"true": TWO, "read": TWO, "classes": TWO},
     m.corrected_share: {"share": 0.5, "n": 9, "sensitivity": (9, 10), "specificity": (9, 10)},
-    m.invert_confusion: {"counts": [5, 5], "confusion": TABLE, "draws": 9, "seed": 0},
     m.rates_table: {"confusion": TABLE},
-    m.uncorrected_shares: READ,
-    m.corrected_shares: {**READ, "table": TABLE},
-    m.effective_counts: {"read": [0, 1], "clusters": TWO, "k": 2},
-    m.prediction_powered: {**READ, "labels": [*TWO, *TWO]},
-    m.bounds_over_unsure: {"shares": {"a": ESTIMATE}, "group": "a"},
-    m.score_test_pvalue: {**READ, "table": TABLE, "group": "a", "reference": 0.4},
+    d.double_sample: READ,
+    d.double_sampled_shares: {"samples": [SAMPLE] * 3, "group": "a"},
+    d.double_sampled_bounds: {"samples": [SAMPLE] * 3, "group": "a"},
+    d.double_sampled_pvalues: {"samples": [SAMPLE] * 3, "group": "a", "reference": 0.4},
+    simulation.simulate_labels: {
+        "rng": np.random.default_rng(0), "audit": AUDIT, "names": TWO, "labels": 4,
+    },
+    simulation.scorer_rates: {"k": 3, "right": 0.8},
+    m.class_codes: {"values": TWO, "classes": TWO},
     m.rater_agreement: {
         "one": [*TWO, *TWO], "two": [*TWO, *TWO], "clusters": list("ppqq"), "answers": TWO,
     },
@@ -192,10 +186,7 @@ RIGHT = {
     trends.effective_sample_size: {"prompts": 4, "seeds": 4, "correlation": 0.1},
     trends.required_sample_size: {"difference": 0.3, "reference": 0.5, "confidence": 0.95},
     trends.detectable_difference: {"prompts": 2, "seeds": 2, "correlation": 0.1},
-    trends.logit_slope: {
-        "references": np.array([[0.3, 0.4], [0.6, 0.7]]), "counts": [[[1, 9], [2, 9]]] * 2,
-        "draws": 9,
-    },
+    trends.line_slope: {"x": [0.1, 0.2, 0.4, 0.9], "y": [0.2, 0.2, 0.5, 0.7]},
     trends.variance_components: {
         "one": [1, 0, 1, 1] * 2, "two": [1, 0, 0, 1] * 2,
         "groups": list("ggggkkkk"), "clusters": list("aabbccdd"),
@@ -209,7 +200,7 @@ RIGHT = {
         "design": (3, 3), "correlation": 0.1,
     },
     simulation.claim_power: {
-        "claims": 3, "design": (3, 3), "correlation": 0.1, "share": 0.7, "confusion": TABLE,
+        "claims": 3, "design": (3, 3), "correlation": 0.1, "share": 0.7, "labels": 4,
     },
     simulation.coverage_warning: {"cells": GRID, "interval": "x", "prompts": 9},
     simulation.coverage_by_design: {"cells": GRID, "interval": "x"},
@@ -221,7 +212,7 @@ ODD = [
 ]  # fmt: skip
 PUBLIC = {
     function
-    for module in (e, imbalance, m, simulation, trends)
+    for module in (d, e, imbalance, m, simulation, trends)
     for name, function in inspect.getmembers(module, inspect.isfunction)
     if function.__module__ == module.__name__ and name[0] != "_"
 } - {e.finite, e.yes_or_no, e.same_length, e.finite_quantiles, e.estimate_id}

@@ -193,36 +193,38 @@ def calibrate(reader: PeopleReader, vae: AutoencoderKL, n: int = 60, labelled: i
     """Return whether the procedure finds known shares, n rendered people an occupation and world.
 
     By instrument: how many of the occupations' corrected intervals hold the share of the world that
-    they come from, planted or balanced, and how many balanced ones are flagged after Holm. The
-    scorer's error is measured on other scenes of the same kind, `labelled` an occupation.
+    they come from, planted or balanced, and how many balanced ones are flagged after Holm. So many
+    scenes of each occupation are labelled by what they are.
     """
     from koala_nb.probes import bias_estimates as bias
     from koala_nb.stats import misclassification
 
-    errors = rendered(reader, vae, True, labelled, CARD_SEED + 500_000)
     worlds = {
         name: rendered(reader, vae, name == "balanced", n, CARD_SEED + 30_000_000 * i)
         for i, name in enumerate(("planted", "balanced"), 1)
     }
     results: Record = {}
-    for column in bias.readings(errors):
-        table = misclassification.confusion(errors.true, errors[column], bias.CLASSES)[:2]
-        # No rendered person is "unsure": that row holds what the prior says, and no share.
-        table = np.vstack([table, [0, 0, len(errors)]])
-        results[column] = {"confusion": table[:2].tolist()}
-        for name, scenes_read in worlds.items():
-            truth = dict(zip(scenes_read.occupation, scenes_read.share))
-            ids = [str(i) for i in range(len(scenes_read))]  # every scene is drawn by itself
-            rows = bias.by_occupation(scenes_read.assign(id=ids), column, truth, table)
+    for column in bias.readings(worlds["balanced"]):
+        results[column] = {}
+        for name, people in worlds.items():
+            truth = dict(zip(people.occupation, people.share))
+            # Every scene is drawn by itself; the first of each occupation are the labelled ones.
+            place = people.groupby("occupation").cumcount()
+            images = people.assign(id=[str(i) for i in range(len(people))], seed=0, guidance=0.0)
+            labels = images[place < labelled].assign(presentation=people.true, **{"pass": 1})
+            rows = bias.by_occupation(images, column, truth, labels)
             inside = rows.corrected_low.le(rows.reference) & rows.reference.le(rows.corrected_high)
             flagged = int(((rows.p <= bias.LEVEL) & (rows.reference == 0.5)).sum())
             results[column][name] = {
                 "occupations": len(rows),
                 "held": int(inside.sum()),
-                "images": len(ids),
+                "images": len(images),
                 "balanced": int((rows.reference == 0.5).sum()),
                 "balanced flagged": flagged,
             }
+        both = pd.concat(worlds.values())
+        table = misclassification.confusion(both.true, both[column], bias.CLASSES)[:2]
+        results[column]["confusion"] = table.tolist()
     return results
 
 

@@ -1,8 +1,8 @@
 """What a table of the bias probe shows: shares by occupation, contrasts, parts of the variance.
 
-Shares keep "unsure" in the denominator. A share is corrected only with labels of the same images;
-without them it is marked uncorrected. The prompt is the cluster of an occupation's images, and the
-occupation that of contrasts over occupations.
+Shares keep "unsure" in the denominator. An occupation's share is corrected by the labels of its own
+images alone (`stats.double_sampling`); without them it is marked uncorrected. The prompt is the
+cluster of an occupation's images, and the occupation that of contrasts over occupations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ import pandas as pd
 from koala_nb.core.catalog import data_file
 from koala_nb.probes import base, labels
 from koala_nb.scorers import registry
-from koala_nb.stats import estimates, imbalance, misclassification, simulation, trends
+from koala_nb.stats import (
+    double_sampling,
+    estimates,
+    imbalance,
+    misclassification,
+    simulation,
+    trends,
+)
 from koala_nb.stats.estimates import Estimate
 
 CLASSES = labels.PRESENTATIONS  # woman, man, unsure: declared, whatever is observed
@@ -24,8 +31,10 @@ TONES = labels.TONES
 EVEN = imbalance.uniform_reference(CLASSES[:2])
 EVEN_TONES = imbalance.uniform_reference(TONES[:-1])
 DIFFERENCE = 0.25  # from an even split: what an audit is planned to find in one occupation
-CORRELATION = 0.05  # of a prompt's images, assumed in the plan
+CORRELATION = double_sampling.CORRELATION  # of a prompt's images, assumed in the plan
+LABELS = 50  # of each occupation's images, in the plan
 LEVEL = 0.05
+UNDECIDED = "undecided"
 NO_ESTIMATE = Estimate(np.nan, np.nan, np.nan, 0)
 
 Reference = Mapping[str, float]  # share of women by an occupation's `reference`
@@ -65,28 +74,24 @@ def references_of(table: pd.DataFrame) -> tuple[Reference, Reference]:
     raise ValueError(f"No reference holds the occupations {', '.join(sorted(map(str, keys)))}.")
 
 
-def plan(occupations: int, prompts: int, images: float) -> str:
+def plan(occupations: int, prompts: int, images: float, labels: int = LABELS) -> str:
     """Return what an audit of so many prompts per occupation and images per prompt can find."""
-    required = required_sample_size(occupations)
-    n = trends.effective_sample_size(prompts, images, CORRELATION)
-    share = power(occupations, prompts, max(1, round(images)))
-    enough = "enough" if share >= 0.8 else "too few for 80 %"
-    enough = "too few: there will be no verdict" if n < required else enough
+    each = max(1, round(images))
+    labels = min(labels, prompts * each)
+    share = power(occupations, prompts, each, labels)
+    enough = "enough" if share >= trends.POWER else "too few for 80 %"
     return (
-        f"{base.plan(prompts, images)} That is one of {occupations} occupations. After Holm's "
-        f"correction, with a reader that never errs, .75 is told from .50 in {100 * share:.0f} % "
-        f"of simulated audits ({enough}), and with yours in no more; below {required} independent "
-        "images there is no verdict."
+        f"{base.plan(prompts, images)} That is one of {occupations} occupations. With {labels} of "
+        f"its images labelled, a share of .75 is told from .50, after Holm's correction over all "
+        f"occupations, in {100 * share:.0f} % of simulated audits ({enough})."
     )
 
 
-def power(occupations: int, prompts: int, images: int, errors: np.ndarray | None = None) -> float:
-    """Return how often such an audit finds the planned difference, after Holm, by simulation.
-
-    `errors` is a reader's confusion, as `confusion` returns it; None: none.
-    """
+@cache
+def power(occupations: int, prompts: int, images: int, labels: int = LABELS) -> float:
+    """Return how often such an audit finds the planned difference, after Holm, by simulation."""
     share = 0.5 + DIFFERENCE
-    return simulation.claim_power(occupations, (prompts, images), CORRELATION, share, errors)
+    return simulation.claim_power(occupations, (prompts, images), CORRELATION, share, labels)
 
 
 def readings(table: pd.DataFrame, question: str = "presentation") -> list[str]:
@@ -104,32 +109,19 @@ def neutral(table: pd.DataFrame, guidance: float) -> pd.DataFrame:
     return table[(table.part == "neutral") & (table.guidance == guidance)].reset_index(drop=True)
 
 
-@cache
-def required_sample_size(occupations: int) -> int:
-    """Return the independent images below which one of so many occupations gets no verdict.
-
-    A floor: with them Wilson's interval of a reader that never errs tells .50 from .75 with 80 %
-    power, at Holm's first level. The claim itself needs more (`simulation.claim_power`).
-    """
-    return trends.required_sample_size(DIFFERENCE, confidence=1 - LEVEL / max(1, occupations))
-
-
 def effective_sample_size(images: pd.DataFrame) -> float:
     """Return the number of independent images that an occupation's images are planned to be."""
     prompts = images.id.nunique()
     return trends.effective_sample_size(prompts, len(images) / prompts, CORRELATION)
 
 
-def verdict(share: float, p: float, n: float, required: int, corrected: bool) -> str:
-    """Return what may be said of an occupation's share of women, if anything.
+def verdict(share: float, p: float, corrected: bool) -> str:
+    """Return what may be said of an occupation's share of women; p adjusted for all occupations.
 
-    `p` adjusted for all occupations, `n` effective images. Below the required number nothing is
-    said, whatever p is; without labels the reading, not the images.
+    Without labels it is said of the readings, not of the images.
     """
-    if n < required:
-        return f"no verdict: {n:.0f} of {required} planned independent images"
     if p > LEVEL:
-        return "not told from an even split"
+        return UNDECIDED
     side = "more women than men" if share > 0.5 else "more men than women"
     return side if corrected else f"{side} are read (uncorrected)"
 
@@ -150,55 +142,66 @@ def confusion(
     return counts if counts.sum(1).all() else None
 
 
+def samples(
+    groups: Sequence[pd.DataFrame], column: str, label_table: pd.DataFrame | None
+) -> list[double_sampling.DoubleSample]:
+    """Return each group's images as a double sample; without any label, of the readings alone."""
+    true: list[list[str | None]] = [[None] * len(images) for images in groups]
+    if label_table is not None:
+        true = [labels.answers_of(label_table, images, "presentation") for images in groups]
+    some = any(label is not None for answers in true for label in answers)
+    return [
+        double_sampling.double_sample(
+            images[column].tolist(), images.id.tolist(), CLASSES, answers if some else None
+        )
+        for images, answers in zip(groups, true)
+    ]
+
+
 def by_occupation(
     table: pd.DataFrame,
     column: str,
     reference: Reference,
-    errors: np.ndarray | None = None,
     label_table: pd.DataFrame | None = None,
+    fixed_prompts: bool = False,
 ) -> pd.DataFrame:
     """Return the share of women by occupation: raw, corrected, bounds, distance, verdict.
 
-    `errors` as `confusion` returns them; None leaves the corrected columns empty. `label_table`
-    holds labels of these images, for the prediction-powered share (empty where an occupation has
-    fewer than two). `p` is Holm's over these occupations, of "the share may be one half, whatever
-    the unsure are": claim from one table alone, chosen in advance.
+    `of_known` is that among women and men, corrected where there are labels.
+
+    `label_table` holds labels of these images; without them the corrected columns are empty. `p` is
+    Holm's over these occupations, of "the share may be one half, whatever the unsure are": claim
+    from one table alone, chosen in advance. fixed_prompts: say it of these prompts only, not of
+    prompts like these.
     """
+    names, groups = zip(*table.groupby("occupation", sort=False))
+    drawn = samples(groups, column, label_table)
+    is_corrected = drawn[0].labels is not None
+    raw = double_sampling.double_sampled_shares(
+        samples(groups, column, None), "woman", fixed_prompts
+    )
+    shares = double_sampling.double_sampled_shares(drawn, "woman", fixed_prompts)
+    men = double_sampling.double_sampled_shares(drawn, "man", fixed_prompts)
+    bounds = double_sampling.double_sampled_bounds(drawn, "woman", fixed_prompts)
+    p_values = estimates.adjust_pvalues(
+        double_sampling.double_sampled_pvalues(drawn, "woman", 0.5, fixed_prompts)
+    )
     rows = []
-    for name, images in table.groupby("occupation", sort=False):
-        read, ids = images[column].tolist(), images.id.tolist()
-        raw = misclassification.uncorrected_shares(read, ids, CLASSES)
-        best = raw
-        if errors is not None:
-            best = misclassification.corrected_shares(read, ids, CLASSES, errors)
-        powered = prediction_powered_shares(images, column, label_table) or {}
-        women = {
-            "raw": raw["woman"],
-            "corrected": NO_ESTIMATE if errors is None else best["woman"],
-            "prediction_powered": powered.get("woman", NO_ESTIMATE),
-            "bounds": misclassification.bounds_over_unsure(best, "woman"),
-        }
+    for i, (name, images) in enumerate(zip(names, groups)):
         row: base.Record = {"occupation": name, "reference": reference.get(_key(images), np.nan)}
-        row |= {"n": len(images), "prompts": len(set(ids))}
-        row |= {"effective_n": effective_sample_size(images), "unsure": raw["unsure"].value}
-        for kind, share in women.items():
+        row |= {"n": len(images), "prompts": images.id.nunique(), "labelled": drawn[i].labelled}
+        row["unsure"] = float((images[column] == "unsure").mean())
+        corrected = shares[i] if is_corrected else NO_ESTIMATE
+        for kind, share in {"raw": raw[i], "corrected": corrected, "bounds": bounds[i]}.items():
             row |= {kind: share.value, f"{kind}_low": share.low, f"{kind}_high": share.high}
-        row["p"] = misclassification.score_test_pvalue(read, ids, CLASSES, errors, "woman", 0.5)
+        known = shares[i].value + men[i].value
+        row["of_known"] = shares[i].value / known if known else np.nan
+        row["p"] = p_values[i]
+        row["verdict"] = verdict(shares[i].value, row["p"], is_corrected)
         sure = images[images[column] != "unsure"]
         n = effective_sample_size(sure) if len(sure) else 0
         rows.append(row | _distance_from_even(sure[column], EVEN, n))
-    shares = pd.DataFrame(rows)
-    shares["p"] = estimates.adjust_pvalues(shares.p.tolist())
-    required = required_sample_size(len(shares))
-    shares["verdict"] = [
-        verdict(r.bounds, r.p, r.effective_n, required, errors is not None)
-        for r in shares.itertuples()
-    ]
-    # One confusion supposes that the scorer errs alike in all occupations: their labels may object.
-    disagree = shares.prediction_powered_low.gt(shares.bounds_high)
-    disagree |= shares.prediction_powered_high.lt(shares.bounds_low)
-    shares.loc[disagree, "verdict"] = "no verdict: the two corrections disagree"
-    return shares
+    return pd.DataFrame(rows)
 
 
 def _key(images: pd.DataFrame) -> str:
@@ -215,22 +218,6 @@ def _distance_from_even(read: pd.Series, even: Reference, n: float) -> base.Reco
     return {"total_variation": distance, "total_variation_null": null}
 
 
-def prediction_powered_shares(
-    images: pd.DataFrame, column: str, label_table: pd.DataFrame | None
-) -> dict[str, Estimate] | None:
-    """Return prediction-powered shares of the images' own labels; None for fewer than two.
-
-    Unlike the correction by one confusion it does not suppose that a scorer errs alike everywhere.
-    """
-    if label_table is None:
-        return None
-    true = labels.answers_of(label_table, images, "presentation")
-    if sum(label is not None for label in true) < 2:
-        return None
-    read, ids = images[column].tolist(), images.id.tolist()
-    return misclassification.prediction_powered(read, ids, CLASSES, true)
-
-
 def best_conditioned_scorer(errors: Mapping[str, np.ndarray | None]) -> str:
     """Return the instrument that tells the classes apart best, by its confusion's condition.
 
@@ -239,22 +226,6 @@ def best_conditioned_scorer(errors: Mapping[str, np.ndarray | None]) -> str:
     """
     rates = {k: v / v.sum(1, keepdims=True) for k, v in errors.items() if v is not None}
     return min(rates, key=lambda k: np.linalg.cond(rates[k])) if rates else next(iter(errors))
-
-
-def coverage_warnings(shares: pd.DataFrame, table: pd.DataFrame, column: str) -> dict[str, str]:
-    """Return, by occupation, a sentence where such a corrected interval held the truth too rarely.
-
-    `shares` as `by_occupation` returns them; simulated audits say how often (`studies.audits`).
-    """
-    cells, warnings = base.simulated("simulated-audits")["cells"], {}
-    corrected = shares.set_index("occupation").corrected
-    for name, images in table.groupby("occupation", sort=False):
-        women = images[column] == "woman"
-        design = {"prompts": images.id.nunique(), "groups": len(CLASSES), "share": corrected[name]}
-        design["correlation"] = trends.intraclass_correlation(women, images.id)
-        if warning := simulation.coverage_warning(cells, "corrected", **design):
-            warnings[str(name)] = warning
-    return warnings
 
 
 def tones(table: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -275,34 +246,43 @@ def balance(table: pd.DataFrame, column: str, by: Sequence[str] = ("occupation",
     return score.groupby([table[name] for name in by], sort=False).mean()
 
 
+def _corrected_balance(
+    table: pd.DataFrame, column: str, label_table: pd.DataFrame | None
+) -> pd.Series:
+    names, groups = zip(*table.groupby("occupation", sort=False))
+    drawn = samples(groups, column, label_table)
+    women, men = (double_sampling.double_sampled_shares(drawn, group) for group in CLASSES[:2])
+    return pd.Series([(w.value - m.value) / 2 for w, m in zip(women, men)], list(names))
+
+
 def amplification(
-    table: pd.DataFrame, column: str, reference: Reference, other: pd.DataFrame | None = None
+    table: pd.DataFrame,
+    column: str,
+    reference: Reference,
+    other: pd.DataFrame | None = None,
+    label_table: pd.DataFrame | None = None,
 ) -> Estimate:
     """Return how much further from even, on the reference's side, a table is than another.
 
     The mean over occupations whose reference is not one half, the occupation being the pair. Both
-    tables hold the same prompts and seeds; without another it is compared with the reference.
+    tables hold the same prompts and seeds; without another it is compared with the reference. With
+    labels of the images both are corrected.
     """
     keys = table.groupby("occupation", sort=False).reference.first()
     expected = keys.map(reference).astype(float).round(6) - 0.5
-    before = expected if other is None else balance(other, column)
-    difference = (balance(table, column) - before) * np.sign(expected)
-    return estimates.mean_interval(difference[expected != 0].dropna().to_numpy())
+    before = expected if other is None else _corrected_balance(other, column, label_table)
+    difference = (_corrected_balance(table, column, label_table) - before) * np.sign(expected)
+    pairs = difference[expected != 0].dropna().round(base.ROUND)
+    return estimates.mean_interval(pairs.to_numpy())
 
 
-def slope(table: pd.DataFrame, column: str, reference: Reference, draws: int = 2000) -> Estimate:
-    """Return the slope of logit share on logit reference over occupations (`trends.logit_slope`).
+def slope(shares: pd.DataFrame) -> Estimate:
+    """Return the slope of `by_occupation`'s `of_known` on its reference: 1 mirrors it.
 
-    Over images that are read as a woman or a man.
+    `trends.line_slope`, over occupations. ValueError for fewer than three of the reference.
     """
-    groups = [images for _, images in table.groupby("occupation", sort=False)]
-    shares = [[reference[_key(images)]] * 2 for images in groups]  # one year, twice
-    counts = []
-    for images in groups:
-        women, sure = images[column] == "woman", images[column] != "unsure"
-        sums = [estimates.cluster_totals(hits, images.id)[0] for hits in (women, sure)]
-        counts.append(np.stack(sums, axis=1))
-    return trends.logit_slope(np.array(shares, dtype=float), counts, draws)
+    known = shares.dropna(subset=["reference", "of_known"])
+    return trends.line_slope(known.reference.tolist(), known.of_known.tolist())
 
 
 def variance_components(table: pd.DataFrame) -> dict[str, Estimate]:

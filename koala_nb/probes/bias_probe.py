@@ -25,8 +25,8 @@ from koala_nb.models.load import load, model_info, native_size
 from koala_nb.probes import base, labels
 from koala_nb.probes import bias_estimates as estimate
 from koala_nb.scorers import registry
+from koala_nb.stats import double_sampling, misclassification
 from koala_nb.stats import estimates as stats
-from koala_nb.stats import misclassification
 
 if TYPE_CHECKING:
     from koala_nb.models.load import ModelInfo, Pipeline
@@ -34,13 +34,12 @@ if TYPE_CHECKING:
 OCCUPATIONS = "Student's t over occupations"
 METHODS = {  # of the shares by occupation
     "raw": "uncorrected, clustered by prompt",
-    "corrected": "by the confusion of labelled images, clustered by prompt",
-    "prediction_powered": "prediction-powered, clustered by prompt",
+    "corrected": "double sampling: by labels of the same images, clustered by prompt",
     "bounds": "bounds over the unsure images",
 }
 SINGLE = {  # what has no interval: column of `by_occupation` -> method
     "unsure": "share of all images",
-    "p": "score test of one half over the unsure, Holm over occupations",
+    "p": "one half, whatever the unsure are; Holm over occupations",
     "total_variation": "from an even split of the images that are read as a woman or a man",
     "total_variation_null": "95th percentile of the total variation where the split is even",
 }
@@ -143,7 +142,8 @@ class BiasProbe(base.Probe):
                 yield from _tones(images, column, f"bias.{instrument_of(column)}.{part}")
             yield from _instruments(images, f"bias.instruments.{part}")
         for column in estimate.readings(table):
-            yield from _contrasts(table, column, references[0], instrument.get("teacher"))
+            known = (instrument.get("labels"), instrument.get("teacher"))
+            yield from _contrasts(table, column, references[0], *known)
         yield from _as_named(table)
         yield from _descriptors(table)
 
@@ -155,18 +155,17 @@ class BiasProbe(base.Probe):
         return measure(scorer, pipe.vae.float()) if measure else {}
 
     def details(self, table: pd.DataFrame, label_table: pd.DataFrame | None = None) -> base.Record:
-        """Return by guidance and instrument the labels' confusion, verdicts and warnings."""
+        """Return by guidance and instrument the labels' confusion and the verdicts."""
         reference, _ = estimate.references_of(table)
         details: base.Record = {}
         guidances = sorted(table[table.part == "neutral"].guidance.unique())
         for guidance, column in product(guidances, estimate.readings(table)):
             images = estimate.neutral(table, guidance)
-            errors = estimate.confusion(label_table, images, column)
-            shares = estimate.by_occupation(images, column, reference, errors, label_table)
+            shares = estimate.by_occupation(images, column, reference, label_table)
             entry: base.Record = {"verdicts": dict(zip(shares.occupation, shares.verdict))}
+            errors = estimate.confusion(label_table, images, column)
             if errors is not None:
                 entry["confusion"] = errors.tolist()
-                entry["coverage_warnings"] = estimate.coverage_warnings(shares, images, column)
             details[f"{instrument_of(column)}.{base.identifier(f'g{guidance:g}')}"] = entry
         return details
 
@@ -265,8 +264,6 @@ class BiasProbe(base.Probe):
             parts.append(f"{title}: {numbers}")
             if best == "corrected":
                 marks["raw"] = "raw"
-            if rows.prediction_powered.notna().any():
-                marks["prediction_powered"] = "prediction-powered"
             ends = {f"{best}_low": "low", f"{best}_high": "high"}
             rows = rows.rename(columns={best: "value", **ends})
             panels[f"{title}, {best}"] = rows.drop(columns=["raw_low", "raw_high"], errors="ignore")
@@ -275,22 +272,23 @@ class BiasProbe(base.Probe):
         figures.show(figures.interval_panels(panels, x_label, bounds, marks), alt)
 
     def show_mirror(self, tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> None:
-        """Display the read share of women against the reference, one series per table."""
+        """Display the share of women among women and men against the reference, by table."""
         points = []
         with matplotlib.rc_context(figures.STYLE):
             figure = Figure(figsize=(5.2, 4.4), layout="constrained")
             axis = figure.subplots()
             axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="mirrors")
             for marker, (title, table) in zip(figures.MARKERS, tables.items()):
-                x, y = table.reference, table[best := _best(table)]
+                known, best = table.dropna(subset=["of_known"]), _best(table)
+                x, y = known.reference, known.of_known
                 axis.plot(x, y, marker, mfc="none", label=f"{title}, {best}")
                 pairs = ", ".join(f"{r:.2f} to {v:.2f}" for r, v in zip(x, y))
                 points.append(f"{title}, {best}: {pairs}")
             axis.set(xlim=(-0.03, 1.03), xlabel=f"share of women, {reference}")
-            axis.set(ylim=(-0.03, 1.03), ylabel="share of women, measured")
+            axis.set(ylim=(-0.03, 1.03), ylabel="share of women among women and men")
             axis.grid(alpha=0.3)
             figure.legend(loc="outside lower center", ncols=1, frameon=False)
-        alt = f"Share of women, {reference} to measured. {'; '.join(points)}."
+        alt = f"Share of women, {reference} to drawn among women and men. {'; '.join(points)}."
         figures.show(figure, alt)
 
 
@@ -337,8 +335,7 @@ def _neutral(
     references: Sequence[estimate.Reference],
     label_table: pd.DataFrame | None,
 ) -> base.Rows:
-    errors = estimate.confusion(label_table, images, column)
-    shares = estimate.by_occupation(images, column, references[0], errors, label_table)
+    shares = estimate.by_occupation(images, column, references[0], label_table)
     for row in shares.to_dict("records"):
         place = f"{id}.occupation.{base.identifier(row['occupation'])}"
         label = f"women among {row['occupation']}, {{}}"
@@ -353,18 +350,19 @@ def _neutral(
         for kind, method in SINGLE.items():
             what = label.format(kind.replace("_", " "))
             yield _number(f"{place}.{kind}", what, row[kind], row["n"], method)
-    overall = estimate.prediction_powered_shares(images, column, label_table)
-    for answer, value in (overall or {}).items() if errors is not None else ():
-        label = f"perceived presentation {answer}, prediction-powered"
-        place, method = f"{id}.prediction_powered.{answer}", METHODS["prediction_powered"]
-        yield base.row(images, place, label, value, method)
+    (overall,) = estimate.samples([images], column, label_table)
+    for answer in estimate.CLASSES if overall.labels is not None else ():
+        (value,) = double_sampling.double_sampled_shares([overall], answer)
+        label = f"perceived presentation {answer}, corrected"
+        yield base.row(images, f"{id}.corrected.{answer}", label, value, METHODS["corrected"])
     if images.occupation.nunique() > 2:
-        method = "errors in variables; bootstrap over occupations and prompts"
-        slope = estimate.slope(images, column, references[0])
-        yield _row(f"{id}.slope", "slope of logit share on logit reference", slope, method)
+        state = "as read" if overall.labels is None else "corrected"
+        slope = estimate.slope(shares)
+        method = "least squares over occupations, HC3"
+        yield _row(f"{id}.slope", f"slope of the share on the reference, {state}", slope, method)
         for name, series in zip(("reference", "other_reference"), references):
-            value = estimate.amplification(images, column, series)
-            label = f"further from even than the {name.replace('_', ' ')}"
+            value = estimate.amplification(images, column, series, label_table=label_table)
+            label = f"further from even than the {name.replace('_', ' ')}, {state}"
             yield _row(f"{id}.over_{name}", label, value, OCCUPATIONS)
 
 
@@ -405,7 +403,11 @@ def _instruments(images: pd.DataFrame, id: str) -> base.Rows:
 
 
 def _contrasts(
-    table: pd.DataFrame, column: str, reference: estimate.Reference, teacher: pd.DataFrame | None
+    table: pd.DataFrame,
+    column: str,
+    reference: estimate.Reference,
+    label_table: pd.DataFrame | None,
+    teacher: pd.DataFrame | None,
 ) -> base.Rows:
     """Yield paired contrasts over occupations, in shares: towards the skewed side is positive."""
     id, name = f"bias.{instrument_of(column)}.contrast", instrument_of(column)
@@ -413,7 +415,7 @@ def _contrasts(
     images = [estimate.neutral(table, guidance) for guidance in guidances]
     if len(images) == 2 and images[0].occupation.nunique() > 2:
         label = f"guidance {guidances[1]:g} less {guidances[0]:g}, by {name}"
-        value = estimate.amplification(images[1], column, reference, images[0])
+        value = estimate.amplification(images[1], column, reference, images[0], label_table)
         yield _row(f"{id}.guidance", label, value, OCCUPATIONS)
     if teacher is not None and column in teacher:
         student, teacher = (each[each.part == "unspecified"] for each in (table, teacher))

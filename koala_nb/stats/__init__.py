@@ -15,7 +15,14 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["estimates", "imbalance", "misclassification", "simulation", "trends"],
+    submodules=[
+        "double_sampling",
+        "estimates",
+        "imbalance",
+        "misclassification",
+        "simulation",
+        "trends",
+    ],
 )
 HUGE = 1e100  # no measured value is greater, and its square overflows
 Fits = Callable[[object], bool]
@@ -78,6 +85,8 @@ KINDS: dict[str, tuple[Fits, str]] = {
     "Counts": (_named(_is_number), "numbers by their names"),
     "Shares": (_named(_is_number), "numbers by their names"),
     "Estimate": (_is_estimate, "an Estimate"),
+    "SimulatedAudit": (lambda v: hasattr(v, "true"), "a simulated audit"),
+    "Sequence[DoubleSample]": (_all(lambda v: hasattr(v, "labelled")), "double samples"),
     "dict[str, Estimate]": (_named(_is_estimate), "estimates by their names"),
     "Callable[[np.ndarray], float]": (callable, "a function"),
     "np.random.Generator": (lambda v: hasattr(v, "dirichlet"), "a generator of numpy"),

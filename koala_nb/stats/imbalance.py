@@ -1,7 +1,8 @@
 """How far shares of groups are from a reference: metrics over groups that are declared in advance.
 
-Every metric keeps "unsure" images in the denominator, takes its groups from the reference and not
-from what was seen, and is largest where all images show one group.
+Every metric takes its groups from the reference and not from what was seen, and is largest where
+all images show one group. `total_variation` is of the images that show a declared group;
+`share_bounds` keeps "unsure" images in the denominator.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def null_quantile(n: Draws, reference: Shares, draws: Draws = 2000) -> float:
 
 
 def share_bounds(counts: Counts, group: str, unsure: str = "unsure") -> Estimate:
-    """Return a group's share of all images, its interval over sampling and over the unsure.
+    """Return a group's share of independent images, its interval over sampling and the unsure.
 
     Low: Wilson's end if no unsure image showed the group; high: if all did. The value is the share
     of all images, unsure in the denominator. ValueError for a group without a count.

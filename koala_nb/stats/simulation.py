@@ -7,29 +7,28 @@ prompt, groups, correlation, share -> coverage) come in as plain dictionaries.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from koala_nb.stats import check_arguments, misclassification, trends
+from koala_nb.stats.double_sampling import DoubleSample, double_sample, double_sampled_pvalues
 from koala_nb.stats.estimates import Design, Draws, Values, cluster_totals, finite
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COVERAGE_BAR = 0.93  # a 95 % interval that holds the truth less often is warned of
-LABELS = 100  # images a class from which a simulated scorer's error is known
-AUDITS = 400  # simulated for a claim's power
+RIGHT = 0.9  # of each class's images are read rightly by a simulated scorer
+AUDITS, POPULATIONS = 160, 10  # simulated for a claim's power, and so many together
 Cell = Mapping[str, Any]
 
 
 class SimulatedAudit(NamedTuple):
-    """One audit's images: what was read and what is true, prompt by prompt, and the confusion."""
+    """One population's images: what was read, of which prompt, and what is true."""
 
     read: list[str]
     clusters: np.ndarray
-    confusion: np.ndarray  # LABELS images of each class, rows the truth
     true: list[str]
 
 
@@ -83,45 +82,48 @@ def simulate_audit(
     true = np.concatenate([rng.choice(k, images, p=p / p.sum()) for p in by_prompt])
     steps = scorer.cumsum(1)
     read = (rng.random(len(true))[:, None] > steps[true]).sum(1).clip(max=k - 1)
-    table = np.stack([rng.multinomial(LABELS, row) for row in scorer])
     clusters = np.repeat(np.arange(prompts), images)
-    return SimulatedAudit([names[i] for i in read], clusters, table, [names[i] for i in true])
+    return SimulatedAudit([names[i] for i in read], clusters, [names[i] for i in true])
+
+
+def simulate_labels(
+    rng: np.random.Generator, audit: SimulatedAudit, names: Sequence[str], labels: int
+) -> DoubleSample:
+    """Return an audit's images with so many of them labelled rightly, at random."""
+    chosen = set(rng.permutation(len(audit.true))[:labels].tolist())
+    known = [name if i in chosen else None for i, name in enumerate(audit.true)]
+    return double_sample(audit.read, audit.clusters, names, known)
+
+
+def scorer_rates(k: int, right: float = RIGHT) -> np.ndarray:
+    """Return how a scorer reads each of k classes, (k, k), rows the truth: right, or any other."""
+    table = np.full((k, k), (1 - right) / (k - 1))
+    np.fill_diagonal(table, right)
+    return table
 
 
 def claim_power(
-    claims: Draws,
-    design: Design,
-    correlation: float,
-    share: float,
-    confusion: Values | None = None,
+    claims: Draws, design: Design, correlation: float, share: float, labels: int
 ) -> float:
     """Return how often a claim of "not one half" survives Holm's first step among so many.
 
-    share: of the first of two classes among the images that can be told; confusion: a reader's
-    labelled one of the two classes and unsure: its errors, its number of labels and its share of
-    unsure labels are those of each simulated audit. None: a reader that never errs, nobody unsure.
+    share: of the first of two classes; labels: of each population's images, at random. The reader
+    is right in 90 % of the images.
     """
-    rng = np.random.default_rng(0)
-    counts = np.eye(2, dtype=int)
-    if confusion is not None:
-        counts = misclassification.rates_table(confusion).astype(int)
-    if not 0 <= share <= 1 or counts.shape not in ((2, 2), (3, 3)):
-        raise ValueError(f"claim_power: give a share from 0 to 1, not {share}, and 2 or 3 classes.")
-    names = ["first", "second", misclassification.UNSURE][: len(counts)]
-    unsure = counts[2:].sum() / counts.sum()
-    shares = np.r_[np.array([share, 1 - share]) * (1 - unsure), unsure][: len(counts)]
-    scorer = counts / counts.sum(1, keepdims=True)
-    claimed = 0
-    for _ in range(AUDITS):
-        audit = simulate_audit(rng, shares, scorer, names, design, correlation)
-        labelled = np.stack([rng.multinomial(n, row) for n, row in zip(counts.sum(1), scorer)])
-        table = None if confusion is None else labelled
-        with suppress(misclassification.NoBetterThanChance):  # such labels make no claim
-            p = misclassification.score_test_pvalue(
-                audit.read, audit.clusters, names, table, "first", 0.5
+    if not 0 <= share <= 1:
+        raise ValueError(f"claim_power: give a share from 0 to 1, not {share}.")
+    rng, names = np.random.default_rng(0), ("first", "second")
+    p_values: list[float] = []
+    while len(p_values) < AUDITS:
+        audits = [
+            simulate_audit(
+                rng, np.array([share, 1 - share]), scorer_rates(2), names, design, correlation
             )
-            claimed += p * claims <= 0.05
-    return claimed / AUDITS
+            for _ in range(POPULATIONS)
+        ]
+        samples = [simulate_labels(rng, audit, names, labels) for audit in audits]
+        p_values += double_sampled_pvalues(samples, "first", 0.5)
+    return float(np.mean(np.array(p_values) * claims <= 0.05))
 
 
 def audit_design(hits: Values, clusters: Values) -> dict[str, float]:
@@ -160,11 +162,10 @@ def coverage_warning(cells: Iterable[Cell], interval: str, **design: float) -> s
     if near is None or near["coverage"] >= COVERAGE_BAR:
         return None
     groups = f"{near['groups']} groups, " if "groups" in near else ""
-    corrected = "corrected " if interval == "corrected" else ""
     return (
         f"Caution: in simulated audits like this one ({near['prompts']} prompts x {near['images']} "
         f"images, {groups}correlation {near['correlation']:g}, share {near['share']:g}) the "
-        f"{corrected}95 % interval held the truth in {near['coverage']:.1%}."
+        f"95 % interval held the truth in {near['coverage']:.1%}."
     )
 
 
@@ -175,7 +176,11 @@ def coverage_by_design(cells: Iterable[Cell], interval: str) -> pd.DataFrame:
     frame = pd.DataFrame(_cells_of(cells, interval))
     if frame.empty:
         raise ValueError(f"coverage_by_design: no cell is of {interval!r}.")
-    design = [k for k in ("prompts", "images", "groups", "correlation") if k in frame]
+    design = [
+        k
+        for k in ("prompts", "images", "labels", "groups", "correlation", "concentration")
+        if k in frame
+    ]
     return frame.pivot_table(index=design, columns="share", values="coverage")
 
 
