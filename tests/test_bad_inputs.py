@@ -342,7 +342,7 @@ def test_a_disk_that_is_full_or_read_only(place, tmp_path):
         "code 2", "code 2", "code 0", "code 2",
     ], done.stdout + done.stderr  # fmt: skip
     said = [line for line in done.stderr.splitlines() if line.startswith("koala-nb")]
-    assert "200 images need at least 0.8: free some space" in said[0]
+    assert "200 images need at least 0.819: free some space" in said[0]
     assert "No space left on device" in said[1] and "free some space" in said[1]
     assert "cannot be written to: give another folder" in said[2]
     assert "Traceback" not in done.stderr

@@ -151,6 +151,7 @@ def test_the_page_of_attention(browser, loaded, tmp_path):
         settings = {"steps": 2, "height": 64, "width": 64, "progress": False}
         (image,) = kn.generate(loaded, prompt, [0], **settings).images
     file = kn.attention.write_page(tmp_path / "attention.html", attention, image, prompt)
+    complaints(browser)  # those of an earlier test's page
     check(browser, file)
     status = "return document.getElementById('said').textContent"
     cover = "const c = document.querySelector('.stage canvas'); return [...c.getContext('2d')"

@@ -12,7 +12,7 @@ from studies import house
 # Until the family of 128 px takes the place of the shipped one, nano/ and its tests hold both.
 MEASURES = {
     "files over 500 lines": (0, 0),
-    "koala_nb without nano, lines": (19_613, 11_500),
+    "koala_nb without nano, lines": (19_608, 11_500),
     "koala_nb without nano, files": (91, 70),
     "nano, lines": (5_588, 3_300),
     "core, models and generation, lines": (4_655, 2_200),
