@@ -167,12 +167,11 @@ def by_occupation(
 ) -> pd.DataFrame:
     """Return the share of women by occupation: raw, corrected, bounds, distance, verdict.
 
-    `of_known` is that among women and men, corrected where there are labels.
-
-    `label_table` holds labels of these images; without them the corrected columns are empty. `p` is
-    Holm's over these occupations, of "the share may be one half, whatever the unsure are": claim
-    from one table alone, chosen in advance. fixed_prompts: say it of these prompts only, not of
-    prompts like these.
+    `of_known` is that among women and men, corrected where there are labels. `label_table` holds
+    labels of these images; without them the corrected columns are empty. `p` is Holm's over these
+    occupations, of "the share may be one half, whatever the unsure are": claim from one table
+    alone, chosen in advance. fixed_prompts: say it of these prompts only, not of prompts like
+    these.
     """
     names, groups = zip(*table.groupby("occupation", sort=False))
     drawn = samples(groups, column, label_table)
@@ -221,8 +220,7 @@ def _distance_from_even(read: pd.Series, even: Reference, n: float) -> base.Reco
 def best_conditioned_scorer(errors: Mapping[str, np.ndarray | None]) -> str:
     """Return the instrument that tells the classes apart best, by its confusion's condition.
 
-    A correction inverts the confusion, and what is nearly singular has an endless interval. The
-    first instrument where none has labels.
+    What is nearly singular tells the labels little. The first instrument where none has labels.
     """
     rates = {k: v / v.sum(1, keepdims=True) for k, v in errors.items() if v is not None}
     return min(rates, key=lambda k: np.linalg.cond(rates[k])) if rates else next(iter(errors))

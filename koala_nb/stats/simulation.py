@@ -176,11 +176,7 @@ def coverage_by_design(cells: Iterable[Cell], interval: str) -> pd.DataFrame:
     frame = pd.DataFrame(_cells_of(cells, interval))
     if frame.empty:
         raise ValueError(f"coverage_by_design: no cell is of {interval!r}.")
-    design = [
-        k
-        for k in ("prompts", "images", "labels", "groups", "correlation", "concentration")
-        if k in frame
-    ]
+    design = [k for k in ("prompts", "images", "correlation") if k in frame]
     return frame.pivot_table(index=design, columns="share", values="coverage")
 
 
