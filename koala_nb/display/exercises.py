@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral, Real
@@ -31,16 +32,34 @@ class NotRightYet(AssertionError):
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise's answers, each a function of what its cell gives to `check` by name.
+    """An exercise's answers: values, or functions of what its cell gives to `check` by name.
 
     right: the answer, or a tuple of all that are right. mistakes: a hint -> the answer of whoever
-    needs that hint. read: turns what was answered, such as a function, into what is compared.
+    needs that hint. on: arguments, a tuple per case, where a function is to be built: right, each
+    mistake and the answer are then functions, compared by what they return. read: turns what was
+    answered into what is compared.
     """
 
-    right: Callable[..., object]
+    right: object
     hint: str
-    mistakes: Mapping[str, Callable[..., object]] = field(default_factory=dict)
+    mistakes: Mapping[str, object] = field(default_factory=dict)
+    on: Sequence[tuple] | Callable[[], Sequence[tuple]] = ()
     read: Callable[..., object] = lambda answer: answer  # noqa: E731
+
+    def value(self, known: object, given: Mapping[str, object]) -> object:
+        """Return a known answer as it is compared."""
+        if self.on:
+            return self.returned(known)
+        return known(**given) if callable(known) else known
+
+    def returned(self, built: object) -> list[object]:
+        """Return what a function makes of each case; TypeError where it returns nothing."""
+        if not callable(built):
+            raise TypeError("it is no function")
+        made = [built(*deepcopy(case)) for case in (self.on() if callable(self.on) else self.on)]
+        if any(value is None for value in made):
+            raise TypeError("the function returned nothing: return its result")
+        return made
 
 
 def check(
@@ -74,12 +93,13 @@ def check(
 
 def _judge(answer: object, exercise: Exercise, given: Mapping[str, object]) -> tuple[bool, str]:
     """Return whether an answer is right, and the hint where it is not."""
-    right, answer = exercise.right(**given), exercise.read(answer)
+    right = exercise.value(exercise.right, given)
+    answer = exercise.returned(answer) if exercise.on else exercise.read(answer)
     accepted = right if isinstance(right, tuple) else (right,)
     if any(_same(answer, value) for value in accepted):
         return True, ""
     for hint, wrong in exercise.mistakes.items():
-        if _same(answer, wrong(**given)):
+        if _same(answer, exercise.value(wrong, given)):
             return False, hint
     if isinstance(accepted[0], Real) and _same(answer, 100 * float(accepted[0])):
         return False, "give a share between 0 and 1, not per cent."
@@ -87,6 +107,9 @@ def _judge(answer: object, exercise: Exercise, given: Mapping[str, object]) -> t
 
 
 def _same(answer: object, value: object) -> bool:
+    if isinstance(value, list):  # of any kinds, one per case
+        same_length = isinstance(answer, Sequence) and len(answer) == len(value)
+        return same_length and all(map(_same, answer, value))
     if isinstance(value, str):
         return isinstance(answer, str) and answer.strip().casefold() == value.casefold()
     if isinstance(value, Real):
@@ -108,24 +131,12 @@ def _short(answer: object) -> str:
 # --- 01 Generate images -------------------------------------------------------------------------
 
 
-def on_latents(
-    built: Callable[..., torch.Tensor], numbers: tuple[float, ...]
-) -> torch.Tensor | np.ndarray:
-    """Return what a function makes of two random latents, (1, 4, 4, 4), and these numbers.
-
-    TypeError where it returns nothing.
-    """
+def latents_and(*numbers: float) -> list[tuple]:
+    """Return one case of two random latents, (1, 4, 4, 4), and these numbers."""
     import torch
 
     pair = torch.randn((2, 1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
-    made = built(*pair, *numbers)
-    if made is None:
-        raise TypeError("the function returned nothing: return a latent")
-    return made
-
-
-step_on_latents = partial(on_latents, numbers=(14.0, 5.0))  # sigma, sigma_next
-guided_on_latents = partial(on_latents, numbers=(3.5,))
+    return [(*pair, *numbers)]
 
 
 # --- 03 See attention ---------------------------------------------------------------------------
@@ -210,78 +221,74 @@ def without_tokens(steps: range = range(EDITED_STEPS // 2), keep: bool = False) 
 
 EXERCISES = {
     "generate.euler_step": Exercise(
-        partial(step_on_latents, lambda x, noise, sigma, after: x + noise * (after - sigma)),
+        lambda x, noise, sigma, after: x + noise * (after - sigma),
         "at sigma the latent is clean + sigma * noise; at sigma_next it is to be "
         "clean + sigma_next * noise.",
         {
             "the noise level falls, so sigma_next - sigma is negative; yours adds noise.": (
-                partial(step_on_latents, lambda x, noise, sigma, after: x + noise * (sigma - after))
+                lambda x, noise, sigma, after: x + noise * (sigma - after)
             ),
             "you removed all of the noise: that is the clean latent which the network expects.": (
-                partial(step_on_latents, lambda x, noise, sigma, after: x - noise * sigma)
+                lambda x, noise, sigma, after: x - noise * sigma
             ),
             "the step is the difference of the two levels, not the next level.": (
-                partial(step_on_latents, lambda x, noise, sigma, after: x + noise * after)
+                lambda x, noise, sigma, after: x + noise * after
             ),
             "that removes a noise of sigma_next and leaves the rest.": (
-                partial(step_on_latents, lambda x, noise, sigma, after: x - noise * after)
+                lambda x, noise, sigma, after: x - noise * after
             ),
             "the noise is that of sigma 1: multiply it by the difference of the levels.": (
-                partial(step_on_latents, lambda x, noise, sigma, after: x - noise)
+                lambda x, noise, sigma, after: x - noise
             ),
         },
-        step_on_latents,
+        on=partial(latents_and, 14.0, 5.0),
     ),
     "generate.guidance": Exercise(
-        partial(guided_on_latents, lambda text, other, g: other + g * (text - other)),
+        lambda text, other, g: other + g * (text - other),
         "go from against in the direction of asked, guidance times as far.",
         {
             "begin at against: at guidance 1 the result must be asked itself.": (
-                partial(guided_on_latents, lambda text, other, g: text + g * (text - other))
+                lambda text, other, g: text + g * (text - other)
             ),
             "asked and against are exchanged: yours moves away from the prompt.": (
-                partial(guided_on_latents, lambda text, other, g: text + g * (other - text))
+                lambda text, other, g: text + g * (other - text)
             ),
             "that is the difference alone: it is to be added to against.": (
-                partial(guided_on_latents, lambda text, other, g: g * (text - other))
+                lambda text, other, g: g * (text - other)
             ),
-            "against has no effect in yours.": (
-                partial(guided_on_latents, lambda text, other, g: g * text)
-            ),
-            "guidance has no effect in yours.": (
-                partial(guided_on_latents, lambda text, other, g: text)
-            ),
+            "against has no effect in yours.": (lambda text, other, g: g * text),
+            "guidance has no effect in yours.": (lambda text, other, g: text),
         },
-        guided_on_latents,
+        on=partial(latents_and, 3.5),
     ),
     "generate.first_timestep": Exercise(
-        lambda: 751,
+        751,
         "1000 / 4 is the distance between timesteps, the offset is 1, and counting starts at 0.",
         {
-            "you forgot the offset: steps_offset is 1 in KOALA's scheduler file.": lambda: 750,
-            "that is where trailing starts.": lambda: 999,
-            "that is where ten steps start; here there are four.": lambda: 901,
-            "that is the last of the four.": lambda: 1,
-            "timesteps are counted from 0, and leading stops before the end.": lambda: 1000,
+            "you forgot the offset: steps_offset is 1 in KOALA's scheduler file.": 750,
+            "that is where trailing starts.": 999,
+            "that is where ten steps start; here there are four.": 901,
+            "that is the last of the four.": 1,
+            "timesteps are counted from 0, and leading stops before the end.": 1000,
         },
     ),
     "generate.smallest_guidance": Exercise(
-        lambda: 3.0,
+        3.0,
         "try generated_share(2.0) and go up by one half.",
         {
-            "just not: the share is still above .10 there.": lambda: 2.5,
-            "the share is below .10 there, but at a smaller guidance as well.": lambda: 3.5,
-            "go up in steps of one half.": lambda: 2.59,
+            "just not: the share is still above .10 there.": 2.5,
+            "the share is below .10 there, but at a smaller guidance as well.": 3.5,
+            "go up in steps of one half.": 2.59,
         },
     ),
     "generate.unchanged_share": Exercise(
-        lambda: 0.30,
+        0.30,
         "look at `asked - against` in the formula: when is it zero?",
         {
-            "with that the example was made: .30 becomes .05.": lambda: 0.50,
-            "that is the share of the other kind.": lambda: 0.70,
+            "with that the example was made: .30 becomes .05.": 0.50,
+            "that is the share of the other kind.": 0.70,
         },
-        lambda share: 0.30 if abs(share - 0.30) <= 0.0201 else share,
+        read=lambda share: 0.30 if abs(share - 0.30) <= 0.0201 else share,
     ),
     "attention.numbers": Exercise(
         numbers_of_maps,
@@ -340,6 +347,6 @@ EXERCISES = {
             ),
             "that keeps the word and removes all others.": lambda: without_tokens(keep=True),
         },
-        apply_by_step,
+        read=apply_by_step,
     ),
 }
