@@ -108,8 +108,9 @@ def _judge(answer: object, exercise: Exercise, given: Mapping[str, object]) -> t
 
 def _same(answer: object, value: object) -> bool:
     if isinstance(value, list):  # of any kinds, one per case
-        same_length = isinstance(answer, Sequence) and len(answer) == len(value)
-        return same_length and all(map(_same, answer, value))
+        if not isinstance(answer, Sequence) or len(answer) != len(value):
+            return False
+        return all(_same(one, other) for one, other in zip(answer, value))
     if isinstance(value, str):
         return isinstance(answer, str) and answer.strip().casefold() == value.casefold()
     if isinstance(value, Real):
