@@ -67,6 +67,10 @@ def root(tmp_path_factory):
     text = train_family.TextEncoders(root / "text", TINY)
     encoder = latents.Encoder(TINY, latents.padded(text.tokenizer, TINY.max_length), vae)
     latents.encode_scenes(encoder, root / "scenes", range(2))
+    encoder = latents.Encoder(
+        TINY.for_start(), latents.padded(text.tokenizer, TINY.max_length), vae
+    )
+    latents.encode_scenes(encoder, root / "start-scenes", range(1))
     return root
 
 
@@ -289,10 +293,23 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(scenes):
     assert torch.allclose(total, parts["nano-koala task"])
 
 
+def test_a_start_keeps_the_weights_that_fit():
+    trained, unet = (build_unet(p, "nano-koala") for p in (replaced_text(64), replaced_text(32)))
+    new = train_family.begin_with(unet, trained)
+    assert new and all(".attn2.to_" in name or "add_embedding" in name for name in new)
+    own, other = unet.state_dict(), trained.state_dict()
+    assert all(torch.equal(own[name], other[name]) for name in own if name not in new)
+
+
+def replaced_text(width):
+    return dataclasses.replace(TINY, text_widths=(width, width))
+
+
 def test_every_stage_trains_and_writes_what_loads(root):
     import koala_nb as kn
 
     for stage, systems in (
+        ("start", ["nano-koala"]),
         ("teacher", ["nano-sdxl"]),
         ("student", ["nano-koala-large", "nano-koala"]),
         ("control", ["nano-koala-large", "nano-koala"]),

@@ -456,7 +456,7 @@ PLACES = {
     ("small", "vae"): ["vae"],
     ("small", "student"): ["nano-koala-large", "nano-koala"],
     ("family", "student"): ["student"],
-    ("family", "latents"): ["scenes"],
+    ("family", "latents"): ["scenes", "start-scenes"],
 }
 
 

@@ -8,7 +8,8 @@ from koala_nb.core.errors import unknown_name
 from koala_nb.core.files import Record
 from koala_nb.distillation.loop import Stage
 
-FACTOR = 4  # pixels a latent
+FACTOR = 4  # pixels per latent
+START_SIZE = 64  # pixels: the smallest that the world draws
 SYSTEMS: dict[str, Record] = {
     "nano-sdxl": {"layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10]},
     "nano-koala-large": {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 6]},
@@ -36,7 +37,12 @@ class Preset:
     text_widths: tuple[int, int] = (64, 128)
     text_layers: int = 3
     scenes: int = 0
+    start_scenes: int = 0  # of START_SIZE, on which the U-Nets begin
     clip: dict[str, int] = field(default_factory=dict)
+
+    def for_start(self) -> "Preset":
+        """Return the configuration of the stage `start`: smaller images, fewer scenes."""
+        return replace(self, image_size=START_SIZE, scenes=self.start_scenes)
 
     @property
     def latent_size(self) -> int:
@@ -68,20 +74,21 @@ FAMILY = Preset(
     max_length=48,
     vae_channels=(24, 48, 64),
     crop=64,
-    widths=(64, 96, 128),
     vocabulary=4000,
     text_widths=(96, 160),
     text_layers=4,
-    scenes=300_000,
+    scenes=200_000,
+    start_scenes=100_000,
     clip={"patch": 16, "width": 128, "layers": 4, "heads": 4},
     stages={
         "vae": Stage(samples=150_000, batch=64, rate=1e-3, warmup=100),
         "decoder": Stage(samples=200_000, batch=64, rate=5e-4, warmup=50),
         "clip": Stage(samples=700_000, batch=128, rate=1e-3, warmup=200),
         "text": Stage(samples=192_000, batch=64, rate=1e-3, warmup=300),
-        "teacher": Stage(samples=900_000, batch=128, rate=1e-3, ema=0.9995, beta2=0.99),
-        "student": Stage(samples=400_000, batch=128, rate=8e-4, ema=0.9995, beta2=0.99),
-        "control": Stage(samples=400_000, batch=128, rate=1e-3, ema=0.9995, beta2=0.99),
+        "start": Stage(samples=100_000, batch=64, rate=1e-3, decay=0.2, beta2=0.99),
+        "teacher": Stage(samples=200_000, batch=64, rate=6e-4, beta2=0.99),
+        "student": Stage(samples=100_000, batch=64, rate=5e-4, beta2=0.99),
+        "control": Stage(samples=100_000, batch=64, rate=5e-4, beta2=0.99),
     },
 )
 # The same for a GPU: more scenes in larger batches.

@@ -22,6 +22,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import Record
 from koala_nb.distillation import losses as distil
 from koala_nb.distillation.loop import Loop
@@ -40,6 +41,7 @@ from koala_nb.nano.train_vae import grid_png, latest_vae
 DROPPED = 0.10  # half to zeros, as a pipeline without a negative prompt has it, half to no text
 MIN_SNR = 5.0  # Hang et al., arXiv 2303.09556
 HIGH_NOISE = 780  # timesteps above it decide where things stand
+STUDENTS = ["nano-koala-large", "nano-koala"]
 HIGH_SHARE = 0.5  # of the scenes whose places matter
 PREVIEW_PROMPTS = [
     "a koala on a blue background",
@@ -251,6 +253,29 @@ def grow(unet: UNet2DConditionModel, small: UNet2DConditionModel) -> None:
     unet.load_state_dict(target | {large: source[small] for large, small in copied.items()})
 
 
+def begin_with(unet: UNet2DConditionModel, trained: UNet2DConditionModel) -> list[str]:
+    """Copy the weights whose shapes agree; return the names of those that stay as they are."""
+    own, other = unet.state_dict(), trained.state_dict()
+    fitting = {k: v for k, v in other.items() if k in own and v.shape == own[k].shape}
+    unet.load_state_dict({**own, **fitting})
+    return [name for name in own if name not in fitting]
+
+
+def first_weights(module: UNets, stage: str, root: Path) -> None:
+    """Give U-Nets that learn without a teacher their first weights.
+
+    `start` goes on from the shipped `nano-koala`, whose text encoders were others; a teacher and
+    the controls from what `start` has learned.
+    """
+    if stage == "start":
+        trained = data_folder() / "models" / "nano-koala" / "unet"
+    else:
+        trained = root / "start" / "nano-koala" / "unet"
+    small = UNet2DConditionModel.from_pretrained(trained, torch_dtype=torch.float32)
+    for name, unet in module.unets.items():
+        begin_with(unet, small) if name == "nano-koala" else grow(unet, small)
+
+
 def train_family(
     preset: Preset,
     folder: Path,
@@ -261,10 +286,14 @@ def train_family(
 ) -> bool:
     """Train a stage's systems and write them beside its checkpoint; True when finished.
 
-    Stages: `teacher`; `student`, distilled from the teacher; `control`, as students but direct.
+    Stages: `start`, on small images; `teacher`; `student`, distilled from the teacher; `control`,
+    as students but direct.
     """
     where, root = pick_device(device), folder.parent
-    systems = ["nano-sdxl"] if stage == "teacher" else ["nano-koala-large", "nano-koala"]
+    systems = {"start": ["nano-koala"], "teacher": ["nano-sdxl"]}.get(stage, STUDENTS)
+    scenes = root / "scenes"
+    if stage == "start":
+        preset, scenes = preset.for_start(), root / "start-scenes"
     text = TextEncoders(root / "text", preset).to(where)
     vae = AutoencoderKL.from_pretrained(latest_vae(root)).to(where)
     module = UNets(preset, systems)
@@ -275,8 +304,10 @@ def train_family(
         for unet in module.unets.values():
             distil.init_from_teacher(unet, teacher)
         shared = SharedTeacher(module, teacher, feature)
-    train = NoisyScenes(read_scenes(root / "scenes"), text, preset.max_length, where)
-    held_out = NoisyScenes(read_scenes(root / "scenes", True), text, preset.max_length, where)
+    else:
+        first_weights(module, stage, root)
+    train = NoisyScenes(read_scenes(scenes), text, preset.max_length, where)
+    held_out = NoisyScenes(read_scenes(scenes, True), text, preset.max_length, where)
 
     def loss(trained: nn.Module, number: int, size: int) -> tuple[torch.Tensor, dict]:
         batch = train(number, size)

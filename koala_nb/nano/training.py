@@ -11,8 +11,20 @@ from koala_nb.core.errors import unknown_name
 from koala_nb.core.files import locked
 from koala_nb.nano.presets import Preset, find_preset
 
-STAGES = ("vae", "decoder", "text", "latents", "clip", "direct", "teacher", "student", "control")
-ALL_STAGES = ("vae", "text", "latents", "clip", "teacher", "student", "control")  # of a family
+STAGES = (
+    *("vae", "decoder", "text", "latents", "clip"),
+    *("direct", "start", "teacher", "student", "control"),
+)
+ALL_STAGES = (
+    "vae",
+    "text",
+    "latents",
+    "clip",
+    "start",
+    "teacher",
+    "student",
+    "control",
+)  # of a family
 
 
 def train(
@@ -68,7 +80,7 @@ def _finished(folder: Path, stages: Sequence[str], preset: Preset) -> bool:
 def _places(name: str, preset: Preset) -> list[str]:
     """Return the folders of a stage."""
     places = {"student": ["student"] if preset.scenes else ["nano-koala-large", "nano-koala"]}
-    places["latents"] = ["scenes"]
+    places["latents"] = ["scenes", "start-scenes"]
     return places.get(name, [name])
 
 
@@ -89,7 +101,7 @@ def _run(
         return train_text(preset, folder / "text", *limits)
     if preset.scenes and name == "latents":
         return _encode(preset, folder, device)
-    if preset.scenes and name in ("teacher", "student", "control"):
+    if preset.scenes and name in ("start", "teacher", "student", "control"):
         from koala_nb.nano.train_family import train_family
 
         return train_family(preset, folder / name, name, *limits)
@@ -122,12 +134,13 @@ def _encode(preset: Preset, folder: Path, device: str | None) -> bool:
 
     tokenizer = CLIPTokenizer.from_pretrained(folder / "text" / "tokenizer")
     vae = AutoencoderKL.from_pretrained(latest_vae(folder)).to(pick_device(device))
-    encoder = Encoder(preset, padded(tokenizer, preset.max_length), vae)
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
-    shards = range(preset.scenes // SHARD)
-    encode_scenes(encoder, folder / "scenes", shards, state.process_index, state.num_processes)
-    state.wait_for_everyone()
-    (folder / "scenes" / "finished").touch()
+    for place, size in (("start-scenes", preset.for_start()), ("scenes", preset)):
+        encoder = Encoder(size, padded(tokenizer, preset.max_length), vae)
+        shards = range(size.scenes // SHARD)
+        encode_scenes(encoder, folder / place, shards, state.process_index, state.num_processes)
+        state.wait_for_everyone()
+        (folder / place / "finished").touch()
     return True
 
 
