@@ -15,7 +15,7 @@ from koala_nb.display import figures
 from koala_nb.display.tables import format_interval, format_number, show_table
 from koala_nb.report import measures, results
 from koala_nb.report import run as reports
-from koala_nb.report.claims import HOLDS, NOT, UNTESTED
+from koala_nb.report.claims import HOLDS, NOT, UNDECIDED, UNTESTED
 from koala_nb.report.page import fill_template
 
 if TYPE_CHECKING:
@@ -53,6 +53,14 @@ def show_html(html: str, text: str = "") -> None:
         {"text/html": html, "text/plain": text or unescape(re.sub("<.*?>", " ", html)).strip()},
         raw=True,
     )
+
+
+VERBS = {  # of one statement, of several
+    HOLDS: ("holds", "hold"),
+    NOT: ("does not hold", "do not hold"),
+    UNDECIDED: ("is undecided", "are undecided"),
+    UNTESTED: ("was not tested", "were not tested"),
+}
 
 
 def section_title(name: str) -> str:
@@ -116,24 +124,22 @@ def _verdict_sentences(name: str, claims: Sequence[Record]) -> list[str]:
         (others, "published statements on the models themselves"),
         (limits, f"limitations on the card, judged on images of {name} only"),
     ):
-        counts = [(v, sum(c["verdict"] == v for c in part)) for v in (HOLDS, NOT, UNTESTED)]
+        counts = [(v, sum(c["verdict"] == v for c in part)) for v in VERBS]
         counted = ", ".join(f"{n} {_verb(v, n)}" for v, n in counts if n)
         sentences += [f"Of {len(part)} {what}, {counted}."] if part else []
-    for verdict in (HOLDS, NOT, UNTESTED):
+    for verdict in VERBS:
         texts = [
             c["claim"] if verdict == NOT or c in limits else c["claim"].partition(":")[0]
             for c in claims
             if c["verdict"] == verdict
         ]
-        label = UNTESTED if verdict == UNTESTED else _verb(verdict, len(texts))
+        label = verdict if verdict in (UNDECIDED, UNTESTED) else _verb(verdict, len(texts))
         sentences += [f"{label.capitalize()}: {'; '.join(texts)}."] if texts else []
     return sentences
 
 
 def _verb(verdict: str, count: int) -> str:
-    one = {HOLDS: "holds", NOT: "does not hold", UNTESTED: "was not tested"}
-    many = {HOLDS: "hold", NOT: "do not hold", UNTESTED: "were not tested"}
-    return (one if count == 1 else many)[verdict]
+    return VERBS[verdict][count != 1]
 
 
 def show_summary(audit: Audit) -> None:

@@ -112,7 +112,7 @@ class Verdict(_Strict):
     source: str = Field(description="Who states it.")
     rule: str = Field(description="When it holds; written before any result.")
     model: str | None = Field(None, description="Whose images decide; null where no image does.")
-    verdict: Literal["holds", "does not hold", "not tested"]
+    verdict: Literal["holds", "does not hold", "undecided", "not tested"]
     value: Finite
     low: Finite
     high: Finite
