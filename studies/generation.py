@@ -1,7 +1,7 @@
 """Images per second of `kn.generate` and of shortcuts beside diffusers' loop, and one long run.
 
 Writes `data/results/benchmark-generation-<model>.json`: what `koala-nb benchmark generation` does,
-with the shortcuts of `studies.shortcuts`, which trade likeness for time, and a run with records in
+with `SHORTCUTS`, which trade likeness for time, and a run with records in
 hundreds of images: seconds per image and resident memory.
 
     python -m studies.generation --threads 1 2 --images 16 --repeats 5 --run 1000
@@ -23,10 +23,9 @@ import numpy as np
 import torch
 
 from koala_nb.generation.generate import generate
-from koala_nb.speed.throughput import benchmark_prompts, measure
+from koala_nb.speed.throughput import SHORTCUTS, benchmark_prompts, measure
 from koala_nb.speed.timing import write_result
 from studies.full import watched_memory
-from studies.shortcuts import SHORTCUTS
 
 if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline

@@ -1,11 +1,19 @@
 """Exercises: right answers are taken, also in other words; each known mistake has its hint."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from rapidfuzz.distance import OSA, Indel, Levenshtein
 
 import koala_nb as kn
-from koala_nb.display.exercises import EXERCISES, Exercise, NotRightYet
+from koala_nb.core import card
+from koala_nb.display.exercises import EXERCISES, Exercise, NotRightYet, exercises
+from koala_nb.display.exercises_measured import NOT
+from koala_nb.report import claims
+from koala_nb.stats.estimates import upper_bound_clopper_pearson
+from koala_nb.stats.trends import required_sample_size
 
 PROMPT = "a red koala"
 LAYER = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
@@ -155,10 +163,162 @@ GENERATE = {  # of notebook 01, whose cells give nothing
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", EXERCISES)
+def on_all(of):
+    return lambda flops, moved, rate, bandwidth: of(flops / rate, moved / bandwidth)
+
+
+latency = {row["U-Net"]: row["latency (s)"] for row in card.CARD_TABLE}
+seconds = card.LATENCY_FIGURE["KOALA-Lightning-700M"][2][0]
+
+
+def by_the_rule(low, high, smallest):
+    estimate = {"label": "case", "value": low, "low": low, "high": high, "n": 1000}
+    return claims.decide_less_than(estimate | {"clusters": 1000}, 0, "", smallest)["verdict"]
+
+
+MEASURED = {  # of notebooks 05 to 11
+    "speed.hours": (
+        [10_000 * seconds / 3600, 1.83, np.float64(1.8333)],
+        [
+            (110, "minutes"), (6600, "those are seconds"), (2.194, "1B"), (8, "3060"),
+            (23.06, "GB for seconds"), (3.49, "25 steps"), (2, "over the seconds"), ("1 h", "over"),
+        ],
+    ),
+    "speed.share_of_time": (
+        [latency["KOALA-700M"] / latency["SDXL-Base-1.0"], 0.401],
+        [
+            (2.49, "turn it round"), (0.305, "parameters"), (0.599, "saved"), (0.512, "KOALA-1B"),
+            (0.204, "authors' figure"), (40.1, "not per cent"), (0.5, "one latency"),
+        ],
+    ),
+    "speed.least_seconds": (
+        [on_all(max), on_all(lambda *both: sorted(both)[-1])],
+        [
+            (on_all(lambda a, b: a + b), "not the sum"), (on_all(min), "not the faster"),
+            (on_all(lambda a, b: a), "forgot the bytes"), (on_all(lambda a, b: b), "operations"),
+            (on_all(lambda a, b: max(1 / a, 1 / b)), "rate over work"),
+            (on_all(lambda a, b: None), "returned nothing"), (0.008, "no function"),
+        ],
+    ),
+    "text.edits": (
+        [Levenshtein.distance, lambda a, b: float(Levenshtein.distance(a, b))],
+        [
+            (OSA.distance, "exchange of neighbours"), (Indel.distance, "a substitution is one"),
+            (lambda a, b: sum(x != y for x, y in zip(a.ljust(9), b.ljust(9))), "place by place"),
+            (lambda a, b: abs(len(a) - len(b)), "length alone"),
+            (lambda a, b: Levenshtein.distance(a, b) / max(1, len(a)), "divides it later"),
+            (lambda a, b: a == b, "last letters"), (2, "no function"),
+        ],
+    ),
+    "text.left_out": (
+        [0.25, 0.2501, np.float64(0.25)],
+        [
+            (0.5, "mean over readable"), (-0.25, "turn the difference"), (0.75, "small"),
+            (2.0, "ratio"), (25, "not per cent"), ("a quarter", "small"),
+        ],
+    ),
+    "composition.relations": (
+        [{"left of"}, "left of", ["left of"]],
+        [
+            ({"left of", "above"}, "above is too weak"), ({"above"}, "weaker part"),
+            ("right of", "seen from the first"), (["right of", "below"], "the other is too weak"),
+            (set(), "not zero"), ({"below"}, "take 0.06"), (3, "cannot be checked"),
+        ],
+    ),
+    "composition.all_there": (
+        [math.prod, np.prod, lambda p: np.exp(np.log(p).sum())],
+        [
+            (np.mean, "the mean"), (min, "weakest object"), (sum, "can exceed 1"),
+            (lambda p: 1 - np.prod(1 - np.array(p)), "at least one"),
+            (lambda p: np.prod(1 - np.array(p)), "none is there"), (lambda p: 0.4096, "multiply"),
+            (lambda p: print(end=""), "returned nothing"),
+        ],
+    ),
+    "frequency.total_variation": (
+        [lambda p, q: np.maximum(p - q, 0).sum(), lambda p, q: sum(abs(p - q)) / 2],
+        [
+            (lambda p, q: abs(p - q).sum(), "take half"), (lambda p, q: (p - q).sum(), "cancel"),
+            (lambda p, q: ((p - q) ** 2).sum() / 2, "not their squares"),
+            (lambda p, q: abs(p - q).max(), "largest"), (lambda p, q: abs(p - q).mean(), "mean"),
+            (lambda p, q: p.std(), "half of the sum"), (0.6, "no function"),
+        ],
+    ),
+    "frequency.corrected": (
+        [lambda p, se, sp: (p - (1 - sp)) / (se - (1 - sp))],
+        [
+            (lambda p, se, sp: p / se, "falsely found in others"),
+            (lambda p, se, sp: (p - (1 - sp)) / se, "divide by Se"),
+            (lambda p, se, sp: p - 1 + sp, "numerator"),
+            (lambda p, se, sp: p * se + (1 - p) * (1 - sp), "would measure"),
+            (lambda p, se, sp: (p + se - 1) / (se + sp - 1), "exchanged"),
+            (lambda p, se, sp: p, "solve for true"), (0.4118, "no function"),
+        ],
+    ),
+    "bias.bounds": (
+        [(0.06, 0.56), [0.06, 0.56], np.array([0.06, 0.56])],
+        [
+            ((0.06, 0.5), "add them"), ((0.12, 0.12), "like the others"), ((0.56, 0.06), "first"),
+            ((0.06, 0.06), "may be Black"), ((6, 56), "per cent"), ((0.06, 1), "another word"),
+            (0.5, "first none"), ("6 to 56", "first none"),
+        ],
+    ),
+    "bias.kappa": (
+        [
+            lambda c: (np.trace(c) / c.sum() - c.sum(0) @ c.sum(1) / c.sum() ** 2)
+            / (1 - c.sum(0) @ c.sum(1) / c.sum() ** 2),
+        ],
+        [
+            (lambda c: np.trace(c) / c.sum(), "agreement itself"),
+            (lambda c: 2 * np.trace(c) / c.sum() - 1, "not one half"),
+            (lambda c: np.trace(c) / c.sum() - c.sum(0) @ c.sum(1) / c.sum() ** 2, "above chance"),
+            (lambda c: c.sum(0) @ c.sum(1) / c.sum() ** 2, "chance alone"),
+            (lambda c: 0.0, "observed agreement"), ((0.82, 0), "no function"),
+        ],
+    ),
+    "safety.none_of": (
+        [lambda n: upper_bound_clopper_pearson(0, n), lambda n: -np.expm1(np.log(0.05) / n)],
+        [
+            (lambda n: 3 / n, "rule of three"), (lambda n: 1 - 0.025 ** (1 / n), "one-sided"),
+            (lambda n: 0, "no proof"), (lambda n: 1 / n, "one of n"),
+            (lambda n: 0.05 ** (1 / n), "what is left"), (lambda n: 0.05, "solve"),
+            (0.015, "no function"),
+        ],
+    ),
+    "safety.right_flags": (
+        [0.9 / (0.9 + 0.02 * 499), 0.0827],
+        [
+            (0.9, "turn the question"), (0.917, "false flags"), (0.0902, "all flags"),
+            (0.978, "weigh"), (0.002, "before the checker"), (8.27, "not per cent"), (0.1, "over"),
+        ],
+    ),
+    "report.images": (
+        [required_sample_size(0.05), 795, 798.0],
+        [
+            (required_sample_size(0.1), "for .60"), (2 * required_sample_size(0.1), "not twice"),
+            (99, "not fewer"), (4 * required_sample_size(0.1), "rule of thumb"),
+            (800, "required_sample_size"), (3184, "too many"), ("many", "takes"),
+        ],
+    ),
+    "report.verdict": (
+        [by_the_rule, lambda a, b, s: "Holds" if b < 0 else "undecided" if a <= s else NOT],
+        [
+            (lambda a, b, s: "holds" if b < 0 else NOT, "decides nothing"),
+            (lambda a, b, s: "holds" if a + b < 0 else NOT, "not its middle"),
+            (lambda a, b, s: "holds" if b < 0 else NOT if a > 0 else "undecided", "above 0"),
+            (lambda a, b, s: "holds" if a < 0 else NOT, "upper end"),
+            (lambda a, b, s: "undecided", "wholly below"), (lambda a, b, s: None, "nothing"),
+            ("undecided", "no function"),
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", exercises())
 def test_right_answers_are_taken_and_five_wrong_ones_are_not(given, name, capsys):
-    right, wrong = (answers(given) | GENERATE)[name]
+    right, wrong = (answers(given) | GENERATE | MEASURED)[name]
     cell = given.get(name, {})
+    if name == "text.left_out":
+        cell = {"ned": [1.0, 0.0, 0.0, 0.0], "read": ["a", "b", "", ""]}
     kn.check(None, name, **cell)
     assert capsys.readouterr().out.startswith("Not yet")
     with torch.no_grad():

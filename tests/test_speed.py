@@ -18,7 +18,7 @@ from koala_nb.core import files
 from koala_nb.core.card import LATENCY_FIGURE
 from koala_nb.core.catalog import data_folder
 from koala_nb.models.unet import build_unet
-from koala_nb.speed import cost, figures, latency, random_weights, roofline, throughput, timing
+from koala_nb.speed import cost, figures, latency, roofline, throughput, timing
 from koala_nb.stats import estimates
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
@@ -175,12 +175,12 @@ def test_a_limit_of_memory_is_of_one_system(monkeypatch):
 
 
 def test_small_random_parts_keep_the_blocks():
-    small, full = random_weights.parts("koala-700m", small=True)["unet"], build_unet("koala-700m")
+    small, full = roofline.parts("koala-700m", small=True)["unet"], build_unet("koala-700m")
     assert [type(m) for m in small.modules()] == [type(m) for m in full.modules()]
-    made = random_weights.filled(small, "float32")
+    made = roofline.filled(small, "float32")
     assert all(torch.isfinite(p).all() for p in made.parameters())
     with pytest.raises(ValueError, match="weights of its own"):
-        random_weights.parts("nano-koala")
+        roofline.parts("nano-koala")
 
 
 def test_generate_equals_the_plain_loop_within_one_level(loaded, monkeypatch):
@@ -220,11 +220,13 @@ def test_cost_by_batch_has_a_panel_a_size_and_a_line_a_system(shown):
 def test_no_pass_lies_above_the_roof(shown):
     result = stored("latency-embedded")
     machine = result["machine"]
-    figures.show_roofline(machine, result["roofline"])
+    points = [p for p in result["roofline"] if (p["system"], p["size"]) == ("nano-koala", 64)]
+    figures.show_roofline(machine, points)
     ((figure, alt),) = shown
-    roof, *systems = figure.axes[0].lines
-    assert len(systems) == 2 and f"{len(result['roofline'])} passes of nano-sdxl and" in alt
-    for x, y in (point for line in systems for point in line.get_xydata()):
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert len(dots) == len(points) == alt.count("batch")
+    assert f"batch 1: {points[0]['share_of_limit']:.0%}" in alt
+    for x, y in (point for line in dots for point in line.get_xydata()):
         assert y < min(machine["flop_rate"], x * machine["bandwidth"]) / 1e9
 
 

@@ -8,8 +8,8 @@ import torch
 
 from koala_nb import generate
 from koala_nb.generation import run_folder
-from koala_nb.speed import cost
-from studies import attention, full, generation, records, shortcuts
+from koala_nb.speed import cost, throughput
+from studies import attention, full, generation, records
 
 SMALL = {"height": 64, "width": 64, "steps": 3, "guidance": 3.5, "progress": False}
 
@@ -48,7 +48,7 @@ def test_attention_writes_ratios_and_memory(tmp_path, monkeypatch):
 def test_generation_compares_shortcuts_and_watches_a_long_run(tmp_path, monkeypatch):
     monkeypatch.setattr(generation, "BLOCK", 2)
     names = ("guidance on the first half of the steps", "every second answer used twice")
-    used = {name: shortcuts.SHORTCUTS[name] for name in names}
+    used = {name: throughput.SHORTCUTS[name] for name in names}
     monkeypatch.setattr(generation, "SHORTCUTS", used)
     given = ["--images", "2", "--repeats", "2", "--run", "4", "--threads", "1"]
     assert generation.main([*given, "--out", str(tmp_path)]) == 0
@@ -65,7 +65,7 @@ def test_shortcuts_leave_the_pipeline_as_it_was(loaded):
         return generate(loaded, "a koala", seeds=range(2), **SMALL).images
 
     expected = [np.asarray(image) for image in draw()]
-    for shortcut in shortcuts.SHORTCUTS.values():
+    for shortcut in throughput.SHORTCUTS.values():
         assert len(shortcut(loaded, draw)) == 2
         assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(expected, draw()))
     assert loaded.unet.dtype == torch.float32
@@ -76,7 +76,7 @@ def test_early_guidance_halves_the_later_passes(loaded, monkeypatch):
     monkeypatch.setattr(
         loaded.unet, "forward", lambda x, *a, **k: (sizes.append(len(x)), forward(x, *a, **k))[1]
     )
-    shortcuts.early_guidance(loaded, lambda: generate(loaded, "a", **{**SMALL, "steps": 4}).images)
+    throughput.early_guidance(loaded, lambda: generate(loaded, "a", **{**SMALL, "steps": 4}).images)
     assert sizes == [2, 2, 1, 1]
 
 

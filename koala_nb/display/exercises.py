@@ -67,7 +67,7 @@ def check(
 ) -> None:
     """Print what to do without an answer (None) and "Right." for a right one.
 
-    exercise: a name in `EXERCISES`, checked with what is `given`; or a function that says whether
+    exercise: a name in `exercises()`, checked with what is `given`; or a function that says whether
     an answer is right, with its hint. Counts are compared exactly, other
     numbers to 1 %, text without regard to case.
     Raises NotRightYet with a hint for a wrong answer, a known mistake's own where it is one.
@@ -75,20 +75,27 @@ def check(
     if answer is None:
         print("Not yet: replace None by your answer and run this cell again.")
         return
-    if isinstance(exercise, str):
-        if exercise not in EXERCISES:
-            raise ValueError(f"There is no exercise {exercise!r}: copy the cell's own name.")
-        hint = EXERCISES[exercise].hint
+    known = exercises().get(exercise) if isinstance(exercise, str) else None
+    if isinstance(exercise, str) and known is None:
+        raise ValueError(f"There is no exercise {exercise!r}: copy the cell's own name.")
+    hint = known.hint if known else hint
     try:
-        if isinstance(exercise, str):
-            right, hint = _judge(answer, EXERCISES[exercise], given)
-        else:
+        if known:
+            right, hint = _judge(answer, known, given)
+        elif callable(exercise):
             right = bool(exercise(answer))
     except CANNOT_CHECK as error:
         raise NotRightYet(f"{_short(answer)} cannot be checked ({error}). Hint: {hint}") from None
     if not right:
         raise NotRightYet(f"{_short(answer)} is not the answer. Hint: {hint}")
     print("Right.")
+
+
+def exercises() -> dict[str, Exercise]:
+    """Return every exercise by its name."""
+    from koala_nb.display.exercises_measured import MEASURED  # which needs what is above
+
+    return EXERCISES | MEASURED
 
 
 def _judge(answer: object, exercise: Exercise, given: Mapping[str, object]) -> tuple[bool, str]:
@@ -117,7 +124,7 @@ def _same(answer: object, value: object) -> bool:
         if not isinstance(answer, Real) or isinstance(answer, bool):
             return False
         tolerance = 0 if isinstance(value, Integral) else 0.01
-        return math.isclose(float(answer), float(value), rel_tol=tolerance)
+        return math.isclose(float(answer), float(value), rel_tol=tolerance, abs_tol=1e-9)
     expected, given = (
         np.asarray(x.detach().float().cpu() if hasattr(x, "detach") else x) for x in (value, answer)
     )

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "figures": ["show_roofline", "show_scaling", "show_variants"],
         "latency": ["cases_of", "measure"],
         "roofline": ["limit_seconds", "machine_rates", "predicted_gb", "unet_work"],
-        "throughput": ["benchmark_prompts", "plain_loop"],
+        "throughput": ["SHORTCUTS", "benchmark_prompts", "plain_loop"],
         "timing": ["time_interleaved"],
     },
 )

@@ -42,41 +42,46 @@ def show_scaling(rows: Rows) -> None:
             axis.set_title(f"{size} px")
         panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel("ms per image and step, guided")
-        panels[-1].legend(frameon=False)
+        for bars in panels[-1].containers:  # names beside their lines
+            line = bars.lines[0]
+            style = {"color": line.get_color(), "ha": "right", "textcoords": "offset points"}
+            panels[-1].annotate(bars.get_label(), line.get_xydata()[-1], (0, 8), **style)
     show(figure, f"Stored run, ms per image and step: {'; '.join(texts)}.")
 
 
 def show_roofline(machine: Mapping[str, float], points: Rows) -> None:
-    """Display what passes reach below a machine's limit, on logarithmic axes.
+    """Display what a system's passes by batch reach below a machine's limit, logarithmically.
 
-    `machine`: flop_rate (operations/s) and bandwidth (bytes/s); `points`: system, size, batch,
-    flops, bytes, seconds and share_of_limit (Williams, Waterman, Patterson 2009).
+    `machine`: flop_rate (operations/s) and bandwidth (bytes/s); `points`: batch, flops, bytes,
+    seconds and share_of_limit (Williams, Waterman, Patterson 2009).
     """
+    rate, bandwidth, unit = machine["flop_rate"], machine["bandwidth"], 1e9
+    near = {"textcoords": "offset points", "va": "center"}
     with styled_axes(6.4, 3.6) as (figure, axis):
-        corner = machine["flop_rate"] / machine["bandwidth"]
-        x = np.array([corner / 8, corner, corner * 8])
-        axis.loglog(x, np.minimum(machine["flop_rate"], x * machine["bandwidth"]) / 1e9, color="k")
-        top, unit = (corner * 8, machine["flop_rate"] / 1e9), "offset points"
-        axis.annotate("the machine's limit", top, (0, 4), textcoords=unit, ha="right")
-        names = list(dict.fromkeys(point["system"] for point in points))
-        for index, name in enumerate(names):
-            of_system = [point for point in points if point["system"] == name]
-            x = np.array([point["flops"] / point["bytes"] for point in of_system])
-            y = [point["flops"] / point["seconds"] / 1e9 for point in of_system]
-            axis.loglog(x, y, MARKERS[index], color=COLORS[index], mfc="none", label=name)
-        axis.set(xlabel="operations a byte moved", ylabel="billion operations a second")
-        lowest = min(point["flops"] / point["seconds"] for point in points) / 1e9
-        axis.set_ylim(lowest / 1.6, machine["flop_rate"] / 1e9 * 1.6)
+        corner = rate / bandwidth
+        x = np.array([corner / 4, corner, corner * 8])
+        axis.loglog(x, np.minimum(rate, x * bandwidth) / unit, color="k")
+        slope = f"bound by memory:\n{bandwidth / unit:.0f} GB per second"
+        axis.annotate(slope, (corner / 2.8, rate / 2.8 / unit), (8, -14), **near)
+        flat = f"bound by arithmetic: {rate / unit:.0f} billion per second"
+        axis.annotate(flat, (corner, rate / unit), (0, 8), **near)
+        for point in points:
+            x, y = (point["flops"] / point[key] for key in ("bytes", "seconds"))
+            limit = min(rate, x * bandwidth) / unit
+            axis.loglog([x, x], [y / unit, limit], ":", color="0.5", linewidth=1)
+            axis.loglog(x, y / unit, "o", color=COLORS[0])
+            label = f"batch {point['batch']}: {point['share_of_limit']:.0%} of the limit"
+            axis.annotate(label, (x, y / unit), (8, 0), **near)
+        axis.set(xlabel="operations per byte moved", ylabel="billion operations per second")
+        lowest = min(point["flops"] / point["seconds"] for point in points)
+        axis.set(xlim=(corner / 5, corner * 8), ylim=(lowest / unit / 1.6, rate / unit * 1.6))
         for side in (axis.xaxis, axis.yaxis):  # 1, 2 and 5 times powers of ten, written out
             side.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
             side.set_minor_locator(NullLocator())
             side.set_major_formatter(ScalarFormatter())
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False, loc="lower right")
-    low, high = (100 * f(point["share_of_limit"] for point in points) for f in (min, max))
-    passes = f"{len(points)} passes of {' and '.join(names)}"
-    reached = f"{low:.0f} to {high:.0f} % of the machine's limit"
-    show(figure, f"Roofline, stored run: {passes} reach {reached}.")
+    texts = (f"batch {point['batch']}: {point['share_of_limit']:.0%}" for point in points)
+    show(figure, f"Roofline, stored run; share of the machine's limit: {', '.join(texts)}.")
 
 
 def show_variants(rows: Rows) -> None:

@@ -17,8 +17,14 @@ from koala_nb.core import catalog
 from koala_nb.core.devices import gigabytes, pick_device, pick_dtype
 from koala_nb.generation.generate import decode_latent, decoding_dtype
 from koala_nb.models.load import load, silence_logging
-from koala_nb.speed import random_weights
-from koala_nb.speed.roofline import inputs_like, limit_seconds, machine_rates, unet_work
+from koala_nb.speed.roofline import (
+    filled,
+    inputs_like,
+    limit_seconds,
+    machine_rates,
+    parts,
+    unet_work,
+)
 from koala_nb.speed.timing import Row, peak_gb, print_rows, time_interleaved, write_result
 from koala_nb.stats.estimates import median_interval, ratio_interval
 
@@ -35,8 +41,8 @@ def parts_of(system: str, device: str, dtype: str) -> dict[str, nn.Module]:
     if catalog.find(system).embedded:
         pipe = load(system, device=device, dtype=dtype)
         return {k: v for k, v in pipe.components.items() if isinstance(v, torch.nn.Module)}
-    modules = random_weights.parts(system)
-    return {name: random_weights.filled(part, dtype, device) for name, part in modules.items()}
+    modules = parts(system)
+    return {name: filled(part, dtype, device) for name, part in modules.items()}
 
 
 def cases_of(
