@@ -313,9 +313,47 @@ MEASURED = {  # of notebooks 05 to 11
 }  # fmt: skip
 
 
+def each(difference, pick=sum):
+    return lambda s, t, pairs: pick([difference(s[a], t[b]) for a, b in pairs.items()])
+
+
+DISTILLATION = {  # of notebook 04
+    "distillation.ratio": (
+        [3.5, 21 / 6, np.float64(3.5)],
+        [
+            (6 / 21, "second to the first"), (0.21, "divide it by"), (0.06, "by it"),
+            (0.15, "difference"), (1, "no mean"), (21, "how many pairs"), ("3.5", "how many"),
+        ],
+    ),
+    "distillation.when": (
+        ["before backward", " Before backward() ", "before loss.backward()", "before"],
+        [
+            ("after backward", "overwritten"), ("during backward", "block by block"),
+            ("before forward", "do not exist"), ("never", "second call"), (1, "second call"),
+        ],
+    ),
+    "distillation.feature_loss": (
+        [
+            each(torch.nn.functional.mse_loss),
+            each(lambda a, b: float((a - b).pow(2).mean())),
+        ],
+        [
+            (each(torch.nn.functional.mse_loss, lambda x: sum(x) / len(x)), "their mean"),
+            (lambda s, t, p: sum(((s[n] - t[n]) ** 2).mean() for n in p), "another name"),
+            (each(torch.nn.functional.l1_loss), "forgot to square"),
+            (each(lambda a, b: (a - b).mean()), "cancel"),
+            (each(lambda a, b: ((a - b) ** 2).sum()), "not the sum"),
+            (each(lambda a, b: ((a - b) ** 2).mean() ** 0.5), "square root"),
+            (lambda s, t, p: None, "returned nothing"),
+            (lambda s, t: 0, "cannot be checked"), (0.3, "cannot be checked"),
+        ],
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", exercises())
 def test_right_answers_are_taken_and_five_wrong_ones_are_not(given, name, capsys):
-    right, wrong = (answers(given) | GENERATE | MEASURED)[name]
+    right, wrong = (answers(given) | GENERATE | MEASURED | DISTILLATION)[name]
     cell = given.get(name, {})
     if name == "text.left_out":
         cell = {"ned": [1.0, 0.0, 0.0, 0.0], "read": ["a", "b", "", ""]}

@@ -28,9 +28,9 @@ def test_the_student_begins_with_its_teachers_weights(lesson):
 def test_a_few_steps_teach_and_leave_the_teacher_alone(lesson):
     teacher = {name: tensor.clone() for name, tensor in lesson.teacher.state_dict().items()}
     optimizer = torch.optim.AdamW(lesson.unet.parameters(), 5e-4)
-    first, _ = lesson.loss(0, 4)
+    first, _ = lesson.loss(lesson.batch(0, 4))
     for _ in range(6):
-        loss, parts = lesson.loss(0, 4)
+        loss, parts = lesson.loss(lesson.batch(0, 4))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -64,7 +64,7 @@ def test_the_runs_differ_in_one_choice_and_are_told_apart():
         for run in own:
             changed = [f for f, v in dataclasses.asdict(run).items()
                        if v != dataclasses.asdict(reference)[f]]  # fmt: skip
-            assert len(changed) <= 1 or set(changed) == {"system", "feature"}
+            assert len(changed) <= 1 or set(changed) in ({"system", "feature"}, {"feature", "out"})
     features = {run.feature for run in runs if run.system == "nano-koala" and not run.stages}
     assert features == set(study.FEATURES)
 
@@ -73,9 +73,13 @@ def test_a_run_measures_a_student_that_learned(home, tmp_path):
     vae = home / "models" / "nano-sdxl" / "vae"
     results = {
         run.name: study.train(run, TINY, tmp_path / run.name, vae)
-        for run in (study.Run(), study.Run(feature="none"), study.Run(start="random"))
-    }
-    first, none, random = results.values()
+        for run in (
+            study.Run(), study.Run(feature="none"), study.Run(start="random"),
+            study.Run(feature="none", out=0),
+        )
+    }  # fmt: skip
+    first, none, random, alone = results.values()
+    assert alone["out"] == 0 and alone["held_out_out"] != none["held_out_out"]
     assert first["held_out_task"] != none["held_out_task"]
     assert random["held_out_out"] > first["held_out_out"]  # it knows nothing of its teacher
     assert all(n == [0, 4] or 0 <= n[0] <= n[1] for n in first["hits"].values())
@@ -107,10 +111,18 @@ def test_results_are_collected_with_budget_and_teacher(home, tmp_path):
     done = study.runs()[:2]
     for run in done:
         (tmp_path / run.name).mkdir()
-        (tmp_path / run.name / "result.json").write_text(json.dumps({"name": run.name}))
-    written = json.loads(study.collect(done, tmp_path, "small").read_text())
-    assert [run["name"] for run in written["runs"]] == [run.name for run in done]
+        (tmp_path / run.name / "result.json").write_text(json.dumps(dataclasses.asdict(run)))
+    path = study.collect(done[:1], tmp_path, "small")
+    written = json.loads(path.read_text())
     assert written["budget"]["samples"] == 48 and written["teacher"].startswith("weights-")
+    del written["runs"][0]["out"], written["budget"]["ema"]  # a file from before these were choices
+    path.write_text(json.dumps(written))
+    written = json.loads(study.collect(done[1:], tmp_path, "small").read_text())
+    assert [study.run_of(run) for run in written["runs"]] == done  # one arm is added to the file
+    written["teacher"] = "weights-another"
+    path.write_text(json.dumps(written))
+    written = json.loads(study.collect(done[1:], tmp_path, "small").read_text())
+    assert [study.run_of(run) for run in written["runs"]] == done[1:]  # another teacher's go
 
 
 def test_without_a_teacher_nothing_begins(tmp_path, monkeypatch):

@@ -227,6 +227,39 @@ def without_tokens(steps: range = range(EDITED_STEPS // 2), keep: bool = False) 
     return expected
 
 
+# --- 04 Distill self-attention ------------------------------------------------------------------
+
+
+def features_and_pairs() -> list[tuple]:
+    """Return random features of a student and its teacher, of two sizes, and their pairs."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    small, large, unused = (
+        torch.randn(shape, generator=generator) for shape in [(2, 4, 3), (2, 9, 5), (2, 9, 5)]
+    )
+    pairs = {"down": "down", "up.1": "up.2"}
+    student = {"down": small, "up.1": large}
+    return [(student, {"down": 2 * small, "up.1": unused, "up.2": 4 * large}, pairs)]
+
+
+def over_pairs(
+    difference: Callable[..., torch.Tensor], mean: bool = False, paired: bool = True
+) -> Callable[..., torch.Tensor]:
+    """Return a feature loss: the sum (or mean) of a difference over pairs (or equal names)."""
+
+    def loss(
+        student: Mapping[str, torch.Tensor],
+        teacher: Mapping[str, torch.Tensor],
+        pairs: Mapping[str, str],
+    ) -> torch.Tensor:
+        names = pairs if paired else dict(zip(pairs, pairs))
+        parts = [difference(student[n] - teacher[other]) for n, other in names.items()]
+        return sum(parts[1:], parts[0]) / (len(parts) if mean else 1)
+
+    return loss
+
+
 EXERCISES = {
     "generate.euler_step": Exercise(
         lambda x, noise, sigma, after: x + noise * (after - sigma),
@@ -356,5 +389,46 @@ EXERCISES = {
             "that keeps the word and removes all others.": lambda: without_tokens(keep=True),
         },
         read=apply_by_step,
+    ),
+    "distillation.ratio": Exercise(
+        21 / 6,
+        "L_feat is a sum over pairs: how many pairs has each kind in the table above?",
+        {
+            "that is the second to the first.": 6 / 21,
+            "that is L_feat of self-attention: divide it by that of blocks.": 0.21,
+            "that is L_feat of blocks: divide that of self-attention by it.": 0.06,
+            "that is the difference of the two, not their ratio.": 0.15,
+            "L_feat is a sum over pairs, no mean: the numbers of pairs do not cancel.": 1.0,
+        },
+    ),
+    "distillation.when": Exercise(
+        ("before backward", "before loss.backward()", "before backward()", "before"),
+        "the second call happens inside loss.backward(): what would it overwrite?",
+        {
+            "by then the second call has overwritten what the first one left.": "after backward",
+            "the second call is made during it, block by block.": "during backward",
+            "the features do not exist before the forward pass.": "before forward",
+        },
+    ),
+    "distillation.feature_loss": Exercise(
+        over_pairs(lambda d: d.square().mean()),
+        "for each pair, the mean of the squared differences; then the sum over pairs.",
+        {
+            "L_feat is the sum over pairs; yours is their mean.": over_pairs(
+                lambda d: d.square().mean(), mean=True
+            ),
+            "look the teacher's module up in pairs: it may have another name.": over_pairs(
+                lambda d: d.square().mean(), paired=False
+            ),
+            "you forgot to square the differences.": over_pairs(lambda d: d.abs().mean()),
+            "positive and negative differences cancel: square them first.": over_pairs(
+                lambda d: d.mean()
+            ),
+            "within a pair take the mean, not the sum.": over_pairs(lambda d: d.square().sum()),
+            "no square root: L_feat sums mean squared differences.": over_pairs(
+                lambda d: d.square().mean().sqrt()
+            ),
+        },
+        on=features_and_pairs,
     ),
 }

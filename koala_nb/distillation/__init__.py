@@ -6,7 +6,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "losses": ["FEATURES", "Distiller", "FeatureHooks", "feature_pairs", "training_cost"],
+        "page": ["write_page"],
         "similarity": [
+            "cka",
             "cka_table",
             "noisy_inputs",
             "outputs",

@@ -56,7 +56,7 @@ def write_page(
         "steps": list(steps),
         "guidance": list(guidances),
         "seed": seeds,
-        "pictures": [[[_webp(image) for image in run] for run in row] for row in drawn],
+        "pictures": [[[webp(image) for image in run] for run in row] for row in drawn],
     }
     template = files("koala_nb.generation").joinpath("templates", "knobs.html")
     page = Template(template.read_text("utf-8")).substitute(
@@ -70,7 +70,8 @@ def write_page(
     return write_atomic(path, page.encode())
 
 
-def _webp(image: Image.Image) -> str:
+def webp(image: Image.Image) -> str:
+    """Return an image of at most PICTURE pixels per side as WebP, in base64."""
     image = image.convert("RGB")
     image.thumbnail((PICTURE, PICTURE))
     image.save(buffer := io.BytesIO(), format="WEBP", quality=80, method=6)

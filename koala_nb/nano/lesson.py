@@ -1,21 +1,35 @@
 """A small distillation to run inside a notebook: an embedded student, its teacher, fixed scenes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import Record
 from koala_nb.generation.generate import generate
 from koala_nb.models import load
 from koala_nb.nano.presets import preset_of
 from koala_nb.nano.render import Renderer, to_pixels
 from koala_nb.nano.study import held_out_losses
-from koala_nb.nano.train_unet import Batches, Denoiser, distillation_losses, distiller_of
+from koala_nb.nano.train_unet import Batches, Denoiser, distiller_of
 from koala_nb.nano.world import World
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Noisy latents with what a U-Net is given: `unet(**inputs).sample` is the predicted noise.
+
+    `noise`, (n, 4, h, w), is what was added; `weight`, (n,), what each picture weighs in L_task.
+    """
+
+    inputs: Record
+    noise: torch.Tensor
+    weight: torch.Tensor
 
 
 class Lesson:
@@ -41,15 +55,23 @@ class Lesson:
         self.pairs = self.distiller.pairs
         self.batches = Batches(self.preset, self.pipe.tokenizer, self.pipe.vae)
 
-    def loss(self, number: int, size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return L_task + L_out + L_feat on the batch with that number, and its three parts."""
-        return distillation_losses(
-            self.distiller, self.module, self.module, self.batches(number, size)
+    def batch(self, number: int, size: int) -> Batch:
+        """Return a batch of noisy scenes, a pure function of its number."""
+        raw = self.batches(number, size)
+        with torch.no_grad():
+            inputs = self.module.conditions(raw["ids"], raw["zeroed"])
+        inputs |= {"sample": raw["noisy"], "timestep": raw["timesteps"]}
+        return Batch(inputs, raw["noise"], raw["weight"])
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return L_task + L_out + L_feat on a batch, and its three parts, by the library's code."""
+        return self.distiller.losses(
+            lambda: self.unet(**batch.inputs).sample, batch.inputs, batch.noise, batch.weight
         )
 
-    def held_out(self) -> dict[str, float]:
-        """Return L_task and L_out on 512 scenes that no training sees, with fixed noise."""
-        return held_out_losses(self.distiller, self.module, self.batches)
+    def held_out(self, batches: int = 2) -> dict[str, float]:
+        """Return L_task and L_out on batches of 64 scenes that no training sees."""
+        return held_out_losses(self.distiller, self.module, self.batches, batches)
 
     def draw(self, prompts: Sequence[str], seed: int = 0) -> list["Image"]:
         """Draw prompts with the student as it is now, at the recipe."""

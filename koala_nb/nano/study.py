@@ -1,7 +1,8 @@
 """`koala-nb train study`: which features should a KOALA imitate? Equal budgets, several seeds.
 
 Every run distils a student of `nano-sdxl` in the emoji world and differs from the others in one
-choice: feature, stage, start or size. Runs are independent, resumable and shared out over workers.
+choice: feature, stage, start, size, or without the teacher's answers (the task loss alone). Runs
+are independent, resumable and shared out over workers.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from koala_nb.core.catalog import data_folder
-from koala_nb.core.files import Record, locked, versions, write_json
+from koala_nb.core.files import Record, locked, read_json, versions, write_json
 from koala_nb.distillation.loop import Stage
 from koala_nb.distillation.losses import FEATURES
 from koala_nb.nano.presets import Preset, find_preset
@@ -47,12 +48,14 @@ class Run:
     stages: tuple[str, ...] = ()
     start: str = "inherited"
     seed: int = 0
+    out: float = 1.0  # weight of L_out; without it and without features the task loss is alone
 
     @property
     def name(self) -> str:
-        """System, feature, stages, start and seed, as a folder's name."""
+        """System, feature, stages, start, seed and an L_out left out, as a folder's name."""
         where = "+".join(self.stages) or "all"
-        return f"{self.system}_{self.feature}_{where}_{self.start}_{self.seed}"
+        answers = "" if self.out else "_no-out"
+        return f"{self.system}_{self.feature}_{where}_{self.start}_{self.seed}{answers}"
 
 
 def runs() -> list[Run]:
@@ -61,6 +64,7 @@ def runs() -> list[Run]:
     plan += [Run("nano-koala-large", f, seed=seed) for seed in SEEDS for f in LARGE]
     plan += [Run(start="random", seed=seed) for seed in SEEDS]
     plan += [Run(stages=(stage,), seed=s) for s in SEEDS for stage in SELF_ATTENTION_STAGES]
+    plan += [Run(feature="none", out=0.0, seed=seed) for seed in SEEDS]
     return plan
 
 
@@ -71,6 +75,7 @@ def train(run: Run, preset: Preset, folder: Path, vae_folder: Path) -> Record:
     from diffusers.models.attention import BasicTransformerBlock
 
     from koala_nb.distillation.loop import Loop
+    from koala_nb.distillation.losses import Weights
     from koala_nb.nano.models import build_tokenizer, pick_device, reduced_precision
     from koala_nb.nano.train_unet import Batches, Denoiser, distillation_losses, distiller_of
 
@@ -81,6 +86,7 @@ def train(run: Run, preset: Preset, folder: Path, vae_folder: Path) -> Record:
     module = Denoiser(preset, run.system, tokenizer)
     teacher, inherited = data_folder() / "models" / "nano-sdxl", run.start == "inherited"
     distiller = distiller_of(module, teacher, where, run.feature, run.stages, inherited)
+    distiller.weights = Weights(out=run.out)
     batches = Batches(preset, tokenizer, vae)
 
     def loss(trained: nn.Module, number: int, size: int) -> tuple[torch.Tensor, dict]:
@@ -105,10 +111,13 @@ def train(run: Run, preset: Preset, folder: Path, vae_folder: Path) -> Record:
     return {**asdict(run), **measures, "curve": curve}
 
 
-def held_out_losses(distiller: Any, module: nn.Module, batches: Any) -> dict[str, float]:
-    """Return L_task and L_out on fixed batches of held-out scenes, with fixed noise.
+def held_out_losses(
+    distiller: Any, module: nn.Module, batches: Any, count: int | None = None
+) -> dict[str, float]:
+    """Return L_task and L_out on `count` fixed batches of held-out scenes, with fixed noise.
 
-    Without L_feat: its value depends on what is imitated, so it compares nothing.
+    By default HELD_OUT_BATCHES. Without L_feat: its value depends on what is imitated, so it
+    compares nothing.
     """
     import torch
 
@@ -116,7 +125,7 @@ def held_out_losses(distiller: Any, module: nn.Module, batches: Any) -> dict[str
 
     losses: dict[str, list[float]] = {"task": [], "out": []}
     with torch.no_grad():
-        for number in range(HELD_OUT_BATCHES):
+        for number in range(count or HELD_OUT_BATCHES):
             batch = batches.held_out(number, 64)
             _, parts = distillation_losses(distiller, module, module, batch)
             for name, values in losses.items():
@@ -195,18 +204,32 @@ def work(plan: list[Run], folder: Path, workers: int, config: str) -> None:
         list(tqdm(pool.map(start, missing), total=len(missing), unit="run"))
 
 
+def run_of(record: Record) -> Run:
+    """Return the run that a stored record is of; what an older record lacks is the default."""
+    choices = {f.name: record[f.name] for f in fields(Run) if f.name in record}
+    return Run(**{**choices, "stages": tuple(record["stages"])})
+
+
 def collect(done: list[Run], folder: Path, config: str) -> Path:
-    """Write all results with their budget and provenance."""
+    """Write all results with their budget and provenance.
+
+    Stored runs of the same teacher, budget and held-out scenes stay, so that one arm can be added.
+    """
     from koala_nb.models.load import load
 
+    path = data_folder() / "results" / "distillation-study.json"
     results = [json.loads((folder / r.name / "result.json").read_text("utf-8")) for r in done]
-    value = {
+    value: Record = {
         "command": f"koala-nb train study --config {config}",
         "budget": asdict(BUDGET[config]),
         "prompts_a_kind": PROMPTS,
         "held_out_scenes": HELD_OUT_BATCHES * 64,
         "teacher": load("nano-sdxl", device="cpu").model_info.revision,
         "versions": versions(),
-        "runs": results,
     }
-    return write_json(data_folder() / "results" / "distillation-study.json", value)
+    stored = read_json(path) if path.is_file() else {"budget": {}, "runs": []}
+    same = stored["budget"].items() <= value["budget"].items() and all(
+        stored.get(key) == value[key] for key in ("prompts_a_kind", "held_out_scenes", "teacher")
+    )
+    kept = [run for run in stored["runs"] if same and run_of(run) not in done]
+    return write_json(path, {**value, "runs": kept + results})

@@ -1,0 +1,53 @@
+"""A student's pictures while it is distilled, beside its teacher's, on a page that stands alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+from koala_nb.core.files import write_atomic
+from koala_nb.display.figures import BANNER_STYLE
+from koala_nb.generation.page import LARGEST_PAGE, webp
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    prompts: Sequence[str],
+    student: Mapping[int, Sequence[Image.Image]],
+    teacher: Sequence[Image.Image],
+    losses: Mapping[int, str] | None = None,
+    banner: str | None = None,
+) -> Path:
+    """Write a page to choose a prompt and a training step, or to play all steps as an animation.
+
+    student: training step -> an image per prompt; teacher: an image per prompt; losses: step -> a
+    sentence. One HTML file, without any external request, under 1.5 MB, usable by keyboard.
+    ValueError where images and prompts differ in number, or the page would be larger.
+    """
+    if not student or any(len(row) != len(prompts) for row in [teacher, *student.values()]):
+        raise ValueError("write_page: give one image per prompt for the teacher and for each step.")
+    steps = sorted(student)
+    data = {
+        "prompts": list(prompts),
+        "steps": steps,
+        "losses": [(losses or {}).get(step, "") for step in steps],
+        "student": [[webp(image) for image in student[step]] for step in steps],
+        "teacher": [webp(image) for image in teacher],
+    }
+    template = files("koala_nb.distillation").joinpath("templates", "student.html")
+    page = Template(template.read_text("utf-8")).substitute(
+        banner=f'<p role="note" style="{BANNER_STYLE}">{escape(banner)}.</p>' if banner else "",
+        data=json.dumps(data).replace("<", "\\u003c"),
+    )
+    if len(page.encode()) > LARGEST_PAGE:
+        raise ValueError(f"The page would take {len(page.encode()):,} bytes: give fewer steps.")
+    return write_atomic(path, page.encode())
