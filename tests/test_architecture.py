@@ -4,11 +4,14 @@ import re
 import shutil
 
 import pytest
+import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from koala_nb.core import catalog
 from koala_nb.models import figures
 from koala_nb.models import unet as architecture
+from koala_nb.models.layout import ARM, WIDEST, unet_layouts
 from koala_nb.models.unet import card_comparison
 
 TOTALS = {  # parameters, transformer blocks, residual blocks
@@ -284,22 +287,12 @@ def test_a_student_from_elsewhere_is_refused(unets):
         architecture.weight_map(unets["koala-700m"], unets["sdm-v2.0"])
 
 
-def test_kept_blocks(unets):
-    kept = figures.kept_blocks(unets["koala-700m"], unets["sdxl-base"])
-    assert len(kept) == 21 + 9
-    assert "up_blocks.0.resnets.2" in kept and "up_blocks.0.resnets.1" not in kept
-    assert "up_blocks.0.attentions.2.transformer_blocks.4" in kept
-    assert "up_blocks.0.attentions.2.transformer_blocks.5" not in kept
-    assert not any(name.startswith("mid_block") for name in kept)
-
-
 def test_verdicts(compared):
-    sizes = {"KOALA-1B": "does not hold", "KOALA-700M": "does not hold"}
     blocks = {"SDM-v2.0": "does not hold"}
     for system in ("SDXL-Base-1.0", "KOALA-1B", "KOALA-700M", "SDM-v2.0"):
         verdict = compared.xs(system, level="system").verdict
         assert verdict[["parameters", "mid block"]].tolist() == ["holds", "holds"]
-        assert verdict["checkpoint"] == sizes.get(system, "holds")
+        assert verdict["checkpoint"] == ("holds" if system[0] == "S" else "does not hold")
         assert verdict["transformer blocks"] == blocks.get(system, "holds")
     note = compared.note.unstack("system")
     assert note.loc["parameters"].tolist() == ["", *["cut instead of rounded"] * 2, ""]
@@ -334,36 +327,72 @@ def shown(monkeypatch):
     return calls
 
 
-def test_block_diagram(unets, shown):
-    names = ("SDXL", "KOALA")
-    figures.show_block_diagram(unets["sdxl-base"], unets["koala-700m"], names)
+def test_the_picture_is_a_u(unets):
+    teacher, student = unet_layouts([unets["sdxl-base"], unets["koala-700m"]])
+    kept = [box for box in student.boxes if not box.cut]
+    assert (len(teacher.boxes), len(kept), len(student.boxes)) == (93, 36, 93)
+    assert (len(teacher.skips), len(student.skips)) == (9, 6)
+    for start, end in teacher.skips + student.skips:
+        assert start.x < 0 < end.x and ".resnets." in end.name
+        assert start.y + start.height == pytest.approx(end.y + end.height)  # horizontal
+    for unet, layout in ((unets["sdxl-base"], teacher), (unets["koala-700m"], student)):
+        boxes = {box.name: box for box in layout.boxes if not box.cut}
+        assert len(boxes) == sum(not box.cut for box in layout.boxes)
+        for name, module in unet.named_modules():
+            if type(module).__name__ in ("ResnetBlock2D", "BasicTransformerBlock"):
+                box, level = boxes[name], int(re.findall(r"\d", name)[0])
+                level = 3 if name[0] == "m" else level if name[0] == "d" else 2 - level
+                assert box.y >= layout.levels[level] - 1e-6
+                assert level == 3 or box.y < layout.levels[level + 1]
+                channels = 1280 if level == 3 else (320, 640, 1280)[level]
+                assert box.width == pytest.approx(WIDEST * channels / 1280)
+                assert box.x == (0 if level == 3 else -ARM if name[0] == "d" else ARM)
+        columns = {x: sorted(b.y for b in layout.boxes if b.x == x) for x in (-ARM, 0, ARM)}
+        assert all(b - a > 1 for ys in columns.values() for a, b in zip(ys, ys[1:]))  # none overlap
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_every_system_has_a_picture(unets, name, shown):
+    figures.show_unets({name: unets[name]})
     ((figure, alt),) = shown
-    assert "SDXL: 17 residual and 70 transformer blocks" in alt
-    assert "KOALA: 9 residual and 21 transformer blocks" in alt
-    assert "57 of 87 blocks of SDXL are ghosted in KOALA" in alt
-    drawn = [[p.get_facecolor()[3] > 0 for p in axis.patches] for axis in figure.axes[:2]]
-    assert [(sum(cells), len(cells)) for cells in drawn] == [(87, 87), (30, 87)]
+    _, transformers, residuals = TOTALS[name]
+    assert f"{name}: {residuals} residual and {transformers} transformer blocks" in alt
+    drawn = [p for p in figure.axes[0].patches if p.get_zorder() == 2 and p.get_linewidth() == 0]
+    others = len(unet_layouts([unets[name]])[0].boxes) - residuals - transformers
+    assert len(drawn) == residuals + 3 * transformers + others  # in three colours
 
 
-def test_block_diagram_of_strangers_ghosts_nothing(unets, shown):
-    names = ("SDM", "KOALA")
-    figures.show_block_diagram(unets["sdm-v2.0"], unets["koala-700m"], names)
+def test_what_was_cut_is_counted(unets, shown):
+    figures.show_unets({"SDXL": unets["sdxl-base"], "KOALA": unets["koala-700m"]})
+    assert "6 skip connections, 57 blocks of the first are gone" in shown[0][1]
+    figures.show_unets({"SDM": unets["sdm-v2.0"], "KOALA": unets["koala-700m"]})
+    assert "SDM: 22 residual and 16 transformer blocks, 12 skip connections;" in shown[1][1]
+
+
+def test_treemaps_have_one_scale(student_costs, unets, shown):
+    large = architecture.costs(unets["sdxl-base"], (32, 32))
+    figures.show_treemaps({"SDXL": large, "KOALA": student_costs})
     ((figure, alt),) = shown
-    assert "17 blocks of KOALA are not in SDM: nothing is ghosted" in alt
-    assert len(figure.axes[1].patches) == 30
-    assert "removed" not in [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def test_treemap(student_costs, shown):
-    figures.show_treemap(student_costs, "KOALA")
-    ((figure, alt),) = shown
-    assert "783M parameters of KOALA" in alt
+    assert "KOALA: 783M parameters" in alt
     total = TOTALS["koala-700m"][0]
     for stage, (count, *_) in STAGES["koala-700m"].items():
         assert f"{stage} {count / total:.1%}" in alt
     tiles = [p for p in figure.axes[0].patches if p.get_facecolor()[3] > 0]
-    assert sum(p.get_width() * p.get_height() for p in tiles) == pytest.approx(84 * 48, rel=0.1)
-    assert len(tiles) == (student_costs["parameters"] > 0).sum()
+    counts = [(t["parameters"] > 0).sum() for t in (large, student_costs)]
+    assert len(tiles) == sum(counts)
+    areas = [p.get_width() * p.get_height() for p in tiles]
+    ratio = sum(areas[: counts[0]]) / sum(areas[counts[0] :])
+    assert ratio == pytest.approx(TOTALS["sdxl-base"][0] / total, rel=1e-6)
+
+
+def test_changes_are_measured_against_the_first(monkeypatch):
+    calls = []
+    monkeypatch.setattr(figures, "show_images", lambda *given: calls.append(given))
+    picture = figures.as_image(torch.tensor([[0.0, 4.0]]))
+    assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
+    black = Image.new("RGB", (2, 1))
+    figures.show_changes({"whole": black, "up_blocks.0.resnets.1": picture})
+    assert calls[0][1] == ["whole", "up_blocks.0 resnets.1: 128"]
 
 
 def test_cost_bars(student_costs, tiny, shown):

@@ -29,6 +29,8 @@ def given(loaded):
     x, text = torch.randn(16, layer.to_q.in_features), torch.randn(77, layer.to_k.in_features)
     return {
         "attention.numbers": {},
+        "unet.four_blocks": UNET_GIVEN,
+        "unet.best_cut": {"left": {"pairs": 1, "depth": 2, "mid": 3}.get},
         "attention.start": {"attention": attention, "prompt": PROMPT},
         "attention.output": {"layer": layer, "x": 5 * x, "text": 5 * text},
         "attention.edit": {},
@@ -105,6 +107,49 @@ def answers(given):
 def in_place(latent, noise, sigma, sigma_next):
     latent += noise * (sigma_next - sigma)
     return latent
+
+
+def block_of(width, text):
+    layers = [width] * 6 + [text] * 2  # what each of the eight maps reads
+    feed_forward = 12 * width**2 + 9 * width
+    return 6 * width + sum(width * n for n in layers) + 2 * width + feed_forward
+
+
+def test_a_block_is_counted_as_torch_counts_it():
+    block = kn.build_unet("koala-700m").down_blocks[2].attentions[0].transformer_blocks[0]
+    assert block_of(1280, 2048) == sum(weight.numel() for weight in block.parameters())
+
+
+UNET_GIVEN = {"total": 1000, "block": 10}
+UNET = {  # of notebook 02
+    "unet.transformer_block": (
+        [block_of, lambda width, text: float(block_of(width, text))],
+        [
+            (lambda d, t: block_of(d, t) - 6 * d, "the three norms"),
+            (lambda d, t: block_of(d, t) - 3 * d, "weight and a bias"),
+            (lambda d, t: block_of(d, t) - 2 * d, "out"),
+            (lambda d, t: block_of(d, t) + 6 * d, "have no bias"),
+            (lambda d, t: block_of(d, d), "prompt's vectors"),
+            (lambda d, t: block_of(d, t) - 4 * d * d - 4 * d, "the gate"),
+            (lambda d, t: 34_755_840, "three norms, two"), (34_755_840, "cannot be checked"),
+            (lambda d, t: None, "cannot be checked"),
+        ],
+    ),
+    "unet.four_blocks": (
+        [970, 970.0],
+        [
+            (980, "one pair more"), (990, "more than one pair"), (30, "what is left"),
+            (940, "one, two or three"), (1030, "not added"), (971, "count the pairs"),
+        ],
+    ),
+    "unet.best_cut": (
+        ["pairs", " Pairs"],
+        [
+            ("mid", "leaves the most"), ("depth", "most parameters"), (3, "compare"),
+            ("width", "compare"), ("", "compare"),
+        ],
+    ),
+}  # fmt: skip
 
 
 GENERATE = {  # of notebook 01, whose cells give nothing
@@ -353,7 +398,8 @@ DISTILLATION = {  # of notebook 04
 
 @pytest.mark.parametrize("name", exercises())
 def test_right_answers_are_taken_and_five_wrong_ones_are_not(given, name, capsys):
-    right, wrong = (answers(given) | GENERATE | MEASURED | DISTILLATION)[name]
+    built = GENERATE | UNET | MEASURED | DISTILLATION
+    right, wrong = (answers(given) | built)[name]
     cell = given.get(name, {})
     if name == "text.left_out":
         cell = {"ned": [1.0, 0.0, 0.0, 0.0], "read": ["a", "b", "", ""]}

@@ -147,6 +147,28 @@ def latents_and(*numbers: float) -> list[tuple]:
     return [(*pair, *numbers)]
 
 
+# --- 02 Inspect the U-Net -----------------------------------------------------------------------
+
+BLOCK_SIZES = (1280, 2048), (640, 2048), (128, 192)  # width, numbers per token of the prompt
+
+
+def transformer_block(
+    width: int, text: int, norms: float = 3, out_bias: int = 1, narrow: bool = False, gate: int = 2
+) -> int:
+    """Return the parameters of a transformer block.
+
+    The keywords make the known mistakes: norms, biases, keys from the width, no gate.
+    """
+    source = width if narrow else text
+    attentions = 6 * width * width + 2 * width * source + 2 * out_bias * width
+    inner = 4 * width
+    feed_forward = width * gate * inner + gate * inner + inner * width + width
+    return int(2 * norms * width) + attentions + feed_forward
+
+
+CUTS = "pairs", "depth", "mid"
+
+
 # --- 03 See attention ---------------------------------------------------------------------------
 
 
@@ -330,6 +352,48 @@ EXERCISES = {
             "that is the share of the other kind.": 0.70,
         },
         read=lambda share: 0.30 if abs(share - 0.30) <= 0.0201 else share,
+    ),
+    "unet.transformer_block": Exercise(
+        transformer_block,
+        "three norms, two attentions, one feed-forward network; mind which maps have a bias.",
+        {
+            "you forgot the three norms.": partial(transformer_block, norms=0),
+            "a norm has a weight and a bias.": partial(transformer_block, norms=1.5),
+            "the map *out* of each attention has a bias.": partial(transformer_block, out_bias=0),
+            "query, key and value have no bias.": partial(transformer_block, out_bias=4),
+            "key and value of cross-attention start from the prompt's vectors.": partial(
+                transformer_block, narrow=True
+            ),
+            "the feed-forward network goes to 8 widths: half of them are the gate.": partial(
+                transformer_block, gate=1
+            ),
+        },
+        BLOCK_SIZES,
+    ),
+    "unet.four_blocks": Exercise(
+        lambda total, block: total - 3 * block,
+        "count the pairs of down_blocks.2 and up_blocks.0, and use the answer to exercise 1.",
+        {
+            "each pair loses a block, and an up stage has one pair more than a down stage.": (
+                lambda total, block: total - 2 * block
+            ),
+            "more than one pair is that deep.": lambda total, block: total - block,
+            "that is what is removed; what is left?": lambda total, block: 3 * block,
+            "these stages have one, two or three pairs; only those of five blocks lose one.": (
+                lambda total, block: total - 6 * block
+            ),
+            "blocks are removed, not added.": lambda total, block: total + 3 * block,
+        },
+    ),
+    "unet.best_cut": Exercise(
+        lambda left: min(CUTS, key=left),
+        'compare operations("pairs"), operations("depth") and operations("mid").',
+        {
+            "that leaves the most operations.": lambda left: max(CUTS, key=left),
+            "that removes the most parameters, but not the most operations.": lambda left: sorted(
+                CUTS, key=left
+            )[1],
+        },
     ),
     "attention.numbers": Exercise(
         numbers_of_maps,

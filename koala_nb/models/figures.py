@@ -2,158 +2,205 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from koala_nb.core.files import Record
-from koala_nb.display.figures import COLORS, STYLE, show
+from koala_nb.display.figures import STYLE, show, show_images, styled_axes
 from koala_nb.models import unet as architecture
+from koala_nb.models.layout import ARM, Box, Layout, unet_layouts
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from matplotlib.axes import Axes
     from torch import nn
 
-PAINT = {"residual blocks": COLORS[0], "transformer blocks": COLORS[1]}
 KIND_PAINT = dict(zip(architecture.KINDS, ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#999999")))
-CELL = 0.86  # of a unit: the gap between cells is the rest
+PARTS = {"attn1": "self-attention", "attn2": "cross-attention", "ff": "feed-forward"}
+PANEL = 15.0  # from one U-Net's middle to the next one's, in the layout's units
+FLOW = {"arrowstyle": "-|>", "color": "0.35", "lw": 1.4, "shrinkA": 0, "shrinkB": 0}
 
 
-def kept_blocks(student: nn.Module, teacher: nn.Module) -> set[str]:
-    """Return the teacher's residual and transformer blocks that have a block of the student.
+def show_unets(unets: Mapping[str, nn.Module], size: int = 1024, factor: int = 8) -> None:
+    """Display U-Nets beside each other, each as a U, with what the first has and another lacks.
 
-    Names as in the teacher's modules, by `unet.teacher_name`.
+    unets: title -> U-Net, the teacher first. size: of the image in pixels, `factor` per cell of the
+    latent. The alternative text counts the blocks.
     """
-    layers = tuple(architecture.layers_per_block(unet) for unet in (teacher, student))
-    return {architecture.teacher_name(name + ".", *layers)[:-1] for name in _cells(student)}
+    layouts = unet_layouts(list(unets.values()))
+    bottom = max(box.y + box.height for one in layouts for box in one.boxes)
+    right = PANEL * (len(unets) - 0.5)
+    with styled_axes(1.0 + 3.4 * len(unets), 8.2) as (figure, axis):
+        _draw_levels(axis, next(iter(unets.values())), layouts[0].levels, size // factor, right)
+        for at, ((title, unet), one) in enumerate(zip(unets.items(), layouts)):
+            _draw_unet(axis, unet, one, PANEL * at)
+            count = _millions(architecture.stages(unet).loc["total", "parameters"])
+            heading = f"{title}\n{count} parameters"
+            axis.text(PANEL * at, -3.4, heading, ha="center", va="bottom", fontsize=11)
+        _draw_key(axis, bottom + 2.2, right)
+        axis.set(xlim=(-PANEL / 2 - 4, right), ylim=(bottom + 4.5, -6.5))
+        axis.set_axis_off()
+    show(figure, _blocks_alt(unets, layouts), colours=64)
 
 
-def _cells(unet: nn.Module) -> list[str]:
-    kinds = ("ResnetBlock2D", "BasicTransformerBlock")
-    return [name for name, module in unet.named_modules() if type(module).__name__ in kinds]
+def _draw_levels(axis: Axes, unet: nn.Module, tops: list[float], cells: int, right: float) -> None:
+    left = -PANEL / 2 - 3.8
+    for k, channels in enumerate(unet.config.block_out_channels):
+        ends = tops[k] - 0.75, tops[k + 1] - 0.75
+        axis.axhspan(*ends, color="0.965" if k % 2 == 0 else "1", lw=0)
+        text = f"{cells >> k} x {cells >> k}\ncells,\n{channels}\nchannels"
+        axis.text(left, sum(ends) / 2, text, ha="left", va="center", fontsize=9, color="0.25")
 
 
-def show_block_diagram(teacher: nn.Module, student: nn.Module, names: tuple[str, str]) -> None:
-    """Display two U-Nets, the student on its teacher's outline with the removed blocks ghosted.
+def _draw_unet(axis: Axes, unet: nn.Module, layout: Layout, x: float) -> None:
+    for start, end in layout.skips:
+        y = start.y + start.height / 2
+        ends = (x + end.x - end.width / 2, y), (x + start.x + start.width / 2, y)
+        axis.annotate("", *ends, arrowprops={**FLOW, "lw": 0.9, "color": "0.6"}, zorder=1)
+    for box in layout.boxes:
+        left = x + box.x - box.width / 2
+        if box.cut:
+            style: Record = {"fc": "none", "ec": "0.72", "lw": 0.5, "ls": (0, (2, 2))}
+            axis.add_patch(Rectangle((left, box.y), box.width, box.height, **style))
+            continue
+        for color, share in block_colours(unet, box.name):
+            width = share * box.width
+            axis.add_patch(Rectangle((left, box.y), width, box.height, fc=color, lw=0, zorder=2))
+            left += width
+    kept = [box for box in layout.boxes if not box.cut]
+    _draw_flow(axis, kept, layout.levels, x)
+    names = [architecture.stage_of(box.name) for box in kept if ".resnets." in box.name]
+    for stage in dict.fromkeys(names):
+        boxes = [b for b in kept if stage in b.name and "samplers" not in b.name]
+        y = (min(b.y for b in boxes) + max(b.y + b.height for b in boxes)) / 2
+        side = 1 if stage.startswith("up") else -1
+        near = [b.width for b in kept if b.x == boxes[0].x and abs(b.y - y) < 4 or b in boxes]
+        at = x + boxes[0].x + side * (max(near) / 2 + 0.55)
+        axis.text(at, y, stage, rotation=90, ha="center", va="center", fontsize=7, color="0.3")
 
-    A student with blocks that its teacher lacks stands on its own outline, and nothing is ghosted.
-    The alternative text counts the blocks.
-    """
-    kept, everything = kept_blocks(student, teacher), set(_cells(teacher))
-    foreign = len(kept - everything)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.6), layout="constrained")
-        axes = figure.subplots(1, 2)
-        _draw(axes[0], teacher, everything)
-        _draw(axes[1], *((student, set(_cells(student))) if foreign else (teacher, kept)))
-        counts = [architecture.stages(unet).loc["total"] for unet in (teacher, student)]
-        for axis, name, count in zip(axes, names, counts):
-            axis.set_title(f"{name}\n{_millions(count['parameters'])} parameters", fontsize=11)
-        handles = [Rectangle((0, 0), 1, 1, color=color) for color in PAINT.values()]
-        labels = ["residual block", "transformer block (arrows: skip connections)"]
-        if not foreign:
-            handles.append(Rectangle((0, 0), 1, 1, fc="none", ec="0.6", ls=":"))
-            labels.append("removed")
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    alt = "Block diagram. " + "; ".join(
-        f"{name}: {c['residual_blocks']} residual and {c['transformer_blocks']} transformer blocks"
-        for name, c in zip(names, counts)
-    )
-    if foreign:
-        alt += f". {foreign} blocks of {names[1]} are not in {names[0]}: nothing is ghosted."
+
+def block_colours(unet: nn.Module, name: str) -> list[tuple[str, float]]:
+    """Return the colours of a block and which share of its parameters each stands for."""
+    block = unet.get_submodule(name)
+    if not name.split(".")[-2:-1] == ["transformer_blocks"]:
+        return [(KIND_PAINT[architecture.kind_of(name)], 1.0)]
+    counts = {kind: architecture.parameters(getattr(block, part)) for part, kind in PARTS.items()}
+    return [(KIND_PAINT[kind], n / sum(counts.values())) for kind, n in counts.items()]
+
+
+def _draw_flow(axis: Axes, boxes: list[Box], tops: list[float], x: float) -> None:
+    """Draw arrows into the U, from each resolution to the next, through the bottom, and out."""
+    down, up = ([b for b in boxes if b.x * sign > 0] for sign in (-1, 1))
+    left, right = x - ARM, x + ARM
+    paths = [[(left, -2.0), (left, min(b.y for b in down))]]
+    paths.append([(right, min(b.y for b in up)), (right, -2.0)])
+    for top in tops[1:-1]:
+        for side, at in ((down, left), (up, right)):
+            above = [b.y + b.height for b in side if b.y < top - 1e-6]
+            below = [b.y for b in side if b.y > top - 1e-6]
+            if above and below:  # beside a U-Net of more resolutions there may be none
+                path = [(at, max(above)), (at, min(below))]
+                paths.append(path if side is down else path[::-1])
+    floors = [max(b.y + b.height for b in side) for side in (down, up)]
+    middle = [b for b in boxes if b.x == 0]
+    if middle:
+        first, last = min(middle, key=lambda b: b.y), max(middle, key=lambda b: b.y)
+        edges = [(x + s * b.width / 2, b.y + b.height / 2) for s, b in ((-1, first), (1, last))]
+        paths.append([(left, floors[0]), (left, edges[0][1]), edges[0]])
+        paths.append([edges[1], (right, edges[1][1]), (right, floors[1])])
     else:
-        removed = len(everything - kept)
-        alt += f". {removed} of {len(everything)} blocks of {names[0]} are ghosted in {names[1]}."
-    show(figure, alt, colours=64)
+        floor = max(floors) + 1.2
+        paths.append([(left, floors[0]), (left, floor), (right, floor), (right, floors[1])])
+    for path in paths:
+        axis.plot(*zip(*path[:-1]), color="0.35", lw=1.4, zorder=3, solid_joinstyle="round")
+        axis.annotate("", path[-1], path[-2], arrowprops=FLOW, zorder=3)
+    for at, text in ((left, "noisy latent"), (right, "its noise")):
+        axis.text(at, -2.2, text, ha="center", va="bottom", fontsize=8, color="0.25")
 
 
-def _draw(axis: Axes, unet: nn.Module, kept: set[str]) -> None:
-    """Draw the U: down stages on the left, up stages on the right, the mid block at the bottom."""
-    places: dict[str, list[str]] = {}
-    for name in _cells(unet):
-        stage = architecture.stage_of(name)
-        pair = int(name.removeprefix(stage).split(".")[2])
-        places.setdefault(f"{stage}/{pair:02d}", []).append(name)
-    rows = _rows(list(places), len(unet.config.down_block_types))
-    longest = max(6, *(len(cells) for cells in places.values()))  # 6: room for the names
-    lefts = {"d": 0.0, "m": (longest + 2) / 2, "u": longest + 2.0}  # by a stage's first letter
-    for key, cells in places.items():
-        cells = sorted(cells, key=lambda name: ".attentions." in name)  # the residual block first
-        for i, name in enumerate(cells):
-            color = PAINT["transformer blocks" if ".attentions." in name else "residual blocks"]
-            style: Record = {"fc": color, "ec": color}
-            if name not in kept:
-                style = {"fc": "none", "ec": "0.6", "ls": ":"}
-            axis.add_patch(Rectangle((lefts[key[0]] + i, rows[key]), CELL, CELL, **style))
-    stages = list(dict.fromkeys(key.split("/")[0] for key in places))
-    tops = {stage: rows[f"{stage}/00"] for stage in stages}
-    for stage, top in tops.items():
-        axis.text(lefts[stage[0]], top - 0.25, stage, fontsize=8, color="0.25")
-        if stage.startswith("down"):  # the skip connection to the up stage beside it
-            middle = top + CELL / 2
-            ends = (lefts["u"] - 0.4, middle), (len(places[f"{stage}/00"]), middle)
-            axis.annotate("", *ends, arrowprops={"arrowstyle": "->", "color": "0.75"})
-    axis.set_xlim(-0.5, 2 * longest + 2.5)
-    axis.set_ylim(max(rows.values()) + 1.2, -1)
-    axis.set_aspect("equal")
-    axis.set_axis_off()
+def _draw_key(axis: Axes, y: float, right: float) -> None:
+    """Write what the colours mean beside samples of them, below the pictures."""
+    cut: Record = {"fc": "none", "ec": "0.5", "lw": 0.8, "ls": (0, (2, 2))}
+    styles = {kind: {"fc": color, "lw": 0} for kind, color in KIND_PAINT.items()}
+    left = -PANEL / 2 - 3.8
+    wide = (right - left) / (len(styles) + 0.7)
+    for at, (kind, style) in enumerate({**styles, "cut": cut}.items()):
+        x = left + wide * at
+        axis.add_patch(Rectangle((x, y), 1.2, 1.8, **style))
+        text = {"other": "convolution between"}.get(kind, kind.replace("blocks", "block"))
+        axis.text(x + 1.5, y + 0.9, text, va="center", fontsize=9)
 
 
-def _rows(keys: list[str], levels: int) -> dict[str, float]:
-    """Return the height of each row of cells; stages of one resolution begin side by side."""
-    level = {}
-    for key in keys:
-        name, _, number = key.split("/")[0].partition(".")
-        level[key] = levels  # the mid block's
-        if number:
-            level[key] = int(number) if name == "down_blocks" else levels - 1 - int(number)
-    top, tops = 0.0, {}
-    for depth in range(levels + 1):
-        tops[depth] = top
-        pairs = [int(key.split("/")[1]) + 1 for key in keys if level[key] == depth]
-        top += max(pairs, default=0) + 1.2
-    return {key: tops[level[key]] + int(key.split("/")[1]) for key in keys}
+def _blocks_alt(unets: Mapping[str, nn.Module], layouts: Sequence[Layout]) -> str:
+    parts = []
+    for (title, unet), one in zip(unets.items(), layouts):
+        count = architecture.stages(unet).loc["total"]
+        gone = sum(box.cut and "samplers" not in box.name for box in one.boxes)
+        parts.append(
+            f"{title}: {count['residual_blocks']} residual and {count['transformer_blocks']} "
+            f"transformer blocks, {len(one.skips)} skip connections"
+            + f", {gone} blocks of the first are gone"
+            * bool(gone)
+        )
+    return f"U-Nets drawn block by block, resolution downward. {'; '.join(parts)}."
 
 
-def show_treemap(costs: pd.DataFrame, name: str) -> None:
-    """Display a U-Net's parameters as areas, by stage and kind.
+def show_treemaps(tables: Mapping[str, pd.DataFrame]) -> None:
+    """Display parameters as areas, by stage and kind, of all systems on one scale.
 
-    `costs`: of `unet.costs`, at any size.
+    tables: title -> `unet.costs`, at any size.
     """
+    counts = {title: int(table["parameters"].sum()) for title, table in tables.items()}
+    x, texts = 0.0, []
+    with styled_axes(10.4, 4.9) as (figure, axis):
+        for title, table in tables.items():
+            scale = (counts[title] / max(counts.values())) ** 0.5
+            _draw_treemap(axis, table.query("parameters > 0"), x, 84 * scale, 60 * scale)
+            heading = f"{title}: {_millions(counts[title])}"
+            axis.text(x, 60 * scale + 1.2, heading, fontsize=10)
+            x += max(84 * scale, 40) + 4
+            texts.append(f"{heading} parameters: {_stageblock_colours(table)}")
+        axis.set(xlim=(0, x), ylim=(0, 65), aspect="equal")
+        axis.set_axis_off()
+        _kind_legend(figure)
+    show(figure, f"Treemaps on one scale. {'. '.join(texts)}.", colours=64)
+
+
+def _stageblock_colours(table: pd.DataFrame) -> str:
+    total = table["parameters"].sum()
+    groups = [
+        table.groupby(key)["parameters"].sum().sort_values(ascending=False) / total
+        for key in ("stage", "kind")
+    ]
+    stages, kinds = ("; ".join(f"{name} {n:.1%}" for name, n in group.items()) for group in groups)
+    return f"{stages}. By kind: {kinds}"
+
+
+def _draw_treemap(axis: Axes, table: pd.DataFrame, x: float, width: float, height: float) -> None:
     import squarify
 
-    table = costs.query("parameters > 0")
     by_stage = table.groupby("stage")["parameters"].sum().sort_values(ascending=False)
-    total = by_stage.sum()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 4.8), layout="constrained")
-        axis = figure.subplots()
-        sizes = squarify.normalize_sizes(by_stage.tolist(), 84, 48)
-        for stage, box in zip(by_stage.index, squarify.squarify(sizes, 0, 0, 84, 48)):
-            parts = table[table["stage"] == stage].sort_values("parameters", ascending=False)
-            inner = squarify.normalize_sizes(parts["parameters"].tolist(), box["dx"], box["dy"])
-            tiles = squarify.squarify(inner, box["x"], box["y"], box["dx"], box["dy"])
-            for kind, count, tile in zip(parts["kind"], parts["parameters"], tiles):
-                _tile(axis, tile, KIND_PAINT[kind], _millions(count))
-            frame = Rectangle((box["x"], box["y"]), box["dx"], box["dy"], fc="none", ec="w", lw=4)
-            axis.add_patch(frame)
-            if box["dx"] > 12 and box["dy"] > 9:
-                corner = (box["x"] + 0.9, box["y"] + box["dy"] - 1)
-                label = {"fc": "w", "ec": "none", "pad": 1.5, "alpha": 0.85}
-                axis.text(*corner, stage, va="top", weight="bold", fontsize=9, bbox=label)
-        axis.set(xlim=(0, 84), ylim=(0, 48))
-        axis.set_axis_off()
-        axis.set_title(f"{name}: {_millions(total)} parameters by stage and kind")
-        _kind_legend(figure)
-    text = "; ".join(f"{stage} {count / total:.1%}" for stage, count in by_stage.items())
-    kinds = table.groupby("kind")["parameters"].sum().sort_values(ascending=False)
-    text += ". By kind: " + "; ".join(f"{kind} {n / total:.1%}" for kind, n in kinds.items())
-    alt = f"Treemap of the {_millions(total)} parameters of {name}: {text}."
-    show(figure, alt, colours=64)
+    sizes = squarify.normalize_sizes(by_stage.tolist(), width, height)
+    for stage, box in zip(by_stage.index, squarify.squarify(sizes, x, 0, width, height)):
+        parts = table[table["stage"] == stage].sort_values("parameters", ascending=False)
+        inner = squarify.normalize_sizes(parts["parameters"].tolist(), box["dx"], box["dy"])
+        tiles = squarify.squarify(inner, box["x"], box["y"], box["dx"], box["dy"])
+        for kind, count, tile in zip(parts["kind"], parts["parameters"], tiles):
+            _tile(axis, tile, KIND_PAINT[kind], _millions(count))
+        frame = Rectangle((box["x"], box["y"]), box["dx"], box["dy"], fc="none", ec="w", lw=3)
+        axis.add_patch(frame)
+        if box["dx"] > 14 and box["dy"] > 9:
+            corner = (box["x"] + 0.9, box["y"] + box["dy"] - 1)
+            label = {"fc": "w", "ec": "none", "pad": 1.5, "alpha": 0.85}
+            axis.text(*corner, stage, va="top", weight="bold", fontsize=8, bbox=label)
 
 
 def _millions(count: float) -> str:
@@ -163,7 +210,7 @@ def _millions(count: float) -> str:
 def _tile(axis: Axes, tile: Mapping[str, float], color: str, text: str) -> None:
     x, y, dx, dy = (tile[key] for key in ("x", "y", "dx", "dy"))
     axis.add_patch(Rectangle((x, y), dx, dy, fc=color, ec="w", lw=0.8))
-    if dx > 6 and dy > 6:
+    if dx > 8 and dy > 7:
         ink = "w" if color == KIND_PAINT["residual blocks"] else "k"
         corner = (x + dx - 0.8, y + 0.9)  # below right: the stage's name is above left
         axis.text(*corner, text, ha="right", va="bottom", color=ink, fontsize=9)
@@ -203,3 +250,21 @@ def show_cost_bars(tables: Mapping[str, pd.DataFrame], title: str) -> None:
         figure.suptitle(title, fontsize=11)
         _kind_legend(figure)
     show(figure, f"{title}. {unit} per stage. {'. '.join(totals)}.", colours=64)
+
+
+def as_image(values: torch.Tensor) -> Image.Image:
+    """Return values, (rows, columns) or with 3 colours, as a picture from smallest to largest."""
+    array = values.numpy()
+    array = (array - array.min()) / max(float(np.ptp(array)), 1e-12)
+    return Image.fromarray((255 * array).round().astype(np.uint8)).convert("RGB")
+
+
+def show_changes(images: Mapping[str, Image.Image]) -> None:
+    """Display images, each with the mean difference of its pixels to the first, of 255."""
+    pixels = [np.asarray(image.convert("RGB"), dtype=float) for image in images.values()]
+    names = [re.sub(r"\.(?=[a-z])", " ", name) for name in images]  # lines break at spaces
+    changes = [np.abs(array - pixels[0]).mean() for array in pixels]
+    captions = [
+        f"{name}: {d:.0f}" if k else name for k, (name, d) in enumerate(zip(names, changes))
+    ]
+    show_images(list(images.values()), captions)

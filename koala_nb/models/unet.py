@@ -71,6 +71,11 @@ def _config(system: str | Path) -> Mapping[str, Any]:
     return json.loads(file.read_text("utf-8"))
 
 
+def parameters(module: nn.Module) -> int:
+    """Return how many numbers a module learns."""
+    return sum(weight.numel() for weight in module.parameters())
+
+
 def stage_of(name: str) -> str:
     """Return the stage of a module or tensor: `down_blocks.0` ... `up_blocks.2`, else `rest`.
 
@@ -123,7 +128,7 @@ def _block(stage: str, name: str, module: nn.Module) -> Record:
         "type": kinds[0],
         "transformer_blocks": kinds.count("BasicTransformerBlock"),
         "residual_blocks": kinds.count("ResnetBlock2D"),
-        "parameters": sum(weight.numel() for weight in module.parameters()),
+        "parameters": parameters(module),
     }
 
 
@@ -230,7 +235,7 @@ def other_parts(system: str) -> dict[str, int]:
     if catalog.find(system).embedded:
         raise ValueError(f"{system} has small parts of its own: load it and count them.")
     parts = build_parts([CLIP_H] if system == "sdm-v2.0" else [CLIP_L, CLIP_BIGG], SDXL_VAE)
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return {name: parameters(part) for name, part in parts.items()}
 
 
 def build_parts(
