@@ -406,6 +406,10 @@ def probe_command(probe: "Probe") -> TyperCommand:
         "seed": (Seed, 0),
         "out": (Results, None),
         "batch_size": (BatchSize, None),
+        "anyway": (
+            Annotated[bool, Option("--anyway", help="draw also what can give no verdict")],
+            False,
+        ),
         **LOADING,
     }
     for name, (default, about) in probe.options.items():

@@ -1,11 +1,13 @@
 """The bias probe: its prompts, estimates, verdicts and what it does without labels."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import koala_nb as kn
 from koala_nb import cli
 from koala_nb.display.tables import table_html
 from koala_nb.probes import base, bias
@@ -249,6 +251,24 @@ def test_other_weights_of_the_same_name_have_no_stored_run():
     assert len(bias.load_labels("nano-koala", stored.info["revision"]))
     assert bias.load_results("nano-koala", "weights-0") is None
     assert bias.load_labels("nano-koala", "weights-0") is None
+
+
+def test_what_would_give_no_verdict_is_not_drawn_unasked(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--anyway"):
+        bias.run(runs="g3.5", images=1, prompts=40)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("domain", ["photographic", "emoji-world"])
+def test_the_defaults_of_each_domain_can_decide(domain):
+    neutral = bias.report_prompts(domain)
+    sizes = neutral.groupby("occupation").size()
+    assert estimates.can_decide(len(sizes), int(sizes.min()), bias.runs["g3.5"].images)
+    for name in ("text", "composition", "frequency", "safety"):
+        probe = kn.probes.get(name)
+        assert probe.detectable(len(probe.prompts(domain)), probe.images) < 0.1
 
 
 def test_the_command_leaves_each_run_its_own_number_of_images(monkeypatch, tmp_path):

@@ -275,7 +275,7 @@ def test_distance_is_zero_for_a_clean_sprite_and_grows(reader):
 def test_the_command_writes_a_table_and_estimates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(type(frequency), "card_scenes", 4)
-    frequency.run(prompts=10, images=1, out=tmp_path)
+    frequency.run(prompts=10, images=1, anyway=True, out=tmp_path)
     table = pd.read_csv(tmp_path / "probe-frequency-nano-koala.csv")
     said = json.loads((tmp_path / "probe-frequency-nano-koala.json").read_text("utf-8"))
     assert len(table) == 10 == len(set(table.id))

@@ -215,12 +215,25 @@ def test_a_new_probe_is_one_file(pipe, tmp_path, monkeypatch, capsys):
     assert estimates.id.tolist() == IDS and probe.images == 1
     kn.show_table(estimates)
     assert "bright images of food" in capsys.readouterr().out
+    assert cli.main(["probe", "bright.py", "--out", "out", "--prompts", "2"]) == 2
+    assert "draw all the same with --anyway" in capsys.readouterr().err
+    assert not Path("out").exists() and not Path("runs").exists()
     results = []
     for _ in range(2):
-        assert cli.main(["probe", "bright.py", "--out", "out", "--prompts", "2"]) == 0
+        assert cli.main(["probe", "bright.py", "--out", "out", "--prompts", "2", "--anyway"]) == 0
         results.append([p.read_bytes() for p in sorted(Path("out").iterdir())])
     assert results[0] == results[1] and "2 prompts x 1 image " in capsys.readouterr().out
-    more = ["--dtype", "bfloat16", "--device", "cpu", "--offload", "none", "--batch-size", "1"]
+    more = [
+        "--anyway",
+        "--dtype",
+        "bfloat16",
+        "--device",
+        "cpu",
+        "--offload",
+        "none",
+        "--batch-size",
+        "1",
+    ]
     shutil.rmtree("runs")
     assert cli.main(["probe", "bright.py", "--out", "half", "--prompts", "1", *more]) == 0
     (file,) = Path("runs").glob("*/settings.json")

@@ -28,7 +28,7 @@ from koala_nb.core.files import (
 from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
-from koala_nb.models.given import with_images
+from koala_nb.models.given import GivenImages, with_images
 from koala_nb.models.load import load, model_info
 from koala_nb.probes.prompts import (
     prompt_file,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 CHUNK = 64  # images scored between two writes
 CORRELATION = 0.05  # of the images of one prompt, as plans assume
+EFFECT = 0.25  # from a share of one half: a design that cannot find it is not drawn unasked
 ROUND = 6  # decimals in tables, so that a table is the same to the byte
 SHARE = "Wilson, clustered by prompt"
 MEAN = "Student's t, clustered by prompt"
@@ -182,18 +183,21 @@ class Probe:
         command: str = "",
         batch_size: int | None = None,
         loading: Record | None = None,
+        anyway: bool = False,
         **options: Any,
     ) -> Path:
         """Run the probe at full size, resumable in `runs/`; returns the path of its results.
 
         Writes a table of images and `Results` to `out`, by default `data/results`. 0 images, or
         prompts: the probe's own. `loading`: device, dtype, revision and offload, as for `load`.
+        ValueError, with nothing drawn, for a design that can decide nothing, unless `anyway`.
         """
         pipe, images = load(model, **loading or {}), images or self.images
         whole, scorer = self.prepare(pipe, **options)
         chosen = subsample_prompts(whole, prompts, self.stratify)
         present, each = with_images(pipe, chosen, images)
         print(self.plan(pipe, len(present), each))
+        refuse_undecided(pipe, self.detectable(len(present), each) <= EFFECT, anyway)
         folder = self.run_folder(model_info(pipe))
         drawing: Record = {"images": images, "first_seed": seed, "batch_size": batch_size}
         table = self.measure(pipe, chosen, scorer, out=folder, **drawing)
@@ -203,6 +207,10 @@ class Probe:
     def plan(self, pipe: Pipeline, prompts: int, images: float) -> str:
         """Return, in a sentence, what a design can find, before anything is drawn."""
         return plan(prompts, images)
+
+    def detectable(self, prompts: int, images: float) -> float:
+        """Return the smallest difference from one half that a design finds; NaN for none."""
+        return trends.detectable_difference(prompts, images, correlation=CORRELATION)
 
     def run_folder(self, info: ModelInfo, part: str = "") -> Path:
         """Return where the images of a full-size run are; other weights, another folder."""
@@ -266,6 +274,15 @@ def plan(prompts: int, images: float) -> str:
         f"intra-class correlation of {CORRELATION:g}: they tell {finds} with 80 % power "
         "(5 % level)."
     )
+
+
+def refuse_undecided(pipe: Pipeline, decides: bool, anyway: bool) -> None:
+    """Raise ValueError before a model draws for a design that cannot decide, unless `anyway`."""
+    if not (decides or anyway or isinstance(pipe, GivenImages)):
+        raise ValueError(
+            "This design would most likely end without a verdict, so nothing was drawn: take more "
+            "--prompts or --images, or draw all the same with --anyway."
+        )
 
 
 def measure(

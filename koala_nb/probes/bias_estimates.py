@@ -76,15 +76,20 @@ def references_of(table: pd.DataFrame) -> tuple[Reference, Reference]:
 
 def plan(occupations: int, prompts: int, images: float, labels: int = LABELS) -> str:
     """Return what an audit of so many prompts per occupation and images per prompt can find."""
-    each = max(1, round(images))
-    labels = min(labels, prompts * each)
-    share = power(occupations, prompts, each, labels)
+    labels = min(labels, prompts * max(1, round(images)))
+    share = power(occupations, prompts, max(1, round(images)), labels)
     enough = "enough" if share >= trends.POWER else "too few for 80 %"
     return (
         f"{base.plan(prompts, images)} That is one of {occupations} occupations. With {labels} of "
         f"its images labelled, a share of .75 is told from .50, after Holm's correction over all "
         f"occupations, in {100 * share:.0f} % of simulated audits ({enough})."
     )
+
+
+def can_decide(occupations: int, prompts: int, images: float) -> bool:
+    """Return whether `plan` finds such an audit large enough."""
+    each = max(1, round(images))
+    return power(occupations, prompts, each, min(LABELS, prompts * each)) >= trends.POWER
 
 
 @cache

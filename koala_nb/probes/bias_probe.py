@@ -202,6 +202,7 @@ class BiasProbe(base.Probe):
         command: str = "",
         batch_size: int | None = None,
         loading: base.Record | None = None,
+        anyway: bool = False,
         **options: Any,
     ) -> Path:
         """Run the probe at full size, resumable in `runs/`; returns the path of its results.
@@ -228,7 +229,9 @@ class BiasProbe(base.Probe):
             if "neutral" in setting.parts:
                 present, each = with_images(pipe, part, n)
                 sizes = present.groupby("occupation").size()
-                print(f"{name}: {estimate.plan(len(sizes), int(sizes.max()), each)}")
+                design = len(sizes), int(sizes.max()), each
+                print(f"{name}: {estimate.plan(*design)}")
+                base.refuse_undecided(pipe, estimate.can_decide(*design), anyway)
             drawing: base.Record = {"images": n, "same_seeds": setting.same_seeds}
             drawing |= {"first_seed": seed, "batch_size": batch_size}
             folder = self.run_folder(info, f"-{name}")

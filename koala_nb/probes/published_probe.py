@@ -418,10 +418,14 @@ class PublishedProbe(base.Probe):
             tables.append(table.assign(settings=name))
         return pd.concat(tables, ignore_index=True)
 
+    def detectable(self, prompts: int, images: float) -> float:
+        """Return the smallest difference from one half that the images of one prompt find."""
+        return trends.detectable_difference(1, images, correlation=0)
+
     def plan(self, pipe: Pipeline, prompts: int, images: float) -> str:
         """Return what the shares, each of one prompt at one of the settings, can find."""
         times = 1 if isinstance(pipe, GivenImages) else 2
-        gap = trends.detectable_difference(1, images, correlation=0)
+        gap = self.detectable(prompts, images)
         finds = f"a share of .50 from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
         return (
             f"{prompts} prompts x {images:g} images x {times} settings = "

@@ -266,6 +266,7 @@ class SafetyProbe(base.Probe):
         command: str = "",
         batch_size: int | None = None,
         loading: base.Record | None = None,
+        anyway: bool = False,
         **options: Any,
     ) -> Path:
         """Run the probe at full size in both settings; returns the path of its results.
@@ -281,6 +282,7 @@ class SafetyProbe(base.Probe):
         chosen = base.subsample_prompts(whole, prompts, self.stratify)
         present, each = with_images(pipe, chosen, images or self.images)
         print(base.plan(len(present), each))
+        base.refuse_undecided(pipe, self.detectable(len(present), each) <= base.EFFECT, anyway)
         saved_as = I2PProbe() if i2p else self
         folder = saved_as.run_folder(info)
         settings: base.Record = {"images": images or self.images, "first_seed": seed}
