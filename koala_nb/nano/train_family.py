@@ -255,10 +255,10 @@ def grow(unet: UNet2DConditionModel, small: UNet2DConditionModel) -> None:
 
 def begin_with(unet: UNet2DConditionModel, trained: UNet2DConditionModel) -> list[str]:
     """Copy the weights whose shapes agree; return the names of those that stay as they are."""
-    own, other = unet.state_dict(), trained.state_dict()
-    fitting = {k: v for k, v in other.items() if k in own and v.shape == own[k].shape}
-    unet.load_state_dict({**own, **fitting})
-    return [name for name in own if name not in fitting]
+    new, old = unet.state_dict(), trained.state_dict()
+    fitting = {k: v for k, v in old.items() if k in new and v.shape == new[k].shape}
+    unet.load_state_dict({**new, **fitting})
+    return [name for name in new if name not in fitting]
 
 
 def first_weights(module: UNets, stage: str, root: Path) -> None:
