@@ -200,10 +200,10 @@ def test_a_paired_run_has_the_other_tables_prompts_and_seeds(pipe, instruments):
     prompts = composition.prompts("emoji-world").iloc[[0, 20, 120]].reset_index(drop=True)
     read = CompositionScorer(*instruments)
     table = base.measure(pipe, prompts, read, images=2, steps=2, progress=False)
-    paired = base.measure_paired(pipe, table, prompts, read, steps=2, progress=False)
+    paired = composition.measure_paired(pipe, table, prompts, read, steps=2, progress=False)
     pd.testing.assert_frame_equal(paired, table)
     with pytest.raises(ValueError, match="has no"):
-        base.measure_paired(pipe, table, prompts[1:], read)
+        composition.measure_paired(pipe, table, prompts[1:], read)
 
 
 @pytest.mark.parametrize("name", ["text", "composition", "frequency"])

@@ -313,20 +313,6 @@ def measure(
     return pd.concat(parts, axis=1).round(ROUND)
 
 
-def measure_paired(
-    pipe: Pipeline, table: pd.DataFrame, prompts: pd.DataFrame, scorer: Scorer, **settings: Any
-) -> pd.DataFrame:
-    """Draw and score the prompts and seeds of another model's table: the comparison is paired.
-
-    `settings` as of `measure`. ValueError where the table's prompts are not in the set.
-    """
-    seeds = table.groupby("id", sort=False).seed.apply(list)
-    if missing := set(seeds.index) - set(prompts.id):
-        raise ValueError(f"The prompt set has no {sorted(missing)[0]!r}, which the table holds.")
-    chosen = prompts.set_index("id", drop=False).loc[seeds.index].reset_index(drop=True)
-    return measure(pipe, chosen, scorer, seeds=seeds.tolist(), **settings)
-
-
 def _read_all(
     run: run_folder.Run, rows: list[Record], scorer: Scorer, progress: bool
 ) -> list[Record]:

@@ -162,6 +162,24 @@ class CompositionProbe(base.Probe):
         except ValueError:  # a folder or a hub id: its info is known once it is loaded
             return True
 
+    def measure_paired(
+        self,
+        pipe: Pipeline,
+        table: pd.DataFrame,
+        prompts: pd.DataFrame,
+        scorer: CompositionScorer,
+        **settings: Any,
+    ) -> pd.DataFrame:
+        """Draw and score the prompts and seeds of another model's table: for `compare`.
+
+        `settings` as of `measure`. ValueError where the table's prompts are not in the set.
+        """
+        seeds = table.groupby("id", sort=False).seed.apply(list)
+        if missing := set(seeds.index) - set(prompts.id):
+            raise ValueError(f"The prompt set has no {sorted(missing)[0]!r}, which the table holds.")
+        chosen = prompts.set_index("id", drop=False).loc[seeds.index].reset_index(drop=True)
+        return base.measure(pipe, chosen, scorer, seeds=seeds.tolist(), **settings)
+
     def compare(self, first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         """Return first less second for images of the same prompt and seed, as tidy estimates.
 
