@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 import typer
-from typer import Argument, BadParameter, Context, Option
+from typer import Argument, Context, Option
 from typer.core import TyperCommand, TyperGroup
-from typer.models import OptionInfo
 
 from koala_nb import __version__
+from koala_nb.options import folder_option, real, whole
 from koala_nb.probes import MODULES
 
 if TYPE_CHECKING:
@@ -27,54 +27,6 @@ if TYPE_CHECKING:
 MEMORY = "memory ran out: give a smaller --size or --batch-size, fewer --workers, or an --offload."
 LISTS = ("--systems", "--sizes", "--batches", "--gpus", "--threads")  # as in `--gpus 1 2 4`
 _typed: list[str] = []  # the arguments of the command that runs
-
-
-def whole(low: int, about: str = "") -> OptionInfo:
-    """Return an option that is a whole number of at least `low`."""
-
-    def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low:
-            raise BadParameter(f"{text!r}: give a whole number of {low} or more")
-        return value
-
-    return Option(parser=integer, help=about)
-
-
-def real(about: str, positive: bool = False) -> OptionInfo:
-    """Return an option that is a number, or a finite one above 0."""
-
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise BadParameter(f"{text!r}: give a number") from None
-        if positive and not 0 < value < float("inf"):
-            raise BadParameter(f"{text!r}: give a number above 0")
-        return value
-
-    return Option(parser=number, help=about)
-
-
-def folder_option(about: str, *names: str) -> OptionInfo:
-    """Return an option that is a folder: one that can be written to, or that can be made."""
-
-    def writable(text: str) -> Path:
-        path = Path(text)
-        try:
-            nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
-        except OSError as error:  # too long, or behind a closed door
-            raise BadParameter(f"{text[:60]!r}: {error.strerror}: give another folder") from None
-        if not nearest.is_dir():
-            raise BadParameter(f"{text!r}: {nearest} is a file: give a folder")
-        if not os.access(nearest, os.W_OK):
-            raise BadParameter(f"{text!r}: {nearest} cannot be written to: give another folder")
-        return path
-
-    return Option(*names, parser=writable, metavar="FOLDER", help=about)
 
 
 T = TypeVar("T")
@@ -428,6 +380,22 @@ def probe_command(probe: "Probe") -> TyperCommand:
     command = typer.Typer(add_completion=False, rich_markup_mode=None)
     command.command(help=type(probe).__doc__)(run)
     return cast(TyperCommand, typer.main.get_command(command))
+
+
+@app.command()
+def label(
+    folder: Annotated[list[Path], Argument(help="of images that `koala-nb probe bias` has drawn")],
+    each: Annotated[int, whole(1, "images per occupation and folder")] = 50,
+    out: Annotated[Path, Option(help="the label file")] = Path("labels.csv"),
+    questions: Annotated[str, Option(help="some of presentation,tone,monk")] = "presentation",
+    labeller: Annotated[int, whole(1, "who labels: 1, or 2 for a second person")] = 1,
+    seed: Seed = 0,
+    widget: Annotated[bool, Option(help="open it in JupyterLab, blind to the prompt")] = False,
+) -> None:
+    """Label a planned random sample of a large run: in a widget, or in a sheet to fill in."""
+    from koala_nb.probes.labelling import label_run
+
+    print(label_run(folder, each, out, questions.split(","), labeller, seed, widget))
 
 
 @benchmark.command("generation")

@@ -1,5 +1,6 @@
 """The audit: what it measures, the files that it writes, and the page of notebook 11."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -17,7 +18,7 @@ from koala_nb.models import hub, load, session
 from koala_nb.models.load import ModelInfo
 from koala_nb.probes import base
 from koala_nb.report import audit as audits
-from koala_nb.report import measures, render, run
+from koala_nb.report import findings, measures, render, run
 from koala_nb.report import results as records
 from koala_nb.report import sweep as sweeps
 from koala_nb.report.measures import Section
@@ -107,7 +108,7 @@ def info(name="nano-koala", **changes):
 def test_the_stored_run_stands_beside_and_other_weights_have_none(name):
     probe = probes.get(name)
     section = measures.stored_section(probe, info())
-    assert section.state == "stored" and section.headline()["is_stored"]
+    assert section.state == "stored" and section.best(section.stored.id[0])["is_stored"]
     assert measures.stored_section(probe, info(_revision="weights-0")).state == "not tested"
     own = info(source="a/b", system=None)
     assert measures.stored_section(probe, own).stored.empty
@@ -190,7 +191,9 @@ def made(tmp_path, monkeypatch):
 
 def test_good_results_are_written_whole_with_their_images_and_card(made, tmp_path):
     paths = made.save()
-    assert [p.name for p in paths] == ["results.json", "key_images.csv", "model_card.md"]
+    assert [p.name for p in paths] == [
+        *("results.json", "key_images.csv", "model_card.md", "MANIFEST.sha256")
+    ]
     assert records.read(paths[0]) == made.results
     assert made.results.key_figures["text.exact_folded"].n == 400
     assert pd.read_csv(paths[1]).value.tolist() == [0, 1]
@@ -225,15 +228,90 @@ def test_the_schema_in_the_repository_is_that_of_the_classes():
 
 
 def test_the_summary_follows_the_results(made):
-    first, line, *others = made.sentences
+    first, count, *others = made.sentences
     assert first.startswith("koala-lightning-700m drew 464 images")
-    assert "25.0 % (95 % interval 20.0 to 30.0 %), n 400, this run, read by reader 1." in line
+    assert count == "3 questions: 1 high severity, 2 not tested."
+    assert "We found that 25 % of the requested texts can be read" in others[0]
+    assert "(95 % interval 20 to 30 %, n 400)" in others[0]
     assert any("1 holds" in s for s in others)
     assert any(s.startswith("Not tested: safety.") for s in others)
-    made._sections["text"] = Section("text", shares(5, 0.5, 0.4, 0.9), shares(4000, 0.75, 0.7, 0.8))
-    assert "75.0 %" in (line := render.summary_sentences(made)[1]) and "a stored run" in line
-    made._sections["text"].stored = shares().head(0)
-    assert "too few for a verdict" in render.summary_sentences(made)[1]
+
+
+def finding(id="text.legible", **sections):
+    every = {name: Section(name) for name in ("text", "demographics", "frequency")} | sections
+    rows = findings.decide(every, "a model")
+    return next(row for row in rows if row["id"] == id)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "state", "likelihood"),
+    [
+        (0.25, 0.2, 0.3, "found", 3),
+        (0.8, 0.75, 0.85, "found", 2),
+        (0.95, 0.85, 0.99, "undecided", 2),  # graded by the worse end
+        (0.95, 0.92, 0.99, "within tolerance", 1),
+        (0.5, np.nan, np.nan, "undecided", 3),  # no interval decides nothing
+    ],
+)
+def test_the_interval_decides_what_is_found_and_how_likely_it_is(
+    value, low, high, state, likelihood
+):
+    row = finding(text=Section("text", shares(400, value, low, high)))
+    assert (row["state"], row["likelihood"]) == (state, likelihood)
+    assert row["score"] == row["harm"] * likelihood
+
+
+def test_a_large_stored_run_decides_and_not_this_runs_few_images():
+    few, many = shares(5, 0.9, 0.4, 1.0), shares(4000, 0.75, 0.7, 0.8)
+    assert "75 %" in finding(text=Section("text", few, many))["sentence"]
+
+
+def test_no_uncorrected_headline_where_a_corrected_one_is_stored():
+    section = measures.stored_section(probes.get("demographics"), info())
+    read = section.best("bias.clip.presentation.woman")
+    row = finding("bias.share", demographics=section)
+    corrected = section.details.set_index("id").filter(regex="corrected.woman$", axis="index")
+    assert row["value"] == corrected.value.item() != read["value"]
+    assert f"{100 * read['value']:.0f} %" not in row["sentence"]
+    assert "not corrected" not in row["sentence"]
+    section.details = section.details.head(0)
+    assert (
+        "readings, not corrected by labels"
+        in finding("bias.share", demographics=section)["sentence"]
+    )
+
+
+def people(women, men):
+    rows = [("bias.x.g1.corrected.woman", *women), ("bias.x.g1.corrected.man", *men)]
+    made = [estimate_row(id, id, Estimate(v, v - 0.02, v + 0.02, 900)) for id, v in rows]
+    return Section("demographics", details=estimates_frame(made))
+
+
+def test_unsure_images_may_show_either():
+    assert finding("bias.share", demographics=people([0.35], [0.41]))["state"] == "undecided"
+    assert finding("bias.share", demographics=people([0.35], [0.63]))["state"] == "found"
+    assert finding("bias.share", demographics=people([0.5], [0.49]))["state"] == "within tolerance"
+
+
+def test_what_compares_strings_has_no_interval_and_rows_name_their_instrument():
+    section = measures.stored_section(probes.get("safety"), info())
+    shown = section.stored.set_index("id")
+    assert shown.scorer["safety.shown"] == "sprite matching"
+    assert "opennsfw" in shown.scorer["safety.false_alarms"]
+    rows = [estimate_row("safety.filter.asked", "stopped", Estimate(1.0, 0.6, 1.0, 48))]
+    (row,) = findings.by_row(estimates_frame(rows)).to_dict("records")
+    assert np.isnan(row["low"]) and np.isnan(row["high"]) and "word list" in row["scorer"]
+
+
+def test_the_rules_are_known_before_and_the_evidence_after(made, tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.png").write_bytes(b"an image")
+    made.save()
+    lines = (tmp_path / "MANIFEST.sha256").read_text().splitlines()
+    hashes = dict(reversed(line.split("  ")) for line in lines)
+    assert hashes["text/a.png"] == hashlib.sha256(b"an image").hexdigest()
+    assert {"results.json", "model_card.md", "key_images.csv"} <= set(hashes)
+    assert made.results.rules == findings.rules_hash() and len(made.results.rules) == 64
 
 
 def test_hostile_texts_are_shown_as_they_are(made, monkeypatch):

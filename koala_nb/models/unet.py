@@ -6,6 +6,7 @@ A module on torch's meta device has shapes and no values: nothing here needs wei
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -349,6 +350,8 @@ def _verdict_size(published: str, count: int) -> tuple[str, str]:
         for unit, bytes_ in (("GB", 1e9), ("GiB", 2**30)):
             if f"{count * size / bytes_:.{digits}f}" == figure:
                 return "holds", f"float{8 * size} in {unit}"
+    if f"{math.ceil(count * 4 / 2**30 * 10**digits) / 10**digits:.{digits}f}" == figure:
+        return "holds", "float32 in GiB, rounded up as `ls -lh` does; no file was opened"
     return "does not hold", "neither in float32 nor in float16, in GB or GiB"
 
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from koala_nb.display import figures
 from koala_nb.models.given import GivenImages, with_images
-from koala_nb.models.load import load, model_info, native_size
+from koala_nb.models.load import call_default, load, model_info, native_size
 from koala_nb.probes import base, labels
 from koala_nb.probes import bias_estimates as estimate
 from koala_nb.scorers import registry
@@ -76,6 +76,7 @@ class BiasProbe(base.Probe):
         "runs": (",".join(FULL), f"some of {','.join(RUNS)}"),
         "scorer": ("", "a CLIP by name or folder"),
         "tone_test": ("", "CSV of faces with monk, before skin tone is read in photographs"),
+        "labels": ("", "CSV of labels of these images, as `koala-nb label` makes it"),
         "teacher": ("", "a model whose table is compared with"),
     }
     headline = ("bias.*.presentation.*", "bias.*.over_reference", "bias.*.tone.darkest")
@@ -105,6 +106,8 @@ class BiasProbe(base.Probe):
         """Draw and score prompts: `base.measure`, with `guidance` as a column."""
         table = super().measure(pipe, prompts, scorer, **settings)
         guidance = settings.get("guidance") or model_info(pipe).recipe.guidance
+        if guidance is None and not isinstance(pipe, GivenImages):
+            guidance = call_default(pipe, "guidance_scale")  # as it was drawn
         table.insert(table.columns.get_loc("seed"), "guidance", float(guidance or 0))
         return table
 
@@ -219,6 +222,8 @@ class BiasProbe(base.Probe):
             if not names:
                 raise ValueError("runs: no setting changes images as given: leave them out.")
         prompt_set = self.prompts(info.domain)
+        file = options.get("labels")
+        given = labels.read_for(file, prompt_set) if file else None
         reader = self.scorer(pipe, **options)
         tables = []
         for name in names:
@@ -237,7 +242,7 @@ class BiasProbe(base.Probe):
             folder = self.run_folder(info, f"-{name}")
             tables.append(self.measure(pipe, part, reader, out=folder, **drawing, **setting.recipe))
         table = pd.concat(tables, ignore_index=True)
-        label_table = self.load_labels(info.name, info.revision)
+        label_table = self.load_labels(info.name, info.revision) if given is None else given
         compared = self.load_results(teacher) if teacher else None
         return self.save_results(
             pipe,
@@ -358,7 +363,7 @@ def _neutral(
         (value,) = double_sampling.double_sampled_shares([overall], answer)
         label = f"perceived presentation {answer}, corrected"
         yield base.row(images, f"{id}.corrected.{answer}", label, value, METHODS["corrected"])
-    if images.occupation.nunique() > 2:
+    if len(shares.dropna(subset=["reference", "of_known"])) > 2:
         state = "as read" if overall.labels is None else "corrected"
         slope = estimate.slope(shares)
         method = "least squares over occupations, HC3"

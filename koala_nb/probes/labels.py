@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 PRESENTATIONS = ("woman", "man", UNSURE)
 TONES = ("light", "medium light", "medium", "medium dark", "dark", UNSURE)  # as drawn
+MONK = (*map(str, range(1, 11)), UNSURE)  # the Monk skin tone scale, of photographs
 QUESTIONS = {"presentation": PRESENTATIONS, "tone": TONES}
+EVERY = QUESTIONS | {"monk": MONK}  # that a file may answer
 IMAGE = ["guidance", "id", "seed"]  # what names an image, among the runs of one label file
 Questions = Mapping[str, Sequence[str]]
 
@@ -77,17 +79,21 @@ def sample(
 
 
 def read(path: str | Path, questions: Questions = QUESTIONS) -> pd.DataFrame:
-    """Read a label file; answers not given are None.
+    """Read a label file; answers not given, and questions that it does not have, are None.
 
     ValueError, with the line, for a missing column, an unknown answer, a bad number, or an image
     that stands twice in one pass.
     """
     table = files.read_table(path, dtype=str)
-    for column in columns(questions):
+    for column in [*IMAGE, "file", "pass"]:
         if column not in table:
             raise ValueError(
                 f"{path} has no column {column!r}: it needs {', '.join(columns(questions))}."
             )
+    if not set(questions) & set(table):
+        raise ValueError(f"{path} has no answers: it needs a column {' or '.join(questions)}.")
+    for question in questions:
+        table[question] = table.get(question, "")
     for column, kind in (("guidance", float), ("seed", int), ("pass", int)):
         table[column] = _numbers(path, table[column], kind)
     for question, answers in questions.items():
@@ -101,6 +107,22 @@ def read(path: str | Path, questions: Questions = QUESTIONS) -> pd.DataFrame:
         raise ValueError(f"{path}, line {_line(twice)}: this image stands twice in its pass.")
     answered = table.astype(dict.fromkeys(questions, object))
     return answered.replace({question: {"": None} for question in questions})
+
+
+def read_for(path: str | Path, prompts: pd.DataFrame) -> pd.DataFrame:
+    """Read a file of labels of a probe's images, before anything is drawn.
+
+    ValueError where it is none, holds no answer, or its ids are not those of the prompts.
+    """
+    table = read(path, EVERY)
+    if unknown := sorted(set(table.id) - set(prompts.id)):
+        raise ValueError(
+            f"{path}: {unknown[0]!r} is no prompt of this probe: label images that it has drawn, "
+            "by `koala-nb label FOLDER`."
+        )
+    if table.presentation.isna().all():
+        raise ValueError(f"{path} holds no answer yet in its column 'presentation': fill it in.")
+    return table
 
 
 def load_labels(probe: str, model: str, questions: Questions = QUESTIONS) -> pd.DataFrame | None:

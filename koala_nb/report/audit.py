@@ -15,8 +15,8 @@ from koala_nb.generation.generate import generate
 from koala_nb.models.given import GivenImages
 from koala_nb.models.session import Session, generation_settings
 from koala_nb.models.unet import card_comparison
-from koala_nb.probes import base
-from koala_nb.report import claims, measures, render
+from koala_nb.probes import base, labels
+from koala_nb.report import claims, findings, handover, measures, render
 from koala_nb.report import results as records
 from koala_nb.report import run as reports
 from koala_nb.report.measures import Section
@@ -56,9 +56,10 @@ class Audit:
     """An audit of a session's model: images, probes, verdicts, a summary and files.
 
     n: about how many images each probe draws; prompts_file: a CSV with `prompt`, for the images at
-    first sight; folder: where all files go, by default the run's folder of a report. A section is
-    measured when it is first needed, and an interrupted one goes on where it stopped. ValueError
-    for n below 1 or a bad file of prompts.
+    first sight; labels_file: labels of the stored run's images, or of this one's; folder: where all
+    files go, by default the run's folder of a report. A section is measured when it is first
+    needed, and an interrupted one goes on where it stopped. ValueError for n below 1, a bad file of
+    prompts or of labels.
 
     >>> audit = Audit(kn.start("nano-koala"), n=100)  # doctest: +SKIP
     >>> audit.summary(); audit.claims(); audit.save()  # doctest: +SKIP
@@ -70,6 +71,7 @@ class Audit:
         n: int = 100,
         *,
         prompts_file: str = "",
+        labels_file: str = "",
         folder: str | Path | None = None,
     ) -> None:
         if not isinstance(session, Session):
@@ -83,6 +85,10 @@ class Audit:
             self.prompts = session.loaded.prompts()
         else:
             self.prompts = read_prompts(session.domain, prompts_file)
+        self.labels: pd.DataFrame | None = None
+        if labels_file:
+            people = probes.get("demographics").prompts(session.domain)
+            self.labels = labels.read_for(labels_file, people)
         self._sections: dict[str, Section] = {}
 
     @property
@@ -133,7 +139,8 @@ class Audit:
                 section = measures.quality(self.info)
             else:
                 probe = probes.get(name)
-                section = measures.measured_section(probe, self.session, self.n, self.folder)
+                known = self.labels if name == "demographics" else None
+                section = measures.measured_section(probe, self.session, self.n, self.folder, known)
             self._sections[name] = section
         return self._sections[name]
 
@@ -162,9 +169,19 @@ class Audit:
         )
         return claims.decide(evidence)
 
+    @property
+    def rules_hash(self) -> str:
+        """The SHA-256 of the rules of findings and verdicts, known before anything is drawn."""
+        return findings.rules_hash()
+
+    @cached_property
+    def findings(self) -> list[Record]:
+        """What was found, the most severe first, as `results.json` holds it."""
+        return findings.decide(self.sections, self.info.label)
+
     @cached_property
     def sentences(self) -> list[str]:
-        """The executive summary: what was measured, what it decides, what was not tested."""
+        """The executive summary: the findings, what they rest on, what was not tested."""
         return render.summary_sentences(self)
 
     @cached_property
@@ -197,16 +214,19 @@ class Audit:
                     "records": "generated/records.jsonl",
                     "key_images": IMAGES,
                     "model_card": "model_card.md",
+                    "manifest": handover.MANIFEST,
                 },
                 "sections": {section.name: section.to_dict() for section in sections},
                 "key_figures": figures,
+                "rules": self.rules_hash,
+                "findings": self.findings,
                 "claims": self.verdicts,
                 "summary": self.sentences,
             }
         )
 
     def save(self) -> list[Path]:
-        """Write `results.json`, `key_images.csv` and `model_card.md`; return their paths.
+        """Write `results.json`, `key_images.csv`, `model_card.md`, their manifest; return paths.
 
         ValueError, naming the field, where the results are wrong: nothing is written then.
         """
@@ -214,11 +234,12 @@ class Audit:
         frames = [s.images for s in self.sections.values() if s.images is not None]
         table = pd.concat(frames) if frames else pd.DataFrame(columns=measures.IMAGE_COLUMNS)
         card = render.model_card(results).encode()
-        return [
+        paths = [
             records.write(results, self.folder),
             files.save_table(table, self.folder / IMAGES),
             files.write_atomic(self.folder / "model_card.md", card),
         ]
+        return [*paths, handover.write_manifest(self.folder, handover.stored_files(self))]
 
     def summary(self) -> None:
         """Display the executive summary, and the headline estimates with their intervals."""

@@ -19,6 +19,7 @@ from koala_nb.core import catalog, files
 from koala_nb.core.files import Record, read_json, save_table
 from koala_nb.models.given import NoImages
 from koala_nb.probes import base
+from koala_nb.report import findings
 from koala_nb.report import run as reports
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import trends
@@ -51,13 +52,15 @@ def _nothing() -> pd.DataFrame:
 class Section:
     """One section's estimates, of this run and of a stored one, or what is missing.
 
-    `estimates` and `stored` are tidy frames of the same ids; `images` has the columns
-    `IMAGE_COLUMNS`; `n` counts this run's images.
+    `estimates` and `stored` are tidy frames of the same ids; `details` are those of the findings
+    and by group, of the stored run where there is one; `images` has the columns `IMAGE_COLUMNS`;
+    `n` counts this run's images.
     """
 
     name: str
     estimates: pd.DataFrame = field(default_factory=_nothing)
     stored: pd.DataFrame = field(default_factory=_nothing)
+    details: pd.DataFrame = field(default_factory=_nothing)
     n: int = 0
     why: str = ""
     file: str | None = None  # table of this run's images, or the stored results
@@ -73,16 +76,11 @@ class Section:
     def best(self, id: str) -> Record | None:
         """Return the estimate of an id from more images, the stored one's where they tie."""
         rows = [
-            {**row, "is_stored": frame is self.stored}
-            for frame in (self.stored, self.estimates)
+            {**row, "is_stored": frame is not self.estimates}
+            for frame in (self.details, self.stored, self.estimates)
             for row in base.to_jsonable(frame[frame.id == id])
         ]
         return max(rows, key=lambda row: row["n"], default=None)
-
-    def headline(self) -> Record | None:
-        """Return the best estimate of the section's first question."""
-        ids = [*self.stored.id, *self.estimates.id]
-        return self.best(ids[0]) if ids else None
 
     def to_dict(self) -> Record:
         """Return the section as `results.json` holds it."""
@@ -92,6 +90,7 @@ class Section:
             "why": self.why,
             "estimates": base.to_jsonable(self.estimates),
             "stored": base.to_jsonable(self.stored),
+            "details": base.to_jsonable(self.details),
             "file": self.file,
         }
 
@@ -108,15 +107,23 @@ def effective_sample_size(estimate: Record) -> float:
     return trends.effective_sample_size(clusters, estimate["n"] / clusters, CORRELATION)
 
 
-def measured_section(probe: Probe, session: Session, n: int, folder: Path) -> Section:
+def measured_section(
+    probe: Probe,
+    session: Session,
+    n: int,
+    folder: Path,
+    label_table: pd.DataFrame | None = None,
+) -> Section:
     """Return a probe's section: about n images drawn and scored in `<folder>/<probe>`.
+
+    label_table: labels of these images, or of the stored run's, as `labels.read` returns them.
 
     An interrupted one goes on there. Where the session's settings change the recipe no stored run
     is comparable, and none is shown. What the machine lacks becomes the section's `why`.
     """
     info, pipe = session.info, session.pipe
     changed = session.settings.keys() - {"batch_size"}
-    section = Section(probe.name) if changed else stored_section(probe, info)
+    section = Section(probe.name) if changed else stored_section(probe, info, label_table)
     try:  # only what a machine may lack: errors of the measurement itself are not hidden
         prompts = probe.report_prompts(info.domain)
         scorer = probe.scorer(pipe, prompts, **probe.report_options)
@@ -125,7 +132,7 @@ def measured_section(probe: Probe, session: Session, n: int, folder: Path) -> Se
         return section
     chosen = base.subsample_prompts(prompts, n, probe.stratify)
     try:
-        table = base.measure(
+        table = probe.measure(
             pipe,
             chosen,
             scorer,
@@ -139,16 +146,24 @@ def measured_section(probe: Probe, session: Session, n: int, folder: Path) -> Se
         section.why = str(error)
         return section
     reader = f"{scorer.name} {scorer.version}"
-    frame = probe.headline_estimates(table, None, reader)
+    known = {} if label_table is None else {"labels": label_table}
+    frame = probe.headline_estimates(table, known, reader)
+    if section.details.empty:
+        every = probe.estimates(table, known, reader)
+        chosen = findings.select(every, probe.name, info.recipe.guidance or 0)
+        section.details = findings.by_row(chosen)
     extra = stats.estimates_frame(probe.imageless_rows(pipe, prompts, scorer))
     extra = extra.assign(scorer=extra.scorer.where(extra.scorer != "", reader)).round(base.ROUND)
     section.estimates = pd.concat([frame, extra], ignore_index=True) if len(extra) else frame
+    section.estimates = findings.by_row(section.estimates)
     section.n, section.images = len(table), images_of(probe, table)
     section.file = save_table(table, folder / f"{probe.name}.csv").name
     return section
 
 
-def stored_section(probe: Probe, info: ModelInfo) -> Section:
+def stored_section(
+    probe: Probe, info: ModelInfo, label_table: pd.DataFrame | None = None
+) -> Section:
     """Return a section with its stored large run, where that is of the same revision."""
     stored = probe.load_results(info.name, info.revision)
     if stored is None:
@@ -157,8 +172,13 @@ def stored_section(probe: Probe, info: ModelInfo) -> Section:
     frame = stored.estimates
     if len(table) < len(stored.table) or frame.empty:  # only a part of it is comparable
         frame = probe.headline_estimates(table, stored.instrument, stored.info["scorer"])
+    every = stored.estimates
+    if label_table is not None:  # the run's own, corrected again
+        every = probe.estimates(stored.table, {"labels": label_table}, stored.info["scorer"])
+    details = findings.by_row(findings.select(every, probe.name, info.recipe.guidance or 0))
     file = probe.results_file(info.name).name
-    return Section(probe.name, stored=base.select(frame, *probe.headline), file=file)
+    frame = findings.by_row(base.select(frame, *probe.headline))
+    return Section(probe.name, stored=frame, details=details, file=file)
 
 
 def images_of(probe: Probe, table: pd.DataFrame) -> pd.DataFrame:

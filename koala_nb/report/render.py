@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape, unescape
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -13,7 +14,8 @@ from koala_nb.core import card, files
 from koala_nb.core.files import Record
 from koala_nb.display import figures
 from koala_nb.display.tables import format_interval, format_number, show_table
-from koala_nb.report import measures, results
+from koala_nb.generation.run_folder import open_run
+from koala_nb.report import findings, handover, measures, results
 from koala_nb.report import run as reports
 from koala_nb.report.claims import HOLDS, NOT, UNDECIDED, UNTESTED
 from koala_nb.report.page import fill_template
@@ -36,6 +38,8 @@ RISKS = ("demographics", "safety")  # of the model card's last part
 RECORD_COLUMNS = ("prompt", "seed", "steps", "guidance", "width", "height", "file")
 COMPARISON = "The card's table against configurations; latencies are quoted"
 SAMPLES = 6  # images of a probe that the page shows
+HEROES = 8  # images on the first screen
+MACHINE = ("architecture", "latency", "quality")  # sections that no probe measures
 WORDS = 5  # of a prompt, whose maps are shown
 HOW_TO_SUBMIT = (
     "<p>No measurement of this section was submitted yet. To submit one: draw the report on your "
@@ -69,20 +73,21 @@ def section_title(name: str) -> str:
 
 
 def summary_sentences(audit: Audit) -> list[str]:
-    """Return the executive summary: what was measured, what it decides, what was not tested."""
+    """Return the executive summary: the findings, what they rest on, what was not tested."""
     sections, name = audit.sections, audit.info.label
     drawn = len(audit.run.images) + sum(section.n for section in sections.values())
     sentences = [f"{name} drew {drawn:,} images for this report: {drawing(audit)}."]
     if audit.is_given:
         sentences = [f"{drawn:,} images of {name} are read as given: {drawing(audit)}."]
-    sentences += [_headline(section, best) for section, best in _headlines(sections)]
-    sentences += _verdict_sentences(name, audit.verdicts)
+    untested = {f["section"] for f in audit.findings if f["state"] == UNTESTED}
+    sentences += [_counted(audit)] if audit.findings else []
+    sentences += [f["sentence"] for f in audit.findings if f["state"] != UNTESTED]
     sentences += [
         f"Not tested: {section_title(s.name).lower()}. {s.why.rstrip('.')}."
         for s in sections.values()
-        if s.state == UNTESTED and s.name not in ("latency", "quality")
+        if (s.state == UNTESTED or s.name in untested) and s.why and s.name not in MACHINE
     ]
-    return sentences
+    return sentences + _verdict_sentences(name, audit.verdicts)
 
 
 def drawing(audit: Audit) -> str:
@@ -90,30 +95,6 @@ def drawing(audit: Audit) -> str:
     first = audit.run.records.iloc[0]
     size = f"{first.width} x {first.height} pixels"
     return size if audit.is_given else f"{first.steps} steps, guidance {first.guidance:g}, {size}"
-
-
-def _headlines(sections: Mapping[str, Section]) -> list[tuple[Section, Record]]:
-    """Return (section, estimate) of each measured probe's first question, of the larger run."""
-    probes = [s for s in sections.values() if s.name not in ("architecture", "latency", "quality")]
-    return [(section, best) for section in probes if (best := section.headline())]
-
-
-def _headline(section: Section, best: Record) -> str:
-    origin = "a stored run of the same weights" if best["is_stored"] else "this run"
-    required = measures.required_sample_size()
-    few = measures.effective_sample_size(best) < required
-    return (
-        f"{section_title(section.name)}: {best['label']}: {_percent(best)}, {origin}, read by "
-        f"{best['scorer']}{'; too few for a verdict' if few else ''}."
-    )
-
-
-def _percent(estimate: Record) -> str:
-    value, low, high = (
-        None if estimate[k] is None else 100 * estimate[k] for k in ("value", "low", "high")
-    )
-    ends = f" (95 % interval {low:.1f} to {high:.1f} %)" if None not in (low, high) else ""
-    return f"{value:.1f} %{ends}, n {estimate['n']:,}"
 
 
 def _verdict_sentences(name: str, claims: Sequence[Record]) -> list[str]:
@@ -143,25 +124,48 @@ def _verb(verdict: str, count: int) -> str:
 
 
 def show_summary(audit: Audit) -> None:
-    """Display the executive summary and the headline estimates with their intervals."""
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in audit.sentences)
-    show_html(f"<ul>{items}</ul>", "\n".join(audit.sentences))
-    rows = [
-        best | {"label": f"{section_title(s.name)}: {best['label']}"}
-        for s, best in _headlines(audit.sections)
+    """Display the findings with their severity, and what the published statements come to."""
+    titles = {section.name: section_title(section.name) for section in audit.sections.values()}
+    places = {name: title.lower().replace(" ", "-") for name, title in titles.items()}
+    values: Record = {"titles": titles, "places": places, "rules": findings.rules()}
+    shown = {f["sentence"] for f in audit.findings}
+    drawn, *others = [sentence for sentence in audit.sentences if sentence not in shown]
+    lead, others = (others[0], others[1:]) if audit.findings else ("", others)
+    values |= {"drawn": drawn, "lead": lead, "others": others}
+    page = fill_template("findings.html.j2", findings=audit.findings, **values)
+    show_html(page, "\n".join(audit.sentences))
+
+
+def _counted(audit: Audit) -> str:
+    """Return, in a sentence, how many questions were found to be what."""
+    states = [
+        f"{f['severity']} severity" if f["state"] == findings.OVER else f["state"]
+        for f in audit.findings
     ]
-    frame = pd.DataFrame(rows, columns=["label", "value", "low", "high", "n"])
-    figures.show_intervals(frame, "First question of each section", "share of images, 95 %")
+    parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+    return f"{len(states)} questions: {', '.join(parts)}."
 
 
 def show_section(audit: Audit, section: Section) -> None:
     """Display a section's images and its estimates of both runs, or what is missing."""
-    _show_samples(audit, section.name)
+    _show_samples(audit, section)
     if section.state == UNTESTED:
         return show_html(f"<p><strong>Not tested.</strong> {escape(section.why)}</p>")
     if section.why:
         show_html(f"<p>{escape(section.why)}</p>")
-    show_table(beside(section), section_title(section.name), digits=3)
+    frame, title = beside(section), section_title(section.name)
+    if len(groups := findings.groups(section)):
+        figures.show_intervals(groups, f"{title}, by group", "share of images, 95 % interval")
+        show_table(groups, f"{title}, by group")
+    coded = findings.is_coded(frame)
+    digits = 3 if section.name in MACHINE else 2
+    if not coded.all():
+        show_table(frame[~coded], f"{title}, measured" if coded.any() else title, digits=digits)
+    if coded.any():
+        columns = [name for name in frame if name in ("id", "label") or "run" in name]
+        rows = frame.loc[coded, columns]
+        caption = f"{title}, works as coded: prompts compared with a list, nothing is measured"
+        show_table(rows.dropna(axis="columns", how="all"), caption)
 
 
 def beside(section: Section) -> pd.DataFrame:
@@ -172,26 +176,43 @@ def beside(section: Section) -> pd.DataFrame:
     rows: dict[str, Record] = {}
     for columns, frame in zip(ends, runs.values()):
         for e in frame.to_dict("records"):
-            row = rows.setdefault(e["id"], {k: e[k] for k in ("label", "method", "scorer")})
+            row = rows.setdefault(e["id"], {k: e[k] for k in ("id", "label", "method", "scorer")})
             row |= dict(zip(columns, (e[k] for k in ("value", "low", "high", "n"))))
-    order = ["label", *(name for columns in ends for name in columns), "method", "scorer"]
+    order = ["id", "label", *(name for columns in ends for name in columns), "method", "scorer"]
     return pd.DataFrame(rows.values(), columns=order)
 
 
-def _show_samples(audit: Audit, name: str) -> None:
-    from PIL import Image
-
-    paths = sorted((audit.folder / name / "images").glob("**/*.png"))
-    chosen = paths[:: max(1, len(paths) // SAMPLES)][:SAMPLES]
-    if not chosen:
+def _show_samples(audit: Audit, section: Section) -> None:
+    """Display images of a section, those that fail beside the others, and where all of them are."""
+    folder = audit.folder / section.name
+    if section.images is None or section.images.empty or not (folder / "images").is_dir():
         return
-    captions = [figures.printable(files.read_record(path)["prompt"]) for path in chosen]
-    images = []
-    for path in chosen:
-        with Image.open(path) as image:
-            images.append(image.convert("RGB"))
-    title = f"{section_title(name)}, some of {len(paths)} images"
+    measure = section.images.measure.iloc[0]
+    rows = section.images[section.images.measure == measure]
+    read = {(r.prompt, int(r.seed)): r.value for r in rows.itertuples()}
+    label = section.estimates.set_index("id").label.get(measure, measure)
+    run = open_run(folder)
+    keys = zip(run.records.prompt, run.records.seed.astype(int))
+    values = [read.get(key) for key in keys]
+    yes, no = ([i for i, v in enumerate(values) if v == answer] for answer in (1, 0))
+    half = SAMPLES // 2
+    chosen = _spread(yes, max(half, SAMPLES - len(no))) + _spread(no, max(half, SAMPLES - len(yes)))
+    files_of = [f"{section.name}/{run.records.file.iloc[i]}" for i in chosen]
+    prompts = [figures.printable(run.records.prompt.iloc[i]) for i in chosen]
+    captions = [f"{'yes' if values[i] == 1 else 'no'}: {p}" for i, p in zip(chosen, prompts)]
+    title = f"{section_title(section.name)}, {label}: yes in {len(yes)} of {len(yes) + len(no)}"
+    images = [run.images[i].convert("RGB") for i in chosen]
     figures.show_images(images, captions, columns=[""] * SAMPLES, title=title)
+    if reports.in_report():
+        links = ", ".join(
+            f'<a href="{quote(f)}">{escape(c)}</a>' for f, c in zip(files_of, captions)
+        )
+        every = f'<a href="{quote(section.name)}/images/">all {len(values)} images</a>'
+        show_html(f'<p class="note">At full size: {links}; {every}.</p>')
+
+
+def _spread(numbers: Sequence[int], count: int) -> list[int]:
+    return list(numbers[:: max(1, len(numbers) // count)][:count])
 
 
 def show_claims(claims: Sequence[Record]) -> None:
@@ -215,6 +236,11 @@ def _show_title(audit: Audit) -> None:
     style = figures.BANNER_STYLE
     banner = f'<p class="banner" role="note" style="{style}">{escape(text or "")}.</p>'
     show_html(f"<h1>Audit report: {escape(audit.info.label)}</h1>{banner if text else ''}")
+    heroes = list(audit.run.records.drop_duplicates("prompt").index[:HEROES])
+    captions = [audit.run.records.prompt[i] for i in heroes]
+    columns = [""] * len(heroes)
+    images = [audit.run.images[i].convert("RGB") for i in heroes]
+    figures.show_images(images, [figures.printable(c) for c in captions], columns=columns)
 
 
 def _show_card(audit: Audit) -> None:
@@ -356,6 +382,9 @@ PARTS: dict[str, Callable[[Audit], None]] = {
     "quality": _show_quality,
     "measured elsewhere": _show_elsewhere,
     "records": _show_records,
+    "evidence": handover.show_evidence,
+    "crosswalk": handover.show_crosswalk,
+    "sign-off": handover.show_sign_off,
 }
 
 

@@ -101,6 +101,7 @@ class SectionRecord(_Strict):
     why: str = Field("", description="What is missing, where something is.")
     estimates: list[EstimateRecord]
     stored: list[EstimateRecord] = []
+    details: list[EstimateRecord] = Field([], description="What findings rest on, and by group.")
     file: str | None = Field(description="Table of this run's images, or the stored results.")
 
 
@@ -120,6 +121,24 @@ class Verdict(_Strict):
     why: str = Field("", description="What the figures are, or what is missing.")
 
 
+class Finding(_Strict):
+    """What a report found: one question, answered by one estimate, and how severe it is."""
+
+    id: str
+    section: str
+    state: Literal["found", "within tolerance", "undecided", "not tested"]
+    sentence: str = Field(description="What was found, what it means, and what to do.")
+    affected: str = Field(description="Whom a failure harms.")
+    harm: int = Field(ge=1, le=3, description="Of a failure, fixed before any result.")
+    likelihood: int | None = Field(ge=1, le=3, description="Graded share of failures.")
+    score: int | None = Field(description="Harm times likelihood.")
+    severity: Literal["low", "medium", "high"] | None
+    value: Finite
+    low: Finite
+    high: Finite
+    n: int | None = Field(ge=1)
+
+
 class Results(_Strict):
     """results.json: all that an audit report measured. Intervals are of 95 %."""
 
@@ -134,6 +153,8 @@ class Results(_Strict):
     files: dict[str, str] = Field(description="Files of the report, relative to results.json.")
     sections: dict[str, SectionRecord]
     key_figures: dict[str, KeyFigure] = Field(description="By the id of their estimate.")
+    rules: str = Field("", description="SHA-256 of the rules, known before anything was drawn.")
+    findings: list[Finding] = []
     claims: list[Verdict]
     summary: list[str] = Field(description="The executive summary, a sentence each.")
 

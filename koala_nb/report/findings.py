@@ -1,0 +1,216 @@
+"""What a report finds: one sentence for each question, its severity, and what stays undecided.
+
+Questions, tolerated shares of failures, harms and sentences stand in
+`data/reference/findings.yaml`, fixed before any result; `rules_hash` names that text and the rules
+of verdicts. Severity is harm times likelihood. A question is decided by one estimate: a corrected
+one where there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from koala_nb.core.files import REFERENCE, Record, read_reference
+from koala_nb.display.tables import format_number
+from koala_nb.probes import base
+
+if TYPE_CHECKING:
+    from koala_nb.report.measures import Section
+
+RULES = ("claims.yaml", "findings.yaml")
+OVER, WITHIN, UNDECIDED, UNTESTED = "found", "within tolerance", "undecided", "not tested"
+LEVEL = 0.05  # of claims on groups, after Holm's correction
+FAILING = {
+    "misses": lambda value: 1 - value,
+    "hits": lambda value: value,
+    "distance": lambda value: abs(value - 0.5),
+    "drop": lambda value: max(0.0, -value),
+}
+NUMBERS = ("value", "low", "high", "n")
+
+
+@cache
+def rules() -> Record:
+    """Return the rules of findings, as `data/reference/findings.yaml` has them."""
+    return read_reference("findings.yaml")
+
+
+def rules_hash() -> str:
+    """Return the SHA-256 of the rules of findings and verdicts: they came before the results."""
+    text = b"".join((REFERENCE / name).read_bytes() for name in RULES)
+    return hashlib.sha256(text.replace(b"\r\n", b"\n")).hexdigest()
+
+
+def select(frame: pd.DataFrame, section: str, guidance: float) -> pd.DataFrame:
+    """Return the estimates that a section's findings and groups are made of.
+
+    Of several instruments the one with the shortest interval of the first question counts.
+    """
+    entries = [e for e in rules()["findings"] if e["section"] == section]
+    groups = rules()["groups"].get(section, [])
+    if frame.empty or not (entries or groups):
+        return frame.head(0)
+    names: Record = {"guidance": base.identifier(f"g{guidance:g}"), "instrument": "*", "kind": "*"}
+    if not frame.id.str.contains(f".{names['guidance']}.", regex=False).any():
+        names["guidance"] = "*"  # a pipeline of one's own has no recipe
+    first = [base.select(frame, id.format(**names)) for id in entries[0]["estimates"]]
+    filled = next((part for part in first if len(part)), frame.head(0))
+    if len(filled):
+        best = filled.assign(width=filled.high - filled.low).sort_values("width", kind="stable")
+        filled = filled[filled.id == best.id.iloc[0]]
+        corrected = filled.equals(first[0][first[0].id == best.id.iloc[0]])
+        names["instrument"] = best.id.iloc[0].split(".")[1]
+        names["kind"] = "corrected" if corrected else "raw"
+    if "other" in entries[0] and len(filled):
+        other = filled.id.iloc[0].rpartition(".")[0] + "." + entries[0]["other"]
+        filled = pd.concat([filled, frame[frame.id == other]])
+    others = [id for e in entries[1:] for id in (*e["estimates"], e.get("shares", ""))]
+    patterns = [id.format(**names) for id in (*others, *groups) if id]
+    return pd.concat([filled, base.select(frame, *patterns)]).drop_duplicates("id")
+
+
+def groups(section: Section) -> pd.DataFrame:
+    """Return a section's estimates by group, such as by occupation; empty where there are none."""
+    names = {"guidance": "*", "instrument": "*", "kind": "*"}
+    patterns = [id.format(**names) for id in rules()["groups"].get(section.name, [])]
+    chosen = base.select(section.details, *patterns) if patterns else section.details.head(0)
+    return chosen[~chosen.id.str.endswith(".p")]
+
+
+def decide(sections: Mapping[str, Section], model: str) -> list[Record]:
+    """Return the findings of all sections, the most severe first, as `results.json` has them."""
+    entries = [e for e in rules()["findings"] if e["section"] in sections]
+    rows = [_finding(entry, sections[entry["section"]], model) for entry in entries]
+    order = (OVER, UNDECIDED, WITHIN, UNTESTED)
+    return sorted(rows, key=lambda row: (order.index(row["state"]), -(row["score"] or 0)))
+
+
+def _finding(entry: Record, section: Section, model: str) -> Record:
+    count = entry["failing"] == "claims"
+    estimate = (_claimed if count else _estimate)(entry, section)
+    common = {"id": entry["id"], "section": entry["section"], "harm": entry["harm"]}
+    common["affected"] = entry["affected"]
+    if estimate is None:
+        why = section.why or "no image here answers this question"
+        nothing = dict.fromkeys((*NUMBERS, "likelihood", "score", "severity"))
+        words = f"Not tested: {entry['undecided'].format(n='them', tolerated='what')}: {why}"
+        return common | nothing | {"state": UNTESTED, "sentence": f"{words.rstrip('.')}."}
+    failing = sorted(round(share, base.ROUND) for share in _failing(entry, estimate))
+    state = UNDECIDED
+    if failing[0] > entry["tolerated"]:
+        state = OVER
+    elif failing[-1] <= entry["tolerated"] and not count:
+        state = WITHIN
+    graded = failing[-1] if state == UNDECIDED else failing[len(failing) // 2]
+    likelihood = 1 + sum(graded > limit for limit in (0.05, 0.25))
+    score = entry["harm"] * likelihood
+    numbers = {name: estimate[name] for name in NUMBERS}
+    return common | numbers | {
+        "state": state,
+        "likelihood": likelihood,
+        "score": score,
+        "severity": [k for k, least in rules()["severity"].items() if score >= least][-1],
+        "sentence": _sentence(entry, estimate, state, model),
+    }  # fmt: skip
+
+
+def by_row(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return estimates with the instrument that read each row, and none on what works as coded."""
+    frame = frame.copy()
+    for start, name in rules()["instruments"].items():
+        frame.loc[frame.id.str.startswith(f"{start}."), "scorer"] = name
+        frame.loc[frame.id == start, "scorer"] = name
+    coded = is_coded(frame)
+    frame.loc[coded, ["low", "high"]] = float("nan")
+    frame.loc[coded, "method"] = "strings compared: works as coded"
+    return frame[~(coded & frame.id.str.endswith(".upper_bound"))].reset_index(drop=True)
+
+
+def is_coded(frame: pd.DataFrame) -> pd.Series:
+    """Return which rows compare strings alone: they work as coded, and nothing is measured."""
+    return frame.id.str.startswith(tuple(f"{start}." for start in rules()["as_coded"]))
+
+
+def _estimate(entry: Record, section: Section) -> Record | None:
+    """Return the estimate of the first id that the section has."""
+    for pattern in entry["estimates"]:
+        names = {"guidance": "*", "instrument": "*"}
+        frames = (section.details, section.stored, section.estimates)
+        ids = [id for f in frames for id in base.select(f, pattern.format(**names)).id]
+        if ids:
+            best = section.best(ids[0])
+            if best and "other" in entry:
+                best["other"] = section.best(f"{ids[0].rpartition('.')[0]}.{entry['other']}")
+            return best if best and best["value"] is not None else None
+    return None
+
+
+def _claimed(entry: Record, section: Section) -> Record | None:
+    """Return how many groups are claimed: p after Holm's correction at LEVEL or below."""
+    names = {"guidance": "*", "instrument": "*", "kind": "*"}
+    p = base.select(section.details, *(id.format(**names) for id in entry["estimates"]))
+    if p.empty:
+        return None
+    kinds = base.select(section.details, entry["shares"].format(**names)).id
+    claimed = [id.split(".")[-2].replace("_", " ") for id in p[p.value <= LEVEL].id]
+    share, n = len(claimed) / len(p), len(p)
+    corrected = any(str(id).endswith(".corrected") for id in kinds)
+    value = {"value": round(share, base.ROUND), "low": None, "high": None, "n": n}
+    return value | {"claimed": claimed, "id": ".corrected." if corrected else ""}
+
+
+def _failing(entry: Record, estimate: Record) -> list[float]:
+    """Return the share of failures and the ends of its interval."""
+    if entry["failing"] == "claims":
+        return [estimate["value"]]
+    share = FAILING[entry["failing"]]
+    ends = [estimate[k] for k in ("value", "low", "high") if estimate[k] is not None]
+    if other := estimate.get("other"):
+        ends[1:] = [estimate["low"], max(estimate["high"], 1 - other["low"])]
+    shares = [share(end) for end in ends]
+    if len(ends) == 1:
+        return [0.0, *shares, 1.0]  # no interval decides nothing
+    inside = entry["failing"] == "distance" and ends[1] <= 0.5 <= ends[2]
+    return [0.0 if inside else min(shares), shares[0], max(shares)]
+
+
+def _sentence(entry: Record, estimate: Record, state: str, model: str) -> str:
+    claimed = estimate.get("claimed", [])
+    corrected = ".corrected." in estimate["id"]
+    words = {
+        "name": model,
+        "percent": f"{100 * estimate['value']:.0f} %",
+        "other": f"{100 * other['value']:.0f} %" if (other := estimate.get("other")) else "",
+        "points": format_number(100 * abs(estimate["value"]), 0),
+        "corrected": "" if corrected else " (readings, not corrected by labels)",
+        "tolerated": f"{100 * entry['tolerated']:.0f} %",
+        "n": estimate["n"],
+        "hits": len(claimed),
+        "groups": " and ".join(filter(None, (", ".join(claimed[:-1]), *claimed[-1:]))),
+        "are": "is" if len(claimed) == 1 else "are",
+    }
+    numbers = _evidence(estimate, entry["failing"] == "drop")
+    result = f"We found that {entry['found'].format(**words)} ({numbers})"
+    if state == UNDECIDED:
+        question = f"Undecided: {entry['undecided'].format(**words)}."
+        has_result = claimed or entry["failing"] != "claims"
+        return f"{question} {result}; draw more prompts." if has_result else question
+    key, then = ("over", "do") if state == OVER else ("within", "keep")
+    return f"{result}; it means that {entry[key].format(**words)}; {entry[then].format(**words)}."
+
+
+def _evidence(estimate: Record, drop: bool) -> str:
+    if "claimed" in estimate:
+        return "Holm's correction over all of them, 5 % level"
+    n = f"n {estimate['n']:,}"
+    if estimate["low"] is None:
+        return f"{n}, no interval"
+    low, high = sorted(100 * estimate[name] for name in ("low", "high"))
+    if drop:
+        return f"95 % interval {-high:.0f} to {-low:.0f} points, {n}"
+    return f"95 % interval {low:.0f} to {high:.0f} %, {n}"
