@@ -44,6 +44,7 @@ NegativePrompt = Annotated[str | None, Option(help="default: the recipe's")]
 LOADING = {"revision": (Revision, None), "device": (Device, None), "dtype": (Dtype, None)}
 LOADING |= {"offload": (Offload, None)}
 DRAWING = {"negative_prompt": (NegativePrompt, None), "batch_size": (BatchSize, None), **LOADING}
+Anyway = Annotated[bool, Option("--anyway", help="draw also what can give no verdict")]
 ImagesFrom = Annotated[str, Option(help="folder with metadata.csv and images to probe instead")]
 Preset = Annotated[str, Option(help="a configuration: small, family or full")]
 Checkpoints = Annotated[Path, folder_option("checkpoints and logs")]
@@ -358,10 +359,7 @@ def probe_command(probe: "Probe") -> TyperCommand:
         "seed": (Seed, 0),
         "out": (Results, None),
         "batch_size": (BatchSize, None),
-        "anyway": (
-            Annotated[bool, Option("--anyway", help="draw also what can give no verdict")],
-            False,
-        ),
+        "anyway": (Anyway, False),
         **LOADING,
     }
     for name, (default, about) in probe.options.items():

@@ -48,7 +48,7 @@ def run(*words):
 def walked(own):
     """Draw, label by a scripted labeller, correct."""
     probe = ("probe", "bias", "--model", "./own", "--runs", "g3.5", "--prompts", 8, "--images", 2)
-    probe += ("--device", "cpu", "--out", own / "results")
+    probe += ("--device", "cpu", "--anyway", "--out", own / "results")
     assert run(*probe) == 0
     (folder,) = (own / "runs").glob("*-g3.5")
     assert run("label", folder, "--each", 1, "--out", "labels.csv") == 0

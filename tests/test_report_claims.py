@@ -63,7 +63,7 @@ def test_what_is_undecided_says_how_many_images_would_decide():
     row = decide_less_than(estimate(-0.3, 0.1, n=100), 0, "", -0.1)
     # Half width .2; (1.96 / (1.96 + 0.84)) x .1 = .07 tells a tenth in 80 % of runs.
     assert row["verdict"] == "undecided" and row["why"] == "100 of about 818 images like these"
-    assert row["value"] == pytest.approx(-0.1) and row["n"] == 100, "what was seen is shown all the same"
+    assert row["value"] == pytest.approx(-0.1) and row["n"] == 100, "what was seen is shown"
     without_ends = estimate(-0.3, 0.1) | {"low": None, "high": None}
     assert decide_less_than(without_ends, 0, "")["verdict"] == "not tested"
 

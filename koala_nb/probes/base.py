@@ -30,12 +30,7 @@ from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
 from koala_nb.models.given import GivenImages, with_images
 from koala_nb.models.load import load, model_info
-from koala_nb.probes.prompts import (
-    prompt_file,
-    prompt_seeds,
-    read_prompts,
-    subsample_prompts,
-)
+from koala_nb.probes.prompts import prompt_file, prompt_seeds, read_prompts, subsample_prompts
 from koala_nb.scorers.registry import Record, Scorer
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import misclassification, simulation, trends
@@ -280,8 +275,8 @@ def refuse_undecided(pipe: Pipeline, decides: bool, anyway: bool) -> None:
     """Raise ValueError before a model draws for a design that cannot decide, unless `anyway`."""
     if not (decides or anyway or isinstance(pipe, GivenImages)):
         raise ValueError(
-            "This design would most likely end without a verdict, so nothing was drawn: take more "
-            "--prompts or --images, or draw all the same with --anyway."
+            "This design would most likely give no verdict, so nothing was drawn: take more "
+            "prompts or images, or draw all the same with --anyway."
         )
 
 

@@ -176,7 +176,8 @@ class CompositionProbe(base.Probe):
         """
         seeds = table.groupby("id", sort=False).seed.apply(list)
         if missing := set(seeds.index) - set(prompts.id):
-            raise ValueError(f"The prompt set has no {sorted(missing)[0]!r}, which the table holds.")
+            first = sorted(missing)[0]
+            raise ValueError(f"The prompt set has no {first!r}, which the table holds.")
         chosen = prompts.set_index("id", drop=False).loc[seeds.index].reset_index(drop=True)
         return base.measure(pipe, chosen, scorer, seeds=seeds.tolist(), **settings)
 
