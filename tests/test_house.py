@@ -7,17 +7,18 @@ import pytest
 from studies import house
 
 # measure: (ceiling now, goal of the design). Lower a ceiling whenever its measure has fallen.
-# They rose twice: with what real weights need (identity, LoRA, single files, locks, refusals), and
-# with exercises' checks, edits of attention, the published audit counted again, odd arguments.
+# They rose three times: with what real weights need (identity, LoRA, single files, locks, refusals),
+# with exercises' checks, edits of attention, the published audit counted again, odd arguments, and
+# with the U drawn, pages of 02 and 04, labelling, a report's findings and what is handed over.
 # Until the family of 128 px takes the place of the shipped one, nano/ and its tests hold both.
 MEASURES = {
     "files over 500 lines": (0, 0),
-    "koala_nb without nano, lines": (19_608, 11_500),
-    "koala_nb without nano, files": (91, 70),
-    "nano, lines": (5_588, 3_300),
-    "core, models and generation, lines": (4_655, 2_200),
+    "koala_nb without nano, lines": (21_193, 11_500),
+    "koala_nb without nano, files": (98, 70),
+    "nano, lines": (5_684, 3_300),
+    "core, models and generation, lines": (4_968, 2_200),
     "studies, lines": (1_500, 1_500),
-    "tests, lines": (17_812, 10_500),
+    "tests, lines": (18_542, 10_500),
     "fmt: skip": (10, 10),
     "pipe: Any": (0, 0),
     "mentions of Any": (150, 150),
