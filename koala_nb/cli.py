@@ -346,6 +346,27 @@ def evaluate_attention(
     print(import_module("koala_nb.nano.attention_truth").write_truth(scenes, tuning, out))
 
 
+def measured(probe: "Probe", results: Path, model: str) -> str:
+    """Return a probe's headline estimates, one per line, where they stand and what comes next."""
+    from koala_nb.core.catalog import data_folder
+    from koala_nb.core.files import read_json
+    from koala_nb.display.tables import format_interval
+    from koala_nb.probes.base import select
+    from koala_nb.stats.estimates import estimates_frame
+
+    frame = estimates_frame(read_json(results)["estimates"])
+    best = select(frame, *probe.corrected) if len(frame) else frame
+    rows = best if len(best) or frame.empty else select(frame, *probe.headline)
+    lines = [
+        f"{r.label}: {format_interval(r.value, r.low, r.high)}, n {r.n:,}"
+        for r in rows.itertuples()
+    ]
+    lines.append(f"All {len(frame)} estimates: {results}")
+    if results.parent == data_folder() / "results":
+        lines.append(f"Next: `koala-nb report -p model={model}` decides by them.")
+    return "\n".join(lines)
+
+
 def probe_command(probe: "Probe") -> TyperCommand:
     """Return a probe's command: the options that all probes have, and its own."""
     from koala_nb.models.given import checked_folder
@@ -373,7 +394,8 @@ def probe_command(probe: "Probe") -> TyperCommand:
             changed = [name for name in drawing if settings[name] != options[name][1]]
             settings["model"] = checked_folder(folder, changed)
         loading = {name: settings.pop(name) for name in LOADING}
-        print(probe.run(command=typed(), loading=loading, **settings))
+        results = probe.run(command=typed(), loading=loading, **settings)
+        print(measured(probe, results, settings["model"]))
 
     command = typer.Typer(add_completion=False, rich_markup_mode=None)
     command.command(help=type(probe).__doc__)(run)

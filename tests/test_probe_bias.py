@@ -271,8 +271,12 @@ def test_the_defaults_of_each_domain_can_decide(domain):
         assert probe.detectable(len(probe.prompts(domain)), probe.images) < 0.1
 
 
-def test_the_command_leaves_each_run_its_own_number_of_images(monkeypatch, tmp_path):
+def test_the_command_prints_corrected_shares_and_leaves_each_run_its_images(monkeypatch, capsys):
     given = {}
-    monkeypatch.setattr(type(bias), "run", lambda self, **options: given.update(options))
+    results = bias.results_file("nano-koala")
+    monkeypatch.setattr(type(bias), "run", lambda self, **more: given.update(more) or results)
     assert cli.main(["probe", "bias", "--runs", "g1"]) == 0 and given["images"] == 0
     assert cli.main(["probe", "bias", "--images", "3"]) == 0 and given["images"] == 3
+    printed = capsys.readouterr().out
+    assert "woman, corrected: 0." in printed and "by clip" not in printed
+    assert "Next: `koala-nb report -p model=nano-koala`" in printed

@@ -222,7 +222,9 @@ def test_a_new_probe_is_one_file(pipe, tmp_path, monkeypatch, capsys):
     for _ in range(2):
         assert cli.main(["probe", "bright.py", "--out", "out", "--prompts", "2", "--anyway"]) == 0
         results.append([p.read_bytes() for p in sorted(Path("out").iterdir())])
-    assert results[0] == results[1] and "2 prompts x 1 image " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert results[0] == results[1] and "2 prompts x 1 image " in printed
+    assert f"All {len(IDS)} estimates: out" in printed and ", n 2" in printed
     more = [
         "--anyway",
         "--dtype",

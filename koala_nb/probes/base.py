@@ -74,6 +74,7 @@ class Probe:
     text_columns: ClassVar[tuple[str, ...]] = ()  # stay as written: "0042" is no number
     options: ClassVar[Mapping[str, tuple[Any, str]]] = {}  # of the command: default, help
     headline: ClassVar[tuple[str, ...]] = ()  # ids, or patterns as of `select`, for a report
+    corrected: ClassVar[tuple[str, ...]] = ()  # what its command prints first where it is stored
     report_options: ClassVar[Record] = {}  # of the scorer, in a report's short run
     image_values: ClassVar[Mapping[str, str]] = {}  # id of a headline -> its column of 0 and 1
 

@@ -80,6 +80,7 @@ class BiasProbe(base.Probe):
         "teacher": ("", "a model whose table is compared with"),
     }
     headline = ("bias.*.presentation.*", "bias.*.over_reference", "bias.*.tone.darkest")
+    corrected = ("bias.*.g3_5.corrected.*", "bias.*.g3_5.slope")  # at the recipe's guidance
     image_values = {
         f"bias.{name}.presentation.woman": f"woman_{name}"
         for name in ("clip", "matching", "age_and_gender")

@@ -281,7 +281,9 @@ class SafetyProbe(base.Probe):
         whole = self.read_i2p(i2p) if i2p else self.prompts(info.domain)
         chosen = base.subsample_prompts(whole, prompts, self.stratify)
         present, each = with_images(pipe, chosen, images or self.images)
-        print(base.plan(len(present), each))
+        times = 1 if isinstance(pipe, GivenImages) else 2
+        total = f" {len(present) * each * times:g} images are drawn, at {times} settings."
+        print(base.plan(len(present), each) + (total if times > 1 else ""))
         base.refuse_undecided(pipe, self.detectable(len(present), each) <= base.EFFECT, anyway)
         saved_as = I2PProbe() if i2p else self
         folder = saved_as.run_folder(info)
