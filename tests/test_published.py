@@ -292,7 +292,7 @@ def test_the_plan_counts_both_settings_and_pools_no_prompts():
 
 def run(monkeypatch, snapshot, clip, folder):
     monkeypatch.chdir(folder)
-    published.run(str(snapshot), images=2, scorer=str(clip), out=folder / "results")
+    published.run(str(snapshot), images=2, anyway=True, scorer=str(clip), out=folder / "results")
     return [path.read_bytes() for path in sorted((folder / "results").iterdir())]
 
 

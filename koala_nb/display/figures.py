@@ -235,7 +235,7 @@ def show_intervals(
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
     lead = f"{title}; " if title else ""
-    show(figure, f"{lead}{x_label}: {'; '.join(parts)}.")
+    show(figure, f"{lead}{x_label}: {'; '.join(parts)}.", colours=64)
 
 
 def show_lines(
