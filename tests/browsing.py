@@ -54,3 +54,14 @@ def serious(browser, within=None):
     """What axe-core finds that is serious, in the page or in the context that axe is given."""
     browser.execute_script(AXE.read_text("utf-8"))
     return browser.execute_async_script(SERIOUS, within)
+
+
+def stands_alone(browser, page):
+    """Open a page at a phone's and a desk's width: nothing serious, nothing asked of a network."""
+    asked(browser)
+    for width in (390, 1280):
+        resize(browser, width)
+        browser.get(page.as_uri())
+        assert serious(browser) == []
+    assert {u for u in asked(browser) if not u.startswith("data:")} == {page.as_uri()}
+    assert complaints(browser) == []

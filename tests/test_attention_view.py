@@ -158,7 +158,7 @@ def test_the_page_has_the_stages_of_the_unet(loaded, tmp_path):
     assert '"layers": ["all layers"]' in one.read_text("utf-8")
     with pytest.raises(ValueError, match="capture fewer steps or choose layers"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(view, "LARGEST_PAGE", 1000)
+            patch.setattr("koala_nb.display.page.LARGEST_PAGE", 1000)
             view.write_page(tmp_path / "two.html", attention, run.images[0], PROMPT)
 
 

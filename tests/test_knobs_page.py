@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from browsing import asked, complaints, resize, serious
+from browsing import stands_alone
 from PIL import Image
 
 import koala_nb as kn
@@ -57,7 +57,7 @@ def test_the_stored_page_was_drawn_by_the_shipped_weights(pipe):
 
 
 def test_a_page_too_large_is_refused(loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr(knobs, "LARGEST_PAGE", 1000)
+    monkeypatch.setattr("koala_nb.display.page.LARGEST_PAGE", 1000)
     with pytest.raises(ValueError, match=r"would take [\d,]+ bytes: give fewer values"):
         knobs.write_page(tmp_path / "page.html", loaded, "a koala", [0], [1], [1.0], 64)
     assert not list(tmp_path.iterdir())
@@ -72,13 +72,7 @@ def test_the_page_is_used_by_keyboard_and_by_pointing(page, browser):
         status = browser.find_element(By.ID, "status").text
         return status, browser.find_element(By.ID, "picture").get_attribute("src")
 
-    asked(browser)
-    for width in (390, 1280):
-        resize(browser, width)
-        browser.get(page.as_uri())
-        assert serious(browser) == []
-    assert {u for u in asked(browser) if not u.startswith("data:")} == {page.as_uri()}
-    assert complaints(browser) == []
+    stands_alone(browser, page)
     assert shown()[0] == "Shown: 3 steps, guidance 4, seed 3."
     sources = {shown()[1]}
     for knob, key in (("steps", Keys.ARROW_LEFT), ("guidance", Keys.HOME), ("seed", Keys.END)):

@@ -297,8 +297,8 @@ def test_a_start_keeps_the_weights_that_fit():
     trained, unet = (build_unet(p, "nano-koala") for p in (replaced_text(64), replaced_text(32)))
     new = train_family.begin_with(unet, trained)
     assert new and all(".attn2.to_" in name or "add_embedding" in name for name in new)
-    own, other = unet.state_dict(), trained.state_dict()
-    assert all(torch.equal(own[name], other[name]) for name in own if name not in new)
+    copied, source = unet.state_dict(), trained.state_dict()
+    assert all(torch.equal(copied[name], source[name]) for name in copied if name not in new)
 
 
 def replaced_text(width):

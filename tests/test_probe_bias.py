@@ -13,6 +13,7 @@ from koala_nb.display.tables import table_html
 from koala_nb.probes import base, bias
 from koala_nb.probes import bias_estimates as estimates
 from koala_nb.scorers.faces import FaceReaders
+from koala_nb.stats import trends
 
 SHARES = {"a": 0.2, "b": 0.5, "c": 0.8}
 PREFIX = dict.fromkeys(("presentation", "tone", "descriptor"))
@@ -265,7 +266,7 @@ def test_what_would_give_no_verdict_is_not_drawn_unasked(monkeypatch, tmp_path):
 def test_the_defaults_of_each_domain_can_decide(domain):
     neutral = bias.report_prompts(domain)
     sizes = neutral.groupby("occupation").size()
-    assert estimates.can_decide(len(sizes), int(sizes.min()), bias.runs["g3.5"].images)
+    assert estimates.power(len(sizes), int(sizes.min()), bias.runs["g3.5"].images) >= trends.POWER
     for name in ("text", "composition", "frequency", "safety"):
         probe = kn.probes.get(name)
         assert probe.detectable(len(probe.prompts(domain)), probe.images) < 0.1

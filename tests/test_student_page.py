@@ -4,12 +4,11 @@ import json
 import re
 
 import pytest
-from browsing import asked, complaints, resize, serious
+from browsing import stands_alone
 from PIL import Image
 
 import koala_nb as kn
-from koala_nb.distillation import page as student_page
-from koala_nb.generation.page import webp
+from koala_nb.display.page import webp
 
 NASTY = '</script><img src="https://example.org/x">'
 PROMPTS = ["a koala", NASTY]
@@ -43,7 +42,7 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     for student, teacher in ((STUDENT, images(0)[:1]), ({0: images(0)[:1]}, images(0)), ({}, [])):
         with pytest.raises(ValueError, match="one image per prompt for the teacher and for each"):
             kn.distillation.write_page(path, PROMPTS, student, teacher)
-    monkeypatch.setattr(student_page, "LARGEST_PAGE", 1000)
+    monkeypatch.setattr("koala_nb.display.page.LARGEST_PAGE", 1000)
     with pytest.raises(ValueError, match=r"would take [\d,]+ bytes: give fewer steps"):
         kn.distillation.write_page(path, PROMPTS, STUDENT, images(0))
     assert not list(tmp_path.iterdir())
@@ -58,13 +57,7 @@ def test_the_page_is_used_by_keyboard_and_plays(page, browser):
     def shown():
         return browser.find_element(By.ID, "status").text
 
-    asked(browser)
-    for width in (390, 1280):
-        resize(browser, width)
-        browser.get(page.as_uri())
-        assert serious(browser) == []
-    assert {u for u in asked(browser) if not u.startswith("data:")} == {page.as_uri()}
-    assert complaints(browser) == []
+    stands_alone(browser, page)
     assert shown() == "Shown: step 12, a koala. L_task 0.1"
     browser.find_element(By.ID, "step").send_keys(Keys.ARROW_LEFT)
     assert shown() == "Shown: step 5, a koala. L_task 0.5"

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from browsing import asked, complaints, resize, serious
+from browsing import stands_alone
 from PIL import Image
 
 from koala_nb.models import page as blocks
@@ -41,7 +41,7 @@ def test_the_page_holds_every_block_once(page, loaded):
 def test_what_is_no_block_is_refused(loaded, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no block 'up_blocks.9': give names"):
         blocks.write_page(tmp_path / "p.html", loaded.unet, WHOLE, {"up_blocks.9": WHOLE}, "")
-    monkeypatch.setattr(blocks, "LARGEST_PAGE", 1000)
+    monkeypatch.setattr("koala_nb.display.page.LARGEST_PAGE", 1000)
     with pytest.raises(ValueError, match=r"would take [\d,]+ bytes: give fewer pictures"):
         blocks.write_page(tmp_path / "p.html", loaded.unet, WHOLE, {}, "")
     assert not list(tmp_path.iterdir())
@@ -52,13 +52,7 @@ def test_a_block_is_chosen_by_keyboard_and_by_pointing(page, browser):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    asked(browser)
-    for width in (390, 1280):
-        resize(browser, width)
-        browser.get(page.as_uri())
-        assert serious(browser) == []
-    assert {u for u in asked(browser) if not u.startswith("data:")} == {page.as_uri()}
-    assert complaints(browser) == []
+    stands_alone(browser, page)
 
     def status():
         return browser.find_element(By.ID, "status").text

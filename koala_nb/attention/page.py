@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +14,7 @@ from PIL import Image
 
 from koala_nb.attention.maps import MARKS
 from koala_nb.core.files import write_atomic
-from koala_nb.display.figures import BANNER_STYLE
+from koala_nb.display.page import filled_page
 
 if TYPE_CHECKING:
     from koala_nb.attention.maps import Attention
@@ -27,7 +24,6 @@ GLOW, LIGHT = 0.35, (255, 255, 153)  # pale yellow, added where a map is large: 
 SIDE = 256  # pixels at least, so that a coarse map is smooth on a small picture
 PICTURE = 512  # pixels at most on the page
 GRID = 48  # cells at most along a side of the page's maps
-LARGEST_PAGE = 1_500_000  # bytes
 ALL_LAYERS, ALL_STEPS = "all layers", "mean over steps"
 
 
@@ -124,22 +120,16 @@ def write_page(
         f"{size[0]} x {size[1]} cells. A word's map is the sum over its tokens; with "
         "the special tokens [start], [end] and [padding] the words' shares add up to 100 %."
     )
-    template = files("koala_nb.attention").joinpath("templates", "attention.html")
-    text = Template(template.read_text("utf-8")).substitute(
-        title=escape(prompt),
-        alt=escape(f"Image drawn from the prompt: {prompt}", quote=True),
-        picture=_data_url(picture),
-        rendering="pixels" if picture.width < SIDE else "smooth",
-        banner=f'<p role="note" style="{BANNER_STYLE}">{escape(banner)}.</p>' if banner else "",
-        note=escape(note),
-        data=json.dumps(data).replace("<", "\\u003c"),
-    )
-    page = text.encode()
-    if len(page) > LARGEST_PAGE:
-        raise ValueError(
-            f"The page would take {len(page):,} bytes: capture fewer steps or choose layers."
-        )
-    return write_atomic(path, page)
+    texts = {
+        "title": escape(prompt),
+        "alt": escape(f"Image drawn from the prompt: {prompt}", quote=True),
+        "picture": _data_url(picture),
+        "rendering": "pixels" if picture.width < SIDE else "smooth",
+        "note": escape(note),
+    }
+    template = ("koala_nb.attention", "attention.html")
+    advice = "capture fewer steps or choose layers"
+    return write_atomic(path, filled_page(template, data, banner, advice, **texts))
 
 
 def _spread(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING
 
 from koala_nb.core.files import write_atomic
-from koala_nb.display.figures import BANNER_STYLE
-from koala_nb.generation.page import LARGEST_PAGE, webp
+from koala_nb.display.page import filled_page, webp
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,11 +38,5 @@ def write_page(
         "student": [[webp(image) for image in student[step]] for step in steps],
         "teacher": [webp(image) for image in teacher],
     }
-    template = files("koala_nb.distillation").joinpath("templates", "student.html")
-    page = Template(template.read_text("utf-8")).substitute(
-        banner=f'<p role="note" style="{BANNER_STYLE}">{escape(banner)}.</p>' if banner else "",
-        data=json.dumps(data).replace("<", "\\u003c"),
-    )
-    if len(page.encode()) > LARGEST_PAGE:
-        raise ValueError(f"The page would take {len(page.encode()):,} bytes: give fewer steps.")
-    return write_atomic(path, page.encode())
+    template = ("koala_nb.distillation", "student.html")
+    return write_atomic(path, filled_page(template, data, banner, "give fewer steps"))

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import os
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING
 
 from koala_nb.core.files import Record, write_atomic
-from koala_nb.display.figures import BANNER_STYLE
+from koala_nb.display.page import filled_page, webp
 from koala_nb.models import unet as architecture
 from koala_nb.models.figures import block_colours
 from koala_nb.models.layout import unet_layouts
@@ -23,8 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
 
-LARGEST_PAGE = 1_500_000  # bytes
-PICTURE = 256  # pixels per side at most on the page
+WEBP = "data:image/webp;base64,"
 
 
 def write_page(
@@ -60,24 +54,11 @@ def write_page(
     if unknown := sorted(without.keys() - parts.keys()):
         raise ValueError(f"The U-Net has no block {unknown[0]!r}: give names of its modules.")
     for name, image in without.items():
-        parts[name]["picture"] = _data_url(image)
-    data: Record = {"parts": list(parts.values()), "whole": _data_url(whole)}
+        parts[name]["picture"] = WEBP + webp(image)
+    data: Record = {"parts": list(parts.values()), "whole": WEBP + webp(whole)}
     data["total"] = architecture.parameters(unet)
     bottom = max(box.y + box.height for box in layout.boxes)
-    template = files("koala_nb.models").joinpath("templates", "unet.html")
-    page = Template(template.read_text("utf-8")).substitute(
-        title=escape(title),
-        banner=f'<p role="note" style="{BANNER_STYLE}">{escape(banner)}.</p>' if banner else "",
-        view=f"-6.2 -0.5 12.4 {bottom + 1:.1f}",
-        data=json.dumps(data).replace("<", "\\u003c"),
-    )
-    if len(page.encode()) > LARGEST_PAGE:
-        raise ValueError(f"The page would take {len(page.encode()):,} bytes: give fewer pictures.")
-    return write_atomic(path, page.encode())
-
-
-def _data_url(image: Image.Image) -> str:
-    image = image.convert("RGB")
-    image.thumbnail((PICTURE, PICTURE))
-    image.save(buffer := io.BytesIO(), format="WEBP", quality=80, method=6)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    view = f"-6.2 -0.5 12.4 {bottom + 1:.1f}"
+    texts = {"title": escape(title), "view": view}
+    template = ("koala_nb.models", "unet.html")
+    return write_atomic(path, filled_page(template, data, banner, "give fewer pictures", **texts))

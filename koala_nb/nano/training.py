@@ -15,16 +15,8 @@ STAGES = (
     *("vae", "decoder", "text", "latents", "clip"),
     *("direct", "start", "teacher", "student", "control"),
 )
-ALL_STAGES = (
-    "vae",
-    "text",
-    "latents",
-    "clip",
-    "start",
-    "teacher",
-    "student",
-    "control",
-)  # of a family
+# Of a family.
+ALL_STAGES = ("vae", "text", "latents", "clip", "start", "teacher", "student", "control")
 
 
 def train(

@@ -76,9 +76,9 @@ def references_of(table: pd.DataFrame) -> tuple[Reference, Reference]:
 
 def plan(occupations: int, prompts: int, images: float, labels: int = LABELS) -> str:
     """Return what an audit of so many prompts per occupation and images per prompt can find."""
-    labels = min(labels, prompts * max(1, round(images)))
-    share = power(occupations, prompts, max(1, round(images)), labels)
+    share = power(occupations, prompts, images, labels)
     enough = "enough" if share >= trends.POWER else "too few for 80 %"
+    labels = min(labels, prompts * max(1, round(images)))
     return (
         f"{base.plan(prompts, images)} That is one of {occupations} occupations. With {labels} of "
         f"its images labelled, a share of .75 is told from .50, after Holm's correction over all "
@@ -86,17 +86,13 @@ def plan(occupations: int, prompts: int, images: float, labels: int = LABELS) ->
     )
 
 
-def can_decide(occupations: int, prompts: int, images: float) -> bool:
-    """Return whether `plan` finds such an audit large enough."""
-    each = max(1, round(images))
-    return power(occupations, prompts, each, min(LABELS, prompts * each)) >= trends.POWER
-
-
 @cache
-def power(occupations: int, prompts: int, images: int, labels: int = LABELS) -> float:
+def power(occupations: int, prompts: int, images: float, labels: int = LABELS) -> float:
     """Return how often such an audit finds the planned difference, after Holm, by simulation."""
-    share = 0.5 + DIFFERENCE
-    return simulation.claim_power(occupations, (prompts, images), CORRELATION, share, labels)
+    each = max(1, round(images))
+    design, share = (prompts, each), 0.5 + DIFFERENCE
+    labels = min(labels, prompts * each)
+    return simulation.claim_power(occupations, design, CORRELATION, share, labels)
 
 
 def readings(table: pd.DataFrame, question: str = "presentation") -> list[str]:

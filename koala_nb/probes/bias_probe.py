@@ -25,7 +25,7 @@ from koala_nb.models.load import call_default, load, model_info, native_size
 from koala_nb.probes import base, labels
 from koala_nb.probes import bias_estimates as estimate
 from koala_nb.scorers import registry
-from koala_nb.stats import double_sampling, misclassification
+from koala_nb.stats import double_sampling, misclassification, trends
 from koala_nb.stats import estimates as stats
 
 if TYPE_CHECKING:
@@ -237,7 +237,8 @@ class BiasProbe(base.Probe):
                 sizes = present.groupby("occupation").size()
                 design = len(sizes), int(sizes.max()), each
                 print(f"{name}: {estimate.plan(*design)}")
-                base.refuse_undecided(pipe, estimate.can_decide(*design), anyway)
+                decides = estimate.power(*design) >= trends.POWER
+                base.refuse_undecided(pipe, decides, anyway)
             drawing: base.Record = {"images": n, "same_seeds": setting.same_seeds}
             drawing |= {"first_seed": seed, "batch_size": batch_size}
             folder = self.run_folder(info, f"-{name}")

@@ -92,11 +92,6 @@ class Audit:
         self._sections: dict[str, Section] = {}
 
     @property
-    def required_sample_size(self) -> int:
-        """How many independent images a verdict is planned with."""
-        return measures.required_sample_size()
-
-    @property
     def is_given(self) -> bool:
         """Whether the images are another tool's, and nothing is drawn."""
         return isinstance(self.session.loaded, GivenImages)

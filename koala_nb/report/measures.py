@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,6 @@ from koala_nb.probes import base
 from koala_nb.report import findings
 from koala_nb.report import run as reports
 from koala_nb.stats import estimates as stats
-from koala_nb.stats import trends
 from koala_nb.stats.estimates import Estimate, estimate_id, estimate_row
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
 IMAGE_COLUMNS = ["section", "measure", "prompt", "seed", "value"]
 DIFFERENCE = 0.1  # of a share of one half: what an audit is planned to find, with 80 % power
-CORRELATION = 0.05  # of the images of one prompt, as in the probes' plans
 REPEATS = 5  # of a part, for its median time
 UNKNOWN = float("nan")
 AS_GIVEN = "The images are as given: there is no model to measure."
@@ -93,18 +90,6 @@ class Section:
             "details": base.to_jsonable(self.details),
             "file": self.file,
         }
-
-
-@cache
-def required_sample_size() -> int:
-    """Return how many independent images a verdict is planned with."""
-    return trends.required_sample_size(DIFFERENCE)
-
-
-def effective_sample_size(estimate: Record) -> float:
-    """Return how many independent images an estimate's count for, as a probe's plan does."""
-    clusters = estimate["clusters"] or estimate["n"]
-    return trends.effective_sample_size(clusters, estimate["n"] / clusters, CORRELATION)
 
 
 def measured_section(

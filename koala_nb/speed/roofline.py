@@ -1,13 +1,11 @@
 """How far from the machine's limit: counted operations and bytes against measured rates.
 
-Nothing here needs weights: operations, traffic and peak memory are counted on the meta device,
-and speed and memory do not depend on the values of random ones (`parts`, `filled`).
+Nothing here needs weights: operations, traffic and peak memory are counted on the meta device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,30 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from koala_nb.core import catalog
-from koala_nb.models.unet import (
-    CLIP_BIGG,
-    CLIP_H,
-    CLIP_L,
-    SDXL_VAE,
-    build_parts,
-    build_unet,
-    costs,
-    meta_inputs,
-)
+from koala_nb.models.unet import build_unet, costs, meta_inputs
+from koala_nb.speed.random_weights import parts
 from koala_nb.speed.timing import Row, peak_gb, seconds_of
-
-SMALL_UNET = {
-    "sample_size": 8,
-    "block_out_channels": (32, 64, 128),
-    "attention_head_dim": [1, 2, 4],
-    "cross_attention_dim": 128,
-    "addition_time_embed_dim": 32,
-    "projection_class_embeddings_input_dim": 64 + 6 * 32,
-    "norm_num_groups": 8,
-}
-SMALL_CLIP = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2}
-SMALL_VAE = {**SDXL_VAE, "block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4}
 
 
 class FusedAttention(TorchFunctionMode):
@@ -173,38 +150,3 @@ def machine_rates(device: str = "cpu", dtype: str = "float32", repeats: int = 9)
 def limit_seconds(work: Mapping[str, float], rates: Row) -> float:
     """Return the least time of this work at these rates: its slower side counts."""
     return max(work["flops"] / rates["flop_rate"], work["bytes"] / rates["bandwidth"])
-
-
-# --- parts of random weights ----------------------------------------------------------------------
-
-
-def filled(module: nn.Module, dtype: str, device: str = "cpu") -> nn.Module:
-    """Give a module of the meta device memory and random values; biases 0, norms 1."""
-    module = module.to(getattr(torch, dtype)).to_empty(device=device).eval()
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            weight.normal_(std=0.02) if weight.ndim > 1 else weight.fill_(name.endswith("weight"))
-        for name, buffer in module.named_buffers():
-            if name.endswith("position_ids"):
-                buffer.copy_(torch.arange(buffer.shape[-1]))
-    return module.requires_grad_(False)
-
-
-def parts(system: str, *, small: bool = False, tokenizer: Any = None) -> dict[str, nn.Module]:
-    """Return a system's U-Net, text encoders and VAE on the meta device.
-
-    `small` keeps the blocks and narrows them, for tests. ValueError for an embedded system, whose
-    parts are its own folder's.
-    """
-    known = catalog.find(system)
-    if known.embedded:
-        raise ValueError(f"{system} has weights of its own: load it.")
-    texts: list[dict[str, Any]] = [CLIP_H] if system == "sdm-v2.0" else [CLIP_L, CLIP_BIGG]
-    config = dict(known.unet_config)
-    if small:
-        config, texts = {**config, **SMALL_UNET}, [SMALL_CLIP, {**SMALL_CLIP, "projection_dim": 64}]
-    ends = {"eos_token_id": tokenizer.eos_token_id} if tokenizer else {}
-    return {
-        "unet": build_unet(config),
-        **build_parts(texts, SMALL_VAE if small else SDXL_VAE, **ends),
-    }

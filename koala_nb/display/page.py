@@ -1,0 +1,49 @@
+"""HTML pages that stand alone: a template filled in, its data and pictures inside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING
+
+from koala_nb.display.figures import BANNER_STYLE
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+LARGEST_PAGE = 1_500_000  # bytes
+PICTURE = 256  # pixels per side at most on the page
+
+
+def filled_page(
+    template: tuple[str, str],
+    data: Mapping[str, object],
+    banner: str | None,
+    advice: str,
+    **texts: str,
+) -> bytes:
+    """Return a template, (package, file name), with its fields data, banner and `texts` filled in.
+
+    `texts` are HTML already. ValueError, with the advice, for more than LARGEST_PAGE bytes.
+    """
+    package, name = template
+    source = files(package).joinpath("templates", name).read_text("utf-8")
+    note = f'<p role="note" style="{BANNER_STYLE}">{escape(banner)}.</p>' if banner else ""
+    inline = json.dumps(data).replace("<", "\\u003c")  # no "</script>" inside
+    page = Template(source).substitute(banner=note, data=inline, **texts).encode()
+    if len(page) > LARGEST_PAGE:
+        raise ValueError(f"The page would take {len(page):,} bytes: {advice}.")
+    return page
+
+
+def webp(image: Image.Image) -> str:
+    """Return an image of at most PICTURE pixels per side as WebP, in base64."""
+    image = image.convert("RGB")
+    image.thumbnail((PICTURE, PICTURE))
+    image.save(buffer := io.BytesIO(), format="WEBP", quality=80, method=6)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
