@@ -202,6 +202,7 @@ def _show_samples(audit: Audit, section: Section) -> None:
     captions = [f"{'yes' if values[i] == 1 else 'no'}: {p}" for i, p in zip(chosen, prompts)]
     title = f"{section_title(section.name)}, {label}: yes in {len(yes)} of {len(yes) + len(no)}"
     images = [run.images[i].convert("RGB") for i in chosen]
+    show_html(f'<p class="note">{escape(title)}.</p>', f"{title}.")
     figures.show_images(images, captions, columns=[""] * SAMPLES, title=title)
     if reports.in_report():
         links = ", ".join(
