@@ -57,15 +57,14 @@ def stored_files(audit: Audit) -> list[Path]:
 def show_evidence(audit: Audit) -> None:
     """Write the report's files and their manifest, and display how to check them."""
     audit.save()
-    manifest = audit.folder / MANIFEST
+    lines = (audit.folder / MANIFEST).read_text("utf-8").splitlines()
     rows = {
-        "files with a hash": len(manifest.read_text("utf-8").splitlines()),
+        "files with a hash": len(lines),
         "hash of the rules, from before anything was drawn": audit.rules_hash[:16],
         "check them": f"sha256sum -c {MANIFEST}, in this folder",
     }
-    show_table(
-        rows, f"Evidence: {MANIFEST} lists the SHA-256 of every file that this page rests on"
-    )
+    caption = f"Evidence: {MANIFEST} lists the SHA-256 of every file that this page rests on"
+    show_table(rows, caption)
 
 
 def show_crosswalk(audit: Audit) -> None:
