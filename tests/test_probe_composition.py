@@ -132,7 +132,7 @@ def simulated(n=40, images=4, shared=0.0, seed=0):
     for prompt in range(n):
         rates = rng.uniform(0.3, 0.9, 2)
         fixed = dict.fromkeys((*atoms.ATOMS, "leak", "quality", "relation")) | {"extra": 0}
-        fixed |= {"id": f"p{prompt}", "task": "two_object", "atoms": 2}
+        fixed |= {"id": f"p{prompt}", "task": "two_object", "atoms": 2, "asks": "1 koala; 1 apple"}
         fixed["seen"] = "yes" if prompt % 2 else "no"
         for image in range(images):
             coin = rng.random()

@@ -279,8 +279,8 @@ def test_seen_against_new_keeps_a_width_at_zero_and_finds_a_difference():
 def test_a_reader_that_fails_on_the_font_says_nothing_about_the_model():
     errors = {"1-2": ((20, 20), (38, 40)), "3-4": ((0, 20), (40, 40))}
     estimates = text.estimates(table_of(lambda n: 0), {"errors_by_length": errors})
-    result = base.select(estimates, "text.length.*.corrected")
-    assert result.id.tolist() == ["text.length.1_2.corrected", "text.length.3_4.corrected"]
+    result = base.select(estimates, "text.length.*.supposed")
+    assert result.id.tolist() == ["text.length.1_2.supposed", "text.length.3_4.supposed"]
     assert result.high[0] < 0.5 and result.value[1:].isna().all()
 
 

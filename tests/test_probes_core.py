@@ -131,12 +131,12 @@ def test_shares_are_clustered_and_leave_out_what_was_not_asked():
     assert base.shares(table, "right").n.tolist() == [15]
 
 
-def test_a_bounded_mean_stays_in_its_bounds_and_has_no_ends_without_spread():
+def test_a_bounded_mean_stays_in_its_bounds_and_keeps_a_width_without_spread():
     table = pd.DataFrame({"id": list("abc"), "value": [0.0, 0.0, 0.1]})
-    (result,) = base.mean_rows(table, "value", "m", "m", cut=True)
+    (result,) = base.mean_rows(table, "value", "m", "m", limits=(0, 1))
     assert result["low"] == 0 and result["high"] < 0.2
-    (alike,) = base.mean_rows(table.assign(value=0.0), "value", "m", "m", cut=True)
-    assert alike["value"] == 0 and np.isnan([alike["low"], alike["high"]]).all()
+    (alike,) = base.mean_rows(table.assign(value=0.0), "value", "m", "m", limits=(0, 1))
+    assert (alike["value"], alike["low"]) == (0, 0) and 0.6 < alike["high"] < 0.8
 
 
 def test_pairs_are_prompts():

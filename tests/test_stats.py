@@ -47,7 +47,7 @@ def test_the_intervals_cover_what_they_promise():
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=8))
 def test_an_interval_holds_its_mean(values):
-    found = mean_interval(values)
+    found = mean_interval(values, (-1e6, 1e6))
     assert found.low <= found.value <= found.high
 
 
@@ -75,6 +75,16 @@ def test_images_that_are_all_alike_count_once_a_prompt():
     assert effect == pytest.approx(10, rel=0.06)  # 20 / 19 from the sample's variance
 
 
+def test_a_share_of_none_is_as_narrow_as_its_coverage_allows():
+    """Six prompts of ten images, correlated by .3: 95 % at every share near 0, no hit up to .38."""
+    rng, sizes = np.random.default_rng(0), np.full(6, 10)
+    assert estimates.clustered_counts(np.zeros(6), sizes).high == pytest.approx(0.377, abs=5e-4)
+    for share in (0.02, 0.05, 0.1, 0.2):
+        hits = [simulation.clustered_hits(rng, share, 6, 10, correlation=0.3) for _ in range(600)]
+        found = [estimates.clustered_counts(row, sizes) for row in hits]
+        assert np.mean([f.low <= share <= f.high for f in found]) > 0.94
+
+
 def test_images_without_correlation_have_a_design_effect_near_one():
     rng = np.random.default_rng(0)
     hits, sizes = rng.binomial(10, 0.4, 400), np.full(400, 10)
@@ -91,7 +101,31 @@ def test_the_order_and_the_names_of_clusters_do_not_matter():
 def test_the_clustered_mean_of_one_image_a_prompt_is_students():
     values = [0.1, 0.5, 0.2, 0.9]
     assert estimates.clustered_mean(values, "abcd") == pytest.approx(mean_interval(values))
-    assert estimates.clustered_mean([0.3], ["a"]) == (0.3, -np.inf, np.inf, 1)  # tells nothing
+    assert np.isnan(estimates.clustered_mean([0.3], ["a"])[1:3]).all()  # tells nothing
+
+
+def test_a_mean_of_values_that_do_not_differ_is_not_known_for_sure():
+    """Six pairs alike: up to 1 - .025^(1/6) = 45.9 % of all pairs may differ, by 1 at most."""
+    assert np.isnan(mean_interval([0.0] * 6)[1:3]).all()
+    assert mean_interval([0.0] * 6, (-1, 1)) == pytest.approx((0, -0.4593, 0.4593, 6), abs=5e-5)
+    low, high = estimates.clustered_mean([0.25] * 12, [*"aabbccddeeff"], (0, 1))[1:3]
+    assert (low, high) == pytest.approx((0.25 - 0.4593 * 0.25, 0.25 + 0.4593 * 0.75), abs=5e-5)
+    assert np.isnan(mean_interval([2.0] * 3, (0, np.inf)).high)
+
+
+def test_a_mean_stays_within_what_is_possible():
+    high = mean_interval([3, 3, 3, 2.5], (0, 3))
+    assert high.low == mean_interval([3, 3, 3, 2.5]).low and high.high == 3
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
+def test_paired_differences_of_rare_events_are_covered(rate):
+    """Six prompts of ten pairs, of which a few differ: .55 of these intervals had no width."""
+    rng = np.random.default_rng(0)
+    first, second = rng.binomial(10, rate, (2, 2000, 6)) / 10
+    results = [mean_interval(row, (-1, 1)) for row in first - second]
+    assert np.mean([r.low <= 0 <= r.high for r in results]) > 0.93
+    assert min(r.high - r.low for r in results) > 0.05
 
 
 def test_the_bootstrap_of_a_mean_is_near_the_t_interval():

@@ -99,14 +99,14 @@ def test_the_design_effect_is_statsmodels_and_its_shrinkage():
     variance = clustered_fit(EACH, PROMPTS).cov_params()[0, 0]
     size = (SIZES**2).sum() / n
     correlation = (variance / (share * (1 - share) / n) - 1) / (size - 1)
-    telling, prior = 6, 1.5 / size  # 7 prompts with a hit, 6 with a miss: the fewer count
-    expected = 1 + (size - 1) * (telling * correlation + prior) / (telling + prior)
+    telling, prior = 6, 5 / size  # 7 prompts with a hit, 6 with a miss: the fewer count
+    expected = 1 + (size - 1) * (telling * correlation + prior / 2) / (telling + prior)
     assert correlation < 1 and e.design_effect(HITS, SIZES) == pytest.approx(expected)
     ends = wilson(share, n / expected, stats.t.ppf(0.975, 8))
     found = e.clustered_share(EACH, PROMPTS)
     assert found == pytest.approx((share, *ends, n)) == e.clustered_counts(HITS, SIZES)
-    # No telling cluster: the prior alone, images of a prompt count once. Single images: 1.
-    assert e.design_effect(np.zeros(3), np.full(3, 4)) == pytest.approx(4)
+    # No telling cluster: the prior alone, a correlation of one half. Single images: 1.
+    assert e.design_effect(np.zeros(3), np.full(3, 5)) == pytest.approx(3)
     assert e.design_effect(np.array([1, 0, 1]), np.ones(3)) == 1
     assert e.design_effect(np.array([2]), np.array([4])) == 4
     assert e.clustered_share([1, 0, 0, 0], ["a"] * 4) == e.share_interval(1, 4)

@@ -148,6 +148,7 @@ GRID = [
 RIGHT = {
     e.ratio_interval: {"base": [1, 2, 3]},
     e.clustered_mean: {"values": [1, 2]},
+    e.within_limits: {"estimate": ESTIMATE, "units": 4, "limits": (0, 1)},
     e.share_interval: {"hits": 1, "n": 4},
     e.upper_bound_clopper_pearson: {"hits": 1, "n": 4},
     e.difference_interval: {"first": ESTIMATE, "second": ESTIMATE},

@@ -43,8 +43,10 @@ CORRELATION = 0.05  # of the images of one prompt, as plans assume
 EFFECT = 0.25  # from a share of one half: a design that cannot find it is not drawn unasked
 ROUND = 6  # decimals in tables, so that a table is the same to the byte
 SHARE = "Wilson, clustered by prompt"
+DIFFERENCE = (-1.0, 1.0)  # least and greatest, of two shares
 MEAN = "Student's t, clustered by prompt"
-CORRECTED = "Rogan and Gladen, clustered by prompt"
+# Only labels of the same images correct a reading: this supposes that the scorer errs alike.
+SUPPOSED = "Rogan and Gladen, supposing errors as on rendered images, clustered by prompt"
 
 Errors = Sequence[Sequence[int]]  # sensitivity and specificity, each as (right, of)
 Rows = Iterator[Record]  # of `stats.estimates.estimate_row`
@@ -356,19 +358,18 @@ def share_rows(table: pd.DataFrame, column: str, id: str, label: str, by: str = 
 
 
 def mean_rows(
-    table: pd.DataFrame, column: str, id: str, label: str, by: str = "", cut: bool = False
+    table: pd.DataFrame,
+    column: str,
+    id: str,
+    label: str,
+    by: str = "",
+    limits: tuple[float, float] | None = None,
 ) -> Rows:
-    """Yield the mean of a column as `share_rows` does shares; `cut`: it lies between 0 and 1.
-
-    Where all images have one value its spread is not known, and the interval has no ends.
-    """
+    """Yield the mean of a column, of values between the limits, as `share_rows` does shares."""
+    cut = [f"{end:g}" for end in limits or () if np.isfinite(end)]
+    method = f"{MEAN}, cut at {' and '.join(cut)}" if cut else MEAN
     for key, value, group in _groups(table, column, by):
-        estimate = stats.clustered_mean(group[column].astype(float), group.id)
-        if group[column].nunique() == 1:
-            estimate = estimate._replace(low=np.nan, high=np.nan)
-        elif cut:
-            estimate = estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high))
-        method = f"{MEAN}, cut to 0 to 1" if cut else MEAN
+        estimate = stats.clustered_mean(group[column].astype(float), group.id, limits)
         yield row(group, id.format(key), label.format(value), estimate, method)
 
 
@@ -451,11 +452,13 @@ def select(estimates: pd.DataFrame, *patterns: str) -> pd.DataFrame:
 def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimate:
     """Return the mean difference (first less second) of a column over prompts both tables hold.
 
-    For models or settings drawn with the same prompts and seeds: the prompt is the pair.
+    For models or settings drawn with the same prompts and seeds: the prompt is the pair. A column
+    of yes and no has differences from -1 to 1.
     """
     both = [t[t[column].notna()].groupby("id")[column].mean() for t in (first, second)]
     differences = (both[0].astype(float) - both[1].astype(float)).dropna()
-    return stats.mean_interval(differences.to_numpy())
+    hits = all(t[column].dropna().isin((0, 1)).all() for t in (first, second))
+    return stats.mean_interval(differences.to_numpy(), DIFFERENCE if hits else None)
 
 
 @cache

@@ -272,7 +272,7 @@ def amplification(
     before = expected if other is None else _corrected_balance(other, column, label_table)
     difference = (_corrected_balance(table, column, label_table) - before) * np.sign(expected)
     pairs = difference[expected != 0].dropna().round(base.ROUND)
-    return estimates.mean_interval(pairs.to_numpy())
+    return estimates.mean_interval(pairs.to_numpy(), base.DIFFERENCE)
 
 
 def slope(shares: pd.DataFrame) -> Estimate:
@@ -308,7 +308,7 @@ def intervention(table: pd.DataFrame, column: str) -> Estimate | None:
         return None
     by = balance(images.assign(named=named), column, ("occupation", "named")).unstack()
     mixed = (by["woman"] + by["man"]) / 2
-    return estimates.mean_interval((mixed.abs() - by["unspecified"].abs()).dropna())
+    return estimates.mean_interval((mixed.abs() - by["unspecified"].abs()).dropna(), (-0.5, 0.5))
 
 
 def descriptor_effects(table: pd.DataFrame, column: str) -> dict[str, tuple[Estimate, float]]:
@@ -323,5 +323,5 @@ def descriptor_effects(table: pd.DataFrame, column: str) -> dict[str, tuple[Esti
         difference = (balance(images, column) - before).dropna().to_numpy()
         if len(difference) > 1:
             p = estimates.paired_test(difference)
-            effects[str(name)] = (estimates.mean_interval(difference), p)
+            effects[str(name)] = (estimates.mean_interval(difference, base.DIFFERENCE), p)
     return effects

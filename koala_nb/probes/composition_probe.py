@@ -20,7 +20,7 @@ from koala_nb.probes.atoms import ATOMS, TASKS, queries_of, score_atoms
 from koala_nb.probes.prompts import pair_images
 from koala_nb.scorers import registry
 from koala_nb.scorers.clip import CLIPScore
-from koala_nb.scorers.detection import MOST_ITEMS, Detector
+from koala_nb.scorers.detection import MOST_ITEMS, Detector, items_of
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import trends
 
@@ -136,15 +136,13 @@ class CompositionProbe(base.Probe):
         yield from _independence(table)
         yield from _relation_given_both(table)
         yield from _gaps(table)
-        for column in ("missing", "extra"):
-            label = f"{{}}: {column} per image"
-            yield from base.mean_rows(table, column, f"{id}.{column}", label, "task")
+        yield from _miscounted(table)
         yield from base.share_rows(table, "leak", "composition.leak", "colours leak")
         right = table.assign(verdict=np.where(table.all_right.astype(bool), "right", "wrong"))
         label = "fit of image and prompt, image {}"
         yield from base.mean_rows(right, "quality", "composition.quality.{}", label, "verdict")
         if instrument:
-            yield _single_corrected(table, instrument["errors"])
+            yield _single_supposed(table, instrument["errors"])
 
     def scorer_or_null(
         self, pipe: Pipeline, detector: str = ""
@@ -201,7 +199,8 @@ class CompositionProbe(base.Probe):
                 rows.append(base.point_row(both, place, label, float(means[side].mean())))
             gap = (means[sides[0]] - means[sides[1]]).to_numpy()
             ps[column] = stats.paired_test(gap)
-            value = stats.mean_interval(gap)._replace(n=len(both))
+            limits = base.DIFFERENCE if column in ("all_right", "correct") else None
+            value = stats.mean_interval(gap, limits)._replace(n=len(both))
             what = f"{label}: first less second"
             rows.append(base.row(pairs, f"{id}.difference", what, value, PROMPTS))
         for column, p in zip(ps, stats.adjust_pvalues(list(ps.values()))):
@@ -214,6 +213,16 @@ class CompositionProbe(base.Probe):
 
 
 PROBE = CompositionProbe()
+
+
+def _miscounted(table: pd.DataFrame) -> base.Rows:
+    """Yield, by task, how many objects are missing (as many as a prompt asks for) and extra."""
+    for column in ("missing", "extra"):
+        for _, images in table.groupby("task", sort=False):
+            asked = max(sum(item.number for item in items_of(asks)) for asks in images.asks)
+            limits = (0, asked if column == "missing" else np.inf)
+            id, label = f"composition.task.{{}}.{column}", f"{{}}: {column} per image"
+            yield from base.mean_rows(images, column, id, label, "task", limits)
 
 
 def _geneval(table: pd.DataFrame) -> base.Rows:
@@ -273,7 +282,7 @@ def _independence(table: pd.DataFrame) -> base.Rows:
     its images), so that neither easy prompts nor a shared image can make it look dependent.
     `pooled` multiplies the task's overall rates. `dependence` is joint less expected, with a t
     interval over prompts: below 0, items crowd each other out; above, they succeed together. It has
-    no ends where all prompts differ alike.
+    no ends where all prompts differ alike, such as where all are wrong.
     """
     for task, group in table.groupby("task", sort=False):
         single = items_right(group).dropna(axis=1, how="all").dropna()  # prompts that ask for all k
@@ -284,8 +293,6 @@ def _independence(table: pd.DataFrame) -> base.Rows:
             continue
         joint, product = np.array(pairs).T
         estimate = stats.mean_interval(joint - product)._replace(n=len(group))
-        if np.ptp(joint - product) == 0:  # such as all wrong: it says nothing of dependence
-            estimate = estimate._replace(low=np.nan, high=np.nan)
         values = {
             "joint": (float(joint.mean()), f"{k} items right together"),
             "expected": (float(product.mean()), f"{k} items right together if independent"),
@@ -336,14 +343,14 @@ def _gaps(table: pd.DataFrame) -> base.Rows:
         yield base.row(compared, id, f"{label}: seen less held out", gap, "Welch's t over prompts")
 
 
-def _single_corrected(table: pd.DataFrame, errors: base.Record) -> base.Record:
-    """Return the single-object share corrected for the detector's error."""
+def _single_supposed(table: pd.DataFrame, errors: base.Record) -> base.Record:
+    """Return the single-object share, supposing that the detector errs as on rendered scenes."""
     group = table[table.task == "single_object"]
     rates = errors["sensitivity"], errors["specificity"]
     share = base.corrected(group.correct, group.id, rates)
-    id = "composition.task.single_object.corrected"
-    label = "single_object: right, corrected for the detector's errors; n is effective"
-    return base.row(group, id, label, share, base.CORRECTED)
+    id = "composition.task.single_object.supposed"
+    label = "single_object: right, if read as rendered scenes are; n is effective"
+    return base.row(group, id, label, share, base.SUPPOSED)
 
 
 def tidy_card(card: base.Record) -> base.Record:

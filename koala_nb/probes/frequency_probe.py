@@ -252,8 +252,8 @@ def _by_frequency(table: pd.DataFrame, ranked: pd.DataFrame, instrument: base.Re
         if instrument:
             errors = instrument["sensitivity"][label], instrument["specificity"]
             share = base.corrected(group.hit, group.id, errors)
-            text = f"drawn right, {label}, corrected; n is effective"
-            yield base.row(group, f"{id}.corrected", text, share, base.CORRECTED)
+            text = f"drawn right, {label}, if read as rendered scenes are; n is effective"
+            yield base.row(group, f"{id}.supposed", text, share, base.SUPPOSED)
     trained = [group for group in bins.values() if group.frequency.gt(0).any()]
     if len(trained) > 1:
         names = {"most_frequent": "most frequent fifth", "rarest": "rarest fifth"}
@@ -301,7 +301,7 @@ def association_rows(table: pd.DataFrame, kind: str, column: str) -> base.Rows:
             continue
         if expected is None:  # untied objects are read on the same values, each weighing alike
             even = [float(np.mean([value == read for value in values])) for read in images[column]]
-            estimate = stats.clustered_mean(even, images.concept)
+            estimate = stats.clustered_mean(even, images.concept, (0, 1))
             method = "Student's t, clustered by concept"
         else:
             estimate = stats.clustered_share(images[column] == expected, images.concept)
@@ -390,8 +390,8 @@ def _copies(table: pd.DataFrame, instrument: base.Record) -> base.Rows:
     yield from base.share_rows(trained, "copied", "frequency.copy.seen", "copies, all in training")
     errors = copy["sensitivity"], copy["specificity"]
     share = base.corrected(trained.copied, trained.id, errors)
-    label = "copies, all in training, corrected; n is effective"
-    yield base.row(trained, "frequency.copy.corrected", label, share, base.CORRECTED)
+    label = "copies, all in training, if read as rendered scenes are; n is effective"
+    yield base.row(trained, "frequency.copy.supposed", label, share, base.SUPPOSED)
     free = trained[trained.tie == "none"]
     if free.groupby("id").size().gt(1).sum() > 1:
         looks = {kind: [column] for kind, column in KINDS.items()}
@@ -415,4 +415,4 @@ def agreement(table: pd.DataFrame, columns: Sequence[str]) -> stats.Estimate:
             shares.append((same * (same - 1)).sum() / (n * (n - 1)))
     if len(shares) < 2:
         raise ValueError("agreement: give two or more prompts with two or more images each.")
-    return stats.mean_interval(shares)
+    return stats.mean_interval(shares, (0, 1))

@@ -209,7 +209,7 @@ PROBE = TextProbe()
 def _score(table: pd.DataFrame, score: str, id: str, label: str, by: str = "") -> base.Rows:
     if score in SHARES:
         return base.share_rows(table, score, id, label, by)
-    return base.mean_rows(table, score, id, label, by, cut=score != "cer")
+    return base.mean_rows(table, score, id, label, by, (0, np.inf if score == "cer" else 1))
 
 
 def _against_chance(table: pd.DataFrame) -> base.Rows:
@@ -231,18 +231,19 @@ def _against_chance(table: pd.DataFrame) -> base.Rows:
     if not parts:
         return
     measures = {
-        "asked": ("ned_folded", "NED with the text asked for"),
-        "others": ("chance", "NED with other texts of that length"),
-        "difference": ("difference", "NED with the text asked for less with others"),
+        "asked": ("ned_folded", "NED with the text asked for", (0, 1)),
+        "others": ("chance", "NED with other texts of that length", (0, 1)),
+        "difference": ("difference", "NED with the text asked for less with others", (-1, 1)),
     }
-    for id, (column, label) in measures.items():
-        yield from base.mean_rows(pd.concat(parts), column, f"text.chance.{id}", label)
+    images = pd.concat(parts)
+    for id, (column, label, limits) in measures.items():
+        yield from base.mean_rows(images, column, f"text.chance.{id}", label, limits=limits)
 
 
 def _length_class(images: pd.DataFrame, name: str, errors: base.Errors | None) -> base.Rows:
-    """Yield the share read as asked in a class of length, and corrected for the reader's errors.
+    """Yield the share read as asked in a class of length, and that supposing errors as on a font.
 
-    The corrected share has no value where the reader fails on the font itself.
+    The supposed share has no value where the reader fails on the font itself.
     """
     id = f"text.length.{base.identifier(name)}"
     label = f"text of {name} characters read as asked"
@@ -250,8 +251,8 @@ def _length_class(images: pd.DataFrame, name: str, errors: base.Errors | None) -
     if errors is not None:
         share = reading.corrected(images.exact_folded, images.id, errors)
         share = (share or estimates.Estimate(np.nan, np.nan, np.nan, 0))._replace(n=len(images))
-        label = f"legible text of {name} characters, corrected"
-        yield base.row(images, f"{id}.corrected", label, share, base.CORRECTED)
+        label = f"legible text of {name} characters, if read as a font is"
+        yield base.row(images, f"{id}.supposed", label, share, base.SUPPOSED)
 
 
 def trend(table: pd.DataFrame) -> trends.Trend | None:

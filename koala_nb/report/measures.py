@@ -241,7 +241,7 @@ def seconds_an_image(batches: BatchTimes) -> Estimate:
     if len(times) < 3:
         return Estimate(sum(times) / batches.images, UNKNOWN, UNKNOWN, batches.images)
     numbers = np.repeat(range(len(times)), sizes)
-    return stats.clustered_mean(np.repeat(np.divide(times, sizes), sizes), numbers)
+    return stats.clustered_mean(np.repeat(np.divide(times, sizes), sizes), numbers, (0, np.inf))
 
 
 def _part_rows(pipe: StableDiffusionXLPipeline, info: ModelInfo, size: int) -> Iterator[Record]:

@@ -73,6 +73,7 @@ KINDS: dict[str, tuple[Fits, str]] = {
     "int": (_is_whole, "a whole number of 0 or more"),
     "Draws": (_is_positive, "a whole number of 1 or more"),
     "Design": (_all(_is_positive, 2), "two whole numbers of 1 or more"),
+    "Limits": (_all(_is_number, 2), "two numbers"),
     "float": (_is_number, "a number"),
     "str": (_is(str), "a text"),
     "Values": (_is_row, "a list"),

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 Values = Sequence[Any] | np.ndarray  # one entry an image
 Draws = int  # of a simulation: 1 or more
 Design = tuple[int, int]  # prompts and images of each
+Limits = tuple[float, float]  # the least and the greatest value that is possible
 Row = dict[str, Any]  # of `estimates_frame`
 COLUMNS = ("id", "label", "value", "low", "high", "n", "clusters", "method", "scorer")
 TYPES = {"value": float, "low": float, "high": float, "n": int, "clusters": "Int64"}
 UPPER = 0.975  # the quantile at the upper end of every interval here: all are of 95 %
+SHRINKAGE, LIKELY = 5, 0.5  # weight and aim of `design_effect` where it sees too little
 FEW_CLUSTERS, IMAGES_A_CLUSTER = 20, 4  # fewer clusters count as 4 images each, at most
 
 
@@ -114,17 +116,39 @@ def estimates_frame(rows: Iterable[Row]) -> pd.DataFrame:
     return frame
 
 
-def mean_interval(values: Values) -> Estimate:
+def mean_interval(values: Values, limits: Limits | None = None) -> Estimate:
     """Return the mean with Student's t interval (`scipy.stats.ttest_1samp`).
 
-    For a comparison of pairs, give their differences; for clusters, the clusters' means. ValueError
-    for fewer than two values: one tells nothing of their spread.
+    For a comparison of pairs, give their differences; for clusters, the clusters' means. `limits`
+    are the least and greatest possible value (-1 and 1 of a difference of shares): `within_limits`.
+    ValueError for fewer than two values: one tells nothing of their spread.
     """
     x = finite(values, "mean_interval", least=2)
-    if np.ptp(x) == 0:
-        return Estimate(float(x[0]), float(x[0]), float(x[0]), len(x))
-    interval = stats.ttest_1samp(x, 0).confidence_interval()
-    return Estimate(float(x.mean()), float(interval.low), float(interval.high), len(x))
+    if np.ptp(x) < 1e-12:
+        return within_limits(Estimate(float(x[0]), np.nan, np.nan, len(x)), len(x), limits)
+    low, high = stats.ttest_1samp(x, 0).confidence_interval()
+    return within_limits(Estimate(float(x.mean()), float(low), float(high), len(x)), len(x), limits)
+
+
+def within_limits(estimate: Estimate, units: Draws, limits: Limits | None) -> Estimate:
+    """Return a mean's interval cut to what is possible; NaN ends where nothing is known of them.
+
+    Where all units had one value its ends are given as NaN. Units with another value are still
+    possible: none of `units` had one, so their share is 1 - .025^(1 / units) at most (Clopper and
+    Pearson 1934), and their values lie between the limits, of which one may be infinite.
+    """
+    if limits is None:
+        return estimate
+    least, greatest = limits
+    value, low, high = estimate[:3]
+    if not least <= value <= greatest:
+        raise ValueError(f"within_limits: {value:g} is outside of {least:g} to {greatest:g}.")
+    if np.isnan(low):
+        unseen = 1 - (1 - UPPER) ** (1 / units)
+        ends = [value + unseen * (end - value) if abs(end) < HUGE else np.nan for end in limits]
+    else:
+        ends = [max(least, low), min(greatest, high)]
+    return estimate._replace(low=float(ends[0]), high=float(ends[1]))
 
 
 def median_interval(values: Values) -> Estimate:
@@ -240,8 +264,9 @@ def design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
 
     The linearised variance of the ratio over the binomial one (Korn and Graubard 1998). Where hits
     or misses are in few clusters it is too uncertain: the intra-class correlation is then shrunk
-    towards 1 with the weight of 1.5 / (images a cluster) clusters, found by simulation. ValueError
-    for a cluster of no images, or of more hits than images.
+    towards one half with the weight of 5 / (images per cluster) clusters, which simulations chose:
+    of the rules that cover as often near 0 and 1, the narrowest. ValueError for a cluster of no
+    images, or of more hits than images.
     """
     same_length(hits, sizes, "design_effect")
     hits, sizes = finite(hits, "design_effect"), finite(sizes, "design_effect")
@@ -258,8 +283,9 @@ def design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
     effect = max(1.0, variance / binomial) if binomial > 0 else 1.0
     correlation = min(1.0, (effect - 1) / (size - 1))
     telling = min((hits > 0).sum(), (hits < sizes).sum())
-    prior = 1.5 / size
-    return float(1 + (size - 1) * (telling * correlation + prior) / (telling + prior))
+    prior = SHRINKAGE / size
+    shrunk = (telling * correlation + prior * LIKELY) / (telling + prior)
+    return float(1 + (size - 1) * shrunk)
 
 
 def clustered_share(hits: Values, clusters: Values) -> Estimate:
@@ -309,22 +335,23 @@ def wilson_interval(share: float, n: float, z: float) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def clustered_mean(values: Values, clusters: Values) -> Estimate:
+def clustered_mean(values: Values, clusters: Values, limits: Limits | None = None) -> Estimate:
     """Return a mean over images with the t interval of its clusters (a linearised ratio).
 
     For measures that are no shares, such as error rates; n is the number of images. The images of
-    a single prompt count as independent; a single image has an infinite interval.
+    a single prompt count as independent; of a single image, or of clusters with one mean, the ends
+    are NaN, or those of `within_limits`.
     """
     sums, sizes = cluster_totals(values, clusters)
     if len(sizes) == 1:
         sums, sizes = finite(values, "clustered_mean"), np.ones(len(values))
     m, n = len(sizes), sizes.sum()
-    if m < 2:
-        return Estimate(float(sums[0]), -np.inf, np.inf, 1)
-    mean = sums.sum() / n
-    error = np.sqrt(m / (m - 1) * ((sums - mean * sizes) ** 2).sum()) / n
-    half = stats.t.ppf(UPPER, m - 1) * error
-    return Estimate(float(mean), float(mean - half), float(mean + half), int(n))
+    mean, low, high = float(sums.sum() / n), np.nan, np.nan
+    if m > 1 and np.ptp(sums / sizes) > 1e-12:
+        error = np.sqrt(m / (m - 1) * ((sums - mean * sizes) ** 2).sum()) / n
+        half = float(stats.t.ppf(UPPER, m - 1) * error)
+        low, high = mean - half, mean + half
+    return within_limits(Estimate(mean, low, high, int(n)), m, limits)
 
 
 def cluster_bootstrap(
