@@ -167,6 +167,7 @@ def audit(tmp_path, **sections):
     vars(made).update(
         session=SimpleNamespace(settings={}, seeds=range(2), loaded=None),
         n=24,
+        compare="",
         info=info(name, source=f"etri-vilab/{name}", _revision="0" * 40, dtype="float16"),
         folder=tmp_path,
         prompts=pd.DataFrame({"id": ["a"], "prompt": [HOSTILE]}),
@@ -197,6 +198,37 @@ def test_good_results_are_written_whole_with_their_images_and_card(made, tmp_pat
     assert records.read(paths[0]) == made.results
     assert made.results.key_figures["text.exact_folded"].n == 400
     assert pd.read_csv(paths[1]).value.tolist() == [0, 1]
+
+
+def test_a_report_stands_beside_another_by_prompt_and_seed(made, tmp_path, capsys):
+    """Twelve prompts of two images: the other report reads every text, this one half of them."""
+    keys = [("text", "text.exact_folded", f"p{i}", seed) for i in range(12) for seed in (0, 1)]
+    images = pd.DataFrame([(*key, True) for key in keys], columns=measures.IMAGE_COLUMNS)
+    made.section("text").images, other = images, tmp_path / "other"
+    made.save()
+    (made.folder / "other").mkdir()
+    for name in ("results.json", "key_images.csv"):
+        (made.folder / name).rename(other / name)
+    for name in ("images", "compared", "results", "sentences"):
+        vars(made).pop(name, None)
+    made.section("text").images = images.assign(value=images.seed.eq(0))
+    made.compare = other
+    change = made.compared.changes["text.exact_folded"]
+    assert (change.value, change.other, change.change, change.n) == (0.25, 0.25, -0.5, 24)
+    assert change.change_low is None and change.p < 0.001  # all prompts differ alike
+    assert any("1 of 1 paired figures differ" in sentence for sentence in made.sentences)
+    made.save()
+    assert records.read(tmp_path / "results.json").compared.model.system == made.info.name
+    made.show("other report")
+    assert "text read as asked" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_report_is_refused_before_anything_is_drawn(tiny, tmp_path):
+    with pytest.raises(ValueError, match="No report to compare with in .*results.json"):
+        audits.Audit(tiny, 4, compare=tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="No report to compare with in .*schema_version"):
+        audits.Audit(tiny, 4, compare=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,11 @@ class Audit:
     """An audit of a session's model: images, probes, verdicts, a summary and files.
 
     n: about how many images each probe draws; prompts_file: a CSV with `prompt`, for the images at
-    first sight; labels_file: labels of the stored run's images, or of this one's; folder: where all
-    files go, by default the run's folder of a report. A section is measured when it is first
+    first sight; labels_file: labels of the stored run's images, or of this one's; compare: folder
+    of another report, of another model or an earlier one; folder: where all files go, by default
+    the run's folder of a report. A section is measured when it is first
     needed, and an interrupted one goes on where it stopped. ValueError for n below 1, a bad file of
-    prompts or of labels.
+    prompts or of labels, a folder without a report.
 
     >>> audit = Audit(kn.start("nano-koala"), n=100)  # doctest: +SKIP
     >>> audit.summary(); audit.claims(); audit.save()  # doctest: +SKIP
@@ -72,6 +73,7 @@ class Audit:
         *,
         prompts_file: str = "",
         labels_file: str = "",
+        compare: str | Path = "",
         folder: str | Path | None = None,
     ) -> None:
         if not isinstance(session, Session):
@@ -85,6 +87,9 @@ class Audit:
             self.prompts = session.loaded.prompts()
         else:
             self.prompts = read_prompts(session.domain, prompts_file)
+        self.compare = compare
+        if compare:
+            handover.read_other(compare)  # refused before anything is drawn
         self.labels: pd.DataFrame | None = None
         if labels_file:
             people = probes.get("demographics").prompts(session.domain)
@@ -175,6 +180,27 @@ class Audit:
         return findings.decide(self.sections, self.info.label)
 
     @cached_property
+    def images(self) -> pd.DataFrame:
+        """What was read on each image: section, measure, prompt, seed, value."""
+        frames = [s.images for s in self.sections.values() if s.images is not None]
+        return pd.concat(frames) if frames else pd.DataFrame(columns=measures.IMAGE_COLUMNS)
+
+    @property
+    def key_figures(self) -> Record:
+        """The figures of this run that another run may be compared by, by id."""
+        drawn = [s for s in self.sections.values() if s.images is not None or s.name == "latency"]
+        keys = ("label", "value", "low", "high", "n")
+        estimates = [e for section in drawn for e in base.to_jsonable(section.estimates)]
+        return {e["id"]: {key: e[key] for key in keys} for e in estimates}
+
+    @cached_property
+    def compared(self) -> records.Comparison | None:
+        """This report beside the one of `compare`; None where none is named."""
+        if not self.compare:
+            return None
+        return handover.compare(self.key_figures, self.images, self.compare)
+
+    @cached_property
     def sentences(self) -> list[str]:
         """The executive summary: the findings, what they rest on, what was not tested."""
         return render.summary_sentences(self)
@@ -185,13 +211,6 @@ class Audit:
         info, session = self.info, self.session
         names = ("revision", "variant", "dtype", "device", "domain")
         sections = self.sections.values()
-        compared = [s for s in sections if s.images is not None or s.name == "latency"]
-        keys = ("label", "value", "low", "high", "n")
-        figures = {
-            e["id"]: {key: e[key] for key in keys}
-            for section in compared
-            for e in base.to_jsonable(section.estimates)
-        }
         model = {name: getattr(info, name) for name in names} | {"notes": list(info.notes)}
         return records.check(
             {
@@ -212,9 +231,10 @@ class Audit:
                     "manifest": handover.MANIFEST,
                 },
                 "sections": {section.name: section.to_dict() for section in sections},
-                "key_figures": figures,
+                "key_figures": self.key_figures,
                 "rules": self.rules_hash,
                 "findings": self.findings,
+                "compared": self.compared and self.compared.model_dump(),
                 "claims": self.verdicts,
                 "summary": self.sentences,
             }
@@ -226,12 +246,10 @@ class Audit:
         ValueError, naming the field, where the results are wrong: nothing is written then.
         """
         results = self.results
-        frames = [s.images for s in self.sections.values() if s.images is not None]
-        table = pd.concat(frames) if frames else pd.DataFrame(columns=measures.IMAGE_COLUMNS)
         card = render.model_card(results).encode()
         paths = [
             records.write(results, self.folder),
-            files.save_table(table, self.folder / IMAGES),
+            files.save_table(self.images, self.folder / IMAGES),
             files.write_atomic(self.folder / "model_card.md", card),
         ]
         return [*paths, handover.write_manifest(self.folder, handover.stored_files(self))]

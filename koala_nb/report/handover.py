@@ -1,4 +1,4 @@
-"""What lets somebody else stand by a report: hashes of all evidence, a crosswalk, a sign-off."""
+"""What lets somebody else stand by a report: another one beside it, hashes, a sign-off."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from koala_nb.core import files
 from koala_nb.core.catalog import data_folder
+from koala_nb.core.files import Record
 from koala_nb.display.tables import show_table
+from koala_nb.probes.base import ROUND
+from koala_nb.report import findings, sweep
+from koala_nb.report import results as records
 from koala_nb.report.page import fill_template
+from koala_nb.stats import estimates as stats
 
 if TYPE_CHECKING:
     from koala_nb.report.audit import Audit
@@ -23,6 +30,76 @@ SIGN_OFF = (
     "Conditions, and who owns each open risk",
     "Date; to be reviewed on",
 )
+
+
+def read_other(folder: str | Path) -> records.Results:
+    """Return the results of another report. ValueError where its folder holds none, or odd ones."""
+    try:
+        return records.read(Path(folder) / "results.json")
+    except (OSError, ValueError) as error:
+        text = str(error).rstrip(".")
+        raise ValueError(f"No report to compare with in {folder}: {text}.") from None
+
+
+def compare(key_figures: Record, images: pd.DataFrame, folder: str | Path) -> records.Comparison:
+    """Return a report's key figures beside those of the report in a folder.
+
+    images: `measures.IMAGE_COLUMNS`, one row per image and measure. Differences are of images
+    that both drew of the same prompt and seed (`sweep.differences`), p by Holm over all figures.
+    """
+    other = read_other(folder)
+    pairs: dict[str, Record] = {}
+    if (Path(folder) / sweep.IMAGES).is_file():
+        known = images[images.value.notna()].drop_duplicates(sweep.PAIR).astype({"seed": str})
+        rows = sweep.differences(
+            known.assign(value=known.value.astype(float)), sweep.read_images(Path(folder))
+        )
+        pairs = {row["measure"]: row for row in rows if row["n"]}
+    tested = [name for name, row in pairs.items() if row["p"] is not None]
+    holm = dict(zip(tested, stats.adjust_pvalues([pairs[name]["p"] for name in tested])))
+    changes = {}
+    for id in dict.fromkeys([*key_figures, *other.key_figures]):
+        here = key_figures.get(id, {})
+        there = other.key_figures[id].model_dump() if id in other.key_figures else {}
+        pair = pairs.get(id, {})
+        row: Record = {"label": here.get("label") or there["label"], "n": pair.get("n", 0)}
+        for prefix, figure in {"": here, "other": there, "change": pair}.items():
+            names = (prefix or "value", *(f"{prefix}_{end}".strip("_") for end in ("low", "high")))
+            row |= {k: _rounded(figure.get(f)) for k, f in zip(names, ("value", "low", "high"))}
+        changes[id] = row | {"p": _rounded(holm.get(id))}
+    named = {"model": other.model, "settings": other.settings, "rules": other.rules}
+    return records.Comparison.model_validate(named | {"changes": changes})
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), ROUND)
+
+
+def comparison_sentence(other: records.Comparison) -> str:
+    """Return, in a sentence, in how many paired figures two reports differ."""
+    paired = [c for c in other.changes.values() if c.p is not None]
+    told = [c for c in paired if c.p <= findings.LEVEL]  # type: ignore[operator]
+    beside = f"Beside the report on {other.model.system}, revision {other.model.revision}"
+    if not paired:
+        return f"{beside}: no two images share prompt and seed, so no difference is tested."
+    names = ", ".join(f"{c.label} ({c.change:+.2f})" for c in told)
+    which = f"{len(told)} of {len(paired)} paired figures differ after Holm's correction"
+    return f"{beside}, {which}{f': {names}' if told else ''}."
+
+
+def show_comparison(audit: Audit) -> None:
+    """Display this report's key figures beside the other's, and their paired differences."""
+    from IPython.display import display
+
+    if (other := audit.compared) is None:
+        text = "No other report was named; `-p compare=FOLDER` names one."
+        return display({"text/html": f"<p>{text}</p>", "text/plain": text}, raw=True)
+    rows = [{"id": id, **change.model_dump()} for id, change in other.changes.items()]
+    frame = pd.DataFrame(rows).rename(columns=lambda name: name.replace("other", "other report"))
+    frame = frame.rename(columns={"value": "this report", "low": "this report_low"})
+    frame = frame.rename(columns={"high": "this report_high", "n": "n, pairs"})
+    caption = comparison_sentence(other)
+    show_table(frame, f"{caption} Change: this report less the other, by prompt and seed")
 
 
 def write_manifest(folder: Path, stored: list[Path]) -> Path:

@@ -87,6 +87,8 @@ def summary_sentences(audit: Audit) -> list[str]:
         for s in sections.values()
         if (s.state == UNTESTED or s.name in untested) and s.why and s.name not in MACHINE
     ]
+    if audit.compared:
+        sentences.append(handover.comparison_sentence(audit.compared))
     return sentences + _verdict_sentences(name, audit.verdicts)
 
 
@@ -383,6 +385,7 @@ PARTS: dict[str, Callable[[Audit], None]] = {
     "quality": _show_quality,
     "measured elsewhere": _show_elsewhere,
     "records": _show_records,
+    "other report": handover.show_comparison,
     "evidence": handover.show_evidence,
     "crosswalk": handover.show_crosswalk,
     "sign-off": handover.show_sign_off,

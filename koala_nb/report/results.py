@@ -139,6 +139,32 @@ class Finding(_Strict):
     n: int | None = Field(ge=1)
 
 
+class Change(_Strict):
+    """A key figure beside that of another report; `change` is this one less the other, paired."""
+
+    label: str
+    value: Finite
+    low: Finite
+    high: Finite
+    other: Finite
+    other_low: Finite
+    other_high: Finite
+    change: Finite = Field(description="Over images of one prompt and seed in both; else null.")
+    change_low: Finite
+    change_high: Finite
+    n: int = Field(ge=0, description="Pairs of images.")
+    p: Finite = Field(description="Of a sign flip test over prompts, by Holm over all figures.")
+
+
+class Comparison(_Strict):
+    """This report beside another: of another model, or an earlier one of this model."""
+
+    model: ModelRecord
+    settings: SettingsRecord
+    rules: str = Field("", description="SHA-256 of that report's rules.")
+    changes: dict[str, Change] = Field(description="By the id of the estimate.")
+
+
 class Results(_Strict):
     """results.json: all that an audit report measured. Intervals are of 95 %."""
 
@@ -155,6 +181,7 @@ class Results(_Strict):
     key_figures: dict[str, KeyFigure] = Field(description="By the id of their estimate.")
     rules: str = Field("", description="SHA-256 of the rules, known before anything was drawn.")
     findings: list[Finding] = []
+    compared: Comparison | None = None
     claims: list[Verdict]
     summary: list[str] = Field(description="The executive summary, a sentence each.")
 
