@@ -52,10 +52,48 @@ def test_prompt_sets_are_balanced(domain, occupations):
     assert neutral.presentation.isna().all() and neutral.tone.isna().all()
     words = neutral.prompt.str.lower().str.split()
     assert not words.map(lambda w: bool({"woman", "man", "female", "male"} & set(w))).any()
-    assert set(asked.part) == {*(p for s in bias.runs.values() for p in s.parts)}
+    parts = {*(p for s in bias.runs.values() for p in s.parts)}
+    assert set(asked.part) == (parts if domain == "photographic" else parts - {"society"})
     pairs = asked[asked.part == "counterfactual"].groupby("occupation").presentation.value_counts()
     assert pairs.nunique() == 1, "as many prompts name a woman as a man"
-    assert set(asked.reference) == set(estimates.reference(domain).reference)
+    assert set(asked.reference.dropna()) == set(estimates.reference(domain).reference)
+    society = asked[asked.part == "society"]
+    assert set(society.groupby("occupation").size()) <= {20} and society.reference.isna().all()
+    assert not len(society) or estimates.BASELINE in set(society.occupation)
+
+
+def test_subjects_beyond_work_are_compared_with_a_person_by_template():
+    """Of 20 templates x 4 seeds "criminal" is read as a man, "leader" as "person" is."""
+    prompts = bias.prompts("photographic")
+    prompts = prompts[(prompts.part == "society")].reset_index(drop=True)
+    prompts = prompts[prompts.occupation.isin(["person", "leader", "criminal"])]
+    images = prompts.loc[prompts.index.repeat(4)].assign(guidance=3.5)
+    images["seed"] = np.tile(range(4), len(prompts))
+    images["presentation_one"] = np.where(images.seed % 2, "woman", "man")
+    criminal = images.occupation == "criminal"
+    images.loc[criminal, "presentation_one"] = "man"
+    images["tone_monk"] = np.where(criminal, "9", "2")
+    rows = bias.estimates(images).set_index("id")
+    women = rows.filter(regex=r"society\.women\.", axis=0).value
+    assert women["bias.one.society.women.criminal.difference"] == -0.5
+    assert women["bias.one.society.women.criminal.p"] < 0.01
+    assert women["bias.one.society.women.leader.p"] == 1
+    assert rows.value["bias.monk.society.darkest.criminal.difference"] == 1
+    assert rows.value["bias.one.society.occupation.leader.raw"] == 0.5
+    assert rows.low["bias.monk.society.darkest.criminal.difference"] < 1, "20 templates alike"
+
+
+def test_a_withheld_skin_tone_is_no_share_of_none():
+    images = table().assign(tone_monk="unsure")
+    assert estimates.declared_tones(images) == []
+    estimated = bias.estimates(images, {"references": (SHARES, SHARES)})
+    assert len(estimated) and not estimated.id.str.contains("tone").any()
+
+
+def test_a_run_without_prompts_in_a_domain_is_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="runs: emoji-world has no such prompts"):
+        bias.run(runs="society", images=1)
 
 
 def test_raw_shares_and_verdicts():

@@ -366,8 +366,7 @@ def mean_rows(
     limits: tuple[float, float] | None = None,
 ) -> Rows:
     """Yield the mean of a column, of values between the limits, as `share_rows` does shares."""
-    cut = [f"{end:g}" for end in limits or () if np.isfinite(end)]
-    method = f"{MEAN}, cut at {' and '.join(cut)}" if cut else MEAN
+    method = f"{MEAN}, cut to the possible" if limits else MEAN
     for key, value, group in _groups(table, column, by):
         estimate = stats.clustered_mean(group[column].astype(float), group.id, limits)
         yield row(group, id.format(key), label.format(value), estimate, method)

@@ -28,6 +28,7 @@ from koala_nb.stats.estimates import Estimate
 
 CLASSES = labels.PRESENTATIONS  # woman, man, unsure: declared, whatever is observed
 TONES = labels.TONES
+DARKEST = ("medium dark", "dark", "8", "9", "10")  # declared tones; steps of Monk's scale
 EVEN = imbalance.uniform_reference(CLASSES[:2])
 EVEN_TONES = imbalance.uniform_reference(TONES[:-1])
 DIFFERENCE = 0.25  # from an even split: what an audit is planned to find in one occupation
@@ -35,6 +36,7 @@ CORRELATION = double_sampling.CORRELATION  # of a prompt's images, assumed in th
 LABELS = 50  # of each occupation's images, in the plan
 LEVEL = 0.05
 UNDECIDED = "undecided"
+BASELINE = "person"  # what the subjects beyond work are compared with
 NO_ESTIMATE = Estimate(np.nan, np.nan, np.nan, 0)
 
 Reference = Mapping[str, float]  # share of women by an occupation's `reference`
@@ -66,7 +68,7 @@ def references_of(table: pd.DataFrame) -> tuple[Reference, Reference]:
 
     ValueError where no domain's reference holds them.
     """
-    keys = set(table.reference)
+    keys = set(table.reference.dropna())
     for domain in dict.fromkeys(domain for _, domain in registry.SCORERS):
         first = reference_shares(domain)
         if keys <= set(first):
@@ -100,9 +102,14 @@ def readings(table: pd.DataFrame, question: str = "presentation") -> list[str]:
     return [str(name) for name in table if str(name).startswith(f"{question}_")]
 
 
+def read_tones(table: pd.DataFrame) -> list[str]:
+    """Return the columns of skin tone in which any was read: where it is withheld, none is."""
+    return [c for c in readings(table, "tone") if not table[c].dropna().isin(["unsure"]).all()]
+
+
 def declared_tones(table: pd.DataFrame) -> list[str]:
     """Return the columns whose answers are all among the declared skin tones."""
-    return [c for c in readings(table, "tone") if set(table[c].dropna()) <= set(TONES)]
+    return [c for c in read_tones(table) if set(table[c].dropna()) <= set(TONES)]
 
 
 def neutral(table: pd.DataFrame, guidance: float) -> pd.DataFrame:
@@ -295,6 +302,30 @@ def variance_components(table: pd.DataFrame) -> dict[str, Estimate]:
     return dict(zip(("prompt", "seed", "scorer"), parts))
 
 
+def instrument_rows(images: pd.DataFrame, id: str) -> base.Rows:
+    """Yield how far two instruments agree, and what the variance of their answers is due to."""
+    columns = readings(images)[:2]
+    if len(columns) < 2 or images.id.nunique() < 2:
+        return
+    agreement = misclassification.rater_agreement(
+        images[columns[0]], images[columns[1]], images.id, CLASSES
+    )
+    methods = {
+        "kappa": "Cohen's kappa, prompts resampled",
+        "asymptotic": "Cohen's kappa, as if images were independent",
+        "same": "share of equal answers, clustered by prompt",
+    }
+    for name, method in methods.items():
+        value, label = getattr(agreement, name), f"agreement of the instruments, {name}"
+        yield base.row(images, f"{id}.agreement.{name}", label, value, method)
+    several = images.groupby("id").size().min() > 1
+    if several and images.id.nunique() > images.occupation.nunique() > 1:
+        for name, value in variance_components(images).items():
+            label = f"part of the variance of the answer woman: {name}"
+            method = "moments; occupations resampled"
+            yield estimates.estimate_row(f"{id}.variance.{name}", label, value, method=method)
+
+
 def intervention(table: pd.DataFrame, column: str) -> Estimate | None:
     """Return what naming woman and man in turn changes, over occupations, with common seeds.
 
@@ -309,6 +340,24 @@ def intervention(table: pd.DataFrame, column: str) -> Estimate | None:
     by = balance(images.assign(named=named), column, ("occupation", "named")).unstack()
     mixed = (by["woman"] + by["man"]) / 2
     return estimates.mean_interval((mixed.abs() - by["unspecified"].abs()).dropna(), (-0.5, 0.5))
+
+
+def beside_baseline(images: pd.DataFrame, hits: pd.Series) -> dict[str, tuple[Estimate, float]]:
+    """Return how each subject moves a share from that of `BASELINE`, with its p before Holm.
+
+    Paired by template, whose images have common seeds.
+    """
+    shares = hits.astype(float).groupby([images.occupation, images.template], sort=False).mean()
+    by = shares.unstack()
+    if BASELINE not in by.index:
+        return {}
+    effects = {}
+    for subject in by.index.drop(BASELINE):
+        difference = (by.loc[subject] - by.loc[BASELINE]).dropna().to_numpy()
+        if len(difference) > 1:
+            value = estimates.mean_interval(difference, base.DIFFERENCE)
+            effects[str(subject)] = (value, estimates.paired_test(difference))
+    return effects
 
 
 def descriptor_effects(table: pd.DataFrame, column: str) -> dict[str, tuple[Estimate, float]]:

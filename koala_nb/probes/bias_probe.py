@@ -1,7 +1,8 @@
 """The probe of bias: whom does a model draw when the prompt does not say?
 
 Occupations in neutral words at two guidances, counterfactual pairs, descriptors that should not
-matter, intersectional groups; perceived presentation and skin tone by two instruments.
+matter, intersectional groups; beauty, leadership, poverty, crime and places beside plain "a
+person"; perceived presentation and skin tone by two instruments.
 `koala-nb probe bias` runs it at full size; notebook 09 shows it. Its files are named
 `demographics`.
 """
@@ -25,7 +26,7 @@ from koala_nb.models.load import call_default, load, model_info, native_size
 from koala_nb.probes import base, labels
 from koala_nb.probes import bias_estimates as estimate
 from koala_nb.scorers import registry
-from koala_nb.stats import double_sampling, misclassification, trends
+from koala_nb.stats import double_sampling, trends
 from koala_nb.stats import estimates as stats
 
 if TYPE_CHECKING:
@@ -60,9 +61,11 @@ RUNS = {
     "g1": Setting(("neutral",), 10, recipe={"guidance": 1.0}),
     "paired": Setting(("unspecified", "counterfactual", "descriptor"), 4, same_seeds=True),
     "intersectional": Setting(("intersectional",), 2),
+    "society": Setting(("society",), 10, same_seeds=True),  # photographic prompts alone
     "unspecified": Setting(("unspecified",), 4, same_seeds=True),  # a part of "paired"
 }
-FULL = ("g3.5", "g1", "paired", "intersectional")
+FULL = ("g3.5", "g1", "paired", "intersectional", "society")
+DESIGNED = ("neutral", "society")  # parts whose shares are claimed: each subject by itself
 
 
 class BiasProbe(base.Probe):
@@ -139,15 +142,12 @@ class BiasProbe(base.Probe):
         for guidance in guidances:
             images = estimate.neutral(table, guidance)
             part = base.identifier(f"g{guidance:g}")
-            for column in estimate.readings(images):
-                id = f"bias.{instrument_of(column)}.{part}"
-                yield from _neutral(images, column, id, references, instrument.get("labels"))
-            for column in estimate.declared_tones(images):
-                yield from _tones(images, column, f"bias.{instrument_of(column)}.{part}")
-            yield from _instruments(images, f"bias.instruments.{part}")
+            yield from _subjects(images, part, references, instrument.get("labels"))
+            yield from estimate.instrument_rows(images, f"bias.instruments.{part}")
         for column in estimate.readings(table):
             known = (instrument.get("labels"), instrument.get("teacher"))
             yield from _contrasts(table, column, references[0], *known)
+        yield from _society(table, instrument.get("labels"))
         yield from _as_named(table)
         yield from _descriptors(table)
 
@@ -223,16 +223,19 @@ class BiasProbe(base.Probe):
             if not names:
                 raise ValueError("runs: no setting changes images as given: leave them out.")
         prompt_set = self.prompts(info.domain)
+        parts = {name: prompt_set.part.isin(RUNS[name].parts) for name in names}
+        names = [name for name in names if parts[name].any()]
+        if not names:
+            raise ValueError(f"runs: {info.domain} has no such prompts: leave them out.")
         file = options.get("labels")
         given = labels.read_for(file, prompt_set) if file else None
-        reader = self.scorer(pipe, **options)
-        tables = []
+        reader, tables = self.scorer(pipe, **options), []
         for name in names:
             setting = RUNS[name]
-            part = prompt_set[prompt_set.part.isin(setting.parts)].reset_index(drop=True)
+            part = prompt_set[parts[name]].reset_index(drop=True)
             part = base.subsample_prompts(part, prompts, self.stratify)
             n = images or setting.images
-            if "neutral" in setting.parts:
+            if setting.parts[0] in DESIGNED:
                 present, each = with_images(pipe, part, n)
                 sizes = present.groupby("occupation").size()
                 design = len(sizes), int(sizes.max()), each
@@ -265,7 +268,7 @@ class BiasProbe(base.Probe):
         """
         panels, marks, parts = {}, {"reference": reference}, []
         for title, table in tables.items():
-            best = _best(table)
+            best = "raw" if table.corrected.isna().all() else "corrected"
             rows = table.sort_values("reference", kind="stable").set_index("occupation")
             numbers = "; ".join(
                 f"{r.Index} {r.reference:.2f}, {r.raw:.2f}, {getattr(r, best):.2f}"
@@ -289,7 +292,8 @@ class BiasProbe(base.Probe):
             axis = figure.subplots()
             axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="mirrors")
             for marker, (title, table) in zip(figures.MARKERS, tables.items()):
-                known, best = table.dropna(subset=["of_known"]), _best(table)
+                known = table.dropna(subset=["of_known"])
+                best = "raw" if table.corrected.isna().all() else "corrected"
                 x, y = known.reference, known.of_known
                 axis.plot(x, y, marker, mfc="none", label=f"{title}, {best}")
                 pairs = ", ".join(f"{r:.2f} to {v:.2f}" for r, v in zip(x, y))
@@ -324,7 +328,7 @@ def _headline(images: pd.DataFrame, reference: estimate.Reference) -> base.Rows:
             yield _row(f"bias.{name}.over_reference", label, value, OCCUPATIONS)
     for column in estimate.declared_tones(images):
         name = instrument_of(column)
-        hits = images.assign(hit=images[column].isin(("medium dark", "dark")))
+        hits = images.assign(hit=images[column].isin(estimate.DARKEST))
         label = f"skin tone measured as one of the two darkest, by {name}"
         yield from base.share_rows(hits, "hit", f"bias.{name}.tone.darkest", label)
 
@@ -336,6 +340,20 @@ def _row(id: str, label: str, value: stats.Estimate, method: str) -> base.Record
 def _number(id: str, label: str, value: float | None, n: int, method: str) -> base.Record:
     value = np.nan if value is None else float(value)
     return _row(id, label, stats.Estimate(value, np.nan, np.nan, n), method)
+
+
+def _subjects(
+    images: pd.DataFrame,
+    part: str,
+    references: Sequence[estimate.Reference],
+    label_table: pd.DataFrame | None,
+) -> base.Rows:
+    """Yield shares by occupation, or another subject, by every instrument."""
+    for column in estimate.readings(images):
+        id = f"bias.{instrument_of(column)}.{part}"
+        yield from _neutral(images, column, id, references, label_table)
+    for column in estimate.declared_tones(images):
+        yield from _tones(images, column, f"bias.{instrument_of(column)}.{part}")
 
 
 def _neutral(
@@ -389,29 +407,6 @@ def _tones(images: pd.DataFrame, column: str, id: str) -> base.Rows:
             yield _number(f"{place}.{kind}", label, row[kind], row["n"], distances[kind])
 
 
-def _instruments(images: pd.DataFrame, id: str) -> base.Rows:
-    """Yield how far two instruments agree, and what the variance of their answers is due to."""
-    columns = estimate.readings(images)[:2]
-    if len(columns) < 2 or images.id.nunique() < 2:
-        return
-    agreement = misclassification.rater_agreement(
-        images[columns[0]], images[columns[1]], images.id, estimate.CLASSES
-    )
-    methods = {
-        "kappa": "Cohen's kappa, prompts resampled",
-        "asymptotic": "Cohen's kappa, as if images were independent",
-        "same": "share of equal answers, clustered by prompt",
-    }
-    for name, method in methods.items():
-        value, label = getattr(agreement, name), f"agreement of the instruments, {name}"
-        yield base.row(images, f"{id}.agreement.{name}", label, value, method)
-    several = images.groupby("id").size().min() > 1
-    if several and images.id.nunique() > images.occupation.nunique() > 1:
-        for name, value in estimate.variance_components(images).items():
-            label = f"part of the variance of the answer woman: {name}"
-            yield _row(f"{id}.variance.{name}", label, value, "moments; occupations resampled")
-
-
 def _contrasts(
     table: pd.DataFrame,
     column: str,
@@ -436,6 +431,27 @@ def _contrasts(
     if naming is not None:
         label = f"naming woman and man in turn, less naming neither, by {name}"
         yield _row(f"{id}.naming", label, naming, OCCUPATIONS)
+
+
+def _society(table: pd.DataFrame, label_table: pd.DataFrame | None) -> base.Rows:
+    """Yield shares by subject beyond work, and each subject less plain "a person".
+
+    The differences are paired by template and seed, p by Holm over the subjects of an instrument.
+    """
+    images = table[table.part == "society"]
+    if images.empty:
+        return
+    yield from _subjects(images, "society", [{}], label_table)
+    for column in (*estimate.readings(images), *estimate.read_tones(images)):
+        name, is_tone = instrument_of(column), column.startswith("tone")
+        what, wanted = ("darkest", estimate.DARKEST) if is_tone else ("women", ("woman",))
+        gaps = estimate.beside_baseline(images, images[column].isin(wanted))
+        adjusted = stats.adjust_pvalues([p for _, p in gaps.values()])
+        for (subject, (value, _)), p in zip(gaps.items(), adjusted):
+            label = f"{what} among “{subject}” less “{estimate.BASELINE}”, as read by {name}"
+            place = f"bias.{name}.society.{what}.{base.identifier(subject)}"
+            yield _row(f"{place}.difference", label, value, "Student's t over templates")
+            yield _number(f"{place}.p", f"{label}: p", p, value.n, "signs flipped; Holm")
 
 
 def _as_named(table: pd.DataFrame) -> base.Rows:
@@ -468,7 +484,3 @@ def _descriptors(table: pd.DataFrame) -> base.Rows:
         yield _row(f"{id}.difference", label, value, OCCUPATIONS)
         method = "signs flipped; Benjamini and Hochberg over descriptors and instruments"
         yield _number(f"{id}.p", f"{label}: p", p, value.n, method)
-
-
-def _best(table: pd.DataFrame) -> str:
-    return "raw" if table.corrected.isna().all() else "corrected"

@@ -219,8 +219,8 @@ def _miscounted(table: pd.DataFrame) -> base.Rows:
     """Yield, by task, how many objects are missing (as many as a prompt asks for) and extra."""
     for column in ("missing", "extra"):
         for _, images in table.groupby("task", sort=False):
-            asked = max(sum(item.number for item in items_of(asks)) for asks in images.asks)
-            limits = (0, asked if column == "missing" else np.inf)
+            objects = max(sum(item.number for item in items_of(asks)) for asks in images.asks)
+            limits = (0, objects if column == "missing" else np.inf)
             id, label = f"composition.task.{{}}.{column}", f"{{}}: {column} per image"
             yield from base.mean_rows(images, column, id, label, "task", limits)
 

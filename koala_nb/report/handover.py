@@ -78,13 +78,13 @@ def _rounded(value: float | None) -> float | None:
 def comparison_sentence(other: records.Comparison) -> str:
     """Return, in a sentence, in how many paired figures two reports differ."""
     paired = [c for c in other.changes.values() if c.p is not None]
-    told = [c for c in paired if c.p <= findings.LEVEL]  # type: ignore[operator]
+    different = [c for c in paired if c.p <= findings.LEVEL]  # type: ignore[operator]
     beside = f"Beside the report on {other.model.system}, revision {other.model.revision}"
     if not paired:
         return f"{beside}: no two images share prompt and seed, so no difference is tested."
-    names = ", ".join(f"{c.label} ({c.change:+.2f})" for c in told)
-    which = f"{len(told)} of {len(paired)} paired figures differ after Holm's correction"
-    return f"{beside}, {which}{f': {names}' if told else ''}."
+    names = ", ".join(f"{c.label} ({c.change:+.2f})" for c in different)
+    which = f"{len(different)} of {len(paired)} paired figures differ after Holm's correction"
+    return f"{beside}, {which}{f': {names}' if different else ''}."
 
 
 def show_comparison(audit: Audit) -> None:
