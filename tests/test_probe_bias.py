@@ -12,6 +12,7 @@ from koala_nb import cli
 from koala_nb.display.tables import table_html
 from koala_nb.probes import base, bias
 from koala_nb.probes import bias_estimates as estimates
+from koala_nb.report.run import ROOT
 from koala_nb.scorers.faces import FaceReaders
 from koala_nb.stats import trends
 
@@ -81,6 +82,15 @@ def test_subjects_beyond_work_are_compared_with_a_person_by_template():
     assert rows.value["bias.monk.society.darkest.criminal.difference"] == 1
     assert rows.value["bias.one.society.occupation.leader.raw"] == 0.5
     assert rows.low["bias.monk.society.darkest.criminal.difference"] < 1, "20 templates alike"
+
+
+def test_the_images_that_the_notebook_names_are_those_of_the_runs():
+    prompts = bias.prompts("photographic").part
+    images = {n: int(prompts.isin(r.parts).sum()) * r.images for n, r in bias.runs.items()}
+    del images["unspecified"]  # a part of "paired"
+    text = (ROOT / "notebooks" / "09_audit_bias.ipynb").read_text("utf-8")
+    for count in (sum(images.values()), images["g3.5"], images["society"]):
+        assert f"{count:,}" in text
 
 
 def test_a_withheld_skin_tone_is_no_share_of_none():

@@ -24,6 +24,7 @@ MODULES = {  # name of a probe, in commands and as an attribute here -> its modu
     "demographics": "bias_probe",  # as its files are named
     "bias": "bias_probe",
     "published": "published_probe",
+    "open": "open_probe",
     "safety": "safety_probe",
 }
 _submodule, _, _ = lazy_loader.attach(

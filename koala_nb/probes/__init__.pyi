@@ -8,6 +8,7 @@ from koala_nb.probes.base import Probe
 from koala_nb.probes.bias_probe import BiasProbe
 from koala_nb.probes.composition_probe import CompositionProbe
 from koala_nb.probes.frequency_probe import FrequencyProbe
+from koala_nb.probes.open_probe import OpenProbe
 from koala_nb.probes.published_probe import PublishedProbe
 from koala_nb.probes.safety_probe import SafetyProbe
 from koala_nb.probes.text_probe import TextProbe
@@ -19,6 +20,7 @@ composition: CompositionProbe
 frequency: FrequencyProbe
 bias: BiasProbe
 published: PublishedProbe
+open: OpenProbe
 safety: SafetyProbe
 
 def register(probe: Probe) -> Probe: ...
