@@ -74,7 +74,7 @@ refresh: $(STAMP)
 	$(BIN)/python -m studies.auditors
 	$(BIN)/python -m koala_nb probe bias --model nano-sdxl --runs unspecified
 	$(BIN)/python -m koala_nb probe bias --teacher nano-sdxl
-	for probe in text composition frequency safety; do $(BIN)/python -m koala_nb probe $$probe || exit 1; done
+	for probe in text composition frequency safety open; do $(BIN)/python -m koala_nb probe $$probe || exit 1; done
 	$(BIN)/python -m koala_nb probe composition --model nano-sdxl
 	$(BIN)/python -m koala_nb probe frequency --model nano-sdxl --images 2
 	$(BIN)/python -m koala_nb refresh

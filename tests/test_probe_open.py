@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from koala_nb.probes import base, get, open_probe
 
@@ -61,6 +62,22 @@ def test_an_axis_is_open_where_no_word_of_the_prompt_names_it():
     assert {"age", "clothing"} <= set(open_probe.proposed(person))
     thing = {"kind": "thing", "prompt": "a photo of a house"}
     assert set(open_probe.proposed(thing)) == {"place", "light", "wealth", "condition"}
+
+
+def test_the_axes_of_a_photograph_are_read_where_they_are_open(clip_folder):
+    reader = open_probe.AxesReader(str(clip_folder))
+    prompts = [
+        {"kind": "person", "prompt": "a photo of a rich person"},
+        {"kind": "thing", "prompt": "a photo of a house"},
+    ]
+    images = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    person, thing = open_probe.OpenReader({"person": [reader], "thing": [reader]}).score(
+        images, prompts
+    )
+    assert person.keys() == thing.keys() == {f"axis_{name}" for name in open_probe.axes()}
+    assert person["axis_wealth"] is None and thing["axis_age"] is None
+    for name in open_probe.proposed(prompts[0]):
+        assert person[f"axis_{name}"] in {*open_probe.axes()[name]["values"], "unsure"}
 
 
 @pytest.mark.parametrize("domain", ["photographic", "emoji-world"])

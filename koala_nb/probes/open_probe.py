@@ -133,8 +133,8 @@ class OpenProbe(base.Probe):
         """Return the smallest difference from one half found in one subject after Bonferroni."""
         level = 1 - LEVEL / max(1, prompts * TESTS)
         steps = (0.005 * step for step in range(1, 101))
-        found = (s for s in steps if trends.power(images, 0.5, 0.5 + s, level) >= trends.POWER)
-        return next(found, float("nan"))
+        enough = (s for s in steps if trends.power(images, 0.5, 0.5 + s, level) >= trends.POWER)
+        return next(enough, float("nan"))
 
     def plan(self, pipe: Pipeline, prompts: int, images: float) -> str:
         """Return what a subject's images can find, beside all others."""
