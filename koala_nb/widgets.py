@@ -9,28 +9,24 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets
 import numpy as np
 import pandas as pd
+from diffusers import UNet2DConditionModel
 from IPython.display import HTML
+from PIL import Image
 
 from koala_nb.attention import page
-from koala_nb.attention.maps import MARKS
+from koala_nb.attention.maps import MARKS, Attention
 from koala_nb.core import catalog
 from koala_nb.display.tables import table_html
 from koala_nb.generation import generate
 from koala_nb.models import load
 from koala_nb.models import unet as architecture
+from koala_nb.models.load import Pipeline
 from koala_nb.probes import labels
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-    from PIL import Image
-
-    from koala_nb.attention.maps import Attention
-    from koala_nb.models.load import Pipeline
 
 MAX_STEPS = 100
 MAX_GUIDANCE = 20.0

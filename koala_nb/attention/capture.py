@@ -23,13 +23,11 @@ from koala_nb.attention.edits import Edit, Site, apply_edits
 from koala_nb.attention.maps import Attention, words_of
 from koala_nb.core.errors import nearest
 from koala_nb.generation.generate import ON_RETRY, embed
-from koala_nb.models.load import model_info
+from koala_nb.models.load import Pipeline, model_info
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention as AttentionLayer
-
-    from koala_nb.models.load import Pipeline
 
 Receive = Callable[..., torch.Tensor | None]  # takes the tensors that a hook passes on
 

@@ -8,20 +8,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from diffusers.loaders import TextualInversionLoaderMixin
+from safetensors.numpy import save
+from scipy.cluster.vq import kmeans2
 from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
 
 from koala_nb.attention.buffers import Batch, matches_prefix
 from koala_nb.core.errors import nearest
 from koala_nb.core.files import write_atomic
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from transformers import PreTrainedTokenizerBase
 
 AXES = ("image", "guidance branch", "step", "head", "row", "column", "token")
 UNITS = "share of a position's attention, 0 to 1; logits: before the softmax; mean over merged axes"
@@ -181,8 +181,6 @@ class Attention:
         clip_l + clip_g = logit, the mean over positions and the word's tokens. spread_clip_l: the
         share of the logit's variance over positions, cov(l, logit) / var(logit); 1 less it is G's.
         """
-        import pandas as pd
-
         channels = ("logits", "logits_clip_l")
         both = [self.maps(image, channel=channel, **chosen) for channel in channels]
         rows = []
@@ -198,8 +196,6 @@ class Attention:
 
         k-means on the rows of the self-attention, captured with `self_grid`.
         """
-        from scipy.cluster.vq import kmeans2
-
         maps = self.maps(image, channel="self", **chosen)
         flat = maps.reshape(-1, maps.shape[-1]).astype(float)
         _, labels = kmeans2(flat, number, minit="++", rng=np.random.default_rng(0))
@@ -228,8 +224,6 @@ class Attention:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `arrays()` as safetensors, with axes and units in its metadata."""
-        from safetensors.numpy import save
-
         metadata = {"axes": json.dumps(AXES), "units": UNITS}
         arrays = {name: np.ascontiguousarray(value) for name, value in self.arrays().items()}
         write_atomic(path, save(arrays, metadata=metadata))

@@ -7,17 +7,14 @@ import io
 import os
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from koala_nb.attention.maps import MARKS
+from koala_nb.attention.maps import MARKS, Attention
 from koala_nb.core.files import write_atomic
 from koala_nb.display.page import filled_page
-
-if TYPE_CHECKING:
-    from koala_nb.attention.maps import Attention
 
 DIM = 0.3  # brightness that a picture keeps where a map is 0
 GLOW, LIGHT = 0.35, (255, 255, 153)  # pale yellow, added where a map is large: dark things show

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
-    import torch
     from diffusers.models.attention_processor import Attention as AttentionLayer
 
 # What an answer of the wrong kind may raise.
@@ -141,8 +141,6 @@ def _short(answer: object) -> str:
 
 def latents_and(*numbers: float) -> list[tuple]:
     """Return one case of two random latents, (1, 4, 4, 4), and these numbers."""
-    import torch
-
     pair = torch.randn((2, 1, 4, 4, 4), generator=torch.Generator().manual_seed(0))
     return [(*pair, *numbers)]
 
@@ -229,8 +227,6 @@ def apply_by_step(edit: Callable[..., torch.Tensor]) -> np.ndarray:
 
     TypeError where it returns no maps.
     """
-    import torch
-
     rows = []
     for step in range(EDITED_STEPS):
         site = SimpleNamespace(step=step, steps=EDITED_STEPS, layer="up_blocks.1", images=range(1))
@@ -254,8 +250,6 @@ def without_tokens(steps: range = range(EDITED_STEPS // 2), keep: bool = False) 
 
 def features_and_pairs() -> list[tuple]:
     """Return random features of a student and its teacher, of two sizes, and their pairs."""
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     small, large, unused = (
         torch.randn(shape, generator=generator) for shape in [(2, 4, 3), (2, 9, 5), (2, 9, 5)]

@@ -9,19 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from cycler import cycler
+from IPython import display
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 from koala_nb.display.tables import EMPTY, format_interval, format_number
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PROMPTS_A_FIGURE = 4  # so that no figure is taller than a printed page
 CELL_INCHES = 1.3  # side of one image in a grid
@@ -377,11 +376,9 @@ def brightness(image: Image.Image) -> float:
 
 def show_banner(text: str | None) -> None:
     """Display a banner such as `kn.banner(domain)`; nothing is displayed for None."""
-    from IPython.display import display
-
     if text:
         html = f'<p class="banner" role="note" style="{BANNER_STYLE}">{escape(text)}.</p>'
-        display({"text/html": html, "text/plain": text}, raw=True)
+        display.display({"text/html": html, "text/plain": text}, raw=True)
 
 
 def show(
@@ -397,8 +394,6 @@ def show(
     has one, or becomes a JPEG where they are large. ValueError for an empty text: a reader who does
     not see the figure would get nothing.
     """
-    from IPython.display import display
-
     if not alt.strip():
         raise ValueError("show: the alternative text is empty: say what the figure shows.")
     photographs = any(image.width >= 256 for image in images)  # or lit by a map: no steps
@@ -413,7 +408,7 @@ def show(
         image = image.quantize(colours, dither=Image.Dither.NONE) if colours else image
         image.save(buffer := io.BytesIO(), format=form, optimize=True, quality=88)
     data = {f"image/{form}": buffer.getvalue(), "text/plain": alt}
-    display(data, raw=True, metadata={f"image/{form}": {"alt": alt}})
+    display.display(data, raw=True, metadata={f"image/{form}": {"alt": alt}})
 
 
 def show_page(path: str | os.PathLike[str], text: str, height: int = 700) -> None:
@@ -421,15 +416,13 @@ def show_page(path: str | os.PathLike[str], text: str, height: int = 700) -> Non
 
     height: of the frame, in pixels. The page's own scripts run, and reach nothing outside it.
     """
-    from IPython.display import display
-
     page = escape(Path(path).read_text("utf-8"), quote=False).replace("'", "&#39;")
     frame = (
         f"<iframe srcdoc='{page}' title=\"{escape(text)}\" "
         'sandbox="allow-scripts" '
         f'style="width:100%;height:{height}px;border:1px solid #8886"></iframe>'
     )
-    display({"text/html": f"<p>{escape(text)}</p>{frame}", "text/plain": text}, raw=True)
+    display.display({"text/html": f"<p>{escape(text)}</p>{frame}", "text/plain": text}, raw=True)
 
 
 def _wrap(text: str, width: int = 30) -> str:

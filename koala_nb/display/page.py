@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from koala_nb.display.figures import BANNER_STYLE
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 LARGEST_PAGE = 1_500_000  # bytes
 PICTURE = 256  # pixels per side at most on the page

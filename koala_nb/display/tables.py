@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from html import escape
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
+from IPython import display
 
-    TableData: TypeAlias = (
-        pd.DataFrame | pd.Series | Mapping[str, Any] | Iterable[Mapping[str, Any]]
-    )
-
+TableData: TypeAlias = pd.DataFrame | pd.Series | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 Digits = int | Mapping[str, int]  # of all columns, or by column
 Units = Mapping[str, str]  # by column
 HIDDEN = "id"  # for code, not for people
@@ -41,14 +38,14 @@ def show_table(
     heading; "%" also multiplies by 100, and `digits` still counts those of the share.
     empty: the sentence in place of a table without rows.
     """
-    from IPython.display import display
-
     frame, caption = _shown(data, caption, digits, units)
     if frame.empty:
         text = f"{caption}: {empty}" if caption else empty
-        return display({"text/html": f"<p>{escape(text)}</p>", "text/plain": text}, raw=True)
-    text = "\n".join(part for part in (caption, frame.to_string(index=False)) if part)
-    display({"text/html": _html(frame, caption), "text/plain": text}, raw=True)
+        html = f"<p>{escape(text)}</p>"
+    else:
+        text = "\n".join(part for part in (caption, frame.to_string(index=False)) if part)
+        html = _html(frame, caption)
+    display.display({"text/html": html, "text/plain": text}, raw=True)
 
 
 def table_html(
@@ -90,8 +87,6 @@ def format_interval(value: object, low: object, high: object, digits: int = 2) -
 def _shown(
     data: TableData, caption: str | None, digits: Digits, units: Units | None
 ) -> tuple[pd.DataFrame, str]:
-    import pandas as pd
-
     if isinstance(data, Mapping):
         data = pd.DataFrame(
             {"property": list(data), "value": pd.Series([*data.values()], dtype=object)}
@@ -117,8 +112,6 @@ def _shown(
 
 
 def _formatted(frame: pd.DataFrame, digits: Digits, units: Units) -> pd.DataFrame:
-    import pandas as pd
-
     triples = _triples(frame.columns)
     ends = {end for _, low, high in triples.values() for end in (low, high)}
     cells = {}

@@ -11,20 +11,20 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from diffusers.utils import make_image_grid
+from PIL import ImageOps
+from PIL.Image import Image
+from safetensors import safe_open
+from safetensors.torch import save
+from tqdm import tqdm
 
 from koala_nb.core.files import read_json, write_atomic, write_json
 from koala_nb.distillation.loop import random_draws
 from koala_nb.distillation.similarity import scaled
-from koala_nb.models.load import model_info
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from koala_nb.models.load import Pipeline
+from koala_nb.models.load import Pipeline, model_info
 
 SHARD = 64  # pictures
 CAPTIONS = ("text", "caption", "prompt", "txt", "description")
@@ -89,8 +89,6 @@ def fit(picture: Image, size: int) -> tuple[torch.Tensor, list[int]]:
     Time ids: original height and width, top and left of the crop, target height and width (SDXL,
     arXiv 2307.01952, section 2.2).
     """
-    from PIL import ImageOps
-
     scale = size / min(picture.size)
     top, left = (round((side * scale - size) / 2) for side in (picture.height, picture.width))
     ids = [picture.height, picture.width, top, left, size, size]
@@ -122,9 +120,6 @@ def prepare(
 
     ValueError where `folder` was made with other settings, and as `read_pairs`.
     """
-    from safetensors.torch import save
-    from tqdm import tqdm
-
     info = model_info(pipe)
     settings = {"source": str(source), "size": size, "limit": limit, "revision": info.revision}
     settings |= {"model": info.source}
@@ -198,8 +193,6 @@ class Cache:
 
     def row(self, index: int) -> dict[str, torch.Tensor]:
         """Return one encoded picture, read from its shard."""
-        from safetensors import safe_open
-
         with safe_open(self.files[index // SHARD], "pt") as shard:
             return {name: shard.get_slice(name)[index % SHARD] for name in shard.keys()}  # noqa: SIM118
 
@@ -211,8 +204,6 @@ def _order(epoch: int, count: int) -> np.ndarray:
 
 def picture_sheet(images: Sequence[Image], columns: int) -> bytes:
     """Return pictures of one size as one PNG, `columns` a row; every row is full."""
-    from diffusers.utils import make_image_grid
-
     sheet = make_image_grid(list(images), len(images) // columns, columns)
     sheet.save(buffer := io.BytesIO(), "PNG")
     return buffer.getvalue()

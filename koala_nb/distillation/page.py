@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from koala_nb.core.files import write_atomic
 from koala_nb.display.page import filled_page, webp
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 def write_page(

@@ -6,26 +6,26 @@ The protocol (pictures, noise level, layers) is this project's own, not that of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
+from torch import nn
 
 from koala_nb.display.figures import show, styled_axes
 from koala_nb.distillation.losses import FeatureHooks
+from koala_nb.models.load import Pipeline
 from koala_nb.models.unet import stage_of
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from PIL.Image import Image
-    from torch import nn
-
-    from koala_nb.models.load import Pipeline
 
 
 @torch.no_grad()
 def noisy_inputs(
-    pipe: Pipeline, images: Sequence[Image], prompts: Sequence[str], timestep: int, seed: int = 0
+    pipe: Pipeline,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    timestep: int,
+    seed: int = 0,
 ) -> dict[str, object]:
     """Return a U-Net's arguments for pictures at a noise level, each with its prompt.
 
@@ -97,8 +97,6 @@ def cka_table(
     rows: Mapping[str, torch.Tensor], columns: Mapping[str, torch.Tensor]
 ) -> pd.DataFrame:
     """Return the CKA of every pair of layers; empty (NaN) where their resolutions differ."""
-    import pandas as pd
-
     table = pd.DataFrame(np.nan, index=list(rows), columns=list(columns))
     for name, first in rows.items():
         for other, second in columns.items():
@@ -107,14 +105,12 @@ def cka_table(
     return table
 
 
-def principal_colours(features: torch.Tensor, height: int, width: int) -> list[Image]:
+def principal_colours(features: torch.Tensor, height: int, width: int) -> list[Image.Image]:
     """Show features, (n, height * width, channels), by their first three principal components.
 
     One PCA over all pictures; components become red, green and blue between their 1st and 99th
     percentile. A component's sign is set so that its largest entry is positive.
     """
-    from PIL import Image
-
     flat = features.flatten(0, 1).double()
     flat = flat - flat.mean(0)
     _, _, axes = torch.linalg.svd(flat, full_matrices=False)

@@ -15,6 +15,10 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
 from koala_nb.core import catalog
 from koala_nb.core.files import locked, read_json, write_atomic, write_json
 from koala_nb.distillation.losses import (
@@ -25,15 +29,13 @@ from koala_nb.distillation.losses import (
     training_cost,
 )
 from koala_nb.models import unet as architecture
+from koala_nb.models.load import Pipeline
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import PartialState
     from diffusers import UNet2DConditionModel
-    from torch import nn
 
     from koala_nb.distillation.data import Cache
-    from koala_nb.models.load import Pipeline
 
 PARTS = ("task", "out", "feat")  # of the loss
 
@@ -176,7 +178,6 @@ def remember(options: StudentTraining, size: int) -> None:
 
 def build_student(options: StudentTraining, pipe: Pipeline) -> UNet2DConditionModel:
     """Return the student's U-Net in float32: its teacher's weights, or random ones."""
-    import torch
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -202,8 +203,6 @@ class Batches:
         self, distiller: Distiller, student: nn.Module, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return a student's distillation loss on a batch, and its parts."""
-        from torch.utils._pytree import tree_map
-
         device, dtype = self.teacher.device, self.teacher.dtype
         times = (batch["time"] * len(self.alphas)).long()
         alpha = self.alphas[times][:, None, None, None]
@@ -217,8 +216,6 @@ class Batches:
 
     def validate(self, distiller: Distiller, student: nn.Module) -> dict[str, float]:
         """Return the parts of the loss on the held-out pictures, always with the same noise."""
-        import torch
-
         with torch.no_grad():
             parts = [self.loss(distiller, student, b)[1] for b in self.cache.held_out()]
         return {

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm import tqdm
 
 from koala_nb.core import catalog, files
 from koala_nb.core.devices import empty_cache
@@ -29,11 +30,10 @@ from koala_nb.generation.plan import Plan, Settings, make_plan
 from koala_nb.models import load
 from koala_nb.models.fingerprint import summary
 from koala_nb.models.given import is_given
+from koala_nb.models.load import Pipeline
 
 if TYPE_CHECKING:
     from distributed import Client, Worker, WorkerPlugin
-
-    from koala_nb.models.load import Pipeline
 
 # Dask's pages ask nobody who they are: none are served.
 NO_PAGES: Record = {f"distributed.{role}.http.routes": [] for role in ("scheduler", "worker")}
@@ -65,8 +65,6 @@ def generate(
     on after any interruption. Raises ValueError for a bad argument or a folder with other
     settings, and OSError, naming the worker, where weights are missing or differ.
     """
-    from tqdm import tqdm
-
     distributed = run_folder.extra("distributed")
     if not isinstance(client, distributed.Client):
         raise ValueError(

@@ -15,10 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from diffusers.configuration_utils import FrozenDict
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
 
 from koala_nb.core import files
 from koala_nb.core.devices import empty_cache, is_out_of_memory
@@ -36,17 +40,9 @@ from koala_nb.generation.plan import (
 from koala_nb.generation.run_folder import BatchTimes, Run
 from koala_nb.models.fingerprint import fingerprint, summary
 from koala_nb.models.given import GivenImages
-from koala_nb.models.load import list_steps, model_info
+from koala_nb.models.load import Pipeline, list_steps, model_info
 
-if TYPE_CHECKING:
-    from diffusers.configuration_utils import FrozenDict
-    from PIL import Image
-    from torch import nn
-
-    from koala_nb.models.load import Pipeline
-
-    Decoded = list[tuple[Image.Image, Record]]  # images, and how each was decoded
-
+Decoded = list[tuple[Image.Image, Record]]  # images, and how each was decoded
 # Each is called before an attempt to draw; what it returns is called where memory ran out.
 ON_RETRY: list[Callable[[], Callable[[], None]]] = []
 
@@ -315,8 +311,6 @@ def effective_spacing(pipe: Pipeline, steps: int) -> str | None:
 @contextmanager
 def _bar(total: int, progress: bool) -> Iterator[Callable[[int], Any]]:
     """A bar of images; outside a terminal only for runs of more than a minute."""
-    from tqdm import tqdm
-
     terminal = sys.stderr.isatty()
     times = {"delay": 0, "mininterval": 0.5} if terminal else {"delay": 60, "mininterval": 30}
     with tqdm(total=total, unit="image", disable=not progress, **times) as bar:

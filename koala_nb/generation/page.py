@@ -6,15 +6,11 @@ import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from koala_nb.core.files import banner, write_atomic
 from koala_nb.display.page import filled_page, webp
 from koala_nb.generation.generate import generate
-from koala_nb.models.load import model_info
-
-if TYPE_CHECKING:
-    from koala_nb.models.load import Pipeline
+from koala_nb.models.load import Pipeline, model_info
 
 STEPS, GUIDANCES = (1, 2, 4, 7, 10, 25), (1.0, 2.0, 3.5, 7.0, 12.0)
 

@@ -10,21 +10,19 @@ from enum import Enum
 from itertools import groupby, islice
 from math import inf, lcm
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from koala_nb.core.devices import free_gigabytes, plan_batch
 from koala_nb.core.files import Record, short
 from koala_nb.models.load import (
     MAX_IMAGES,
     MOST,
+    Pipeline,
     call_default,
     check_pipeline,
     model_info,
     native_size,
 )
-
-if TYPE_CHECKING:
-    from koala_nb.models.load import Pipeline
 
 SPACINGS = ("leading", "trailing", "linspace")
 
@@ -102,7 +100,7 @@ class Plan:
 
 
 def make_plan(
-    pipe: "Pipeline",
+    pipe: Pipeline,
     prompts: str | Sequence[str],
     seeds: Sequence[int] | Sequence[Sequence[int]],
     settings: Settings,
@@ -214,7 +212,7 @@ def _whole(what: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-def _size(pipe: "Pipeline", what: str, value: Any) -> int:
+def _size(pipe: Pipeline, what: str, value: Any) -> int:
     factor = lcm(8, pipe.vae_scale_factor)  # diffusers asks for 8 in any case
     size = _whole(what, value, factor, MOST["size"])
     if size % factor:
@@ -223,7 +221,7 @@ def _size(pipe: "Pipeline", what: str, value: Any) -> int:
     return size
 
 
-def _batch_size(pipe: "Pipeline", height: int, width: int) -> int:
+def _batch_size(pipe: Pipeline, height: int, width: int) -> int:
     """Images per batch; on a GPU that holds the whole pipeline, as many as its memory allows."""
     device = pipe.unet.device  # of an offloaded one: not the GPU
     usual = default_batch_size(max(height, width) // pipe.vae_scale_factor, device.type)

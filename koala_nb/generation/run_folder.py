@@ -16,17 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
+from PIL import Image
 
 from koala_nb.core import files
 from koala_nb.core.errors import require
 from koala_nb.core.files import Record, read_json, short
 from koala_nb.generation.plan import IMAGES, Plan, Request
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 SETTINGS, RECORDS, CHUNK_RECORDS = "settings.json", "records.jsonl", "records"
 IMAGE_FILE = rf"{IMAGES}/([0-9]+/)?[^/\\]+[.]png"
@@ -44,8 +42,6 @@ class FolderImages(Sequence):
         return len(self.paths)
 
     def __getitem__(self, index: Any) -> Any:
-        from PIL import Image
-
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         path = self.paths[index]

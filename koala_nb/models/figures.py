@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
+from torch import nn
 
 from koala_nb.core.files import Record
 from koala_nb.display.figures import STYLE, show, show_images, styled_axes
 from koala_nb.models import unet as architecture
 from koala_nb.models.layout import ARM, Box, Layout, unet_layouts
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import torch
-    from matplotlib.axes import Axes
-    from torch import nn
 
 KIND_PAINT = dict(zip(architecture.KINDS, ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#999999")))
 PARTS = {"attn1": "self-attention", "attn2": "cross-attention", "ff": "feed-forward"}

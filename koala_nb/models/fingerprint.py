@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from enum import Enum
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from koala_nb.core.files import Record
-
-if TYPE_CHECKING:
-    from koala_nb.models.load import Pipeline
+from koala_nb.models.load import Pipeline
 
 # What torch itself keeps of a module, and the names and places of files.
 _SKIPPED = {*vars(nn.Module()), "config", "name_or_path", "vocab_file", "merges_file"} | {

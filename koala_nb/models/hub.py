@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import huggingface_hub  # whose functions are imported when they are called
+from huggingface_hub import constants, errors
 from safetensors import SafetensorError, safe_open
 
 from koala_nb.core import catalog
@@ -33,6 +35,8 @@ NEEDED = {
 }
 RELEASE_UNET, RELEASE_VAE = "model.diffusion_model.", "first_stage_model."  # SDXL's own names
 LOOK = 8  # values of each tensor that are compared with its file
+UNREACHABLE = (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError)
+ABSENT = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError)
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack")
 
 
@@ -117,39 +121,35 @@ def fetch_configs(source: Source, parts: Iterable[str], local_files_only: bool |
 def _download(repository: str, revision: str | None, skip: frozenset[str]) -> Path | None:
     """The snapshot with what the pipeline needs, or None where the hub cannot be reached."""
     from diffusers import DiffusionPipeline
-    from huggingface_hub import errors as hub
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
     options = {"revision": revision, "variant": VARIANT, "use_safetensors": True}
-    enable_progress_bars()  # gigabytes: nobody should wait in the dark
+    huggingface_hub.utils.enable_progress_bars()  # gigabytes: nobody should wait in the dark
     try:
-        index = hf_hub_download(repository, "model_index.json", revision=revision)
+        index = huggingface_hub.hf_hub_download(repository, "model_index.json", revision=revision)
         _check_class(repository, read_json(Path(index)))
         return Path(
             DiffusionPipeline.download(
                 repository, **options, **dict.fromkeys(skip - {"quantization_config"})
             )
         )
-    except (OSError, hub.EntryNotFoundError, hub.HTTPError) as error:
+    except (OSError, errors.EntryNotFoundError, errors.HTTPError) as error:
         # Where the hub fails, diffusers looks into the cache; that in vain, it tells the failure.
-        of_hub = isinstance(error, (hub.HfHubHTTPError, hub.EntryNotFoundError))
+        of_hub = isinstance(error, (errors.HfHubHTTPError, errors.EntryNotFoundError))
         reason = error if of_hub else error.__cause__ or error
     finally:
-        disable_progress_bars()
-    if isinstance(reason, hub.GatedRepoError):
+        huggingface_hub.utils.disable_progress_bars()
+    if isinstance(reason, errors.GatedRepoError):
         raise WeightsMissing(
             f"{repository} asks for consent: accept its terms on https://huggingface.co/"
             f"{repository} and run `hf auth login`."
         )
-    absent = (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.EntryNotFoundError)
-    if isinstance(reason, absent) and not isinstance(reason, hub.LocalEntryNotFoundError):
+    if isinstance(reason, ABSENT) and not isinstance(reason, errors.LocalEntryNotFoundError):
         what = f"{repository}{f' at revision {revision}' if revision else ''}"
         raise WeightsMissing(
             f"The hub has no diffusers pipeline {what}: check the spelling, or log in with "
             "`hf auth login` if it is private."
         )
-    if isinstance(reason, (hub.LocalEntryNotFoundError, hub.HTTPError, ConnectionError)):
+    if isinstance(reason, UNREACHABLE):
         return None
     raise WeightsMissing(f"{repository} cannot be downloaded: {str(reason)[:200]}") from reason
 
@@ -164,14 +164,13 @@ def _check_class(source: str, index: Record) -> None:
 
 
 def _cached(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except HFValidationError:
+        return Path(
+            huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True)
+        )
+    except errors.HFValidationError:
         raise ValueError(f"{short(repository)} is not a hub id of the form owner/name.") from None
-    except LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         if snapshot := getattr(error, "snapshot_path", None):  # lacks files that may not be needed
             return Path(snapshot)
         raise WeightsMissing(_out_of_reach(repository, revision)) from None
@@ -183,17 +182,14 @@ def unconfirmed(repository: str, revision: str) -> str:
     By the hub itself; where that is out of reach, by weights in its cache whose names are the
     hashes of their bytes, as a download leaves them.
     """
-    from huggingface_hub import HfApi, errors
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     try:
-        known = HfApi().model_info(repository, revision=revision, timeout=10).sha
+        known = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=10).sha
         return "" if known == revision else f"{repository} has no such commit on the hub"
     except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError):
         return f"{repository} has no such commit on the hub"
-    except (errors.OfflineModeIsEnabled, errors.HTTPError, OSError):
+    except (errors.HTTPError, OSError):
         place = f"models--{repository.replace('/', '--')}/snapshots/{revision}"
-    weights = list((Path(HF_HUB_CACHE) / place).glob("**/*.safetensors"))
+    weights = list((Path(constants.HF_HUB_CACHE) / place).glob("**/*.safetensors"))
     if weights and all(_sha256(file) == file.resolve().name for file in weights):
         return ""
     return "the hub cannot be reached, and its cache holds no weights downloaded at this commit"
@@ -213,13 +209,11 @@ def download_command(repository: str, revision: str | None = None) -> str:
 
 
 def _out_of_reach(repository: str, revision: str | None) -> str:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     known = next((s for s in catalog.SYSTEMS if repository in (s.repository, s.parts)), None)
     size = f" (about {known.download_gb} GB)" if known and known.download_gb else ""
-    at = f" at revision {revision}" if revision else ""
+    at, place = f" at revision {revision}" if revision else "", constants.HF_HUB_CACHE
     return (
-        f"The weights of {repository}{at} are not in the hub's cache ({HF_HUB_CACHE}) and the hub "
+        f"The weights of {repository}{at} are not in the hub's cache ({place}) and the hub "
         f"cannot be reached: with a network run `{download_command(repository, revision)}`{size}, "
         "or load an embedded model such as 'nano-koala'."
     )
@@ -346,14 +340,11 @@ def read_json(path: Path) -> Record:
 
 def _single_file(repository: str, name: str, revision: str | None, local_only: bool | None) -> Path:
     """One file of a repository, from the cache or downloaded. Raises WeightsMissing."""
-    from huggingface_hub import errors as hub
-    from huggingface_hub import hf_hub_download
-
     try:
-        path = hf_hub_download(
+        path = huggingface_hub.hf_hub_download(
             repository, name, revision=revision, local_files_only=bool(local_only)
         )
-    except (hub.EntryNotFoundError, hub.OfflineModeIsEnabled, hub.HTTPError, ConnectionError):
+    except (errors.EntryNotFoundError, *UNREACHABLE):
         raise WeightsMissing(
             f"{name} of {repository} is not in the hub's cache and cannot be downloaded: with a "
             f"network run `hf download {repository} {name}`."

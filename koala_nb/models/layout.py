@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import nn
+from torch import nn
 
 # Units: a transformer block is one high.
 RESIDUAL, GAP, BETWEEN = 1.8, 0.24, 1.5  # a residual block; between boxes; between resolutions

@@ -9,6 +9,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import pandas as pd
+
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
 from koala_nb.core.devices import (
@@ -25,7 +27,6 @@ from koala_nb.models.given import GivenImages, is_given
 from koala_nb.models.hub import WeightsMissing
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
     from diffusers import StableDiffusionXLPipeline
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
         """What `load` returns: one of CLASSES, with what it is."""
 
         model_info: "ModelInfo"
+else:
+    Pipeline = object  # a name for annotations: diffusers is imported when a pipeline is loaded
 
 
 __all__ = ["ModelInfo", "WeightsMissing", "model_info", "list_steps", "load", "silence_logging"]
@@ -243,10 +246,8 @@ def call_default(pipe: "Pipeline", name: str) -> Any:
     return inspect.signature(pipe.__call__).parameters[name].default
 
 
-def list_steps(pipe: "Pipeline", steps: int, timestep_spacing: str | None = None) -> "pd.DataFrame":
+def list_steps(pipe: "Pipeline", steps: int, timestep_spacing: str | None = None) -> pd.DataFrame:
     """The sampler's steps, as columns step, timestep and sigma (noise level); changes nothing."""
-    import pandas as pd
-
     model_info(pipe)  # refuses what is no pipeline
     if not isinstance(steps, Integral) or not 1 <= steps <= MOST["steps"]:
         raise ValueError(f"steps is {short(steps)}: give a whole number from 1 to {MOST['steps']}.")

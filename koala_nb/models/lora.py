@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -21,11 +20,8 @@ from torch import nn
 
 from koala_nb.core import catalog
 from koala_nb.core.files import Record, short
-from koala_nb.models.load import model_info
+from koala_nb.models.load import Pipeline, model_info
 from koala_nb.models.unet import layers_per_block, teacher_name
-
-if TYPE_CHECKING:
-    from koala_nb.models.load import Pipeline
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 Pairs = dict[str, dict[str, torch.Tensor]]  # by "unet.<module>": lora_A, down, and lora_B, up

@@ -6,17 +6,15 @@ import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from PIL import Image
+from torch import nn
 
 from koala_nb.core.files import Record, write_atomic
 from koala_nb.display.page import filled_page, webp
 from koala_nb.models import unet as architecture
 from koala_nb.models.figures import block_colours
 from koala_nb.models.layout import unet_layouts
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import nn
 
 WEBP = "data:image/webp;base64,"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
@@ -19,6 +19,7 @@ from koala_nb.models.load import (
     MAX_IMAGES,
     MOST,
     ModelInfo,
+    Pipeline,
     call_default,
     check_loading,
     check_pipeline,
@@ -28,10 +29,6 @@ from koala_nb.models.load import (
     native_size,
     silence_logging,
 )
-
-if TYPE_CHECKING:
-    from koala_nb.models.load import Pipeline
-
 
 FILES = {  # parameters of notebooks that name a CSV, and its columns
     "prompts_file": ("prompt",),

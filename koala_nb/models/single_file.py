@@ -5,21 +5,16 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save
+from torch import nn
 
 from koala_nb.core.files import short, write_atomic
 from koala_nb.models.hub import RELEASE_UNET as UNET
 from koala_nb.models.hub import RELEASE_VAE as VAE
-from koala_nb.models.load import check_pipeline, model_info
+from koala_nb.models.load import Pipeline, check_pipeline, model_info
 from koala_nb.models.unet import layers_per_block
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from koala_nb.models.load import Pipeline
 
 Tensors = dict[str, torch.Tensor]
 CLIP_L = "conditioner.embedders.0.transformer.text_model."

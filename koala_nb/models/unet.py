@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from koala_nb.core import catalog
 from koala_nb.core.card import CARD_TABLE, CARD_TABLE_CONDITIONS
@@ -21,7 +23,6 @@ from koala_nb.core.files import Record, checked_path
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
-    from torch import nn
 
 KINDS = ("residual blocks", "self-attention", "cross-attention", "feed-forward", "other")
 CARD_ROWS = "parameters;reduction;checkpoint;transformer blocks;mid block;latency (s)".split(";")
@@ -171,8 +172,6 @@ def costs(unet: nn.Module, latent: tuple[int, int] | None = None, tokens: int = 
     addition counts as two (torch.utils.flop_counter, which counts products of matrices and
     convolutions only). ValueError for a size that the U-Net cannot halve.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     height, width = latent or (unet.config.sample_size,) * 2
     halvings = 2 ** (len(unet.config.down_block_types) - 1)
     if min(height, width) < halvings or height % halvings or width % halvings:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from PIL import Image
 
 from koala_nb.core.files import Record
 from koala_nb.models import hub
 from koala_nb.scorers import ocr, pixels
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 DEFAULT = "openai/clip-vit-large-patch14"  # MIT; 1.7 GB
 MEDIA = ("photograph", "painting", "drawing", "3d render", "cartoon", "sculpture")

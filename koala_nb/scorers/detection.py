@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from PIL import Image
 
 from koala_nb.scorers.clip import DEFAULT as CLIP
 from koala_nb.scorers.clip import Clip, load_pretrained
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in shares of the image's sides
 SAME_PLACE = 0.5  # boxes of one label that overlap more are one object

@@ -9,12 +9,11 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from koala_nb.core.files import PNG_KEY, XMP_KEY, Record, save_png
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # From IPTC's vocabulary of digital source types: made by a model trained on sampled content.
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -41,8 +40,6 @@ def labelled(image: Image.Image, text: str) -> Image.Image:
 
     The picture itself stays as it is, to the pixel; it is put on white where the text is wider.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     points = max(9, image.height // 28)
     font = ImageFont.load_default(points)
     width = max(image.width, int(font.getlength(text)) + points)
@@ -60,8 +57,6 @@ def statements(file: str | Path | io.BytesIO) -> Record:
 
     ValueError where the file is no image.
     """
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with Image.open(file) as image:
             image.load()
@@ -79,9 +74,6 @@ def statements(file: str | Path | io.BytesIO) -> Record:
 
 def reencoded(path: str | Path, form: str = "JPEG", quality: int = 90) -> io.BytesIO:
     """Return a picture's pixels in a new file, as a screenshot or most uploads would make it."""
-    import numpy as np
-    from PIL import Image
-
     buffer = io.BytesIO()
     with Image.open(path) as image:
         pixels = Image.fromarray(np.asarray(image.convert("RGB")))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image, ImageFilter
 
 from koala_nb.core.files import Record, read_lines, write_lines
 from koala_nb.generation import run_folder
@@ -21,7 +22,6 @@ from koala_nb.scorers.clip import load_pretrained
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from PIL import Image
 
 CHUNK = 64  # images checked between two writes
 DECIMALS = 4  # of scores in files
@@ -189,8 +189,6 @@ class Checker:
         return [self._hidden(i) if v["flagged"] else i for i, v in pairs], verdicts
 
     def _hidden(self, image: Image.Image) -> Image.Image | None:
-        from PIL import ImageFilter
-
         if self.action == "withhold":
             return None
         return image.convert("RGB").filter(ImageFilter.GaussianBlur(BLUR * min(image.size)))

@@ -8,13 +8,11 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-
-if TYPE_CHECKING:
-    from PIL import Image
+from PIL import Image
 
 # Short side in pixels up to which an image is enlarged before it is read. On signs of 64 pixels the
 # detector takes the board's edges for brackets ("[river]") at native size, and no longer at 128
@@ -59,14 +57,12 @@ def fitted(image: Image.Image) -> tuple[Image.Image, float]:
 
     Bicubic; a small image is enlarged by a whole number.
     """
-    from PIL import Image as pillow
-
     side = min(image.size)
     factor = max(1, -(-LEAST_SIDE // side)) if side < MOST_SIDE else MOST_SIDE / side
     if factor == 1:
         return image.convert("RGB"), 1
     size = (round(image.width * factor), round(image.height * factor))
-    return image.convert("RGB").resize(size, pillow.Resampling.BICUBIC), factor
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC), factor
 
 
 class RapidReader(Reader):

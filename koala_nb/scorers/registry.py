@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import pandas as pd
+from PIL import Image
 
 from koala_nb.core.files import Record, read_reference
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from PIL import Image
 
 GENERAL = "photographic"  # its scorers take weights of one's own, and read any image
 
@@ -80,8 +79,6 @@ def truth(purpose: str, domain: str) -> Callable[..., Any] | None:
 
 def scorers() -> pd.DataFrame:
     """Return the registered scorers: task, domain, name, version, licence, error."""
-    import pandas as pd
-
     rows = [{"task": t, "domain": d, **e._asdict()} for (t, d), e in SCORERS.items()]
     return pd.DataFrame(rows).drop(columns=["path", "takes", "calibrate"])
 

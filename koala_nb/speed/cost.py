@@ -6,15 +6,11 @@ import json
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from koala_nb.core.catalog import data_file, find
-from koala_nb.core.files import short
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from koala_nb.speed.timing import Row
+from koala_nb.core.files import Record, short
 
 SYSTEM, GPU = "koala-lightning-700m", "RTX 4090 24GB"  # the example where nothing was measured
 OURS = "koala_nb.generate"  # the variant of that name in benchmark-generation-*.json
@@ -40,8 +36,6 @@ def run_cost(
     `price`, price. `attrs` hold images, download_gb and the source. ValueError for a system
     without published times where no rate is given.
     """
-    import pandas as pd
-
     for name, value in {"images": images, "rate": rate, "price": price}.items():
         is_number = isinstance(value, Real) and 0 <= value < 1e15 and (value or name == "price")
         if value is not None and not is_number:
@@ -66,7 +60,7 @@ def run_cost(
     return table
 
 
-def record_cost(images: int, rate: float, measured: Sequence[Row]) -> list[Row]:
+def record_cost(images: int, rate: float, measured: Sequence[Record]) -> list[Record]:
     """Return one row per variant of `studies.records`: seconds of one process, and GPUs as fast.
 
     Each variant's seconds a record are those at the largest count measured, with the 95 % interval
@@ -91,7 +85,7 @@ def rate_in(file: Path) -> float:
     return max(float(row["images_a_second"]) for row in rows)
 
 
-def _rows(file: Path, command: str, columns: set[str]) -> list[Row]:
+def _rows(file: Path, command: str, columns: set[str]) -> list[Record]:
     """Return the rows of a stored benchmark, each with these columns."""
     try:
         rows = json.loads(file.read_text("utf-8"))["rows"]
@@ -155,9 +149,7 @@ def _disk(images: int, run: Path | None, side: int) -> str:
     return f"{taken}, the mean of {len(sizes)} in {run}"
 
 
-def _print_records(images: int, rate: float, measured: Sequence[Row]) -> None:
-    import pandas as pd
-
+def _print_records(images: int, rate: float, measured: Sequence[Record]) -> None:
     for form in ("JSON lines", "Parquet"):
         written = [row for row in measured if row["way"] == f"write {form}"]
         largest = max(written, key=lambda row: row["count"])

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from koala_nb.core import catalog
 from koala_nb.core.devices import gigabytes, pick_device, pick_dtype
@@ -22,11 +22,8 @@ from koala_nb.speed.roofline import inputs_like, limit_seconds, machine_rates, u
 from koala_nb.speed.timing import Row, peak_gb, print_rows, time_interleaved, write_result
 from koala_nb.stats.estimates import median_interval, ratio_interval
 
-if TYPE_CHECKING:
-    from torch import nn
-
 ENCODERS, UNET, VAE = PARTS = ("text encoders", "U-Net, one step", "VAE")
-Modules = Mapping[str, "nn.Module"]
+Modules = Mapping[str, nn.Module]
 Case = tuple[Row, Callable[[], object]]
 
 

@@ -12,31 +12,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 
 from koala_nb.generation.generate import generate
-from koala_nb.models.load import check_pipeline, load, model_info
+from koala_nb.generation.run_folder import Run
+from koala_nb.models.load import Pipeline, check_pipeline, load, model_info
 from koala_nb.speed.cost import OURS
 from koala_nb.speed.timing import Row, print_rows, time_interleaved, write_result
 from koala_nb.stats.estimates import ratio_interval
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from PIL import Image
-
-    from koala_nb.generation.run_folder import Run
-    from koala_nb.models.load import Pipeline
-
 LOOP = "diffusers, one by one"
 COLOURS = ("blue", "red", "green", "yellow", "purple", "orange", "white", "black")
 
-Draw = Callable[[], "list[Image.Image]"]
+Draw = Callable[[], list[Image.Image]]
 # Draws by a shortcut: given the pipeline and what draws with it. The images may differ.
-Shortcut = Callable[["Pipeline", Draw], "list[Image.Image]"]
+Shortcut = Callable[[Pipeline, Draw], list[Image.Image]]
 
 
 def benchmark_prompts(pipe: Pipeline, images: int) -> tuple[list[str], list[list[int]]]:

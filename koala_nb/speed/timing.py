@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from koala_nb.core.catalog import data_folder
+from koala_nb.core.devices import empty_cache, is_out_of_memory
 from koala_nb.core.files import environment, write_json
 
 Row = dict[str, Any]  # of a stored benchmark
@@ -62,8 +63,6 @@ def time_interleaved(
 
 def _seconds_or_none(call: Callable[[], object], device: str) -> float | None:
     """Return the seconds of a call; None where it runs out of memory."""
-    from koala_nb.core.devices import empty_cache, is_out_of_memory
-
     try:
         return seconds_of(call, device)
     except (RuntimeError, MemoryError) as error:
