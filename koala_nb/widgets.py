@@ -1,7 +1,5 @@
 """Hands-on controls for a notebook, usable by keyboard and screen reader."""
 
-from __future__ import annotations
-
 import base64
 import io
 import warnings

@@ -1,7 +1,5 @@
 """Where captured attention is added up: a buffer a layer, or a resolution, of a batch of images."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence

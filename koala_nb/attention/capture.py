@@ -5,16 +5,15 @@ softmax(q k^T / sqrt(d)) once more into a buffer. Compiled graphs reach the capt
 operators that compilers leave alone.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention as AttentionLayer
 from torch import nn
 from torch.nn import functional
 
@@ -24,10 +23,6 @@ from koala_nb.attention.maps import Attention, words_of
 from koala_nb.core.errors import nearest
 from koala_nb.generation.generate import ON_RETRY, embed
 from koala_nb.models.load import Pipeline, model_info
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-    from diffusers.models.attention_processor import Attention as AttentionLayer
 
 Receive = Callable[..., torch.Tensor | None]  # takes the tensors that a hook passes on
 
@@ -177,7 +172,7 @@ class Capture:
         self.handles: list[int] = []
         self.order = torch.zeros(1, dtype=torch.int64)
 
-    def processor_of(self, name: str, module: AttentionLayer) -> CapturingProcessor:
+    def processor_of(self, name: str, module: AttentionLayer) -> "CapturingProcessor":
         """Return a capturing processor around the present one of a layer."""
         channels = ["cross"] if module.is_cross_attention else ["self"]
         if module.is_cross_attention:

@@ -4,8 +4,6 @@ After Hertz et al., Prompt-to-Prompt, arXiv 2208.01626: an edit takes a layer's 
 others, and the layer's output is computed from those.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """Read captured attention: maps of layers, heads, steps and words, as arrays with named axes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Attention seen: a picture lit by a map, and a page of all words, steps, layers, on its own."""
 
-from __future__ import annotations
-
 import base64
 import io
 import os

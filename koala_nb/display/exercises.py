@@ -1,7 +1,5 @@
 """The checks of exercises, by name: friendly before an answer, clear after a wrong one."""
 
-from __future__ import annotations
-
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral, Real
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    from diffusers.models.attention_processor import Attention as AttentionLayer
+from torch import nn
 
 # What an answer of the wrong kind may raise.
 CANNOT_CHECK = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
@@ -186,7 +182,7 @@ def numbers_of_maps(heads: int = 2, positions: int = 64, tokens: int = 32) -> in
 
 
 def attend(
-    layer: AttentionLayer,
+    layer: nn.Module,
     x: torch.Tensor,
     text: torch.Tensor,
     scaled: bool = True,

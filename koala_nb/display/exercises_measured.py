@@ -1,7 +1,5 @@
 """The exercises of notebooks 05 to 11, by name: speed, and the probes of one limitation each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Figures with one look and an alternative text each."""
 
-from __future__ import annotations
-
 import io
 import os
 import textwrap

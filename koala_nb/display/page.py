@@ -1,7 +1,5 @@
 """HTML pages that stand alone: a template filled in, its data and pictures inside it."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

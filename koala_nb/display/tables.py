@@ -1,7 +1,5 @@
 """One accessible table from any frame: caption, scoped headers, intervals, units, a text form."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable, Mapping
 from html import escape
 from numbers import Integral, Real

@@ -4,8 +4,6 @@ A U-Net sees neither pictures nor words: it trains on latents of the VAE and sta
 encoders. They are computed once, into shards on disk, so that the training holds neither.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -115,7 +113,7 @@ def encode(pipe: Pipeline, pairs: Sequence[tuple[Image, str]], size: int) -> dic
 
 def prepare(
     pipe: Pipeline, source: str | Path, folder: Path, size: int, limit: int | None = None
-) -> Cache:
+) -> "Cache":
     """Encode a dataset into `folder`, a shard at a time; what is there from a stopped run stays.
 
     ValueError where `folder` was made with other settings, and as `read_pairs`.

@@ -5,11 +5,10 @@ L = L_task + L_out + L_feat, with KOALA's features (Lee et al., arXiv 2312.04005
 the self-attention modules instead of those of whole blocks.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +122,7 @@ class FeatureHooks:
         for handle in self._handles:
             handle.remove()
 
-    def __enter__(self) -> FeatureHooks:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

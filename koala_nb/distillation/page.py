@@ -1,7 +1,5 @@
 """A student's pictures while it is distilled, beside its teacher's, on a page that stands alone."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path

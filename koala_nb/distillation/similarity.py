@@ -3,8 +3,6 @@
 The protocol (pictures, noise level, layers) is this project's own, not that of KOALA's paper.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

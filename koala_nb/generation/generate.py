@@ -4,8 +4,6 @@
 pipeline's own loop calls the U-Net, `decode` makes the images.
 """
 
-from __future__ import annotations
-
 import platform
 import sys
 import time

@@ -1,7 +1,5 @@
 """Pictures of one prompt over steps, guidance and seeds, on a page that stands alone."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 from html import escape

@@ -6,8 +6,6 @@
 <run>/records/00000.parquet          where many did: one a chunk, written when its images are there
 """
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Figures of U-Nets, each generated from configurations: block diagrams, treemaps, costs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """What a pipeline is made of when it draws: classes, configurations, options and every weight."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Where the blocks of a U-Net stand in its picture: a real U, from the configuration alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

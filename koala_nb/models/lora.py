@@ -1,7 +1,5 @@
 """LoRA of SDXL on U-Nets that were cut from SDXL's: each delta goes where its block went."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Mapping

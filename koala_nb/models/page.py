@@ -1,7 +1,5 @@
 """A U-Net block by block on a page that stands alone: what each costs, what is drawn without it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from html import escape

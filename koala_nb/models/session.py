@@ -1,7 +1,5 @@
 """The set-up of a notebook in one call: silence, checks, a loaded model, and what it is."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """A pipeline as one safetensors file, under the names of SDXL's release, which other tools read."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """CLIP models of transformers as scorers: a forced choice among words, and CLIPScore."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is where in an image: detections and their boxes, and detectors of transformers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Both are statements, not watermarks: whoever re-encodes, screenshots or crops an image removes them.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

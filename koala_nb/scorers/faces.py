@@ -7,8 +7,6 @@ how the picture presents. Skin tone is withheld until a test set of one's own sh
 is right. Licences and known errors stand in `data/reference/instruments.yaml`.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from functools import cache

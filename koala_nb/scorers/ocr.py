@@ -1,7 +1,5 @@
 """Readers of text in images (OCR) behind one interface; both work without a network."""
 
-from __future__ import annotations
-
 import csv
 import io
 import shutil

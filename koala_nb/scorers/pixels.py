@@ -1,7 +1,5 @@
 """What can be read from pixels alone: the background's colour, and bars."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

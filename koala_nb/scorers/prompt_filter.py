@@ -3,8 +3,6 @@
 It knows words, not meanings: a paraphrase, another language or a term that nobody listed passes.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Sequence

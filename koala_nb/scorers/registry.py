@@ -3,8 +3,6 @@
 A path is imported when its scorer is needed; what lies in `koala_nb.nano` is a string only there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol

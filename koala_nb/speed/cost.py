@@ -1,7 +1,5 @@
 """`koala-nb plan`: hours, money and disk that many images take, and what their records take."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from numbers import Real

@@ -1,7 +1,5 @@
 """Figures of stored benchmarks: cost by batch, the roofline, variants of generating."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib

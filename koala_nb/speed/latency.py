@@ -4,8 +4,6 @@ Weights are random but for the embedded family: speed does not depend on their v
 are interleaved in one run. An image is the sum text encoders + steps x U-Net + VAE.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path

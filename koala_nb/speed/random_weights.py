@@ -1,7 +1,5 @@
 """Parts of random weights: speed and memory do not depend on their values."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

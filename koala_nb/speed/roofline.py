@@ -3,8 +3,6 @@
 Nothing here needs weights: operations, traffic and peak memory are counted on the meta device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

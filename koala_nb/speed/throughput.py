@@ -5,8 +5,6 @@ variant's images are from the loop's stands beside its speed. `SHORTCUTS` change
 a default; each takes a pipeline and what draws with it, and leaves the pipeline as it was.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

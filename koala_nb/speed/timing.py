@@ -1,7 +1,5 @@
 """Times and memory: interleaved variants, medians with intervals, peaks, files of results."""
 
-from __future__ import annotations
-
 import os
 import time
 import weakref
