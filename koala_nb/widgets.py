@@ -19,6 +19,7 @@ from PIL import Image
 from koala_nb.attention import page
 from koala_nb.attention.maps import MARKS, Attention
 from koala_nb.core import catalog
+from koala_nb.core.errors import first_line
 from koala_nb.display.tables import table_html
 from koala_nb.generation import generate
 from koala_nb.models import load
@@ -99,7 +100,7 @@ class PromptExplorer(_Widget):
                 image = self._generate()
         except Exception as error:  # the widget is the last to hear of it
             self.picture.value = ""
-            self._say(f"No image: {_sentence(error)}")
+            self._say(f"No image: {first_line(error)}.")
         else:
             notes = " ".join(str(w.message) for w in caught if w.category is UserWarning)
             self.picture.value = picture(image, self._described())
@@ -120,9 +121,7 @@ class PromptExplorer(_Widget):
         )
 
 
-def prompt_explorer(pipe: Pipeline, **start: Any) -> PromptExplorer:
-    """Return the prompt explorer; `start` gives prompt, seed, steps, guidance or size (pixels)."""
-    return PromptExplorer(pipe, **start)
+prompt_explorer = PromptExplorer
 
 
 class _Chooser(_Widget):
@@ -148,7 +147,7 @@ class _Chooser(_Widget):
             text = self._show()
         except Exception as error:  # the widget is the last to hear of it
             self.output.value = ""
-            text = f"{self.nothing}: {_sentence(error)}"
+            text = f"{self.nothing}: {first_line(error)}."
         finally:
             self._filling = False
         self._say(text)
@@ -184,9 +183,7 @@ class UNetExplorer(_Chooser):
         return f"Shown: {', '.join(chosen)}."
 
 
-def unet_explorer(system: str = "koala-lightning-700m") -> UNetExplorer:
-    """Return the U-Net explorer, beginning with a catalogued system."""
-    return UNetExplorer(system)
+unet_explorer = UNetExplorer
 
 
 def block_table(system: str, stage: str, block: str) -> HTML:
@@ -437,8 +434,3 @@ def picture(image: Image.Image, alt: str) -> str:
 
 def _style(width: str = "30em") -> dict[str, Any]:
     return {"style": WIDE, "layout": ipywidgets.Layout(width=width, max_width="95%")}
-
-
-def _sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -54,7 +54,7 @@ def test_any_failure_is_one_sentence_in_the_widget_and_frees_the_button(explorer
     fail = MagicMock(side_effect=RuntimeError("out of <memory>\nand more"))
     monkeypatch.setattr("koala_nb.generation.generate.generate", fail)
     explorer.draw()
-    assert "No image: out of &lt;memory&gt;<" in explorer.status.value
+    assert "No image: out of &lt;memory&gt;.<" in explorer.status.value
     assert not explorer.button.disabled
 
 
@@ -140,7 +140,7 @@ def test_a_failure_of_the_explorer_is_one_sentence(monkeypatch):
     fail = MagicMock(side_effect=RuntimeError("a <broken> configuration\nand more"))
     monkeypatch.setattr(widgets, "_built", fail)
     explorer.system.value = "koala-1b"
-    assert "No table: a &lt;broken&gt; configuration<" in explorer.status.value
+    assert "No table: a &lt;broken&gt; configuration.<" in explorer.status.value
     assert explorer.output.value == ""
     monkeypatch.undo()
     explorer.system.value = "sdxl-base"

@@ -6,6 +6,18 @@ from importlib import import_module
 from types import ModuleType
 
 
+def short(value: object) -> str:
+    """A value as in code, in one line of at most 60 characters, for an error's sentence."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, without a full stop; its kind where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """A question that names the most similar of the known names, "" where none is similar."""
     near = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.4)
@@ -25,8 +37,6 @@ def require(module: str, extra: str) -> ModuleType:
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     """The error for a name that is none of the known ones."""
-    from koala_nb.core.files import short
-
     names = list(known)
     return ValueError(
         f"Unknown {what} {short(name)}.{nearest(name, names)} Known: {', '.join(names)}."

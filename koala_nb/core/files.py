@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from koala_nb.core.devices import pick_device
+from koala_nb.core.errors import first_line, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,12 +97,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
-
-
-def short(value: Any) -> str:
-    """A value as in code, in one line of at most 60 characters, for an error's sentence."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def checked_path(value: object, what: str) -> Path:
@@ -290,8 +285,7 @@ def read_csv(path: str | os.PathLike[str], **settings: Any) -> "pd.DataFrame":
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): name a CSV.") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} is not a CSV with a header: {reason}.") from None
+        raise ValueError(f"{path} is not a CSV with a header: {first_line(error)}.") from None
 
 
 def save_table(table: "pd.DataFrame", path: str | os.PathLike[str], *, sync: bool = False) -> Path:

@@ -3,27 +3,31 @@
 import base64
 import io
 import json
+import os
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 
 from PIL import Image
 
+from koala_nb.core.files import write_atomic
 from koala_nb.display.figures import BANNER_STYLE
 
 LARGEST_PAGE = 1_500_000  # bytes
 PICTURE = 256  # pixels per side at most on the page
 
 
-def filled_page(
+def write_filled(
+    path: str | os.PathLike[str],
     template: tuple[str, str],
     data: Mapping[str, object],
     banner: str | None,
     advice: str,
     **texts: str,
-) -> bytes:
-    """Return a template, (package, file name), with its fields data, banner and `texts` filled in.
+) -> Path:
+    """Write a template, (package, file name), with its fields data, banner and `texts` filled in.
 
     `texts` are HTML already. ValueError, with the advice, for more than LARGEST_PAGE bytes.
     """
@@ -34,7 +38,7 @@ def filled_page(
     page = Template(source).substitute(banner=note, data=inline, **texts).encode()
     if len(page) > LARGEST_PAGE:
         raise ValueError(f"The page would take {len(page):,} bytes: {advice}.")
-    return page
+    return write_atomic(path, page)
 
 
 def webp(image: Image.Image) -> str:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
+from koala_nb.core.errors import first_line
 from koala_nb.core.files import read_json, write_atomic, write_json
 from koala_nb.distillation.loop import random_draws
 from koala_nb.distillation.similarity import scaled
@@ -51,8 +52,7 @@ def read_pairs(source: str | Path) -> Iterator[tuple[Image, str]]:
         rows = datasets.load_dataset(path, data_dir=folder, split="train", streaming=True)
         first = next(iter(rows), None)
     except Exception as error:  # datasets raises many kinds for what it cannot open
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{source} cannot be read as a dataset: {reason}") from None
+        raise ValueError(f"{source} cannot be read as a dataset: {first_line(error)}.") from None
     if first is None:
         raise ValueError(f"{source} holds no pictures: give a folder or dataset with some.")
     for names in (PICTURES, CAPTIONS):

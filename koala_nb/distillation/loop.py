@@ -19,6 +19,7 @@ from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from koala_nb.core.errors import first_line
 from koala_nb.core.files import clean_temporary, open_atomic, write_atomic
 
 SAVE_SECONDS = 300
@@ -217,8 +218,7 @@ class Loop:
                 torch.save({**state, "step": step}, file)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
             kept = f"that of step {self.saved_step} is kept" if self.saved_step else "none is there"
-            cause = error.__cause__ or error
-            reason = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
+            reason = first_line(error.__cause__ or error)
             raise OSError(
                 f"The checkpoint of step {step} cannot be written to {self.folder} ({reason}); "
                 f"{kept}: free some space and call again."

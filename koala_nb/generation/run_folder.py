@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image
 
 from koala_nb.core import files
-from koala_nb.core.errors import require
+from koala_nb.core.errors import first_line, require
 from koala_nb.core.files import Record, read_json, short
 from koala_nb.generation.plan import IMAGES, Plan, Request
 
@@ -294,9 +294,9 @@ def _read_chunk(file: Path, columns: Sequence[str] | None = None) -> Any:
     try:
         return parquet.ParquetFile(file).read(columns)
     except (OSError, pyarrow.ArrowException) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
-            f"{file} is damaged ({why}): call the same `generate` again to write it anew."
+            f"{file} is damaged ({first_line(error)}): call the same `generate` again to write it "
+            "anew."
         ) from None
 
 

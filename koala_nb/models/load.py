@@ -20,7 +20,7 @@ from koala_nb.core.devices import (
     pick_dtype,
     plan_memory,
 )
-from koala_nb.core.errors import nearest
+from koala_nb.core.errors import first_line, nearest
 from koala_nb.core.files import Record, short
 from koala_nb.models import hub
 from koala_nb.models.given import GivenImages, is_given
@@ -213,12 +213,10 @@ def check_pipeline(pipe: "Pipeline") -> None:
     """Raise ValueError for what is no pipeline that draws images like SDXL's, from text alone."""
     if isinstance(pipe, GivenImages):
         raise ValueError(f"{pipe.folder} holds images as given: no model draws there.")
+    model_info(pipe)  # refuses what is no pipeline at all
     name = type(pipe).__name__
     call = inspect.signature(pipe.__call__).parameters if callable(pipe) else {}
     lacking = [part for part in PARTS if getattr(pipe, part, None) is None]
-    if not hasattr(pipe, "config") or not call:
-        instead = ": give its .pipe" if hasattr(pipe, "pipe") else ""
-        raise ValueError(f"{short(pipe)} is no pipeline of diffusers{instead}.")
     if lacking or "image" in call or "prompt_embeds" not in call:
         why = (
             "it draws from an image" if "image" in call else f"it has no {[*lacking, 'prompt'][0]}"
@@ -411,10 +409,9 @@ def _assemble(source: hub.Source, dtype: "torch.dtype", parts: Record) -> "Pipel
         if file:
             hub.check_no_meta(pipe.components, file)
     except (*UNLOADABLE, SingleFileComponentError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise WeightsMissing(
-            f"{source.source} cannot be loaded ({why}): its configurations and weights do not "
-            "belong together; copy or download them again."
+            f"{source.source} cannot be loaded ({first_line(error)[:200]}): its configurations and "
+            "weights do not belong together; copy or download them again."
         ) from error
     if getattr(pipe, "safety_checker", None) is not None:
         source.notes.append("the repository's safety checker is not applied")

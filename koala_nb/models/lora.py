@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from koala_nb.core import catalog
+from koala_nb.core.errors import first_line, require
 from koala_nb.core.files import Record, short
 from koala_nb.models.load import Pipeline, model_info
 from koala_nb.models.unet import layers_per_block, teacher_name
@@ -41,10 +42,7 @@ def load_lora(
     Returns columns part, module (SDXL's name) and loaded_into (None: left out), a row per module.
     Raises ValueError where peft is missing, or for what is no LoRA of SDXL.
     """
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise ValueError('A LoRA needs peft: run `pip install -e ".[lora]"`.') from None
+    require("peft", "lora")
     model_info(pipe)  # refuses what is no pipeline
     _check_cut_from_sdxl(pipe)
     pairs = _read(pipe, lora, hub)
@@ -109,7 +107,7 @@ def _read(pipe: Pipeline, lora: object, hub: Record) -> Pairs:
             **hub,
         )
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        why = first_line(error)
         raise ValueError(f"{short(lora)} is no LoRA that can be read: {why}.") from None
     named = {key.removesuffix(".alpha"): alpha for key, alpha in (alphas or {}).items()}
     whole = {k if k.endswith(".weight") else f"{k}.lora.down.weight": v for k, v in named.items()}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from koala_nb.core.errors import first_line
 from koala_nb.core.files import Record
 from koala_nb.models import hub
 from koala_nb.scorers import ocr, pixels
@@ -26,10 +27,9 @@ def load_pretrained(kind: type, source: str, role: str) -> Any:
             return kind.from_pretrained(source)  # type: ignore[attr-defined]
         return hub.load_whole(kind, source)
     except (ImportError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"The {role} {source} cannot be loaded: download it with `hf download {source}`, or "
-            f"name another one or its folder ({reason})"
+            f"name another one or its folder ({first_line(error)})"
         ) from None
 
 

