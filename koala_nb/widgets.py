@@ -299,13 +299,11 @@ class Labeller(_Widget):
         super().__init__([self.picture, self.status, self.key, self.buttons])
 
     def _stored(self) -> pd.DataFrame:
-        """Return the answers in the file, of all passes."""
         if not self.path.exists():
             return self.table.iloc[:0]
         return labels.read(self.path, self.questions)
 
     def _resume(self) -> None:
-        """Fill in what the file holds of this pass."""
         number, stored = self.number, self._stored()
         earlier = stored[stored["pass"] == number]
         merged = earlier.merge(self.table[labels.IMAGE], on=labels.IMAGE)

@@ -129,7 +129,6 @@ def _check_options(pipe: Pipeline, options: Options) -> None:
 def _choose_layers(
     unet: nn.Module, layers: str | Sequence[str] | None, options: Options
 ) -> dict[str, AttentionLayer]:
-    """Return the attention modules to capture; refuse those whose maps would be wrong."""
     every = {n: m for n, m in unet.named_modules() if hasattr(type(m), "set_processor")}
     if options.self_grid is None:
         every = {n: m for n, m in every.items() if m.is_cross_attention}

@@ -15,6 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import yaml
+from filelock import FileLock, Timeout
+
 from koala_nb.core.devices import pick_device
 from koala_nb.core.errors import first_line, short
 
@@ -37,8 +40,6 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 def read_reference(name: str) -> Any:
     """Return a YAML file of `data/reference`, which belongs to the code: not of KOALA_NB_DATA."""
-    import yaml
-
     return yaml.safe_load((REFERENCE / name).read_text("utf-8"))
 
 
@@ -183,8 +184,6 @@ def locked(folder: Path, wait: float = 3.0) -> Iterator[None]:
 
     ValueError where another process or thread still has it after `wait` seconds.
     """
-    from filelock import FileLock, Timeout
-
     make_folder(folder)
     lock = FileLock(folder / LOCK, timeout=wait)
     try:
@@ -209,8 +208,6 @@ def locked(folder: Path, wait: float = 3.0) -> Iterator[None]:
 
 def is_locked(folder: Path) -> bool:
     """Whether a process or thread holds a folder's lock."""
-    from filelock import FileLock, Timeout
-
     if not (folder / LOCK).is_file():
         return False
     try:

@@ -95,7 +95,6 @@ def exercises() -> dict[str, Exercise]:
 
 
 def _judge(answer: object, exercise: Exercise, given: Mapping[str, object]) -> tuple[bool, str]:
-    """Return whether an answer is right, and the hint where it is not."""
     right = exercise.value(exercise.right, given)
     answer = exercise.returned(answer) if exercise.on else exercise.read(answer)
     accepted = right if isinstance(right, tuple) else (right,)

@@ -142,7 +142,6 @@ class Loop:
         return True
 
     def _train_step(self, step: int, values: dict[str, list[float]]) -> None:
-        """Make one step of the optimizer, and add its losses to `values`."""
         rank, size = self.accelerator.process_index, self.accelerator.num_processes
         parts = self.stage.accumulation
         set_seed(step * size + rank)

@@ -180,7 +180,6 @@ def _listed(values: Iterable[Any]) -> list[Any]:
 
 
 def _check_prompt(what: str, text: Any) -> None:
-    """Raise ValueError for what is no text, or one that a record cannot hold."""
     if not isinstance(text, str):
         raise ValueError(f"{what} must be a text, not {type(text).__name__} {short(text)}.")
     if "\0" in text:

@@ -289,7 +289,6 @@ def planned_images(folder: Path) -> int:
 
 
 def _read_chunk(file: Path, columns: Sequence[str] | None = None) -> Any:
-    """Read a chunk's records as an Arrow table. ValueError naming a damaged file."""
     parquet, pyarrow = extra("pyarrow.parquet"), extra("pyarrow")
     try:
         return parquet.ParquetFile(file).read(columns)

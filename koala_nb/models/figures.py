@@ -122,7 +122,6 @@ def _draw_flow(axis: Axes, boxes: list[Box], tops: list[float], x: float) -> Non
 
 
 def _draw_key(axis: Axes, y: float, right: float) -> None:
-    """Write what the colours mean beside samples of them, below the pictures."""
     cut: Record = {"fc": "none", "ec": "0.5", "lw": 0.8, "ls": (0, (2, 2))}
     styles = {kind: {"fc": color, "lw": 0} for kind, color in KIND_PAINT.items()}
     left = -PANEL / 2 - 3.8

@@ -165,7 +165,6 @@ def _read(folder: Path) -> pd.DataFrame:
 
 
 def _image(folder: Path, name: object, prompt: object, seed: object) -> tuple:
-    """Return file, prompt, seed, width and height. ValueError or OSError for a bad line."""
     from PIL import Image
 
     if not isinstance(name, str) or not isinstance(prompt, str) or not prompt.strip():

@@ -292,7 +292,6 @@ def _weights(part: Path, variant: str | None) -> list[Path]:
 
 
 def _check_part(folder: Path, part: str, weights: list[Path], again: str) -> None:
-    """Raise WeightsMissing where a part's files are missing or cut short, and say `again`."""
     if not (folder / part).is_dir():
         raise WeightsMissing(f"{folder} lacks the part {part}: {again}.")
     for file in sorted((folder / part).glob("*.json")):
@@ -339,7 +338,6 @@ def read_json(path: Path) -> Record:
 
 
 def _single_file(repository: str, name: str, revision: str | None, local_only: bool | None) -> Path:
-    """One file of a repository, from the cache or downloaded. Raises WeightsMissing."""
     try:
         path = huggingface_hub.hf_hub_download(
             repository, name, revision=revision, local_files_only=bool(local_only)

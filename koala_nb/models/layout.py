@@ -81,7 +81,6 @@ def _levels(unet: nn.Module) -> list[list[Row]]:
 
 
 def _pairs(stage: nn.Module, name: str) -> list[Side]:
-    """Return the blocks of each pair of a stage, in order of execution."""
     return [
         [f"{name}.resnets.{i}", *_transformers(stage, name, i)] for i in range(len(stage.resnets))
     ]

@@ -277,7 +277,6 @@ def silence_logging() -> None:
 def _resolve(
     name: str, revision: str | None, local_only: bool | None, skip: frozenset[str]
 ) -> tuple[System | None, hub.Source]:
-    """The system (if catalogued) and where its files are."""
     if name not in {s.name for s in catalog.SYSTEMS} and os.path.isdir(name):
         return None, _folder(name, Path(name), revision, skip)
     _refuse_files(name)
@@ -308,7 +307,6 @@ def _resolve(
 
 
 def _refuse_files(name: str) -> None:
-    """Raise ValueError for an address or a file, and say what can be given instead."""
     if address := re.match(r"https?://(?:[\w.-]+/)([\w.-]+/[\w.-]+)", name):
         raise ValueError(
             f"{name} is a web address: write a hub id, here {address[1]!r}, or download it "

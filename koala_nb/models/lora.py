@@ -137,7 +137,6 @@ def _renamed(state: Record) -> Record:
 
 
 def _scale(module: str, rank: int, alphas: Record, metadata: Record) -> float:
-    """Return what a module's delta is multiplied by: alpha / rank."""
     part, _, inside = module.partition(".")
     alpha = alphas[module] if module in alphas else metadata.get(f"{part}.lora_alpha", rank)
     for pattern, value in (metadata.get(f"{part}.alpha_pattern") or {}).items():

@@ -229,7 +229,6 @@ def _is_number(value: object, kind: type) -> bool:
 
 
 def _origin(source: str) -> tuple[System | None, str]:
-    """The catalogued system and the domain of what a pipeline says it was loaded from."""
     facts = Path(source) / "koala_nb.json"
     known = hub.read_json(facts) if facts.is_file() else {}
     for system in catalog.SYSTEMS:
@@ -239,7 +238,6 @@ def _origin(source: str) -> tuple[System | None, str]:
 
 
 def _scheduler_notes(pipe: Pipeline, recipe: Recipe) -> list[str]:
-    """What of a pipeline's scheduler is not the recipe's."""
     present = (type(pipe.scheduler).__name__, pipe.scheduler.config.get("timestep_spacing"))
     wanted = (recipe.scheduler, recipe.timestep_spacing)
     pairs = zip(("scheduler", "timestep spacing"), present, wanted)

@@ -199,7 +199,6 @@ def costs(unet: nn.Module, latent: tuple[int, int] | None = None, tokens: int = 
 
 
 def _without_parts(flops: Mapping[str, int]) -> dict[str, int]:
-    """Return each module's operations without those of its parts."""
     counts = dict(flops)
     for name, count in flops.items():
         parent = name.rpartition(".")[0]

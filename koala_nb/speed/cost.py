@@ -84,7 +84,6 @@ def rate_in(file: Path) -> float:
 
 
 def _rows(file: Path, command: str, columns: set[str]) -> list[Record]:
-    """Return the rows of a stored benchmark, each with these columns."""
     try:
         rows = json.loads(file.read_text("utf-8"))["rows"]
         if all(columns <= row.keys() for row in rows):
@@ -167,8 +166,6 @@ def _print_records(images: int, rate: float, measured: Sequence[Record]) -> None
 
 
 def _print(table: pd.DataFrame) -> None:
-    """Print a table; of a fraction three digits that count."""
-
     def text(value: object) -> str:
         if not isinstance(value, float):
             return str(value)

@@ -60,7 +60,6 @@ def time_interleaved(
 
 
 def _seconds_or_none(call: Callable[[], object], device: str) -> float | None:
-    """Return the seconds of a call; None where it runs out of memory."""
     try:
         return seconds_of(call, device)
     except (RuntimeError, MemoryError) as error:
