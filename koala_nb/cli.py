@@ -114,11 +114,7 @@ def options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code.
-
-    0 when done, 1 where a report's notebook failed, 2 for a user's error (one line on stderr), 3
-    where a training's time ran out.
-    """
+    """Run a subcommand: 0 done, 1 a notebook failed, 2 a user's error (one line), 3 out of time."""
     _typed[:] = sys.argv[1:] if arguments is None else arguments
     try:
         return app(_spread(_typed), prog_name="koala-nb", standalone_mode=False) or 0

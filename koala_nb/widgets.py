@@ -254,10 +254,7 @@ class AttentionExplorer(_Chooser):
 
 
 def answer_keys(answers: Sequence[str]) -> dict[str, str]:
-    """Return the key of each answer: digits in their order, u for unsure; ValueError for over ten.
-
-    The digit 0 stands for the tenth answer.
-    """
+    """Return each answer's key: digits (0 is the tenth), u for unsure; ValueError for over ten."""
     sure = [answer for answer in answers if answer != labels.UNSURE]
     if len(sure) > len(DIGITS):
         raise ValueError(f"{len(sure)} answers have too few digits: give ten or fewer.")

@@ -29,10 +29,7 @@ class Source:
 
 
 def layer_grid(name: str, blocks: int, height: int, width: int) -> tuple[int, int]:
-    """Return the rows and columns of a layer's positions, for latents of that size.
-
-    Each of the U-Net's `blocks` down blocks but the last halves the size, rounding up.
-    """
+    """Return the rows and columns of a layer's positions: each level of the U-Net halves them."""
     part, number, *_ = name.split(".")
     level = blocks - 1
     if part == "down_blocks":

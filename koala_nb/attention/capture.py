@@ -207,10 +207,7 @@ class Capture:
         return drop
 
     def begin_pass(self, sample: torch.Tensor) -> None:
-        """Note a pass of the U-Net: a further step, or the first of further images.
-
-        sample: (images x guidance branches, channels, rows, columns).
-        """
+        """Note a pass; sample: (images x guidance branches, channels, rows, columns)."""
         state = self.pipe.__dict__
         guided = "_guidance_scale" in state and self.pipe.do_classifier_free_guidance
         branches = 2 if guided else 1
@@ -285,11 +282,7 @@ _NUMBERS = itertools.count()
 
 
 class CapturingProcessor:
-    """A layer's processor: calls the original one, unchanged, and captures queries and keys.
-
-    In eager mode they are those that the original processor computed; a compiled graph, and one
-    that fuses projections, computes them once more.
-    """
+    """A layer's processor: calls the original one, unchanged, and captures queries and keys."""
 
     def __init__(
         self, original: Callable[..., torch.Tensor], capture: Capture, receivers: dict[str, Receive]
@@ -372,10 +365,7 @@ def _projected(attn: AttentionLayer, change: torch.Tensor) -> torch.Tensor:
 
 
 class PassCounter(nn.Module):
-    """The U-Net's first layer, which also notes that a pass begins.
-
-    Not a hook: a U-Net compiled before would not see one.
-    """
+    """The U-Net's first layer, which also notes a pass: a compiled U-Net would not see a hook."""
 
     def __init__(self, first: nn.Module, capture: Capture) -> None:
         super().__init__()

@@ -93,10 +93,7 @@ class WordMaps:
 def tokens_of(
     tokenizer: PreTrainedTokenizerBase, prompt: str, phrase: str, occurrence: int = 1
 ) -> tuple[int, ...]:
-    """Return the positions of the tokens that spell a word or phrase of a prompt, 0 the start's.
-
-    occurrence: 1 is the first. ValueError where it is not there.
-    """
+    """Return where a phrase's tokens stand in a prompt, 0 the start's; ValueError for none."""
     words = words_of(tokenizer, prompt)
     place = _find_phrase([word.text for word in words], phrase, occurrence)
     return tuple(token for word in words[place] for token in word.tokens)
@@ -167,10 +164,7 @@ class Attention:
         return (total / count).numpy()
 
     def words(self, prompt: str, image: int = 0, **chosen: Any) -> WordMaps:
-        """Return the maps of the words of the prompt that the image was drawn from.
-
-        `chosen`: as in `maps`; with channel="probe" the prompt is the probe.
-        """
+        """Return the maps of the words that were drawn (or probed); `chosen` as in `maps`."""
         return WordMaps(words_of(self.tokenizer, prompt), self.maps(image, **chosen))
 
     def encoder_split(self, prompt: str, image: int = 0, **chosen: Any) -> pd.DataFrame:
@@ -190,20 +184,14 @@ class Attention:
         return pd.DataFrame(rows, columns=["word", "logit", "clip_l", "clip_g", "spread_clip_l"])
 
     def clusters(self, number: int, image: int = 0, **chosen: Any) -> np.ndarray:
-        """Return cells grouped by what they look at, (rows, columns) of 0 to number - 1.
-
-        k-means on the rows of the self-attention, captured with `self_grid`.
-        """
+        """Return cells by what they look at (k-means), (rows, columns) of 0 to number - 1."""
         maps = self.maps(image, channel="self", **chosen)
         flat = maps.reshape(-1, maps.shape[-1]).astype(float)
         _, labels = kmeans2(flat, number, minit="++", rng=np.random.default_rng(0))
         return labels.reshape(maps.shape[:2])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return everything by "channel/layer", each with the axes `AXES`.
-
-        ValueError where images of several sizes were captured.
-        """
+        """Return all by "channel/layer", axes `AXES`; ValueError for images of several sizes."""
         if len({(b.size[1:], len(b.branches), b.passes) for b in self.batches}) > 1:
             raise ValueError("Images of several sizes or steps were captured: use maps(image).")
         parts: dict[str, list[np.ndarray]] = {}

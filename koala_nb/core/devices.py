@@ -20,10 +20,7 @@ MAX_BATCH = 16
 
 
 def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
-    """A torch device: the given one, else CUDA, Apple MPS or CPU, whichever comes first.
-
-    Raises ValueError for a name that torch does not know or a device that is not there.
-    """
+    """A torch device: the given one, else CUDA, Apple MPS or CPU; ValueError where it is absent."""
     import torch
 
     have = {"cpu": True, "cuda": torch.cuda.is_available()}
@@ -49,10 +46,7 @@ def pick_device(device: "str | torch.device | None" = None) -> "torch.device":
 
 
 def pick_dtype(dtype: "str | torch.dtype | None", device: "torch.device") -> "torch.dtype":
-    """A torch dtype: the given one, else float16 on a GPU and float32 on a CPU.
-
-    Raises ValueError for anything but float16, bfloat16 and float32.
-    """
+    """A torch dtype: the given one, else float16 on a GPU, float32 on a CPU; or ValueError."""
     import torch
 
     if dtype is None:

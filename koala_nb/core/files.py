@@ -63,10 +63,7 @@ def versions() -> dict[str, str | None]:
 
 
 def environment(device: str | None = None) -> Record:
-    """Versions, platform, device, threads and git commit, as a flat dictionary for reports.
-
-    `device` is the one that was worked on; by default the best available.
-    """
+    """Versions, platform, device (default: the best), threads and git commit, for reports."""
     import torch
 
     return {
@@ -180,10 +177,7 @@ def refuse_links(*places: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, wait: float = 3.0) -> Iterator[None]:
-    """Make a folder and hold its lock, which the system releases however the process ends.
-
-    ValueError where another process or thread still has it after `wait` seconds.
-    """
+    """Make a folder and hold its lock till any end of the process; ValueError if another has it."""
     make_folder(folder)
     lock = FileLock(folder / LOCK, timeout=wait)
     try:
@@ -341,10 +335,7 @@ def save_png(
 
 
 def read_record(path: str | os.PathLike[str], *, decode: bool = False) -> Record:
-    """The record inside a PNG; with `decode` also its pixels are read, so that damage is noticed.
-
-    Raises ValueError where the file holds none or is no PNG.
-    """
+    """The record inside a PNG, its pixels read, too, by `decode`; ValueError for none."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -372,10 +363,7 @@ def read_record(path: str | os.PathLike[str], *, decode: bool = False) -> Record
 def is_whole_png(
     path: str | os.PathLike[str], expected: Record | None = None, *, decode: bool = True
 ) -> bool:
-    """Whether a file exists, ends as a PNG ends, and holds a record with the expected values.
-
-    Without `decode` the pixels are not read, which takes a hundredth of the time.
-    """
+    """Whether a file is a whole PNG whose record has these values; `decode` reads its pixels."""
     try:
         with open(path, "rb") as file:
             file.seek(-12, os.SEEK_END)

@@ -148,10 +148,7 @@ BLOCK_SIZES = (1280, 2048), (640, 2048), (128, 192)  # width, numbers per token 
 def transformer_block(
     width: int, text: int, norms: float = 3, out_bias: int = 1, narrow: bool = False, gate: int = 2
 ) -> int:
-    """Return the parameters of a transformer block.
-
-    The keywords make the known mistakes: norms, biases, keys from the width, no gate.
-    """
+    """Return a transformer block's parameters; the keywords make the known mistakes."""
     source = width if narrow else text
     attentions = 6 * width * width + 2 * width * source + 2 * out_bias * width
     inner = 4 * width
@@ -218,10 +215,7 @@ TOKENS, EDITED_STEPS = (3, 4), 10
 
 
 def apply_by_step(edit: Callable[..., torch.Tensor]) -> np.ndarray:
-    """Return what an edit makes of maps of ones in each of ten steps, (steps, tokens).
-
-    TypeError where it returns no maps.
-    """
+    """Return what an edit makes of ones in ten steps, (steps, tokens); TypeError for no maps."""
     rows = []
     for step in range(EDITED_STEPS):
         site = SimpleNamespace(step=step, steps=EDITED_STEPS, layer="up_blocks.1", images=range(1))

@@ -57,10 +57,7 @@ class ImageRun(Protocol):
 def styled_axes(
     width: float, height: float, *grid: int, **options: Any
 ) -> Iterator[tuple[Figure, Any]]:
-    """Give a figure of so many inches and its axes, in the style of all figures.
-
-    grid: rows and columns of axes, else there is one; options: as of `Figure.subplots`.
-    """
+    """Give a figure, inches wide and high, in one style; grid and options as of `subplots`."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(*grid, **options)
@@ -343,10 +340,7 @@ def interval_panels(
 
 
 def show_heatmap(frame: pd.DataFrame, title: str = "", form: str = ".2f") -> None:
-    """Display a frame of numbers as colours, with each number written in its cell ("n/a": NaN).
-
-    The alternative text holds every number. ValueError for a frame without numbers.
-    """
+    """Display numbers as colours, each written in its cell ("n/a": NaN); ValueError for none."""
     if frame.empty:
         raise ValueError("heatmap: the frame is empty: give one row and column or more.")
     rows, columns = [str(r) for r in frame.index], [str(c) for c in frame.columns]

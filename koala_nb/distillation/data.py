@@ -114,10 +114,7 @@ def encode(pipe: Pipeline, pairs: Sequence[tuple[Image, str]], size: int) -> dic
 def prepare(
     pipe: Pipeline, source: str | Path, folder: Path, size: int, limit: int | None = None
 ) -> "Cache":
-    """Encode a dataset into `folder`, a shard at a time; what is there from a stopped run stays.
-
-    ValueError where `folder` was made with other settings, and as `read_pairs`.
-    """
+    """Encode a dataset, resumable; ValueError as of `read_pairs`, or for another's `folder`."""
     info = model_info(pipe)
     settings = {"source": str(source), "size": size, "limit": limit, "revision": info.revision}
     settings |= {"model": info.source}

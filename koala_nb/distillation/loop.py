@@ -41,10 +41,7 @@ class Stage:
 
 
 def rate_factor(step: int, steps: int, stage: Stage) -> float:
-    """Return the share of the full rate: linear warm-up, constant, linear fall to zero.
-
-    Without a fall (decay 0) the rate stays.
-    """
+    """Return the share of the full rate: linear warm-up, constant, linear fall (none: decay 0)."""
     left = (steps - step) / (steps * stage.decay) if stage.decay else 1.0
     return min(1.0, (step + 1) / stage.warmup, max(0.0, left))
 

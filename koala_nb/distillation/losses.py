@@ -38,10 +38,7 @@ class Weights:
 
 
 def init_from_teacher(student: nn.Module, teacher: nn.Module) -> None:
-    """Copy into each tensor of a student U-Net the teacher's tensor by the map.
-
-    ValueError of `unet.weight_map` where the two do not fit.
-    """
+    """Copy a teacher's tensors into its student by `weight_map`, whose ValueError is raised."""
     pairs, source = weight_map(student, teacher), teacher.state_dict()
     student.load_state_dict({name: source[at] for name, at in zip(pairs.student, pairs.teacher)})
 
@@ -135,10 +132,7 @@ def feature_loss(
     teacher: Mapping[str, torch.Tensor],
     pairs: Mapping[str, str],
 ) -> torch.Tensor:
-    """Return the sum over pairs of the mean squared difference of their features (BK-SDM, eq. 3).
-
-    Zero without pairs.
-    """
+    """Return the sum over pairs of mean squared differences (BK-SDM, eq. 3); 0 without pairs."""
     losses = [F.mse_loss(student[m].float(), teacher[t].float()) for m, t in pairs.items()]
     return torch.stack(losses).sum() if losses else torch.zeros(())
 

@@ -122,10 +122,7 @@ def principal_colours(features: torch.Tensor, height: int, width: int) -> list[I
 
 
 def show_layer_map(table: pd.DataFrame, row_label: str, column_label: str, title: str) -> None:
-    """Display how alike layers are, 0 to 1, one row and column per layer; lines part the stages.
-
-    `table`: layers' names as index and columns; NaN stays white.
-    """
+    """Display a table of layers' likeness, 0 to 1 (NaN: white); lines part the stages."""
     with styled_axes(7.2, 1.7 + 5.0 * len(table) / len(table.columns)) as (figure, axis):
         image = axis.imshow(table.to_numpy(float), cmap="cividis", vmin=0, vmax=1, aspect="auto")
         for side, names in (("x", table.columns), ("y", table.index)):

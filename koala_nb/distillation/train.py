@@ -70,10 +70,7 @@ class StudentTraining:
 
 
 def train_student(options: StudentTraining) -> int:
-    """Train, or print what a step costs; 0 when finished, 3 when time ran out.
-
-    ValueError and OSError, in a sentence, for what cannot be trained.
-    """
+    """Train, or print what a step costs; 0: finished, 3: time ran out; ValueError and OSError."""
     if options.batch % options.accumulation:
         raise ValueError(f"--batch {options.batch}: give a multiple of the accumulation.")
     if options.samples < options.batch:

@@ -205,10 +205,7 @@ def _drawing(pipe: Pipeline, plan: Plan) -> tuple[Drawing, list[str]]:
 
 
 def _common(drawing: Drawing) -> Record:
-    """What all workers must have in common, since it can change an image.
-
-    Little: of what is large, dask makes a task, which all calls of a client would share.
-    """
+    """What all workers must share, in short: of what is large, dask makes a task for all calls."""
     settings = drawing.folder_settings() | {"parts": summary(drawing.parts)}
     threads = {"threads": torch.get_num_threads()} if settings["device"] == "cpu" else {}
     return {**settings, **threads, **files.versions()}

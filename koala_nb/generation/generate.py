@@ -141,10 +141,7 @@ class Drawing:
         return BatchTimes(tuple(self._sizes), tuple(self._seconds)) if self._sizes else None
 
     def folder_settings(self) -> Record:
-        """The settings of the run's folder, with all that the pipeline consists of.
-
-        Which GPU of several draws does not matter there.
-        """
+        """The settings of the run's folder, with all parts; not which GPU of several draws."""
         device = self.settings["device"].split(":")[0]
         return {**self.settings, "device": device, "parts": self.parts}
 

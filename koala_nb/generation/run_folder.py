@@ -178,10 +178,7 @@ def first_difference(before: Record, now: Record) -> tuple[str, object, object] 
 
 
 def missing(folder: Path, requests: Sequence[Request], settings: Record) -> set[Request]:
-    """Requests whose image is not there, not whole, or not of these settings.
-
-    ValueError for a folder in its place.
-    """
+    """Requests without a whole image of these settings; ValueError for a folder in its place."""
     blocked = next((r.file for r in requests if (folder / r.file).is_dir()), None)
     if blocked:
         raise ValueError(f"{folder / blocked} is a folder where an image belongs: remove it.")
@@ -237,10 +234,7 @@ def folder_run(
 
 
 def open_run(folder: str | Path) -> Run:
-    """Open a finished run's folder, whether one process drew it or many.
-
-    ValueError for a folder that holds no run, or an unfinished one.
-    """
+    """Open the folder of a finished run, of one process or many; ValueError for another."""
     records = read_records(folder)
     return folder_run(Path(folder), records)
 
@@ -272,10 +266,7 @@ def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> pd
 
 
 def planned_images(folder: Path) -> int:
-    """Return how many images a run has when it is done. OSError for damaged settings.
-
-    ValueError for a run of images as given, which lie elsewhere.
-    """
+    """Return a whole run's images. OSError: damaged settings; ValueError: images as given."""
     settings = read_json(folder / SETTINGS)
     if "source" in settings and not {"seeds", "batch_size"} & settings.keys():
         raise ValueError(
@@ -307,10 +298,7 @@ def split_plan(plan: Plan) -> list[Plan]:
 
 
 def unfinished_chunks(folder: Path, chunks: Sequence[Plan], settings: Record) -> list[int]:
-    """Numbers of the chunks whose records, or any of whose images, a run's folder lacks.
-
-    Of an image its beginning and end are read, not its pixels.
-    """
+    """Numbers of chunks that lack records or images, of which beginning and end are read."""
     expected = _in_records(settings)
     return [n for n, chunk in enumerate(chunks) if not _is_finished(folder, n, chunk, expected)]
 

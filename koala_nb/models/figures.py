@@ -148,10 +148,7 @@ def _blocks_alt(unets: Mapping[str, nn.Module], layouts: Sequence[Layout]) -> st
 
 
 def show_treemaps(tables: Mapping[str, pd.DataFrame]) -> None:
-    """Display parameters as areas, by stage and kind, of all systems on one scale.
-
-    tables: title -> `unet.costs`, at any size.
-    """
+    """Display parameters as areas by stage and kind, on one scale: title -> `unet.costs`."""
     counts = {title: int(table["parameters"].sum()) for title, table in tables.items()}
     x, texts = 0.0, []
     with styled_axes(10.4, 4.9) as (figure, axis):
@@ -216,10 +213,7 @@ def _kind_legend(figure: Figure) -> None:
 
 
 def show_cost_bars(tables: Mapping[str, pd.DataFrame], title: str) -> None:
-    """Display operations per stage and kind, one panel per system.
-
-    `tables`: name -> `unet.costs`. All panels share one scale.
-    """
+    """Display operations by stage and kind, on one scale: name of a panel -> `unet.costs`."""
     order = list(dict.fromkeys(stage for table in tables.values() for stage in table["stage"]))
     small = max(table["flops"].sum() for table in tables.values()) < 1e11
     unit, many = ("GFLOP", 1e9) if small else ("TFLOP", 1e12)

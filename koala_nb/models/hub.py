@@ -351,10 +351,7 @@ def _single_file(repository: str, name: str, revision: str | None, local_only: b
 
 
 def kind_of_file(path: Path) -> str:
-    """Return what one file holds: `pipeline` or `unet` by the release's names, `diffusers unet`.
-
-    ValueError for anything else, or a damaged file.
-    """
+    """Return what a file holds: `pipeline`, `unet` or `diffusers unet`; ValueError for others."""
     try:
         with safe_open(path, framework="pt") as opened:
             keys = list(opened.keys())

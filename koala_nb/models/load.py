@@ -417,12 +417,7 @@ def _assemble(source: hub.Source, dtype: "torch.dtype", parts: Record) -> "Pipel
 
 
 def _place(pipe: "Pipeline", device: "torch.device", offload: str | None) -> None:
-    """Move a pipeline to its device; on a GPU that is too small, by parts and with VAE tiles.
-
-    The room that activations need is ROOM_GB at 1024 x 1024, proportional to the area; with the
-    VAE decoding in tiles ROOM_TILED_GB. Too little for the weights as well: whole parts wait in
-    the CPU's memory ("model"); too little for the largest part: single layers ("sequential").
-    """
+    """Move a pipeline to its device; on a GPU that is too small, by parts and with VAE tiles."""
     if device.type != "cuda":
         if offload not in (None, "none"):
             raise ValueError(f"offload={offload!r} needs a CUDA device, not {device}.")

@@ -170,10 +170,7 @@ def generation_settings(
     negative_prompt: str = "",
     batch_size: int = 0,
 ) -> Record:
-    """Check a report's settings and return the arguments for `generate`; 0 means the recipe's.
-
-    ValueError for less than one image a prompt, or a probe (n), or what no image is drawn with.
-    """
+    """Check a report's settings, 0: the recipe's; return `generate`'s arguments, or ValueError."""
     for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
         if not _is_number(images, Integral) or not 1 <= images <= MAX_IMAGES:
             raise ValueError(
@@ -200,10 +197,7 @@ def check_model(name: str) -> None:
 
 
 def check_parameters(values: Mapping[str, Any]) -> None:
-    """Check a notebook's parameters by their names, before a kernel starts; ValueError.
-
-    Names of other models, numbers, device, dtype and offload, and files.
-    """
+    """Check a notebook's parameters by their names, before a kernel starts; ValueError."""
     for name in ("compare", "teacher"):
         if other := values.get(name):
             check_model(other)

@@ -79,10 +79,7 @@ def parameters(module: nn.Module) -> int:
 
 
 def stage_of(name: str) -> str:
-    """Return the stage of a module or tensor: `down_blocks.0` ... `up_blocks.2`, else `rest`.
-
-    The rest: first and last convolution, embeddings of time, size and pooled text.
-    """
+    """Return the stage of a module or tensor: `down_blocks.0` ... `up_blocks.2`, else `rest`."""
     match = re.match(r"(?:down|up)_blocks\.\d+|mid_block", name)
     return match[0] if match else "rest"
 
@@ -240,10 +237,7 @@ def other_parts(system: str) -> dict[str, int]:
 def build_parts(
     texts: Sequence[Mapping[str, Any]], vae: Mapping[str, Any], **tokens: int
 ) -> dict[str, nn.Module]:
-    """Return a VAE and text encoders of these configurations on the meta device, named as in SDXL.
-
-    `tokens`: numbers of special tokens, such as eos_token_id.
-    """
+    """Return a VAE and text encoders on the meta device; `tokens`: ids such as eos_token_id."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 

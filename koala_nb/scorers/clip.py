@@ -18,10 +18,7 @@ CLIPSCORE = 2.5  # the factor of CLIPScore (arXiv 2104.08718, equation 1)
 
 
 def load_pretrained(kind: type, source: str, role: str) -> Any:
-    """Return `kind.from_pretrained(source)`, a model whole: safetensors only, no remote code.
-
-    ValueError in a sentence that names the `role` where weights are missing or of another class.
-    """
+    """Return `kind.from_pretrained(source)`, whole, safetensors only; ValueError of its `role`."""
     try:
         if "Processor" in kind.__name__:
             return kind.from_pretrained(source)  # type: ignore[attr-defined]
@@ -34,10 +31,7 @@ def load_pretrained(kind: type, source: str, role: str) -> Any:
 
 
 class Clip:
-    """A CLIP: features of unit length of images and texts; `source` is a folder or a hub id.
-
-    ValueError in one sentence where its weights are missing or it is no CLIP.
-    """
+    """A CLIP of a folder or hub id: features of unit length; ValueError where it is none."""
 
     def __init__(self, source: str = "", role: str = "scorer") -> None:
         from transformers import AutoProcessor, CLIPModel

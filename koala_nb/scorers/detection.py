@@ -28,10 +28,7 @@ class Item(NamedTuple):
 
 
 def items_of(asks: str) -> list[Item]:
-    """Return the entries of "1 circle [red]; 2 koala".
-
-    ValueError for another form or more than four entries.
-    """
+    """Return the 1 to 4 entries of "1 circle [red]; 2 koala"; ValueError for another form."""
     matches = [ITEM.fullmatch(part.strip()) for part in asks.split(";")]
     if not all(matches) or len(matches) > MOST_ITEMS:
         raise ValueError(

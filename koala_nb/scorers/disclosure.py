@@ -24,10 +24,7 @@ PACKET = (
 
 
 def save(image: Image.Image, path: str | Path, record: Record, visible: bool = False) -> Path:
-    """Write a PNG with its record and IPTC's "trained algorithmic media", atomically.
-
-    `visible` adds a strip below the picture: "AI-generated, <model>".
-    """
+    """Write a PNG with record and IPTC's mark; `visible`: a strip "AI-generated, <model>", too."""
     if visible:
         image = labelled(image, f"AI-generated, {record.get('system', 'unknown')}")
     return save_png(image, path, record, PACKET)
@@ -51,10 +48,7 @@ def labelled(image: Image.Image, text: str) -> Image.Image:
 
 
 def statements(file: str | Path | io.BytesIO) -> Record:
-    """Return the `record` and `source_type` that an image file holds, None where missing.
-
-    ValueError where the file is no image.
-    """
+    """Return an image's `record` and `source_type`, None: missing; ValueError for no image."""
     try:
         with Image.open(file) as image:
             image.load()

@@ -247,10 +247,7 @@ class FaceReader:
 
 
 class ClipReader(FaceReader):
-    """CLIP's zero-shot choice between `SENTENCES` on the face; `source` is a folder or hub id.
-
-    ValueError in one sentence where its weights or the detector are missing.
-    """
+    """CLIP's zero-shot choice among `SENTENCES` on the face; ValueError for missing weights."""
 
     column = "presentation_clip"
 

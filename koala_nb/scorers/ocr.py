@@ -51,10 +51,7 @@ class Reader:
 
 
 def fitted(image: Image.Image) -> tuple[Image.Image, float]:
-    """Return an image whose short side has LEAST_SIDE to MOST_SIDE pixels, and the factor.
-
-    Bicubic; a small image is enlarged by a whole number.
-    """
+    """Return an image whose short side has LEAST_SIDE to MOST_SIDE pixels, and the factor."""
     side = min(image.size)
     factor = max(1, -(-LEAST_SIDE // side)) if side < MOST_SIDE else MOST_SIDE / side
     if factor == 1:
@@ -111,10 +108,7 @@ class RapidReader(Reader):
 
 
 class TesseractReader(Reader):
-    """Tesseract (English), a second and independent reader; ValueError where it is not installed.
-
-    The words of a reading stand in the program's order, with spaces.
-    """
+    """Tesseract (English), a second, independent reader; ValueError where it is not installed."""
 
     name = "tesseract"
 

@@ -29,10 +29,7 @@ class Hit(NamedTuple):
 
 
 def read_terms(path: str | Path) -> pd.DataFrame:
-    """Read a list of terms: a CSV with `term` and `category`.
-
-    ValueError that names the line for a missing file or column, an empty or repeated term.
-    """
+    """Read a CSV of term and category; ValueError, with the line, for an empty or repeated one."""
     table = read_csv(path, dtype=str)
     for column in ("term", "category"):
         if column not in table:

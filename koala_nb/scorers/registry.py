@@ -22,10 +22,7 @@ class Scorer(Protocol):
     version: str
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
-        """Return one dictionary an image, the same keys in each, of JSON's plain values.
-
-        `prompts` holds the row of the prompt set that each image was drawn for.
-        """
+        """Return an image's values, the same keys for each; `prompts`: their prompts' rows."""
 
 
 class Entry(NamedTuple):

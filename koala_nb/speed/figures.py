@@ -13,10 +13,7 @@ Rows = Sequence[Row]
 
 
 def show_scaling(rows: Rows) -> None:
-    """Display milliseconds per image and U-Net step by batch, one panel per size, with intervals.
-
-    `rows` of `latency`: system, size (px), batch, and seconds with low and high a step.
-    """
+    """Display ms per image and U-Net step by batch, a panel per size; `rows` of `latency`."""
     sizes = sorted({row["size"] for row in rows})
     texts = []
     with styled_axes(7.2, 2.9, 1, len(sizes), sharey=True, squeeze=False) as (figure, axes):
@@ -83,10 +80,7 @@ def show_roofline(machine: Mapping[str, float], points: Rows) -> None:
 
 
 def show_variants(rows: Rows) -> None:
-    """Display how much faster than the plain loop each variant of generating is, with intervals.
-
-    `rows` of `throughput`: way, same_image, threads, ratio, low, high and n.
-    """
+    """Display how much faster than the plain loop variants are; `rows` of `throughput`."""
     names = [row["way"] + ("" if row["same_image"] else " (another image)") for row in rows]
     with styled_axes(7.2, 0.9 + 0.34 * len(rows)) as (figure, axis):
         error = {"capsize": 3, "ecolor": "0.2"}

@@ -118,10 +118,7 @@ def whole_images(rows: Sequence[Row]) -> list[Row]:
 
 
 def rooflines(rows: Sequence[Row], rates: Row, modules: Mapping[str, Modules]) -> list[Row]:
-    """Return one row per measured, guided U-Net case: work, least seconds, share of the limit.
-
-    `rates`: of `roofline.machine_rates`; `modules`: each system's parts.
-    """
+    """Return each measured, guided U-Net case's work, least seconds and share of the limit."""
     points = []
     for row in rows:
         if row["part"] != UNET or row["outcome"] != "measured" or not row["guided"]:

@@ -34,11 +34,7 @@ def filled(module: nn.Module, dtype: str, device: str = "cpu") -> nn.Module:
 
 
 def parts(system: str, *, small: bool = False, tokenizer: Any = None) -> dict[str, nn.Module]:
-    """Return a system's U-Net, text encoders and VAE on the meta device.
-
-    `small` keeps the blocks and narrows them, for tests. ValueError for an embedded system, whose
-    parts are its own folder's.
-    """
+    """Return a system's parts on the meta device, narrowed if `small`; ValueError: embedded."""
     known = catalog.find(system)
     if known.embedded:
         raise ValueError(f"{system} has weights of its own: load it.")

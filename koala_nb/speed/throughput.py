@@ -41,10 +41,7 @@ def benchmark_prompts(pipe: Pipeline, images: int) -> tuple[list[str], list[list
 
 
 def plain_loop(pipe: Pipeline, records: pd.DataFrame) -> list[Image.Image]:
-    """Return the images of a run's records as the loop of a model card draws them.
-
-    One call of the pipeline an image, with its record's settings and from the same noise.
-    """
+    """Return a run's images as the loop of a model card draws them, from the same noise."""
     images = []
     for record in records.astype(object).where(records.notna(), None).to_dict("records"):
         shape = [record[side] // pipe.vae_scale_factor for side in ("height", "width")]
@@ -123,10 +120,7 @@ def measure(
     threads: Sequence[int] = (),
     shortcuts: Mapping[str, Shortcut] | None = None,
 ) -> tuple[Pipeline, Row]:
-    """Compare at each number of threads, torch's own by default; print and return the rows.
-
-    Returns the pipeline, and rows and recipe for the results file.
-    """
+    """Compare at each number of threads and print; return the pipeline, rows and recipe."""
     pipe = load(model, device=device, dtype=dtype)
     check_pipeline(pipe)
     rows, before = [], torch.get_num_threads()

@@ -135,10 +135,7 @@ def write_result(
     device: str | None,
     **results: object,
 ) -> Path:
-    """Write `<out>/benchmark-<name>.json`: command, options, environment, results.
-
-    `device` is the one measured; None: the best available. `out`: default `data/results`.
-    """
+    """Write `<out>/benchmark-<name>.json`, default `data/results`; device None: the best."""
     content = {
         "command": command,
         "options": {k: v for k, v in options.items() if k != "out"},
