@@ -21,13 +21,7 @@ from torch.utils._pytree import tree_map
 
 from koala_nb.core import catalog
 from koala_nb.core.files import locked, read_json, write_atomic, write_json
-from koala_nb.distillation.losses import (
-    Distiller,
-    Weights,
-    feature_pairs,
-    init_from_teacher,
-    training_cost,
-)
+from koala_nb.distillation import losses
 from koala_nb.models import unet as architecture
 from koala_nb.models.load import Pipeline
 
@@ -85,7 +79,7 @@ def train_student(options: StudentTraining) -> int:
         raise ValueError(f"--rate {options.rate}: give a number above 0.")
     student = architecture.build_unet(catalog.find(options.student).name)
     teacher = architecture.build_unet(options.teacher)
-    pairs = feature_pairs(student, teacher, options.feature, options.stage)
+    pairs = losses.feature_pairs(student, teacher, options.feature, options.stage)
     if options.cost:
         print_cost(options, student, teacher)
         return 0
@@ -96,7 +90,7 @@ def print_cost(options: StudentTraining, student: nn.Module, teacher: nn.Module)
     """Print the computed memory and operations of a step."""
     factor = 4 if catalog.find(options.student).embedded else 8
     latent = (options.size // factor,) * 2 if options.size else None
-    cost = training_cost(student, teacher, options.batch, latent, options.checkpointing)
+    cost = losses.training_cost(student, teacher, options.batch, latent, options.checkpointing)
     for name, value in cost.items():
         print(f"{name}: {value:,.2f}")
     if options.tflops:
@@ -131,8 +125,8 @@ def _train(options: StudentTraining, pairs: dict[str, str], processes: PartialSt
         cache = prepare(pipe, options.data, options.out / "encoded", size, options.limit)
     batches = Batches(cache, pipe)
     unet = build_student(options, pipe)
-    weights = Weights(options.weight_task, options.weight_out, options.weight_feat)
-    distiller = Distiller(unet, pipe.unet.requires_grad_(False).eval(), pairs, weights)
+    weights = losses.Weights(options.weight_task, options.weight_out, options.weight_feat)
+    distiller = losses.Distiller(unet, pipe.unet.requires_grad_(False).eval(), pairs, weights)
 
     def loss(trained: nn.Module, number: int, count: int) -> tuple[torch.Tensor, dict]:
         return batches.loss(distiller, trained, batches.cache(number, count))
@@ -181,7 +175,7 @@ def build_student(options: StudentTraining, pipe: Pipeline) -> UNet2DConditionMo
     config = catalog.find(options.student).unet_config
     unet = UNet2DConditionModel.from_config(dict(config)).train()
     if not options.random_start:
-        init_from_teacher(unet, pipe.unet)
+        losses.init_from_teacher(unet, pipe.unet)
     if options.checkpointing:
         unet.enable_gradient_checkpointing()
     return unet
@@ -197,7 +191,7 @@ class Batches:
         self.alphas = pipe.scheduler.alphas_cumprod
 
     def loss(
-        self, distiller: Distiller, student: nn.Module, batch: dict[str, torch.Tensor]
+        self, distiller: losses.Distiller, student: nn.Module, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return a student's distillation loss on a batch, and its parts."""
         device, dtype = self.teacher.device, self.teacher.dtype
@@ -211,7 +205,7 @@ class Batches:
         noise = batch["noise"].to(device)
         return distiller.losses(lambda: student(**inputs).sample, rounded, noise)
 
-    def validate(self, distiller: Distiller, student: nn.Module) -> dict[str, float]:
+    def validate(self, distiller: losses.Distiller, student: nn.Module) -> dict[str, float]:
         """Return the parts of the loss on the held-out pictures, always with the same noise."""
         with torch.no_grad():
             parts = [self.loss(distiller, student, b)[1] for b in self.cache.held_out()]

@@ -14,15 +14,7 @@ from typing import Any
 
 from koala_nb.core.devices import free_gigabytes, plan_batch
 from koala_nb.core.files import Record, short
-from koala_nb.models.load import (
-    MAX_IMAGES,
-    MOST,
-    Pipeline,
-    call_default,
-    check_pipeline,
-    model_info,
-    native_size,
-)
+from koala_nb.models import load
 
 SPACINGS = ("leading", "trailing", "linspace")
 
@@ -100,22 +92,22 @@ class Plan:
 
 
 def make_plan(
-    pipe: Pipeline,
+    pipe: load.Pipeline,
     prompts: str | Sequence[str],
     seeds: Sequence[int] | Sequence[Sequence[int]],
     settings: Settings,
 ) -> Plan:
     """Check what is asked of `generate` and fill in the recipe. Raises ValueError."""
-    check_pipeline(pipe)
-    info = model_info(pipe)
+    load.check_pipeline(pipe)
+    info = load.model_info(pipe)
 
     def pick(name: str, argument: str) -> Any:
         for value in (getattr(settings, name), getattr(info.recipe, name)):
             if value is not None:
                 return value
-        return call_default(pipe, argument)
+        return load.call_default(pipe, argument)
 
-    default = native_size(pipe)
+    default = load.native_size(pipe)
     height, width = pick("height", "height"), pick("width", "width")
     height = _size(pipe, "height", default if height is None else height)
     width = _size(pipe, "width", default if width is None else width)
@@ -123,12 +115,12 @@ def make_plan(
     negative = info.recipe.negative_prompt if negative is RECIPE else negative
     if negative is not None:
         _check_prompt("negative_prompt", negative)
-    steps = _whole("steps", pick("steps", "num_inference_steps"), 1, MOST["steps"])
+    steps = _whole("steps", pick("steps", "num_inference_steps"), 1, load.MOST["steps"])
     guidance = _guidance(pick("guidance", "guidance_scale"))
     batch = settings.batch_size
     if batch is None:
         batch = _batch_size(pipe, height, width)
-    batch = _whole("batch_size", batch, 1, MOST["batch_size"])
+    batch = _whole("batch_size", batch, 1, load.MOST["batch_size"])
     spacing = settings.timestep_spacing
     if spacing is not None and spacing not in SPACINGS:
         raise ValueError(
@@ -153,16 +145,16 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
     lists = [_listed(numbers) for numbers in lists] if any(nested) else [lists] * len(texts)
     if len(lists) != len(texts):
         raise ValueError(f"seeds holds {len(lists)} lists for {len(texts)} prompts: give one each.")
-    if sum(map(len, lists)) > MAX_IMAGES:
+    if sum(map(len, lists)) > load.MAX_IMAGES:
         raise ValueError(
-            f"One run holds at most {MAX_IMAGES:,} images: give fewer prompts or seeds, or make "
-            "several runs."
+            f"One run holds at most {load.MAX_IMAGES:,} images: give fewer prompts or seeds, or "
+            "make several runs."
         )
     for number, text in enumerate(texts):
         _check_prompt(f"prompt {number}", text)
     requests = []
     for index, (text, values) in enumerate(zip(texts, lists)):
-        numbers = [_whole(f"seed of prompt {index}", s, 0, MOST["seed"]) for s in values]
+        numbers = [_whole(f"seed of prompt {index}", s, 0, load.MOST["seed"]) for s in values]
         if not numbers:
             raise ValueError(f"Prompt {index} has no seeds: give at least one.")
         if len(set(numbers)) < len(numbers):
@@ -176,7 +168,7 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
 
 def _listed(values: Iterable[Any]) -> list[Any]:
     """The values as a list, cut where an iterator would never end."""
-    return list(islice(values, MAX_IMAGES + 1))
+    return list(islice(values, load.MAX_IMAGES + 1))
 
 
 def _check_prompt(what: str, text: Any) -> None:
@@ -196,8 +188,8 @@ def _guidance(value: Any) -> float:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value < inf:
         raise ValueError(f"guidance must be a number of at least 0, not {short(value)}.")
-    if value > MOST["guidance"]:
-        raise ValueError(f"guidance must be at most {MOST['guidance']}, not {short(value)}.")
+    if value > load.MOST["guidance"]:
+        raise ValueError(f"guidance must be at most {load.MOST['guidance']}, not {short(value)}.")
     return float(value)
 
 
@@ -211,16 +203,16 @@ def _whole(what: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-def _size(pipe: Pipeline, what: str, value: Any) -> int:
+def _size(pipe: load.Pipeline, what: str, value: Any) -> int:
     factor = lcm(8, pipe.vae_scale_factor)  # diffusers asks for 8 in any case
-    size = _whole(what, value, factor, MOST["size"])
+    size = _whole(what, value, factor, load.MOST["size"])
     if size % factor:
         near = max(factor, round(size / factor) * factor)
         raise ValueError(f"{what} must be a multiple of {factor}, not {size}: try {near}.")
     return size
 
 
-def _batch_size(pipe: Pipeline, height: int, width: int) -> int:
+def _batch_size(pipe: load.Pipeline, height: int, width: int) -> int:
     """Images per batch; on a GPU that holds the whole pipeline, as many as its memory allows."""
     device = pipe.unet.device  # of an offloaded one: not the GPU
     usual = default_batch_size(max(height, width) // pipe.vae_scale_factor, device.type)

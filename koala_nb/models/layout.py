@@ -47,7 +47,10 @@ def unet_layouts(unets: Sequence[nn.Module]) -> list[Layout]:
     depth = max(map(len, pictures))
     pictures = [[*p[:-1], *[[]] * (depth - len(p)), p[-1]] for p in pictures]  # the mid block last
     counts = [max(map(len, level)) for level in zip(*pictures)]
-    pictures = [[_filled(rows, n) for rows, n in zip(p, counts)] for p in pictures]
+    pictures = [
+        [rows[:1] + [EMPTY] * (n - len(rows)) + rows[1:] for rows, n in zip(p, counts)]
+        for p in pictures
+    ]
     y, tops, bottoms = 0.0, [], []
     for level in zip(*pictures):
         tops.append(y)
@@ -90,10 +93,6 @@ def _transformers(stage: nn.Module, name: str, pair: int) -> Side:
     attentions = getattr(stage, "attentions", None) or ()
     blocks = attentions[pair].transformer_blocks if pair < len(attentions) else ()
     return [f"{name}.attentions.{pair}.transformer_blocks.{k}" for k in range(len(blocks))]
-
-
-def _filled(rows: list[Row], count: int) -> list[Row]:
-    return rows[:1] + [EMPTY] * (count - len(rows)) + rows[1:]
 
 
 def _height(blocks: Side) -> float:

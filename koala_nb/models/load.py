@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
-from koala_nb.core import catalog
+from koala_nb.core import catalog, devices
 from koala_nb.core.catalog import Recipe, System
-from koala_nb.core.devices import (
-    free_gigabytes,
-    gigabytes,
-    pick_device,
-    pick_dtype,
-    plan_memory,
-)
 from koala_nb.core.errors import first_line, nearest
 from koala_nb.core.files import Record, short
 from koala_nb.models import hub
@@ -177,8 +170,8 @@ def check_loading(
     """Return the device and dtype that a model is loaded with; ValueError for a bad name."""
     if offload is not None and offload not in OFFLOADS:
         raise ValueError(f"Unknown offload {short(offload)}: use one of {', '.join(OFFLOADS)}.")
-    chosen = pick_device(device)
-    return chosen, pick_dtype(dtype, chosen)
+    chosen = devices.pick_device(device)
+    return chosen, devices.pick_dtype(dtype, chosen)
 
 
 def _check_keywords(given: Record) -> None:
@@ -423,11 +416,12 @@ def _place(pipe: "Pipeline", device: "torch.device", offload: str | None) -> Non
             raise ValueError(f"offload={offload!r} needs a CUDA device, not {device}.")
         pipe.to(device)
         return
-    sizes = [gigabytes(part) for part in pipe.components.values() if hasattr(part, "parameters")]
-    free = free_gigabytes(device)
+    parts = [part for part in pipe.components.values() if hasattr(part, "parameters")]
+    sizes = list(map(devices.gigabytes, parts))
+    free = devices.free_gigabytes(device)
     size = pipe.model_info.recipe.height or native_size(pipe)
     area = (size / 1024) ** 2
-    tiles, planned = plan_memory(sizes, free, area)
+    tiles, planned = devices.plan_memory(sizes, free, area)
     offload = offload or planned
     if tiles:
         pipe.vae.enable_slicing()

@@ -11,22 +11,9 @@ from typing import Any
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
 from koala_nb.core.files import Record, banner, read_csv, short
-from koala_nb.models import hub
+from koala_nb.models import hub, load
 from koala_nb.models.given import GivenImages
-from koala_nb.models.load import (
-    MAX_IMAGES,
-    MOST,
-    ModelInfo,
-    Pipeline,
-    call_default,
-    check_loading,
-    check_pipeline,
-    domain_recipe,
-    load,
-    model_info,
-    native_size,
-    silence_logging,
-)
+from koala_nb.models.load import ModelInfo, Pipeline, model_info
 
 FILES = {  # parameters of notebooks that name a CSV, and its columns
     "prompts_file": ("prompt",),
@@ -74,7 +61,7 @@ class Session:
         ]
         if None not in given:
             return given[0], given[1]
-        side = native_size(self.pipe)
+        side = load.native_size(self.pipe)
         return given[0] or side, given[1] or side
 
     def __repr__(self) -> str:
@@ -88,9 +75,9 @@ class Session:
         steps, guidance = (
             self.settings.get(name, getattr(self.recipe, name)) for name in ("steps", "guidance")
         )
-        steps = steps or call_default(self.loaded, "num_inference_steps")
+        steps = steps or load.call_default(self.loaded, "num_inference_steps")
         if guidance is None:
-            guidance = call_default(self.loaded, "guidance_scale")
+            guidance = load.call_default(self.loaded, "guidance_scale")
         height, width = self.size
         drawing = f"{steps} steps, guidance {guidance:g}, {height} x {width} pixels"
         lines.append(f"on {info.device} in {info.dtype}: {drawing}")
@@ -125,9 +112,9 @@ def start(
     numbers["batch_size"] = batch_size
     loading = {name: value for name, value in loading.items() if value != ""}
     given = generation_settings(**numbers, guidance=guidance, negative_prompt=negative_prompt)
-    silence_logging()
+    load.silence_logging()
     if weights:
-        pipe = load(model, **loading)
+        pipe = load.load(model, **loading)
         return _shown(Session(model_info(pipe), given.pop("seeds"), given, pipe))
     system = catalog.find(str(model))
     source = system.repository or "no repository"
@@ -143,15 +130,15 @@ def wrap(pipe: Pipeline, *, seeds: int = 1, **settings: Any) -> Session:
     stay as they are. `pipe.model_info` is set. Settings as for `start`. ValueError for a bad one,
     or for what is no pipeline of Stable Diffusion.
     """
-    check_pipeline(pipe)
+    load.check_pipeline(pipe)
     if unknown := settings.keys() - signature(generation_settings).parameters:
         raise ValueError(f"wrap has no setting {sorted(unknown)[0]}=: leave it out.")
     given = generation_settings(seeds=seeds, **settings)
-    silence_logging()
+    load.silence_logging()
     info = model_info(pipe)
     if not hasattr(pipe, "model_info"):
         system, domain = _origin(info.source)
-        recipe = system.recipe if system else domain_recipe(domain)
+        recipe = system.recipe if system else load.domain_recipe(domain)
         notes = _scheduler_notes(pipe, recipe)
         info = replace(info, system=system, domain=domain, recipe=recipe, notes=notes)
         pipe.model_info = info
@@ -172,16 +159,18 @@ def generation_settings(
 ) -> Record:
     """Check a report's settings, 0: the recipe's; return `generate`'s arguments, or ValueError."""
     for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
-        if not _is_number(images, Integral) or not 1 <= images <= MAX_IMAGES:
+        if not _is_number(images, Integral) or not 1 <= images <= load.MAX_IMAGES:
             raise ValueError(
                 f"{name} is {short(images)}: give 1 or more images per {each}, at most "
-                f"{MAX_IMAGES:,}."
+                f"{load.MAX_IMAGES:,}."
             )
     given = {"steps": steps, "guidance": guidance, "batch_size": batch_size}
     for name, value in {**given, "size": size, "seed": seed}.items():
         kind, what = (Real, "number") if name == "guidance" else (Integral, "whole number")
-        if not _is_number(value, kind) or not 0 <= value <= MOST[name]:
-            raise ValueError(f"{name} is {short(value)}: give a {what} from 0 to {MOST[name]}.")
+        if not _is_number(value, kind) or not 0 <= value <= load.MOST[name]:
+            raise ValueError(
+                f"{name} is {short(value)}: give a {what} from 0 to {load.MOST[name]}."
+            )
     if size % 8:
         raise ValueError(f"size is {size}: give a multiple of 8.")
     if not isinstance(negative_prompt, str):
@@ -210,7 +199,7 @@ def check_parameters(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {values[name]}: give {least} or more.")
     if not 0 <= values.get("threshold", 0) <= 1:
         raise ValueError(f"threshold is {values['threshold']}: give 0 to 1.")
-    check_loading(*(values.get(name) or None for name in ("device", "dtype", "offload")))
+    load.check_loading(*(values.get(name) or None for name in ("device", "dtype", "offload")))
     for name, columns in FILES.items():
         if file := values.get(name):
             texts = {"id", "text"} if name == "prompts_file" and "reader" in values else set()
