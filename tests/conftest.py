@@ -114,6 +114,35 @@ def clip_folder(snapshot: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
+def fresh(tmp_path: Path):
+    """A tiny KOALA of a test's own, to change."""
+    from hub_layout import tiny_pipeline
+
+    pipe = tiny_pipeline(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """One thread of torch: a fork does not carry a pool of threads along."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def instruments():
+    """The detector and the quality scorer of the emoji world, with nano-koala's eyes."""
+    from koala_nb.nano import detector_card
+
+    return detector_card.instruments("nano-koala")
+
+
+@pytest.fixture
 def hub_cache(hub_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Makes this process see the tiny hub's cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub_home / "hub"))

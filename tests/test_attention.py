@@ -8,7 +8,6 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from hub_layout import tiny_pipeline
 
 import koala_nb as kn
 from koala_nb.attention.buffers import cell_grid, layer_grid
@@ -97,14 +96,6 @@ def check_exact(pipe, **drawing):
         maps = attention.maps(layers=name)
         assert maps == pytest.approx(truth.conditional(name, maps.shape), abs=1e-6)
     return attention
-
-
-@pytest.fixture
-def fresh(tmp_path):
-    """A tiny KOALA of our own, to change."""
-    pipe = tiny_pipeline(tmp_path)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 # --- exact ------------------------------------------------------------------------------------

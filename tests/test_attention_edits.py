@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hub_layout import tiny_pipeline
 
 import koala_nb as kn
 from koala_nb.attention.capture import CannotCapture
@@ -30,13 +29,6 @@ def capture(pipe, edit=(), drawing=None, **options):
 
 def tokens(pipe, phrase, prompt=PROMPT):
     return kn.attention.tokens_of(pipe.tokenizer, prompt, phrase)
-
-
-@pytest.fixture
-def fresh(tmp_path):
-    pipe = tiny_pipeline(tmp_path)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 class ByHand:

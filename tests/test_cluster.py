@@ -14,7 +14,6 @@ from pathlib import Path
 import dask
 import distributed
 import pytest
-import torch
 from dask.sizeof import sizeof
 from hub_layout import COMMIT, REPOSITORY, write_hub_layout
 
@@ -29,14 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [f"{n} koalas" for n in range(8)]
 ASKED = {"seeds": range(12), "batch_size": 3, "height": 64, "width": 64, "steps": 2}
 LONG = "koala " * 40  # the tiny tokenizer reads bytes
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import koala_nb as kn
-from koala_nb.core import catalog
 
 STUB = Path(kn.__file__).with_suffix(".pyi")
 
@@ -84,25 +82,3 @@ def test_a_session_without_weights_knows_the_record(capsys):
     assert "without weights" in capsys.readouterr().out
     with pytest.raises(ValueError, match="weights=False"):
         session.pipe  # noqa: B018
-
-
-def test_a_pipeline_of_ones_own_becomes_a_session(snapshot, capsys):
-    from diffusers import StableDiffusionXLPipeline
-
-    pipe = StableDiffusionXLPipeline.from_pretrained(
-        snapshot, variant="fp16", dtype=torch.float32, use_safetensors=True
-    )
-    scheduler = pipe.scheduler
-    pipe.register_to_config(_name_or_path="etri-vilab/koala-lightning-700m")
-    session = kn.wrap(pipe)
-    koala = catalog.find("koala-lightning-700m")
-    assert (session.info.system, session.recipe, session.info.revision) == (
-        koala,
-        koala.recipe,
-        snapshot.name,
-    )
-    assert pipe.model_info is session.info and pipe.scheduler is scheduler
-    assert "koala-lightning-700m" in capsys.readouterr().out
-    assert kn.wrap(pipe).info is session.info
-    with pytest.raises(ValueError, match="is no pipeline of diffusers"):
-        kn.wrap(torch.nn.Linear(1, 1))

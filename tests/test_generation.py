@@ -1,10 +1,10 @@
 import shutil
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_kills import contents
 
 from koala_nb import generate, list_steps, load
 from koala_nb.core import files as provenance
@@ -15,11 +15,6 @@ SMALL = {"height": 64, "width": 64, "steps": 2, "guidance": 3.5}
 
 def pixels(image):
     return np.asarray(image).astype(int)
-
-
-def contents(folder):
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 @pytest.mark.parametrize("negative", ["a dog", None])
@@ -210,24 +205,18 @@ def test_a_latent_of_nan_is_recorded(loaded):
     [
         ({"prompts": []}, "prompts is empty"),
         ({"prompts": ["a", 3]}, "prompt 1 must be a text, not int 3"),
-        ({"prompts": "a\0b"}, "holds a NUL character"),
-        ({"prompts": "a\ud800"}, "not valid Unicode"),
-        ({"negative_prompt": 5}, "negative_prompt must be a text"),
         ({"seeds": []}, "seeds is empty"),
         ({"seeds": [-1]}, "seed of prompt 0 must be a whole number"),
         ({"seeds": [2**63]}, "seed of prompt 0 must be a whole number"),
         ({"seeds": [1.5]}, "not 1.5"),
         ({"seeds": [True]}, "not True"),
-        ({"seeds": [1, 1]}, "Seed 1 stands twice for prompt 0"),
         ({"seeds": [[1], [2]]}, "2 lists for 1 prompts"),
         ({"seeds": [[1], 2]}, "mixes numbers and lists"),
         ({"seeds": [[]]}, "Prompt 0 has no seeds"),
         ({"steps": 0}, "steps must be a whole number from 1 to 1000, not 0"),
         ({"steps": 2.0}, "steps must be a whole number"),
-        ({"guidance": -1}, "guidance must be a number of at least 0, not -1"),
         ({"guidance": float("inf")}, "guidance must be a number"),
         ({"guidance": "3"}, "guidance must be a number"),
-        ({"height": 60}, "height must be a multiple of 8, not 60: try 64"),
         ({"width": 0}, "width must be a whole number from 8"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"timestep_spacing": "middle"}, "must be one of leading, trailing, linspace"),

@@ -55,11 +55,7 @@ def kill_child(work, delay, wait=time.sleep):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has loaded torch")
-def test_killed_at_random_moments_nothing_is_lost_or_there_twice(loaded, tmp_path):
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a fork does not carry a pool of threads along
+def test_killed_at_random_moments_nothing_is_lost_or_there_twice(loaded, tmp_path, one_thread):
     whole, killed = tmp_path / "whole", tmp_path / "0"
     started = time.monotonic()
     generate(loaded, out=whole, **ASKED)
@@ -77,7 +73,6 @@ def test_killed_at_random_moments_nothing_is_lost_or_there_twice(loaded, tmp_pat
             assert contents(killed) == contents(whole)
             killed = tmp_path / str(rounds)
     generate(loaded, out=killed, **ASKED)
-    torch.set_num_threads(threads)
     assert contents(killed) == contents(whole)  # so no temporary file either
     assert len(provenance.read_lines(killed / "records.jsonl")) == 32
     assert amid >= KILLS // 4, "the kills must fall amid the work"

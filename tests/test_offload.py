@@ -21,11 +21,6 @@ PICTURES = [Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 6
 
 
 @pytest.fixture
-def fresh(tmp_path):
-    return tiny_pipeline(tmp_path)
-
-
-@pytest.fixture
 def offloaded(tmp_path):
     pipe = tiny_pipeline(tmp_path)
     for part in parts(pipe).values():

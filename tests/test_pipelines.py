@@ -19,7 +19,7 @@ from koala_nb.core import devices
 from koala_nb.core.catalog import data_folder
 from koala_nb.models import hub
 from koala_nb.models import load as pipelines
-from koala_nb.models.load import WeightsMissing, model_info
+from koala_nb.models.load import WeightsMissing
 
 
 @pytest.fixture
@@ -211,24 +211,10 @@ def cut_short(file):
     file.write_bytes(file.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: cut_short(weights(f, "unet")), r"unet/\S+ is damaged or incomplete"),
-        (lambda f: weights(f, "unet").unlink(), "lacks safetensors weights in unet/"),
-        (lambda f: weights(f, "text_encoder_2").unlink(), "weights in text_encoder_2/: copy or"),
-        (
-            lambda f: shutil.rmtree(f / "tokenizer_2"),
-            "lacks the part tokenizer_2: copy or download",
-        ),
-        (lambda f: weights(f, "vae").rename(f / "vae" / "model.bin"), "model.bin, a pickle"),
-        (lambda f: (f / "model_index.json").write_text("{"), "index.json is not readable JSON"),
-        (lambda f: (f / "model_index.json").unlink(), "holds no model_index.json"),
-    ],
-)
-def test_what_a_damaged_folder_lacks_is_named(folder, damage, message):
-    damage(folder)
-    with pytest.raises(WeightsMissing, match=message):
+@pytest.mark.parametrize("part", ["unet", "text_encoder_2"])
+def test_what_a_damaged_folder_lacks_is_named(folder, part):
+    weights(folder, part).unlink()
+    with pytest.raises(WeightsMissing, match=f"lacks safetensors weights in {part}/: copy or"):
         load(folder, device="cpu")
 
 
@@ -237,31 +223,6 @@ def test_an_interrupted_download_is_told_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(WeightsMissing, match=f"weights in unet/: run `hf download {REPOSITORY}`"):
         load("koala-lightning-700m", local_files_only=True, device="cpu")
-
-
-def test_another_kind_of_pipeline_is_refused(folder):
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
-    with pytest.raises(ValueError, match="is a 'FluxPipeline': this is no SDXL-type"):
-        load(folder, device="cpu")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"name_or_path": "koala-lightning"}, "Did you mean 'koala-lightning-"),
-        ({"name_or_path": "no/such/folder"}, "There is no folder 'no/such/folder'"),
-        ({"name_or_path": "./tiny"}, "There is no folder './tiny'"),
-        ({"name_or_path": "koala-turbo-700m"}, "cannot be loaded. Published figures only"),
-        ({"name_or_path": "koala-700m", "device": "gpu"}, "Unknown device 'gpu'"),
-        ({"name_or_path": "koala-700m", "dtype": "int8"}, "Unknown dtype 'int8'"),
-        ({"name_or_path": "koala-700m", "offload": "disk"}, "Unknown offload 'disk'"),
-    ],
-)
-def test_bad_arguments_get_one_clear_sentence(arguments, message):
-    with pytest.raises(ValueError) as error:
-        load(**arguments)
-    assert message in str(error.value)
 
 
 def test_a_device_that_is_not_there():
@@ -311,17 +272,6 @@ def test_a_gpu_beside_a_cpu_only_torch_gets_one_warning(monkeypatch):
         warnings.simplefilter("error")
         devices._warn_cpu_only_torch()
     devices._warn_cpu_only_torch.cache_clear()
-
-
-def test_a_plain_diffusers_pipeline_tells_what_it_is(snapshot):
-    from diffusers import StableDiffusionXLPipeline
-
-    pipe = StableDiffusionXLPipeline.from_pretrained(
-        snapshot, variant="fp16", dtype=torch.float32, use_safetensors=True
-    )
-    info = model_info(pipe)
-    assert (info.system, info.dtype, info.device) == (None, "float32", "cpu")
-    assert (info.source, info.revision) == (REPOSITORY, COMMIT)
 
 
 def test_memory_that_torch_only_keeps_counts_as_free(snapshot, monkeypatch):

@@ -11,13 +11,6 @@ from koala_nb.probes.composition_probe import OUTSIDE, CompositionScorer, _by_at
 from koala_nb.scorers.detection import Detection, items_of
 
 
-@pytest.fixture(scope="module")
-def instruments():
-    from koala_nb.nano import detector_card
-
-    return detector_card.instruments("nano-koala")
-
-
 def test_items():
     assert items_of("1 circle [red]; 2 red apple") == [(1, "circle", "red"), (2, "red apple", None)]
     with pytest.raises(ValueError, match="1 to 4 entries"):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from test_kills import contents
+from test_pipelines import cut_short
 
 from koala_nb import generate, load
 from koala_nb.core import files as provenance
@@ -15,11 +17,6 @@ from koala_nb.generation.generate import Drawing
 from koala_nb.generation.plan import Settings, make_plan
 
 SMALL = {"height": 64, "width": 64, "steps": 2, "guidance": 3.5}
-
-
-def contents(folder):
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 def test_a_setting_that_only_the_old_folder_has_refuses_it(loaded, tmp_path):
@@ -64,10 +61,6 @@ def another(**changed):
         provenance.save_png(image, path, provenance.read_record(path) | changed)
 
     return write
-
-
-def cut_short(path):
-    path.write_bytes(path.read_bytes()[:-20])
 
 
 DAMAGES = {

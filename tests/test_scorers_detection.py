@@ -13,13 +13,6 @@ from koala_nb.scorers.clip import CLIPScore
 from koala_nb.scorers.detection import Detection, intersection_over_union, non_maximum, overlap
 
 
-@pytest.fixture(scope="module")
-def instruments():
-    from koala_nb.nano import detector_card
-
-    return detector_card.instruments("nano-koala")
-
-
 def test_boxes():
     assert overlap((0, 0, 1, 1), (0.5, 0.5, 1, 1)) == 1
     assert intersection_over_union((0, 0, 1, 1), (0.5, 0.5, 1, 1)) == pytest.approx(0.25)

@@ -6,12 +6,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock, call
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from hypothesis import given
-from hypothesis import strategies as st
 
 from koala_nb import cli
 from koala_nb.core import files
@@ -19,7 +16,6 @@ from koala_nb.core.card import LATENCY_FIGURE
 from koala_nb.core.catalog import data_folder
 from koala_nb.models.unet import build_unet
 from koala_nb.speed import cost, figures, latency, random_weights, roofline, throughput, timing
-from koala_nb.stats import estimates
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -29,14 +25,6 @@ def stored(name):
 
 
 # --- timing ---------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.floats(0.1, 10), min_size=2, max_size=12))
-def test_a_median_lies_in_its_interval(values):
-    estimate = estimates.median_interval(values)
-    assert estimate.low <= estimate.value <= estimate.high
-    assert estimate.value == np.median(values) and estimate.n == len(values)
-    assert estimates.ratio_interval(values, values).value == 1
 
 
 def test_rounds_rotate_and_memory_that_runs_out_is_a_result():
@@ -313,24 +301,6 @@ def test_the_rate_of_a_benchmark_and_the_published_one(records, tmp_path, capsys
     output = capsys.readouterr().out
     assert f"{1 / published:.2f} images/s" in output and f"{published} s on an RTX 4090" in output
     assert "an example, measure your own" in output
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["--rate", "0"], "--rate 0.0: give a number above 0"),
-        (["--rate", "nan"], "--rate nan: give a number above 0"),
-        (["--images", "-1"], "--images -1: give"),
-        (["--gpus", "2", "0"], "--gpus 0: give whole numbers"),
-        (["--run", "nowhere"], "nowhere holds no images"),
-        (["--benchmark", "nowhere.json"], "There is no file nowhere.json"),
-        (["--benchmark", str(PAGE)], "is not a result of `koala-nb benchmark`"),
-    ],
-)
-def test_errors_of_the_plan_are_one_sentence(given, message, capsys):
-    assert cli.main(["plan", *given]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
 
 
 def test_results_of_another_benchmark_are_refused(records):

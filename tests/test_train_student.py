@@ -31,6 +31,7 @@ from koala_nb.distillation.data import Cache, fit, prepare, read_pairs
 from koala_nb.distillation.losses import init_from_teacher
 
 pytest.importorskip("datasets")
+pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT = 24
 SIDE = 64
 
@@ -71,14 +72,6 @@ def as_archive(where):
                 entry = tarfile.TarInfo(f"{i:02d}.{suffix}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # a fork does not carry a pool of threads along
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -48,16 +48,6 @@ def together(*works):
     return errors
 
 
-@pytest.fixture
-def one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # a fork does not carry a pool of threads along
-    yield
-    torch.set_num_threads(before)
-
-
 @forks
 def test_two_settings_never_mix_in_one_folder(loaded, tmp_path, one_thread):
     for trial in range(TRIALS):

@@ -206,10 +206,12 @@ def check_pipeline(pipe: "Pipeline") -> None:
     """Raise ValueError for what is no pipeline that draws images like SDXL's, from text alone."""
     if isinstance(pipe, GivenImages):
         raise ValueError(f"{pipe.folder} holds images as given: no model draws there.")
-    model_info(pipe)  # refuses what is no pipeline at all
     name = type(pipe).__name__
     call = inspect.signature(pipe.__call__).parameters if callable(pipe) else {}
     lacking = [part for part in PARTS if getattr(pipe, part, None) is None]
+    if not hasattr(pipe, "config") or not call:
+        instead = ": give its .pipe" if hasattr(pipe, "pipe") else ""
+        raise ValueError(f"{short(pipe)} is no pipeline of diffusers{instead}.")
     if lacking or "image" in call or "prompt_embeds" not in call:
         why = (
             "it draws from an image" if "image" in call else f"it has no {[*lacking, 'prompt'][0]}"
