@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -236,8 +237,6 @@ def test_how_costs_grow_with_the_side(tiny):
 
 
 def test_costs_default_to_the_configurations_size_and_need_no_weights(tiny):
-    from diffusers import UNet2DConditionModel
-
     table = architecture.costs(UNet2DConditionModel.from_config(TINY))
     assert table.equals(architecture.costs(tiny, (8, 8)))
 

@@ -8,6 +8,8 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
 
 import koala_nb as kn
 from koala_nb.attention.buffers import cell_grid, layer_grid
@@ -249,8 +251,6 @@ def test_compiled(fresh, how):
 
 
 def test_a_unet_with_a_mid_block(fresh):
-    from diffusers import UNet2DConditionModel
-
     config = {**fresh.unet.config, "mid_block_type": "UNetMidBlock2DCrossAttn"}
     fresh.unet = UNet2DConditionModel.from_config(config).eval()
     attention = check_exact(fresh, height=88, width=40)
@@ -261,8 +261,6 @@ def test_a_unet_with_a_mid_block(fresh):
 
 def test_a_model_of_one_text_encoder(fresh):
     """Stable Diffusion v2.0's kind, four resolutions."""
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-
     torch.manual_seed(0)
     config = {"sample_size": 16, "block_out_channels": (8, 8, 16, 16), "layers_per_block": 1}
     config |= {"cross_attention_dim": 32, "attention_head_dim": [1, 1, 2, 2], "norm_num_groups": 4}
@@ -442,8 +440,6 @@ def test_reading_what_is_not_there(loaded):
 
 
 def test_arrays_are_saved_with_their_axes(loaded, tmp_path):
-    from safetensors import safe_open
-
     attention, _ = capture(loaded, keep_axes=("layer", "step"))
     attention.save(tmp_path / "maps.safetensors")
     with safe_open(tmp_path / "maps.safetensors", "numpy") as file:

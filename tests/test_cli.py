@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import nbformat
 import pytest
 import torch
 from hub_layout import COMMIT
@@ -108,8 +109,6 @@ PRINT_PAST_THE_NOTEBOOK = "import os\nos.write(2, b'Traceback of the kernel')"
 
 
 def notebook(path, *cells):
-    import nbformat
-
     code = [nbformat.v4.new_code_cell(cell) for cell in cells]
     nbformat.write(nbformat.v4.new_notebook(cells=code), path)
 

@@ -10,6 +10,8 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import dask
 import distributed
@@ -296,9 +298,6 @@ def test_only_who_has_the_certificate_reaches_the_workers(client, tmp_path):
 
 
 def test_no_page_of_dask_is_served(client):
-    from urllib.error import HTTPError
-    from urllib.request import urlopen
-
     port = client.cluster.scheduler.http_server.port
     for page in ("info/main/workers.html", "json/identity.json", "status"):
         with pytest.raises(HTTPError, match="404"):

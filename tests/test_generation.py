@@ -4,6 +4,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from test_kills import contents
 
 from koala_nb import generate, list_steps, load
@@ -122,8 +123,6 @@ def test_steps_are_those_of_the_reference(loaded):
 
 
 def test_a_stable_diffusion_pipeline_with_one_encoder(loaded, tmp_path):
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-
     torch.manual_seed(0)  # of some random weights a pixel lies between two values
     unet = UNet2DConditionModel(
         sample_size=8,

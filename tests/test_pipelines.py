@@ -13,6 +13,7 @@ import pytest
 import torch
 from hub_layout import COMMIT, REPOSITORY, write_hub_layout
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, CLIPModel
 
 from koala_nb import load
 from koala_nb.core import devices
@@ -323,8 +324,6 @@ def nano_clip(tmp_path):
 
 
 def test_a_scorer_that_lacks_a_weight_or_has_one_of_another_shape(nano_clip):
-    from transformers import AutoModel, CLIPModel
-
     assert not hub.load_whole(CLIPModel, nano_clip).training
     whole = change(nano_clip.parent, "nano-clip", dict)
     change(nano_clip.parent, "nano-clip", without("visual_projection.weight"))

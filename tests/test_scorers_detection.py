@@ -4,9 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from composition_rows import box, row
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
+from koala_nb.nano.detector_card import measure_card, scenes_of
 from koala_nb.probes.composition_probe import CompositionScorer
 from koala_nb.scorers import detection
 from koala_nb.scorers.clip import CLIPScore
@@ -27,8 +32,6 @@ def test_unknown_words_are_refused(instruments):
 
 
 def test_instrument_card(instruments, pipe):
-    from koala_nb.nano.detector_card import measure_card
-
     card = measure_card(*instruments, pipe.vae.float(), n=30)
     result = {(r["scenes"], r["images"], r["measure"]): r for r in card["ceiling"]}
     for kind in ("object", "pair", "shape", "shapes"):
@@ -43,8 +46,6 @@ def test_instrument_card(instruments, pipe):
 
 
 def test_reading_does_not_depend_on_the_batch(instruments):
-    from koala_nb.nano.detector_card import scenes_of
-
     scenes = scenes_of(instruments[0].world, "pair", 6)
     images = instruments[0].matcher.render(scenes)
     alone = [instruments[0].find(images[i : i + 1])[0] for i in range(6)]
@@ -52,17 +53,14 @@ def test_reading_does_not_depend_on_the_batch(instruments):
 
 
 def tiny_tokenizer():
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import PreTrainedTokenizerFast
-
     words = ["<|startoftext|>", "<|endoftext|>", "a", "cat", "dog", "photo", "of", "red", "."]
     model = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="a"))
     model.pre_tokenizer = Whitespace()
     start, end = words[:2]
     special = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": "a"}
-    return PreTrainedTokenizerFast(tokenizer_object=model, **special, model_max_length=16)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model, **special, model_max_length=16
+    )
 
 
 SIDES = {"hidden_size": 32, "intermediate_size": 32}
@@ -73,22 +71,15 @@ VISION = {**SIDES, "image_size": 64, "patch_size": 16}
 
 @pytest.fixture(scope="module")
 def owl(tmp_path_factory):
-    from transformers import (
-        Owlv2Config,
-        Owlv2ForObjectDetection,
-        Owlv2ImageProcessor,
-        Owlv2Processor,
-    )
-
     folder = tmp_path_factory.mktemp("owl")
     torch.manual_seed(0)
-    config = Owlv2Config(text_config=TEXT, vision_config=VISION, projection_dim=32)
-    model = Owlv2ForObjectDetection(config)
+    config = transformers.Owlv2Config(text_config=TEXT, vision_config=VISION, projection_dim=32)
+    model = transformers.Owlv2ForObjectDetection(config)
     for weight in (*model.box_head.parameters(), *model.class_head.parameters()):
         torch.nn.init.normal_(weight, std=0.02)  # boxes that are no points, in any version
     model.save_pretrained(folder)
-    images = Owlv2ImageProcessor(size={"height": 64, "width": 64})
-    Owlv2Processor(images, tiny_tokenizer()).save_pretrained(folder)
+    images = transformers.Owlv2ImageProcessor(size={"height": 64, "width": 64})
+    transformers.Owlv2Processor(images, tiny_tokenizer()).save_pretrained(folder)
     return folder
 
 

@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import koala_nb as kn
 from koala_nb.core import files
@@ -130,16 +132,14 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_a_transformers_classifier_takes_the_same_place(tmp_path):
-    import transformers
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
-
     shape = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "intermediate_size": 16}
     shape |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    config = ViTConfig(
+    config = transformers.ViTConfig(
         **shape, id2label={0: "normal", 1: "nsfw"}, label2id={"normal": 0, "nsfw": 1}
     )
-    ViTForImageClassification(config).save_pretrained(tmp_path)
-    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    size = {"height": 32, "width": 32}
+    transformers.ViTImageProcessorPil(size=size).save_pretrained(tmp_path)
     if getattr(transformers.AutoImageProcessor, "is_dummy", False):  # in older versions
         with pytest.raises(ValueError, match="cannot be loaded: .* requires the Torchvision"):
             nsfw.classifier(str(tmp_path), ["nsfw"])
@@ -261,8 +261,6 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
 
 @pytest.mark.parametrize("packet", ["<broken", "<!DOCTYPE x [<!ENTITY a 'b'>]><x/>", "<x/>"])
 def test_a_strange_packet_is_no_statement(packet):
-    from PIL.PngImagePlugin import PngInfo
-
     info = PngInfo()
     info.add_itxt(disclosure.XMP_KEY, packet)
     picture(3).save(buffer := io.BytesIO(), format="PNG", pnginfo=info)

@@ -9,6 +9,7 @@ from unittest.mock import MagicMock, call
 import pytest
 import torch
 from conftest import ROOT
+from diffusers import AutoencoderKL
 
 from koala_nb import cli
 from koala_nb.core import files
@@ -89,8 +90,6 @@ def test_predicted_activations_are_those_of_a_real_pass(loaded, latent, images):
 
 
 def test_predicted_decoding_is_that_of_a_real_one(loaded):
-    from diffusers import AutoencoderKL
-
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(loaded.vae.config)
         latents = torch.empty(2, 4, 16, 16)
