@@ -127,8 +127,7 @@ class Batch:
 def _add_maps(into: torch.Tensor, query: torch.Tensor, key: torch.Tensor, source: Source) -> None:
     """Add maps, (heads or 1, positions, tokens), in pieces that fit the scratch space.
 
-    Queries are (positions, heads, channels), keys (tokens, heads, channels). Few operations: in
-    small models the time is that of calling them.
+    Queries are (positions, heads, channels), keys (tokens, heads, channels).
     """
     positions, heads, _ = query.shape
     room = SCRATCH.get(query.device.type, SCRATCH["cpu"]) // (positions * len(key))

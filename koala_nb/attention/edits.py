@@ -31,8 +31,7 @@ Edit: TypeAlias = Callable[[torch.Tensor, Site], torch.Tensor]
 class Reweight:
     """Multiply the maps of some tokens by a factor, at every position; 0 removes a word.
 
-    The others keep their shares, so that a row may add up to other than 1 (section 3.2, attention
-    re-weighting). Negative factors are allowed.
+    The others keep their shares (section 3.2, attention re-weighting); it may be negative.
     """
 
     tokens: Sequence[int]

@@ -38,8 +38,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[Word]:
     """Return a prompt's words with the positions of their tokens, then the marks around them.
 
     Subwords are merged; punctuation is a word, and so is what a textual inversion added, with all
-    its vectors; "[start]", "[end]" and "[padding]" come last. Raises ValueError for a prompt that
-    is longer than the text encoder reads.
+    its vectors. ValueError for a prompt that is longer than the text encoder reads.
     """
     limit = tokenizer.model_max_length
     prompt = TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
@@ -71,8 +70,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[Word]:
 class WordMaps:
     """The maps of a prompt's words: `maps["koala"]`, or `maps["koala", 2]` for the second one.
 
-    `array` is (words, rows, columns), a word's map the sum over its tokens; over all words, the
-    marks included, they add up to 1 at each position.
+    `array`: (words, rows, columns), sums over tokens; with the marks they add up to 1 everywhere.
     """
 
     def __init__(self, words: list[Word], maps: np.ndarray) -> None:

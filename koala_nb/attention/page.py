@@ -1,7 +1,6 @@
 """Attention seen: a picture lit by a map, and a page of all words, steps, layers, on its own."""
 
 import base64
-import io
 import os
 from html import escape
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from koala_nb.attention.maps import MARKS, Attention
-from koala_nb.display.page import write_filled
+from koala_nb.display.page import encoded, write_filled
 
 DIM = 0.3  # brightness that a picture keeps where a map is 0
 GLOW, LIGHT = 0.35, (255, 255, 153)  # pale yellow, added where a map is large: dark things show
@@ -24,9 +23,7 @@ ALL_LAYERS, ALL_STEPS = "all layers", "mean over steps"
 def overlay(image: Image.Image, values: np.ndarray, top: float | None = None) -> Image.Image:
     """Return a picture lit by a map, (rows, columns): in its own colours, dark where it is small.
 
-    `top` is the value of full light, by default the map's own largest; give the largest of several
-    maps to compare them. ValueError for a map that is not two-dimensional or holds no finite
-    positive value.
+    `top`: the value of full light, by default the map's largest. ValueError for what is no map.
     """
     values = np.asarray(values, dtype=float)
     top = float(values.max()) if top is None and values.size else top
@@ -67,10 +64,8 @@ def write_page(
 ) -> Path:
     """Write a page that lights the picture by each word's map: words, steps, layers to choose.
 
-    One HTML file, without any external request, under 1.5 MB, usable by keyboard. `chosen`: as in
-    `Attention.maps`. Steps and stages of the U-Net appear if they were kept; maps are stored in
-    256 levels of their word's largest value. ValueError for a bad choice or an image that was not
-    captured.
+    `chosen`: as in `Attention.maps`. Steps and stages of the U-Net appear if they were kept. Maps
+    have 256 levels of their word's largest value. ValueError for a bad choice or image.
     """
     stages = dict.fromkeys(".".join(name.split(".")[:2]) for name in attention.layers())
     groups: dict[str, str | None] = {ALL_LAYERS: None}
@@ -143,9 +138,5 @@ def _shrink(maps: np.ndarray) -> np.ndarray:
 
 
 def _data_url(picture: Image.Image) -> str:
-    picture = picture.convert("RGB")
-    picture.thumbnail((PICTURE, PICTURE))
     form = "PNG" if picture.width < SIDE else "JPEG"
-    picture.save(buffer := io.BytesIO(), format=form, quality=88)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"data:image/{form.lower()};base64,{data}"
+    return f"data:image/{form.lower()};base64,{encoded(picture, PICTURE, form, quality=88)}"

@@ -82,11 +82,7 @@ def plan_memory(sizes: list[float], free: float, area: float) -> tuple[bool, str
 
 
 def plan_batch(free: float, area: float) -> int:
-    """Images per batch, a power of two up to MAX_BATCH, for the free GB beside the weights.
-
-    An image is planned with ROOM_TILED_GB at area 1 (1024 x 1024 in half precision), since the VAE
-    decodes one at a time; a batch that does not fit after all is drawn in halves.
-    """
+    """Images a batch, a power of two, for the free GB; one needs ROOM_TILED_GB times the area."""
     fits = min(int(free / (ROOM_TILED_GB * area)), MAX_BATCH)
     return 2 ** (max(fits, 1).bit_length() - 1)
 

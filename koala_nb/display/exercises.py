@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral, Real
 from types import SimpleNamespace
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +30,9 @@ class NotRightYet(AssertionError):
 class Exercise:
     """An exercise's answers: values, or functions of what its cell gives to `check` by name.
 
-    right: the answer, or a tuple of all that are right. mistakes: a hint -> the answer of whoever
-    needs that hint. on: arguments, a tuple per case, where a function is to be built: right, each
-    mistake and the answer are then functions, compared by what they return. read: turns what was
-    answered into what is compared.
+    right: the answer, or a tuple of all. mistakes: a hint -> the answer that needs it. on: cases,
+    each a tuple of arguments, where a function is to be built: all answers are then functions,
+    compared by what they return. read: turns what was answered into what is compared.
     """
 
     right: object
@@ -64,9 +63,8 @@ def check(
     """Print what to do without an answer (None) and "Right." for a right one.
 
     exercise: a name in `exercises()`, checked with what is `given`; or a function that says whether
-    an answer is right, with its hint. Counts are compared exactly, other
-    numbers to 1 %, text without regard to case.
-    Raises NotRightYet with a hint for a wrong answer, a known mistake's own where it is one.
+    an answer is right, with its hint. Counts are compared exactly, other numbers to 1 %, text
+    without regard to case. NotRightYet with a hint, a known mistake's own where it is one.
     """
     if answer is None:
         print("Not yet: replace None by your answer and run this cell again.")
@@ -162,16 +160,6 @@ CUTS = "pairs", "depth", "mid"
 # --- 03 See attention ---------------------------------------------------------------------------
 
 
-class CapturedMaps(Protocol):
-    """What `kn.capture_attention` yields, as far as an exercise needs it."""
-
-    def layers(self) -> list[str]:
-        """Return the names of layers."""
-
-    def words(self, prompt: str, *, layers: str) -> Mapping[str, np.ndarray]:
-        """Return the maps of a prompt's words in one layer."""
-
-
 def numbers_of_maps(heads: int = 2, positions: int = 64, tokens: int = 32) -> int:
     """Return how many numbers A holds, for one image in one step of one layer."""
     return heads * positions * tokens
@@ -186,11 +174,7 @@ def attend(
     over: int = -1,
     projected: bool = True,
 ) -> torch.Tensor:
-    """Return a layer's output for x, (positions, channels), and text, (tokens, channels).
-
-    The switches make the known mistakes: no square root, one head, softmax over the positions, no
-    output projection.
-    """
+    """Return a layer's output, (positions, channels); the switches make the known mistakes."""
     parts = [layer.to_q(x), layer.to_k(text), layer.to_v(text)]
     q, k, v = (part.unflatten(-1, (heads or layer.heads, -1)).transpose(0, 1) for part in parts)
     logits = q @ k.mT / (math.sqrt(q.shape[-1]) if scaled else 1)  # heads, positions, tokens
@@ -198,10 +182,8 @@ def attend(
     return layer.to_out[0](merged) if projected else merged
 
 
-def layer_of_start(
-    attention: CapturedMaps, prompt: str, of: Callable[[np.ndarray], float] = np.mean
-) -> str:
-    """Return the layer with the largest share of "[start]"."""
+def layer_of_start(attention: Any, prompt: str, of: Callable[[np.ndarray], float] = np.mean) -> str:
+    """Return the layer of captured attention with the largest share of "[start]"."""
     shares = {n: of(attention.words(prompt, layers=n)["[start]"]) for n in attention.layers()}
     return max(shares, key=lambda name: shares[name])
 

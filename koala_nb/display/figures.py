@@ -238,11 +238,7 @@ def show_lines(
     y_label: str,
     title: str = "",
 ) -> None:
-    """Display named series of (x, y) as lines, each with a marker of its own, and a legend.
-
-    The alternative text gives up to six points of each. ValueError where there is nothing to draw,
-    or a series' x and y differ in length.
-    """
+    """Display named series of (x, y) as lines with markers; ValueError for lengths that differ."""
     if not series or any(len(x) != len(y) or len(x) == 0 for x, y in series.values()):
         raise ValueError("lines: give at least one series, each with as many y as x values.")
     parts = []
@@ -270,8 +266,7 @@ def share_curves(
 ) -> Figure:
     """Draw shares with their intervals against a quantity above 0, on a logarithmic axis.
 
-    series: name -> columns x, value, low, high; an empty one is left out. fitted: x and y of a
-    smooth curve. ValueError where there is nothing to draw.
+    series: name -> columns x, value, low, high; fitted: x, y of a curve. ValueError for nothing.
     """
     drawn = {name: points for name, points in series.items() if len(points)}
     if not drawn:
@@ -374,17 +369,12 @@ def show_banner(text: str | None) -> None:
 
 
 def show(
-    figure: Figure,
-    alt: str,
-    *,
-    colours: int | None = None,
-    images: Sequence[Image.Image] = (),
+    figure: Figure, alt: str, *, colours: int | None = None, images: Sequence[Image.Image] = ()
 ) -> None:
     """Display a figure as a picture with an alternative text that carries its content.
 
-    `colours` (2 to 256) stores it with a palette, which keeps a notebook small; what shows `images`
-    has one, or becomes a JPEG where they are large. ValueError for an empty text: a reader who does
-    not see the figure would get nothing.
+    `colours` (2 to 256): a palette, for small notebooks; what shows `images` has one, or is a JPEG
+    where they are large. ValueError for an empty text.
     """
     if not alt.strip():
         raise ValueError("show: the alternative text is empty: say what the figure shows.")

@@ -27,9 +27,10 @@ def write_filled(
     advice: str,
     **texts: str,
 ) -> Path:
-    """Write a template, (package, file name), with its fields data, banner and `texts` filled in.
+    """Write a page from a template, (package, file name), filled with data, banner and `texts`.
 
-    `texts` are HTML already. ValueError, with the advice, for more than LARGEST_PAGE bytes.
+    One HTML file that asks for nothing, usable by keyboard. `texts` are HTML already. ValueError,
+    with the advice, for more than LARGEST_PAGE bytes.
     """
     package, name = template
     source = files(package).joinpath("templates", name).read_text("utf-8")
@@ -41,9 +42,14 @@ def write_filled(
     return write_atomic(path, page)
 
 
+def encoded(image: Image.Image, side: int, form: str, **options: int) -> str:
+    """Return an image of at most `side` pixels per side as a file of a form, in base64."""
+    image = image.convert("RGB")
+    image.thumbnail((side, side))
+    image.save(buffer := io.BytesIO(), format=form, **options)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
 def webp(image: Image.Image) -> str:
     """Return an image of at most PICTURE pixels per side as WebP, in base64."""
-    image = image.convert("RGB")
-    image.thumbnail((PICTURE, PICTURE))
-    image.save(buffer := io.BytesIO(), format="WEBP", quality=80, method=6)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return encoded(image, PICTURE, "WEBP", quality=80, method=6)

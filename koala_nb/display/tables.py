@@ -47,11 +47,7 @@ def show_table(
 
 
 def table_html(
-    data: TableData,
-    caption: str | None = None,
-    *,
-    digits: Digits = 2,
-    units: Units | None = None,
+    data: TableData, caption: str | None = None, *, digits: Digits = 2, units: Units | None = None
 ) -> str:
     """Return the HTML of `show_table`; every text in it is escaped."""
     return _html(*_shown(data, caption, digits, units))

@@ -49,8 +49,7 @@ def rate_factor(step: int, steps: int, stage: Stage) -> float:
 def random_draws(first: int, size: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
     """Return random numbers of samples `first` onwards, each a function of its index alone.
 
-    So a batch is the same however many processes share it. Returns two uniform numbers, (size, 2),
-    and two normal tensors a sample, each (size, *shape).
+    Two uniform numbers, (size, 2), and two normal tensors a sample, each (size, *shape).
     """
     uniform, normal = torch.empty(size, 2), torch.empty(2, size, *shape)
     generator = torch.Generator()

@@ -44,16 +44,12 @@ def init_from_teacher(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def feature_pairs(
-    student: nn.Module,
-    teacher: nn.Module,
-    kind: str = "self-attention",
-    stages: Sequence[str] = (),
+    student: nn.Module, teacher: nn.Module, kind: str = "self-attention", stages: Sequence[str] = ()
 ) -> dict[str, str]:
     """Return the student's modules whose outputs imitate, and the teacher's modules to imitate.
 
-    `kind` is a key of FEATURES, `stages` names such as "up_blocks.0" (default: all). U-Nets may be
-    on the meta device. ValueError for an unknown kind or stage, for stages without such modules,
-    and for a student that was not cut from this teacher.
+    `kind`: a key of FEATURES; `stages`: such as "up_blocks.0" (default: all). ValueError for
+    others, stages without such modules, and a student that was not cut from this teacher.
     """
     if kind not in FEATURES:
         raise unknown_name("feature", kind, FEATURES)
@@ -140,8 +136,7 @@ def feature_loss(
 class Distiller:
     """A student's loss against a frozen teacher; hooks both U-Nets until `remove`.
 
-    `student` and `teacher` are U-Nets that predict noise; `pairs` comes from `feature_pairs`. Make
-    it before `torch.compile` or Accelerate wrap the student: they keep its modules.
+    `pairs`: of `feature_pairs`. Make it before anything wraps the student, whose modules it keeps.
     """
 
     def __init__(

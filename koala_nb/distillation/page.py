@@ -20,8 +20,7 @@ def write_page(
     """Write a page to choose a prompt and a training step, or to play all steps as an animation.
 
     student: training step -> an image per prompt; teacher: an image per prompt; losses: step -> a
-    sentence. One HTML file, without any external request, under 1.5 MB, usable by keyboard.
-    ValueError where images and prompts differ in number, or the page would be larger.
+    sentence. ValueError where images and prompts differ in number, or the page would be too large.
     """
     if not student or any(len(row) != len(prompts) for row in [teacher, *student.values()]):
         raise ValueError("write_page: give one image per prompt for the teacher and for each step.")

@@ -27,8 +27,7 @@ def noisy_inputs(
 ) -> dict[str, object]:
     """Return a U-Net's arguments for pictures at a noise level, each with its prompt.
 
-    `timestep` is one of the training schedule's, 0 (no noise) to 999; the noise depends on the seed
-    alone. ValueError where pictures and prompts differ in number or the timestep is not there.
+    `timestep`: 0 (no noise) to 999; the noise is `seed`'s alone. ValueError for what does not fit.
     """
     alphas = pipe.scheduler.alphas_cumprod
     if len(images) != len(prompts) or not images:
@@ -55,11 +54,7 @@ def noisy_inputs(
 
 
 def scaled(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Return latents as the U-Net sees them: the inverse of what SDXL's pipeline does to decode.
-
-    Without a mean and deviation a channel (nano models have them) a channel of small variance,
-    often colour, would drown in the noise.
-    """
+    """Return latents as the U-Net sees them: the inverse of what SDXL's pipeline does to decode."""
     config = vae.config
     mean = config.get("latents_mean") or [0.0] * config.latent_channels
     deviation = config.get("latents_std") or [1.0] * config.latent_channels
@@ -106,8 +101,7 @@ def cka_table(
 def principal_colours(features: torch.Tensor, height: int, width: int) -> list[Image.Image]:
     """Show features, (n, height * width, channels), by their first three principal components.
 
-    One PCA over all pictures; components become red, green and blue between their 1st and 99th
-    percentile. A component's sign is set so that its largest entry is positive.
+    One PCA of all; red, green, blue between 1st and 99th percentile, the largest entry positive.
     """
     flat = features.flatten(0, 1).double()
     flat = flat - flat.mean(0)

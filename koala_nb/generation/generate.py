@@ -114,11 +114,7 @@ class Drawn(NamedTuple):
 
 
 class Drawing:
-    """A plan and the pipeline that draws it.
-
-    `settings`: what determines the images, in the order in which a difference is reported. Warns of
-    prompts that are not read whole.
-    """
+    """A plan and the pipeline that draws it; warns of prompts that are not read whole."""
 
     def __init__(self, pipe: Pipeline, plan: Plan) -> None:
         self.pipe, self.plan = pipe, plan
@@ -347,9 +343,8 @@ def _noise(pipe: Pipeline, plan: Plan, generators: list[torch.Generator]) -> tor
 def decode(pipe: Pipeline, latents: torch.Tensor) -> Decoded:
     """Turn latents, (n, channels, h, w), into images, as the pipeline itself would.
 
-    SDXL's VAE can overflow in half precision and give a black image: such a one is decoded again
-    in float32. Beside each image stand `decoded_in`, the precision that counted, and `finite`,
-    which is False where even float32 gave no picture because the latent itself holds NaN.
+    SDXL's VAE can overflow in half precision: a black image is decoded again in float32. With each
+    stand `decoded_in`, the precision that counted, and `finite`: False for a latent of NaN.
     """
     dtype = decoding_dtype(pipe.vae, hasattr(pipe, "upcast_vae"))
     images = []

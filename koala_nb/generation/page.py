@@ -24,8 +24,7 @@ def write_page(
 ) -> Path:
     """Draw a prompt at each number of steps, guidance and seed; write a page to choose among them.
 
-    One HTML file, without any external request, under 1.5 MB, usable by keyboard. `size` in pixels
-    per side. ValueError as of `generate`, or where the page would be larger.
+    `size`: pixels per side. ValueError as of `generate`, or where the page would be too large.
     """
     seeds = list(seeds)
     drawn = [

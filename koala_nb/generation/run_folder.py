@@ -69,8 +69,7 @@ class BatchTimes(NamedTuple):
 class Run:
     """Images and records of one `generate`, in the order of the requests.
 
-    `records` has one row per image; `folder` is None for a run in memory; `batches`: what this call
-    drew, None for nothing: less than there is where a folder was resumed.
+    `records`: a row per image; `folder`: None in memory; `batches`: what this call drew, or None.
     """
 
     images: Sequence[Image.Image]
@@ -93,9 +92,8 @@ def folder_at(out: Any) -> Path:
 def open_folder(folder: Path, settings: Record, plan: Plan) -> Iterator[None]:
     """Prepare a run's folder, or take up one with the same settings, and hold its lock.
 
-    Raises ValueError naming the first setting that differs, for a folder of other things, or one
-    that another process writes, and OSError where it cannot be written or its disk has too little
-    space.
+    ValueError naming the first setting that differs, for a folder of other things or in use;
+    OSError where it cannot be written or its disk has too little space.
     """
     file, settings = folder / SETTINGS, {**settings, **plan.requested()}
     if file.is_file():
@@ -242,8 +240,7 @@ def open_run(folder: str | Path) -> Run:
 def read_records(folder: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read the records of a run's folder, one row per image in the order of the requests.
 
-    `columns` names those that are wanted; from Parquet nothing else is then read. ValueError for a
-    folder that holds no run, or fewer records than the run has images.
+    `columns`: those wanted, all that Parquet then reads. ValueError for no, or an unfinished, run.
     """
     folder = files.checked_path(folder, "A run is the path of its folder")
     if not (folder / SETTINGS).is_file():

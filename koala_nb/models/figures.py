@@ -27,8 +27,7 @@ FLOW = {"arrowstyle": "-|>", "color": "0.35", "lw": 1.4, "shrinkA": 0, "shrinkB"
 def show_unets(unets: Mapping[str, nn.Module], size: int = 1024, factor: int = 8) -> None:
     """Display U-Nets beside each other, each as a U, with what the first has and another lacks.
 
-    unets: title -> U-Net, the teacher first. size: of the image in pixels, `factor` per cell of the
-    latent. The alternative text counts the blocks.
+    unets: title -> U-Net, the teacher first; size: of the image, pixels, `factor` per latent cell.
     """
     layouts = unet_layouts(list(unets.values()))
     bottom = max(box.y + box.height for one in layouts for box in one.boxes)

@@ -101,8 +101,7 @@ class GivenImages:
     def select(self, prompts: Sequence[str]) -> pd.DataFrame:
         """Return the images of prompts: prompt_index, prompt, file, seed, height and width.
 
-        Prompts are compared with their white space joined. A warning counts those without an
-        image; NoImages where no prompt has one.
+        White space is joined. A warning counts prompts without an image; NoImages where none has.
         """
         if not hasattr(prompts, "__iter__") or not all(isinstance(p, str) for p in prompts):
             raise ValueError("Give a prompt, or a list of prompts, as texts.")

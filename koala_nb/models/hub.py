@@ -84,8 +84,7 @@ def from_hub(
 ) -> Source:
     """Find a repository's snapshot in the hub's cache, downloading what the pipeline needs.
 
-    Without a network, with HF_HUB_OFFLINE=1 or with `local_files_only`, only the cache counts.
-    `skip`: parts that are left out. Raises WeightsMissing where the snapshot or a file is missing.
+    Offline only the cache counts. `skip`: parts left out. WeightsMissing where a file is missing.
     """
     folder = None if local_files_only else _download(repository, revision, skip)
     folder = folder or _cached(repository, revision)
@@ -369,11 +368,7 @@ def kind_of_file(path: Path) -> str:
 
 
 def load_whole(kind: Any, source: str | Path, **arguments: Any) -> Any:
-    """Return transformers' `kind.from_pretrained(source)`, from safetensors alone, ready to infer.
-
-    ValueError where the files lack a weight of the class, or hold it in another shape; OSError
-    where there are none.
-    """
+    """Return transformers' `kind.from_pretrained(source)`; ValueError where weights are lacking."""
     arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # not refused
     model, info = kind.from_pretrained(source, use_safetensors=True, **arguments)
     lacking = sorted(info["missing_keys"])

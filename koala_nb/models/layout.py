@@ -40,8 +40,7 @@ class Layout:
 def unet_layouts(unets: Sequence[nn.Module]) -> list[Layout]:
     """Lay U-Nets out on one scale: resolution downward, channels as width, each skip horizontal.
 
-    What the first has and another lacks gets a box with `cut`. A stage's first and last pair stand
-    beside the first U-Net's; which weights a student keeps is not said by the place.
+    What the first has and another lacks gets a box with `cut`; its place says nothing of weights.
     """
     pictures = [_levels(unet) for unet in unets]
     depth = max(map(len, pictures))

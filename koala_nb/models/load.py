@@ -163,9 +163,7 @@ def load(
 
 
 def check_loading(
-    device: "str | torch.device | None",
-    dtype: "str | torch.dtype | None",
-    offload: str | None,
+    device: "str | torch.device | None", dtype: "str | torch.dtype | None", offload: str | None
 ) -> "tuple[torch.device, torch.dtype]":
     """Return the device and dtype that a model is loaded with; ValueError for a bad name."""
     if offload is not None and offload not in OFFLOADS:

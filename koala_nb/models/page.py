@@ -27,9 +27,8 @@ def write_page(
 ) -> Path:
     """Write a page with a U-Net's picture: choose a block, see its cost and the image without it.
 
-    One HTML file, without any external request, under 1.5 MB, usable by keyboard. whole: what the
-    whole U-Net draws; without: module's name -> what is drawn without it, where an up stage's name
-    stands for its skip connections. ValueError for an unknown name or too large pictures.
+    whole: what the whole U-Net draws; without: module's name -> what is drawn without it, where an
+    up stage's name stands for its skip connections. ValueError for a bad name or large pictures.
     """
     (layout,) = unet_layouts([unet])
     parts: dict[str, Record] = {}

@@ -44,9 +44,8 @@ IN_CLIP_G = {
 def save_single_file(pipe: Pipeline, path: str | os.PathLike[str]) -> Path:
     """Write a pipeline's weights into one safetensors file, under the names of SDXL's release.
 
-    Its configuration stays outside: `load(path, config="koala-700m")` reads it again. Raises
-    ValueError for another ending, a pipeline without SDXL's two text encoders, or with adapters or
-    quantised weights.
+    `load(path, config="koala-700m")` reads it again. ValueError for another ending, a pipeline
+    without SDXL's two text encoders, or with adapters or quantised weights.
     """
     check_pipeline(pipe)
     if not isinstance(path, str | os.PathLike) or not str(path).endswith(".safetensors"):

@@ -3,6 +3,5 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submodules=["detection", "disclosure", "faces", "nsfw", "prompt_filter", "registry"],
+    __name__, submodules=["detection", "disclosure", "faces", "nsfw", "prompt_filter", "registry"]
 )

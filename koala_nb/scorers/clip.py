@@ -93,8 +93,7 @@ class UnpromptedAttributes:
 class ZeroShotReader:
     """Zero-shot reading: the best of the concepts, each in the sentence "a picture of a ...".
 
-    `source` is a CLIP's folder or hub id. What `UnpromptedAttributes` reads is read as well, text
-    only with `read_text`. ValueError where the CLIP cannot be loaded.
+    `source`: a CLIP's folder or hub id, else ValueError; `read_text`: text is read as well.
     """
 
     def __init__(self, concepts: Sequence[str], source: str = "", read_text: bool = True) -> None:

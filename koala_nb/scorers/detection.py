@@ -100,9 +100,8 @@ class Detector:
 class OpenVocabulary(Detector):
     """A detector of transformers that looks for any words: OWLv2, Grounding DINO and their kin.
 
-    `name`: hub id or folder, by default OWLv2's; `threshold`: least score, GenEval's 0.3 (it
-    counts at 0.9, on another detector's scale). Colours are read by CLIP on each box, as GenEval
-    does, unless `colors` is "". ValueError where weights are missing.
+    `name`: hub id or folder; `threshold`: least score, GenEval's 0.3 (it counts at 0.9, on another
+    scale). CLIP reads colours on each box, unless `colors` is "". ValueError: weights are missing.
     """
 
     def __init__(self, name: str = "", threshold: float = 0.3, colors: str = CLIP) -> None:

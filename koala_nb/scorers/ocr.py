@@ -27,8 +27,7 @@ FLOOR = 0.7
 class Reading(NamedTuple):
     """What text an image holds ("" for none), its boxes and a confidence.
 
-    Boxes are (left, top, right, bottom) in pixels of the image as given, one a line of text; the
-    confidence is the mean over boxes, 0 to 1, and 0 where nothing was read.
+    Boxes: (left, top, right, bottom) in pixels, one a line; confidence: their mean, 0 to 1.
     """
 
     text: str

@@ -48,9 +48,8 @@ TRUTHS = {(row["purpose"], row["domain"]): row["path"] for row in _registered["t
 def scorer(task: str, domain: str, **context: Any) -> Any:
     """Return a new scorer of a task (see `scorers()`) for images of a domain.
 
-    `context` holds what scorers are made from, of which each takes its part: `system`,
-    `image_size` (pixels), `concepts`, and `source` or `name`: weights of one's own, which are read
-    by the task's general scorer, as is a domain that has none. ValueError where there is none.
+    `context`, of which each takes its part: `system`, `image_size` (pixels), `concepts`, `source`
+    or `name`: weights of one's own, read by the general scorer. ValueError where there is none.
     """
     has_weights = bool(context.get("source") or context.get("name"))
     entry = SCORERS.get((task, GENERAL if has_weights else domain)) or SCORERS.get((task, GENERAL))

@@ -61,9 +61,7 @@ def run_cost(
 def record_cost(images: int, rate: float, measured: Sequence[Record]) -> list[Record]:
     """Return one row per variant of `studies.records`: seconds of one process, and GPUs as fast.
 
-    Each variant's seconds a record are those at the largest count measured, with the 95 % interval
-    of their median over n rounds; "GPUs": how many draw as many images in the same time. With more
-    GPUs this variant is slower than drawing.
+    Seconds at the largest count measured, with the 95 % interval of their median over n rounds.
     """
     by_size = sorted(measured, key=lambda row: (row["count"], row.get("size", 0)))
     rows = []

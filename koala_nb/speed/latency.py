@@ -39,9 +39,8 @@ def cases_of(
 ) -> list[Case]:
     """Return each case to measure, as (what it is, the call that does the work).
 
-    `modules`: a pipeline's parts by their names in diffusers. The cases: the text encoders once;
-    at each size (pixels per side) and batch (images) a U-Net step with and without guidance, and
-    the VAE's decoding.
+    `modules`: a pipeline's parts by name. The text encoders once; at each size and batch a U-Net
+    step with and without guidance, and the VAE's decoding.
     """
     unet, vae = modules["unet"], modules["vae"]
     encoders = [part for name, part in modules.items() if name.startswith("text_encoder")]
@@ -148,8 +147,7 @@ def write_benchmark(
 ) -> Path:
     """Measure, print, and write `benchmark-latency-<name>.json`, by default in `data/results`.
 
-    With `limit_gb` a GPU's memory is cut to so much for this process, and `fits` says whether
-    weights and activations stay below it. ValueError for a limit with several systems.
+    `limit_gb`: a GPU's memory is cut to it, `fits` says whether that suffices; of one system only.
     """
     if name is not None and Path(name).name != name:
         raise ValueError(f"--name {name}: give the name of a file, without a folder.")

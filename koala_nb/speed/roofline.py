@@ -11,7 +11,7 @@ from torch import nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from koala_nb.models.unet import build_unet, costs, meta_inputs
 from koala_nb.speed.random_weights import parts
@@ -66,11 +66,7 @@ def inputs_like(
             return torch.full((1,), 500.0, device=device)
         return torch.randn(images, *like.shape[1:], device=device).to(dtype)
 
-    example = meta_inputs(unet, latent, latent, tokens)
-    return {
-        key: {k: make(v) for k, v in value.items()} if isinstance(value, dict) else make(value)
-        for key, value in example.items()
-    }
+    return tree_map(make, meta_inputs(unet, latent, latent, tokens))
 
 
 def unet_work(
@@ -82,8 +78,7 @@ def unet_work(
 ) -> dict[str, float]:
     """Count one U-Net pass: flops, bytes moved (unfused), GB of weights and peak of activations.
 
-    `images` counts both halves of guidance. The peak is of live tensors: kernels' scratch is not
-    in it.
+    `images` counts both halves of guidance; the peak is of live tensors, without scratch.
     """
     unet = build_unet(system).to(getattr(torch, dtype))
     inputs = inputs_like(unet, latent, images, tokens, "meta", unet.dtype)
@@ -126,8 +121,7 @@ def predicted_gb(system: str, size: int) -> dict[str, float]:
 def machine_rates(device: str = "cpu", dtype: str = "float32", repeats: int = 9) -> Row:
     """Measure the best rate of a convolution (flop/s) and of a copy (bytes/s, read and written).
 
-    The convolution is 1 x 1 on (1, 2048, 32, 64): a product of matrices of side 2,048, computed by
-    the library that is fastest here.
+    It is 1 x 1 on (1, 2048, 32, 64), a product of matrices, by the library that is fastest here.
     """
     options = {"device": device, "dtype": getattr(torch, dtype)}
     x = torch.randn(1, 2048, 32, 64, **options).to(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from koala_nb.generation.generate import generate
 from koala_nb.generation.run_folder import Run
@@ -156,7 +157,7 @@ def early_guidance(pipe: Pipeline, draw: Draw, share: float = 0.5) -> list[Image
         if step < round(share * steps) or len(x) % 2 or pipe.guidance_scale <= 1:
             return forward(x, t, **more)
         half = slice(len(x) // 2, None)  # the conditional half stands second
-        more = {k: _part(v, half) for k, v in more.items()}
+        more = tree_map(lambda v: v[half] if isinstance(v, Tensor) else v, more)
         noise = forward(x[half], t, **more)[0]
         return (torch.cat([noise, noise]),)  # guidance between equals changes nothing
 
@@ -194,11 +195,7 @@ def bfloat16(pipe: Pipeline, draw: Draw) -> list[Image.Image]:
 
 
 def linear_decoder(pipe: Pipeline, draw: Draw) -> list[Image.Image]:
-    """Draw with a linear map of 3 x 3 latents in the decoder's place, fitted once a pipeline.
-
-    Least squares on what the VAE itself decodes from the first images drawn, which stand in for
-    a trained tiny decoder such as AutoencoderTiny's.
-    """
+    """Draw with a linear map of 3 x 3 latents as decoder, fitted once to what the VAE decodes."""
     weights = vars(pipe).get("_koala_nb_linear")
     decode, pairs = pipe.vae.decode, []
     try:
@@ -256,12 +253,6 @@ def _answering(pipe: Pipeline, answer: Callable) -> Iterator[None]:
         del unet.forward
         if before is not None:
             unet.forward = before
-
-
-def _part(value: object, half: slice) -> object:
-    if isinstance(value, dict):
-        return {k: _part(v, half) for k, v in value.items()}
-    return value[half] if isinstance(value, Tensor) else value
 
 
 SHORTCUTS: dict[str, Shortcut] = {

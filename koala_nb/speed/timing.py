@@ -128,12 +128,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 def write_result(
-    name: str,
-    command: str,
-    options: Row,
-    out: Path | None,
-    device: str | None,
-    **results: object,
+    name: str, command: str, options: Row, out: Path | None, device: str | None, **results: object
 ) -> Path:
     """Write `<out>/benchmark-<name>.json`, default `data/results`; device None: the best."""
     content = {
