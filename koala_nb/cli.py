@@ -240,9 +240,7 @@ def report(
 
 
 @app.command()
-def refresh(
-    notebook: Annotated[list[str], Argument(help="names (default: all)")] = [],
-) -> None:
+def refresh(notebook: Annotated[list[str], Argument(help="names (default: all)")] = []) -> None:
     """Execute the committed notebooks in place."""
     from koala_nb.report import run
 

@@ -146,19 +146,17 @@ def systems() -> "pd.DataFrame":
     """All systems, one row each; sizes in pixels, download in GB, None where unknown."""
     import pandas as pd
 
-    rows = [_row(system) for system in SYSTEMS]
+    recipe = ("scheduler", "timestep_spacing", "steps", "guidance", "height", "width")
+    rows = [
+        {
+            **{key: getattr(system, key) for key in ("name", "domain", "repository")},
+            "unet_parameters": unet_parameters(system),
+            **{key: getattr(system.recipe, key) for key in recipe},
+            **{key: getattr(system, key) for key in ("download_gb", "licence")},
+            "installed": installed(system),
+            "note": system.note,
+        }
+        for system in SYSTEMS
+    ]
     whole = dict.fromkeys(("unet_parameters", "steps", "height", "width"), "Int64")
     return pd.DataFrame(rows).astype(whole)
-
-
-def _row(system: System) -> Record:
-    recipe = ("scheduler", "timestep_spacing", "steps", "guidance", "height", "width")
-    return {
-        **{key: getattr(system, key) for key in ("name", "domain", "repository")},
-        "unet_parameters": unet_parameters(system),
-        **{key: getattr(system.recipe, key) for key in recipe},
-        "download_gb": system.download_gb,
-        "licence": system.licence,
-        "installed": installed(system),
-        "note": system.note,
-    }

@@ -142,17 +142,9 @@ def load(
     domain = system.domain if system else source.facts.get("domain", "photographic")
     recipe = system.recipe if system else domain_recipe(domain)
     pipe = _assemble(source, chosen_dtype, parts)
-    pipe.model_info = ModelInfo(
-        system,
-        source.source,
-        source._revision,
-        source.variant,
-        str(chosen_dtype).removeprefix("torch."),
-        str(chosen_device),
-        domain,
-        recipe,
-        source.notes,
-    )
+    computing = str(chosen_dtype).removeprefix("torch."), str(chosen_device)
+    identity = source.source, source._revision, source.variant
+    pipe.model_info = ModelInfo(system, *identity, *computing, domain, recipe, source.notes)
     if "scheduler" not in parts:
         cls = getattr(diffusers, recipe.scheduler) if recipe.scheduler else type(pipe.scheduler)
         change = {"timestep_spacing": recipe.timestep_spacing} if recipe.timestep_spacing else {}
