@@ -1,5 +1,6 @@
 """Which device and precision to work on, and what to do where GPU memory is short."""
 
+import gc
 import shutil
 import warnings
 from functools import cache
@@ -111,8 +112,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def empty_cache() -> None:
     """Let the allocators return what is no longer used."""
-    import gc
-
     import torch
 
     gc.collect()

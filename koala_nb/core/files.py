@@ -49,17 +49,12 @@ def banner(domain: str) -> str | None:
 
 
 @cache
-def versions() -> dict[str, str | None]:
-    """Versions of Python, this package and the libraries that draw; None where not installed."""
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and the libraries that draw."""
     from koala_nb import __version__
 
-    known: dict[str, str | None] = {"koala_nb": __version__, "python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            known[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            known[library] = None
-    return known
+    own = {"koala_nb": __version__, "python": platform.python_version()}
+    return own | {library: importlib.metadata.version(library) for library in _LIBRARIES}
 
 
 def environment(device: str | None = None) -> Record:

@@ -160,11 +160,6 @@ CUTS = "pairs", "depth", "mid"
 # --- 03 See attention ---------------------------------------------------------------------------
 
 
-def numbers_of_maps(heads: int = 2, positions: int = 64, tokens: int = 32) -> int:
-    """Return how many numbers A holds, for one image in one step of one layer."""
-    return heads * positions * tokens
-
-
 def attend(
     layer: nn.Module,
     x: torch.Tensor,
@@ -193,7 +188,7 @@ def stage_of(layer: str) -> str:
     return ".".join(layer.split(".")[:2])
 
 
-TOKENS, EDITED_STEPS = (3, 4), 10
+TOKENS, EDITED_STEPS, HALF = (3, 4), 10, 5
 
 
 def apply_by_step(edit: Callable[..., torch.Tensor]) -> np.ndarray:
@@ -208,7 +203,7 @@ def apply_by_step(edit: Callable[..., torch.Tensor]) -> np.ndarray:
     return np.stack(rows)
 
 
-def without_tokens(steps: range = range(EDITED_STEPS // 2), keep: bool = False) -> np.ndarray:
+def without_tokens(steps: range = range(HALF), keep: bool = False) -> np.ndarray:
     """Return what is right for `apply_by_step`, or for other steps, or all tokens but those."""
     expected = np.ones((EDITED_STEPS, 8))
     chosen = np.isin(np.arange(8), TOKENS) != keep
@@ -361,17 +356,13 @@ EXERCISES = {
         },
     ),
     "attention.numbers": Exercise(
-        numbers_of_maps,
+        2 * 64 * 32,  # heads, positions, tokens
         "one row for each position and head; how many entries has a row?",
         {
-            "you forgot the heads: each has a map of its own.": lambda: numbers_of_maps(heads=1),
-            "the padding tokens have keys as well: a row has 32 entries, not 9.": lambda: (
-                numbers_of_maps(tokens=9)
-            ),
-            "you forgot the heads, and that the padding tokens have keys as well.": lambda: (
-                numbers_of_maps(heads=1, tokens=9)
-            ),
-            "count the positions of the whole grid, 8 x 8.": lambda: numbers_of_maps(positions=8),
+            "you forgot the heads: each has a map of its own.": 64 * 32,
+            "the padding tokens have keys as well: a row has 32 entries, not 9.": 2 * 64 * 9,
+            "you forgot the heads, and that the padding tokens have keys as well.": 64 * 9,
+            "count the positions of the whole grid, 8 x 8.": 2 * 8 * 32,
         },
     ),
     "attention.start": Exercise(
@@ -405,17 +396,13 @@ EXERCISES = {
         },
     ),
     "attention.edit": Exercise(
-        without_tokens,
+        without_tokens(),
         "set maps[..., list(tokens)] to 0 where site.step < site.steps / 2, and return maps.",
         {
-            "that removes the word in all steps.": lambda: without_tokens(range(EDITED_STEPS)),
-            "that is the second half of the steps.": lambda: without_tokens(
-                range(EDITED_STEPS // 2, EDITED_STEPS)
-            ),
-            "that is one step too many: the first step is 0.": lambda: without_tokens(
-                range(EDITED_STEPS // 2 + 1)
-            ),
-            "that keeps the word and removes all others.": lambda: without_tokens(keep=True),
+            "that removes the word in all steps.": without_tokens(range(EDITED_STEPS)),
+            "that is the second half of the steps.": without_tokens(range(HALF, EDITED_STEPS)),
+            "that is one step too many: the first step is 0.": without_tokens(range(HALF + 1)),
+            "that keeps the word and removes all others.": without_tokens(keep=True),
         },
         read=apply_by_step,
     ),

@@ -21,9 +21,9 @@ def edits(a: str, b: str, change: int = 1, swap: bool = False) -> int:
     return int(table[-1, -1])
 
 
-def readable_mean(values: Sequence[float], read: Sequence[str]) -> float:
+def readable_mean(ned: Sequence[float], read: Sequence[str]) -> float:
     """Return the mean over images in which something was read; 0 where there is none."""
-    kept = np.asarray(values)[np.asarray(read) != ""]
+    kept = np.asarray(ned)[np.asarray(read) != ""]
     return float(kept.mean()) if len(kept) else 0.0
 
 
@@ -116,9 +116,7 @@ MEASURED: dict[str, Exercise] = {
         lambda ned, read: readable_mean(ned, read) - float(np.mean(ned)) if any(read) else 0.0,
         "small[small.read != ''].ned_folded.mean() less small.ned_folded.mean().",
         {
-            "that is the mean over readable images: by how much is it higher?": (
-                lambda ned, read: readable_mean(ned, read)
-            ),
+            "that is the mean over readable images: by how much is it higher?": readable_mean,
             "that is the honest mean: by how much is the other higher?": (
                 lambda ned, read: float(np.mean(ned))
             ),
@@ -229,7 +227,7 @@ MEASURED: dict[str, Exercise] = {
                 lambda counts: kappa(counts, chance=0.5)
             ),
             "divide by what is left above chance.": lambda counts: kappa(counts, scaled=False),
-            "that is the agreement of chance alone.": lambda counts: by_chance(counts),
+            "that is the agreement of chance alone.": by_chance,
             "give a number of at most 1, not per cent.": lambda counts: 100 * kappa(counts),
         },
         on=[

@@ -5,12 +5,14 @@ import io
 import shutil
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+
+from koala_nb.core.errors import require
 
 # Short side in pixels up to which an image is enlarged before it is read. On signs of 64 pixels the
 # detector takes the board's edges for brackets ("[river]") at native size, and no longer at 128
@@ -71,15 +73,10 @@ class RapidReader(Reader):
     name = "rapidocr"
 
     def __init__(self) -> None:
-        try:
-            self.version = f"{version('rapidocr')} PP-OCRv6 small, enlarged to {LEAST_SIDE}"
-            from rapidocr import RapidOCR
-        except (ImportError, PackageNotFoundError):
-            raise ValueError(
-                "The reader rapidocr is not installed: run `pip install rapidocr onnxruntime`."
-            ) from None
+        package = require("rapidocr", "audit")
+        self.version = f"{version('rapidocr')} PP-OCRv6 small, enlarged to {LEAST_SIDE}"
         threads = "EngineConfig.onnxruntime.intra_op_num_threads"
-        self._engine = RapidOCR(
+        self._engine = package.RapidOCR(
             params={
                 "Global.log_level": "critical",
                 "Global.use_cls": False,  # no upside-down text is asked for
