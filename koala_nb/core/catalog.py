@@ -83,6 +83,7 @@ class System:
 SYSTEMS: tuple[System, ...] = tuple(
     System(**{**record, "recipe": Recipe(**record["recipe"])}) for record in _catalogue["systems"]
 )
+NAMES = {system.name: system for system in SYSTEMS}
 EMOJI_RECIPE = next(s.recipe for s in SYSTEMS if s.domain == "emoji-world")
 
 
@@ -109,10 +110,9 @@ def stored_results(pattern: str) -> Record:
 
 def find(name: str) -> System:
     """The record of a system. Raises ValueError naming the nearest name and listing all."""
-    for system in SYSTEMS:
-        if system.name == name:
-            return system
-    raise unknown_name("system", name, (s.name for s in SYSTEMS))
+    if system := NAMES.get(str(name)):
+        return system
+    raise unknown_name("system", name, NAMES)
 
 
 def installed(system: System) -> bool:

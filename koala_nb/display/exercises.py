@@ -38,7 +38,7 @@ class Exercise:
     right: object
     hint: str
     mistakes: Mapping[str, object] = field(default_factory=dict)
-    on: Sequence[tuple] | Callable[[], Sequence[tuple]] = ()
+    on: Sequence[tuple] = ()
     read: Callable[..., object] = lambda answer: answer  # noqa: E731
 
     def value(self, known: object, given: Mapping[str, object]) -> object:
@@ -51,7 +51,7 @@ class Exercise:
         """Return what a function makes of each case; TypeError where it returns nothing."""
         if not callable(built):
             raise TypeError("it is no function")
-        made = [built(*deepcopy(case)) for case in (self.on() if callable(self.on) else self.on)]
+        made = [built(*deepcopy(case)) for case in self.on]
         if any(value is None for value in made):
             raise TypeError("the function returned nothing: return its result")
         return made
@@ -264,7 +264,7 @@ EXERCISES = {
                 lambda x, noise, sigma, after: x - noise
             ),
         },
-        on=partial(latents_and, 14.0, 5.0),
+        on=latents_and(14.0, 5.0),
     ),
     "generate.guidance": Exercise(
         lambda text, other, g: other + g * (text - other),
@@ -282,7 +282,7 @@ EXERCISES = {
             "against has no effect in yours.": (lambda text, other, g: g * text),
             "guidance has no effect in yours.": (lambda text, other, g: text),
         },
-        on=partial(latents_and, 3.5),
+        on=latents_and(3.5),
     ),
     "generate.first_timestep": Exercise(
         751,
@@ -445,6 +445,6 @@ EXERCISES = {
                 lambda d: d.square().mean().sqrt()
             ),
         },
-        on=features_and_pairs,
+        on=features_and_pairs(),
     ),
 }

@@ -4,8 +4,6 @@ Pictures and captions are encoded once; an interrupted run goes on when called a
 `accelerate launch -m koala_nb train student`, with the same arguments.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import os
@@ -13,23 +11,24 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import PartialState
+from diffusers import UNet2DConditionModel
+from huggingface_hub import ModelCardData
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils._pytree import tree_map
 
 from koala_nb.core import catalog
 from koala_nb.core.files import locked, read_json, write_atomic, write_json
 from koala_nb.distillation import losses
+from koala_nb.distillation.data import Cache, picture_sheet, prepare, read_pairs
+from koala_nb.distillation.loop import Loop, Stage
+from koala_nb.generation.generate import generate
+from koala_nb.models import load
 from koala_nb.models import unet as architecture
 from koala_nb.models.load import Pipeline
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
-    from diffusers import UNet2DConditionModel
-
-    from koala_nb.distillation.data import Cache
 
 PARTS = ("task", "out", "feat")  # of the loss
 
@@ -101,10 +100,6 @@ def print_cost(options: StudentTraining, student: nn.Module, teacher: nn.Module)
 
 def train(options: StudentTraining, pairs: dict[str, str]) -> bool:
     """Encode the data, train and save, with the folder's lock; True when finished."""
-    from accelerate import PartialState
-
-    from koala_nb.distillation.data import read_pairs
-
     read_pairs(options.data)  # a bad data folder stops before any weights are read
     processes = PartialState(cpu=options.device == "cpu")
     with locked(options.out) if processes.is_main_process else nullcontext():
@@ -112,10 +107,6 @@ def train(options: StudentTraining, pairs: dict[str, str]) -> bool:
 
 
 def _train(options: StudentTraining, pairs: dict[str, str], processes: PartialState) -> bool:
-    from koala_nb.distillation.data import prepare
-    from koala_nb.distillation.loop import Loop, Stage
-    from koala_nb.models import load
-
     on_gpu = processes.device.type == "cuda"
     pipe = load.load(options.teacher, device=str(processes.device), offload="none")
     size = options.size or catalog.find(options.student).recipe.height
@@ -169,8 +160,6 @@ def remember(options: StudentTraining, size: int) -> None:
 
 def build_student(options: StudentTraining, pipe: Pipeline) -> UNet2DConditionModel:
     """Return the student's U-Net in float32: its teacher's weights, or random ones."""
-    from diffusers import UNet2DConditionModel
-
     torch.manual_seed(0)
     config = catalog.find(options.student).unet_config
     unet = UNet2DConditionModel.from_config(dict(config)).train()
@@ -216,9 +205,6 @@ class Batches:
 
 def draw(pipe: Pipeline, student: nn.Module, prompts: list[str]) -> bytes:
     """Return one image a prompt, seed 0, drawn with the student at the pipeline's recipe."""
-    from koala_nb.distillation.data import picture_sheet
-    from koala_nb.generation.generate import generate
-
     teacher, pipe.unet = pipe.unet, student
     try:
         images = generate(pipe, prompts, [0], progress=False).images
@@ -229,8 +215,6 @@ def draw(pipe: Pipeline, student: nn.Module, prompts: list[str]) -> bytes:
 
 def save(pipe: Pipeline, student: nn.Module, options: StudentTraining) -> None:
     """Write an ordinary pipeline folder: the student's U-Net, all else its teacher's."""
-    from safetensors import SafetensorError
-
     teacher, folder = pipe.unet, options.out / "student"
     pipe.unet = copy.deepcopy(student).to(teacher.dtype)
     try:
@@ -257,8 +241,6 @@ def _without_place(value: object) -> object:
 
 
 def _card(pipe: Pipeline, options: StudentTraining) -> str:
-    from huggingface_hub import ModelCardData
-
     info = pipe.model_info
     teacher = info.name if info.system and info.system.embedded else info.source
     base = None if os.path.isdir(teacher) else teacher  # a path of this machine helps nobody

@@ -153,14 +153,14 @@ def _set_up(threads: int) -> WorkerPlugin:
 
 def refuse_given(model: str | Path) -> None:
     """Raise ValueError for a folder of images as given, which no worker draws."""
-    if str(model) not in {s.name for s in catalog.SYSTEMS} and is_given(Path(model)):
+    if str(model) not in catalog.NAMES and is_given(Path(model)):
         raise ValueError(f"{model} holds images as given: nothing is drawn: leave out the workers.")
 
 
 def _name(model: str | Path) -> str:
     """A model's name as any worker understands it, whatever folder it works in."""
     name = str(model)
-    if name not in {s.name for s in catalog.SYSTEMS} and Path(name).is_dir():
+    if name not in catalog.NAMES and Path(name).is_dir():
         return str(Path(name).resolve())
     return name if "/" in name else catalog.find(name).name
 

@@ -123,8 +123,7 @@ def load(
     _check_keywords(parts)
     chosen_device, chosen_dtype = check_loading(device, dtype, offload)
     silence_logging()
-    catalogued = str(name_or_path) in {system.name for system in catalog.SYSTEMS}
-    if not catalogued and is_given(Path(name_or_path)):
+    if str(name_or_path) not in catalog.NAMES and is_given(Path(name_or_path)):
         return cast("Pipeline", GivenImages(Path(name_or_path)))
     skip = frozenset(parts)
     if str(name_or_path).endswith(".safetensors") and os.path.isfile(name_or_path):
@@ -135,8 +134,7 @@ def load(
         raise ValueError(f"{name_or_path} is no safetensors file: config= is for one.")
     else:
         system, source = _resolve(str(name_or_path), revision, local_files_only, skip)
-    if system is None and source.facts.get("name") in {s.name for s in catalog.SYSTEMS}:
-        system = catalog.find(source.facts["name"])
+    system = system or catalog.NAMES.get(source.facts.get("name", ""))
     if system and source.source == str(catalog.data_folder() / "models" / system.name):
         source.source = str(system.repository)  # the same on every machine
     domain = system.domain if system else source.facts.get("domain", "photographic")
@@ -262,7 +260,7 @@ def silence_logging() -> None:
 def _resolve(
     name: str, revision: str | None, local_only: bool | None, skip: frozenset[str]
 ) -> tuple[System | None, hub.Source]:
-    if name not in {s.name for s in catalog.SYSTEMS} and os.path.isdir(name):
+    if name not in catalog.NAMES and os.path.isdir(name):
         return None, _folder(name, Path(name), revision, skip)
     _refuse_files(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name:
