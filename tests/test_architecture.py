@@ -267,18 +267,6 @@ def test_eight_tensors_do_not_fit_by_name(unets):
     assert (len(renamed), renamed["by_name"].sum()) == (188, 180)
 
 
-def test_the_map_follows_the_rule():
-    name = architecture.teacher_name
-    assert name("up_blocks.0.attentions.1.norm.bias") == "up_blocks.0.attentions.2.norm.bias"
-    assert name("up_blocks.2.resnets.1") == "up_blocks.2.resnets.2"
-    for same in ("up_blocks.0.resnets.0.norm1.bias", "down_blocks.2.attentions.1", "conv_in.bias"):
-        assert name(same) == same
-    assert name("up_blocks.0.attentions.0.transformer_blocks.1") == (
-        "up_blocks.0.attentions.0.transformer_blocks.1"
-    )
-    assert name("up_blocks.0.resnets.1", 1, 1) == "up_blocks.0.resnets.1"
-
-
 def test_a_student_from_elsewhere_is_refused(unets):
     with pytest.raises(ValueError, match=r"down_blocks\.0\.resnets\.1.* is none\. Choose"):
         architecture.weight_map(unets["sdxl-base"], unets["koala-700m"])

@@ -99,8 +99,7 @@ def test_what_is_no_map_is_refused(values):
 
 
 @pytest.mark.parametrize(
-    "cell, words",
-    [((0, 0), "upper left"), ((4, 4), "in the center"), ((4, 8), "middle right")],
+    "cell, words", [((0, 0), "upper left"), ((4, 4), "in the center"), ((4, 8), "middle right")]
 )
 def test_a_place_in_words(cell, words):
     values = np.zeros((9, 9))

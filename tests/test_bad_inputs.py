@@ -47,6 +47,7 @@ TYPED = [
     ("benchmark latency --name a/b", "--name a/b: give the name of a file, without a folder"),
     ("train --config huge", "Unknown configuration 'huge'. Known: small"),
     ("paint", "No such command 'paint'"),
+    ("report --modle x", "--modle"),
     # Types.
     (f"{MORE} --seeds two", "'--seeds': 'two': give a whole number of 1 or more"),
     (f"{MORE} --steps 2.5", "'--steps': '2.5': give a whole number"),

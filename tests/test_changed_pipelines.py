@@ -32,7 +32,6 @@ class Scaled(AttnProcessor):
 def other_scheduler(kind, **options):
     def change(pipe):
         pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
-        return pipe
 
     return change
 
@@ -44,34 +43,28 @@ def add_lora(pipe):
     pipe.unet.add_adapter(
         LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "style"
     )
-    return pipe
 
 
 def rescale_lora(pipe):
     pipe.set_adapters("style", 0.5)
-    return pipe
 
 
 def fuse_lora(pipe):
     pipe.fuse_lora()
-    return pipe
 
 
 def other_vae(pipe):
     torch.manual_seed(2)
     pipe.vae = AutoencoderKL.from_config(pipe.vae.config).eval()
-    return pipe
 
 
 def other_text_encoder(pipe):
     torch.manual_seed(3)
     pipe.text_encoder = type(pipe.text_encoder)(pipe.text_encoder.config).eval()
-    return pipe
 
 
 def free_u(pipe):
     pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.3, b2=1.4)
-    return pipe
 
 
 def perturbed_attention(pipe):
@@ -85,7 +78,6 @@ def store_in_eight_bits(pipe):
     pipe.unet.enable_layerwise_casting(
         storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
     )
-    return pipe
 
 
 def write_one_weight(pipe):
@@ -94,30 +86,25 @@ def write_one_weight(pipe):
     version = weight._version
     weight.data[1, 1] += 0.5
     assert weight._version == version
-    return pipe
 
 
 def other_processor(pipe):
     pipe.unet.set_attn_processor(Scaled())
-    return pipe
 
 
 def seamless(pipe):
     for module in pipe.unet.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.padding_mode = "circular"
-    return pipe
 
 
 def new_word(pipe):
     pipe.tokenizer.add_tokens(["<koala-toy>"])
     pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer))
-    return pipe
 
 
 def hooked(pipe):
     pipe.unet.conv_in.register_forward_hook(brighter)
-    return pipe
 
 
 def brighter(module, inputs, output):
@@ -152,9 +139,10 @@ def test_a_changed_pipeline_is_refused_with_the_difference(
     snapshot, tmp_path, before, change, message, another
 ):
     pipe = load(snapshot, device="cpu")
-    pipe = before(pipe) if before else pipe
+    if before:
+        before(pipe)
     first = generate(pipe, "a koala", out=tmp_path, **SMALL)
-    pipe = change(pipe)
+    pipe = change(pipe) or pipe
     pipe.set_progress_bar_config(disable=True)
     with pytest.raises(ValueError, match="run with other settings") as error:
         generate(pipe, "a koala", out=tmp_path, **SMALL)
@@ -179,7 +167,8 @@ def test_an_unchanged_pipeline_stays_the_same_one(snapshot, tmp_path):
 
 
 def test_adapters_are_named_in_the_record(snapshot):
-    run = generate(add_lora(load(snapshot, device="cpu")), "a koala", **SMALL)
+    add_lora(pipe := load(snapshot, device="cpu"))
+    run = generate(pipe, "a koala", **SMALL)
     assert run.records.parts[0].endswith('adapters {"style": 4.0}')
 
 
@@ -208,7 +197,7 @@ def test_a_folder_that_does_not_say_what_drew_it_is_read_and_not_resumed(loaded,
 
 @pytest.mark.parametrize("kind", [LCMScheduler, TCDScheduler])
 def test_a_spacing_that_does_not_count_is_not_recorded(snapshot, kind):
-    pipe = other_scheduler(kind, timestep_spacing="trailing")(load(snapshot, device="cpu"))
+    other_scheduler(kind, timestep_spacing="trailing")(pipe := load(snapshot, device="cpu"))
     assert generate(pipe, "a koala", **SMALL).records.timestep_spacing[0] is None
     with pytest.raises(ValueError, match=f"{kind.__name__} takes the same steps with any timestep"):
         generate(pipe, "a koala", timestep_spacing="leading", **SMALL)

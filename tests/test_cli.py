@@ -99,11 +99,6 @@ def test_options_of_real_runs_are_parameters_of_a_report(tmp_path):
     assert done.returncode == 2 and "other has no parameter 'revision'." in done.stderr
 
 
-def test_an_unknown_option_is_refused(capsys):
-    assert cli.main(["report", "--modle", "x"]) == 2
-    assert "--modle" in capsys.readouterr().err
-
-
 # As a kernel does that logs when its sockets are closed; under pytest ipykernel does not watch it.
 PRINT_PAST_THE_NOTEBOOK = "import os\nos.write(2, b'Traceback of the kernel')"
 

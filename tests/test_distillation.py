@@ -88,10 +88,6 @@ def count_hooks(unet):
     return sum(len(module._forward_hooks) for module in unet.modules())
 
 
-def shapes(unet):
-    return {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
-
-
 # --- the map of weights -----------------------------------------------------------------------
 
 
@@ -115,11 +111,7 @@ def test_names_of_the_teacher(name, expected):
 @pytest.mark.parametrize("system, pairs", zip(STUDENTS, (30, 21)))
 def test_the_map_fits_the_real_systems(system, pairs):
     """Without weights: SDXL-Base against KOALA-1B and KOALA-700M."""
-    large, small = build_unet("sdxl-base"), build_unet(system)
-    assert len(feature_pairs(small, large)) == pairs
-    large, small = shapes(large), shapes(small)
-    assert all(large[teacher_name(name)] == shape for name, shape in small.items())
-    assert sum(large.get(name) != shape for name, shape in small.items()) == 8
+    assert len(feature_pairs(build_unet(system), build_unet("sdxl-base"))) == pairs
 
 
 def test_a_student_inherits_every_tensor(teacher, student):
@@ -203,11 +195,6 @@ def test_pairs_of_chosen_stages(teacher, student):
 def test_a_wrong_choice_is_one_clear_error(teacher, small, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         feature_pairs(small, teacher, **options)
-
-
-def test_a_teacher_of_another_structure_is_refused():
-    with pytest.raises(ValueError, match="Choose a student cut from this teacher"):
-        feature_pairs(build_unet("koala-700m"), build_unet("sdm-v2.0"))
 
 
 # --- features ---------------------------------------------------------------------------------

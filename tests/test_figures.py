@@ -193,16 +193,15 @@ def test_a_runs_images_say_their_prompts_and_seeds(displayed):
     assert alts[2] == "Two. 2 images: right; wrong."
 
 
-def test_a_page_is_shown_in_a_frame(tmp_path, monkeypatch):
-    outputs = []
-    monkeypatch.setattr("IPython.display.display", lambda data, **_: outputs.append(data))
+def test_a_page_is_shown_in_a_frame(tmp_path, displayed):
     page = tmp_path / "page.html"
     page.write_text(
         """<p title="x">&amp; "all" 'this' </p><script>let a = 1 < 2</script>""", "utf-8"
     )
     figures.show_page(page, "Words & steps", height=300)
-    frame = BeautifulSoup(outputs[0]["text/html"], "html.parser").iframe
+    ((data, _),) = displayed
+    frame = BeautifulSoup(data["text/html"], "html.parser").iframe
     assert frame["srcdoc"] == page.read_text("utf-8") and frame["title"] == "Words & steps"
     assert "allow-scripts" in frame["sandbox"] and "height:300px" in frame["style"]
-    assert outputs[0]["text/plain"] == "Words & steps"
-    assert outputs[0]["text/html"].startswith("<p>Words &amp; steps</p>")
+    assert data["text/plain"] == "Words & steps"
+    assert data["text/html"].startswith("<p>Words &amp; steps</p>")

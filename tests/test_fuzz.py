@@ -188,10 +188,7 @@ def test_files_of_results(tmp_path_factory, content):
 def test_files_of_prompts(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "prompts.csv"
     file.write_bytes(content)
-    for read in (
-        base.read_prompts,
-        lambda path: audit.read_prompts("photographic", path),
-    ):
+    for read in (base.read_prompts, lambda path: audit.read_prompts("photographic", path)):
         try:
             found = read(str(file))
         except ValueError as error:
