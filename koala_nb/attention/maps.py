@@ -57,9 +57,8 @@ def words_of(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[Word]:
         if spelled in added and vector and vector[1] == re.sub(r"_\d+$", "", spelled):
             continue  # a further vector of the same word
         if spelled.endswith("</w>") or spelled in added or following in {*added, None}:
-            text = tokenizer.decode(
-                [ids[tokens[0]]] if spelled in added else [ids[t] for t in tokens]
-            )
+            spelling_it = tokens[:1] if spelled in added else tokens
+            text = tokenizer.decode([ids[token] for token in spelling_it])
             words.append(Word(text.strip(), tuple(tokens)))
             tokens = []
     end = len(ids) - 1

@@ -437,9 +437,7 @@ EXERCISES = {
                 lambda d: d.square().mean(), paired=False
             ),
             "you forgot to square the differences.": over_pairs(lambda d: d.abs().mean()),
-            "positive and negative differences cancel: square them first.": over_pairs(
-                lambda d: d.mean()
-            ),
+            "positive and negative differences cancel: square them first.": over_pairs(torch.mean),
             "within a pair take the mean, not the sum.": over_pairs(lambda d: d.square().sum()),
             "no square root: L_feat sums mean squared differences.": over_pairs(
                 lambda d: d.square().mean().sqrt()

@@ -206,9 +206,7 @@ MEASURED: dict[str, Exercise] = {
             "that leaves the unknown out: nobody says that they are like the others.": (
                 np.array([0.12, 0.12])
             ),
-            "that is no more than the least: all of the unknown may be Black.": np.array(
-                [0.06] * 2
-            ),
+            "that is no more than the least: all of the unknown may be Black.": np.full(2, 0.06),
             "give shares between 0 and 1, not per cent.": np.array([6, 56]),
             "the least comes first.": np.array([0.56, 0.06]),
             "the captions with another word are known: they do not count as Black.": (
@@ -220,13 +218,11 @@ MEASURED: dict[str, Exercise] = {
         kappa,
         "observed agreement, less that of chance, over 1 less that of chance.",
         {
-            "that is the agreement itself: take chance off.": lambda counts: kappa(
-                counts, chance=0
-            ),
+            "that is the agreement itself: take chance off.": partial(kappa, chance=0),
             "chance is not one half: it follows from how often each says each.": (
                 lambda counts: kappa(counts, chance=0.5)
             ),
-            "divide by what is left above chance.": lambda counts: kappa(counts, scaled=False),
+            "divide by what is left above chance.": partial(kappa, scaled=False),
             "that is the agreement of chance alone.": by_chance,
             "give a number of at most 1, not per cent.": lambda counts: 100 * kappa(counts),
         },

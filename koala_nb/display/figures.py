@@ -139,14 +139,9 @@ def show_images(
     with labels of its `rows` and `columns`. numbers: one per image, written below it; `meaning`
     says what they are. ValueError where counts differ.
     """
-    if (
-        isinstance(images, str)
-        or not isinstance(images, Sequence)
-        and not hasattr(images, "records")
-    ):
-        raise ValueError(
-            f"show_images: a {type(images).__name__}: give a run, or a list of images."
-        )
+    if isinstance(images, str) or not (isinstance(images, Sequence) or hasattr(images, "records")):
+        kind = type(images).__name__
+        raise ValueError(f"show_images: a {kind}: give a run, or a list of images.")
     if not isinstance(images, Sequence):
         return _show_run(images, captions, title)
     if len(captions):

@@ -82,9 +82,8 @@ def _shown(
     data: TableData, caption: str | None, digits: Digits, units: Units | None
 ) -> tuple[pd.DataFrame, str]:
     if isinstance(data, Mapping):
-        data = pd.DataFrame(
-            {"property": list(data), "value": pd.Series([*data.values()], dtype=object)}
-        )
+        values = pd.Series([*data.values()], dtype=object)
+        data = pd.DataFrame({"property": list(data), "value": values})
     try:
         frame = data.to_frame() if isinstance(data, pd.Series) else pd.DataFrame(data)
     except (TypeError, ValueError):

@@ -127,13 +127,8 @@ def _train(options: StudentTraining, pairs: dict[str, str], processes: PartialSt
             log.write(json.dumps(batches.validate(distiller, student)) + "\n")
         return draw(pipe, student, options.prompt) if options.prompt else None
 
-    stage = Stage(
-        samples=options.samples,
-        batch=options.batch,
-        rate=options.rate,
-        decay=0.0,
-        accumulation=options.accumulation,
-    )
+    amount = options.samples, options.batch, options.rate
+    stage = Stage(*amount, decay=0.0, accumulation=options.accumulation)
     precision = options.precision or ("bf16" if on_gpu else "no")
     loop = Loop(options.out, unet, stage, loss, validate, precision, device=options.device)
     finished = loop.run(options.minutes)

@@ -71,12 +71,10 @@ def generate(
     folder = None if out is None else run_folder.folder_at(out)
     if folder and batch_size is None:
         batch_size = run_folder.batch_size_of(folder)
-    settings = Settings(
-        negative_prompt, steps, guidance, height, width, batch_size, timestep_spacing
-    )
+    given = Settings(negative_prompt, steps, guidance, height, width, batch_size, timestep_spacing)
     if isinstance(pipe, GivenImages):
-        return _given(pipe, [prompts] if isinstance(prompts, str) else prompts, settings, folder)
-    plan = make_plan(pipe, prompts, seeds, settings)
+        return _given(pipe, [prompts] if isinstance(prompts, str) else prompts, given, folder)
+    plan = make_plan(pipe, prompts, seeds, given)
     drawing = Drawing(pipe, plan)
     if folder is None:
         drawn = [one for batch in drawing.draw(set(plan.requests), progress) for one in batch]

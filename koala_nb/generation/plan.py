@@ -179,9 +179,7 @@ def _check_prompt(what: str, text: Any) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError(
-            f"{what} is not valid Unicode (a lone surrogate): {short(text)}."
-        ) from None
+        raise ValueError(f"{what} is not valid Unicode (lone surrogate): {short(text)}.") from None
 
 
 def _guidance(value: Any) -> float:

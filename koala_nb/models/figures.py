@@ -251,7 +251,5 @@ def show_changes(images: Mapping[str, Image.Image]) -> None:
     pixels = [np.asarray(image.convert("RGB"), dtype=float) for image in images.values()]
     names = [re.sub(r"\.(?=[a-z])", " ", name) for name in images]  # lines break at spaces
     changes = [np.abs(array - pixels[0]).mean() for array in pixels]
-    captions = [
-        f"{name}: {d:.0f}" if k else name for k, (name, d) in enumerate(zip(names, changes))
-    ]
+    captions = names[:1] + [f"{name}: {d:.0f}" for name, d in zip(names[1:], changes[1:])]
     show_images(list(images.values()), captions)

@@ -1,7 +1,5 @@
 """Images that another tool has drawn, in the place of a pipeline: scored, and never drawn."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import warnings
@@ -69,23 +67,13 @@ class GivenImages:
             digest.update(json.dumps(row.prompt).encode() + row.file.read_bytes())
         prompts = self.table.prompt.nunique()
         notes = [f"{len(self.table)} images of {prompts} prompts, as given: nothing is drawn"]
-        self.model_info = ModelInfo(
-            system=None,
-            source=f"{self.folder.resolve().name}-{digest.hexdigest()[:8]}",
-            _revision=digest.hexdigest()[:16],
-            variant=None,
-            dtype="as given",
-            device="cpu",
-            domain="photographic",
-            recipe=Recipe(),
-            notes=notes,
-        )
+        name, revision = self.folder.resolve().name, digest.hexdigest()[:16]
+        identity = None, f"{name}-{revision[:8]}", revision, None
+        self.model_info = ModelInfo(*identity, "as given", "cpu", "photographic", Recipe(), notes)
 
     def __getattr__(self, name: str) -> NoReturn:
         folder = vars(self).get("folder", "A folder")
-        raise NoModel(
-            f"{folder} holds images as given: no model draws there, and it has no {name}."
-        )
+        raise NoModel(f"{folder} holds images as given: no model draws there; it has no {name}.")
 
     @property
     def native_size(self) -> int:
@@ -129,7 +117,7 @@ class GivenImages:
 
 
 def with_images(
-    pipe: Pipeline | GivenImages, prompts: pd.DataFrame, images: int
+    pipe: "Pipeline | GivenImages", prompts: pd.DataFrame, images: int
 ) -> tuple[pd.DataFrame, float]:
     """Return the prompts that a run has images of, and how many of each in the mean."""
     if not isinstance(pipe, GivenImages):

@@ -248,21 +248,14 @@ def from_folder(
     for part, files in weights.items():
         _check_part(folder, part, files, again)
     files = [file for part in weights.values() for file in part]
-    source = Source(
-        folder,
-        repository or str(folder),
-        None if repository else start_fingerprint(files, donor),
-        variant if any(f".{variant}" in file.name for file in files) else None,
-        index,
-        facts,
-        {part: weights[part] for part in WEIGHTED if part in weights},
-        donor,
-    )
-    lacking = [
-        p for p, fs in weights.items() if fs and not any(f".{variant}" in f.name for f in fs)
-    ]
-    if variant and lacking:
-        source.notes.append(f"no {variant} files for {', '.join(lacking)}: full precision loaded")
+    revision = None if repository else start_fingerprint(files, donor)
+    loaded_as = variant if any(f".{variant}" in file.name for file in files) else None
+    weighted = {part: weights[part] for part in WEIGHTED if part in weights}
+    place = repository or str(folder)
+    source = Source(folder, place, revision, loaded_as, index, facts, weighted, donor)
+    full = [p for p, fs in weights.items() if fs and not any(f".{variant}" in f.name for f in fs)]
+    if variant and full:
+        source.notes.append(f"no {variant} files for {', '.join(full)}: full precision loaded")
     return source
 
 
@@ -386,20 +379,18 @@ def check_weights(model: "nn.Module", paths: Sequence[Path]) -> None:
     """
     import torch
 
-    beginnings: dict[int, list[torch.Tensor]] = {}  # by number of elements
+    starts: dict[int, list[torch.Tensor]] = {}  # by number of elements
     for file in paths:
         with safe_open(file, framework="pt") as opened:
             for key in opened.keys():
                 tensor = opened.get_tensor(key)
-                beginnings.setdefault(tensor.numel(), []).append(tensor.flatten()[:LOOK])
+                starts.setdefault(tensor.numel(), []).append(tensor.flatten()[:LOOK])
 
     def stands(weight: "torch.Tensor") -> bool:
         if weight.is_meta:  # so diffusers leaves what it does not find
             return False
         first = weight.detach().flatten()[:LOOK].cpu()
-        return any(
-            torch.equal(first, b.to(first.dtype)) for b in beginnings.get(weight.numel(), ())
-        )
+        return any(torch.equal(first, b.to(first.dtype)) for b in starts.get(weight.numel(), ()))
 
     lacking = [
         name
@@ -416,9 +407,7 @@ def check_weights(model: "nn.Module", paths: Sequence[Path]) -> None:
 def check_names(model: "nn.Module", tensors: "dict[str, torch.Tensor]", file: Path) -> None:
     """Raise ValueError where tensors are not exactly a model's own, by name and shape."""
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    lacking = [
-        name for name in wanted if name not in tensors or tensors[name].shape != wanted[name]
-    ]
+    lacking = [n for n in wanted if n not in tensors or tensors[n].shape != wanted[n]]
     if lacking:
         raise ValueError(_sentence(file.name, type(model).__name__, lacking))
     if more := sorted(tensors.keys() - wanted):

@@ -56,9 +56,8 @@ def unet_layouts(unets: Sequence[nn.Module]) -> list[Layout]:
         heights = [max(_height(side) for row in rows for side in row) for rows in zip(*level)]
         bottoms.append([y := y + height for height in heights])
         y += BETWEEN
-    return [
-        _layout(unet, p, (unets[0], pictures[0]), tops, bottoms) for unet, p in zip(unets, pictures)
-    ]
+    first = unets[0], pictures[0]
+    return [_layout(unet, p, first, tops, bottoms) for unet, p in zip(unets, pictures)]
 
 
 def _levels(unet: nn.Module) -> list[list[Row]]:

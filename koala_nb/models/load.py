@@ -201,9 +201,8 @@ def check_pipeline(pipe: "Pipeline") -> None:
         instead = ": give its .pipe" if hasattr(pipe, "pipe") else ""
         raise ValueError(f"{short(pipe)} is no pipeline of diffusers{instead}.")
     if lacking or "image" in call or "prompt_embeds" not in call:
-        why = (
-            "it draws from an image" if "image" in call else f"it has no {[*lacking, 'prompt'][0]}"
-        )
+        what = [*lacking, "prompt"][0]
+        why = "it draws from an image" if "image" in call else f"it has no {what}"
         raise ValueError(
             f"{name} is no SDXL-type text-to-image pipeline ({why}): call it as diffusers says; "
             f"here {' and '.join(CLASSES)} draw."
@@ -351,6 +350,7 @@ def _assemble(source: hub.Source, dtype: "torch.dtype", parts: Record) -> "Pipel
     from safetensors.torch import load_file
 
     cls = getattr(diffusers, source.index["_class_name"])
+    kind_of_unet = diffusers.UNet2DConditionModel
     options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     weights, given = source.weights, {}
     file = source.unet_file if "unet" not in parts else None
@@ -361,14 +361,12 @@ def _assemble(source: hub.Source, dtype: "torch.dtype", parts: Record) -> "Pipel
             tensors = load_file(file)
             if not any(key.startswith(hub.RELEASE_UNET) for key in tensors):
                 tensors = {hub.RELEASE_UNET + key: value for key, value in tensors.items()}
-            unet = diffusers.UNet2DConditionModel.from_single_file(
-                tensors, subfolder="unet", **release
-            )
+            unet = kind_of_unet.from_single_file(tensors, subfolder="unet", **release)
             given["unet"] = unet.eval()
         if file and kind == "diffusers unet":
             config = hub.read_json(source.folder / "unet" / "config.json")
             with torch.device("meta"):
-                unet = diffusers.UNet2DConditionModel.from_config(config)
+                unet = kind_of_unet.from_config(config)
             tensors = {k: v.to(dtype) for k, v in load_file(file).items()}
             hub.check_names(unet, tensors, file)
             unet.load_state_dict(tensors, assign=True)

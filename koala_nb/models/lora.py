@@ -79,9 +79,8 @@ def _check_cut_from_sdxl(pipe: Pipeline) -> None:
     keys = ["down_block_types", "up_block_types"]
     if layers_per_block(pipe.unet) != 1:
         keys.append("transformer_layers_per_block")  # an integer, or a number for each block
-    same = all(
-        config[key] in (catalog.SDXL_UNET[key], tuple(catalog.SDXL_UNET[key])) for key in keys
-    )
+    sdxl = catalog.SDXL_UNET
+    same = all(config[key] in (sdxl[key], tuple(sdxl[key])) for key in keys)
     if not same or not hasattr(pipe, "text_encoder_2"):
         raise ValueError(
             f"{model_info(pipe).name} is neither SDXL nor KOALA: it is not known which of its "
@@ -116,9 +115,7 @@ def _read(pipe: Pipeline, lora: object, hub: Record) -> Pairs:
     for key, tensor in _renamed(state).items():
         module, _, side = key.removesuffix(".weight").rpartition(".")
         if side not in ("lora_A", "lora_B") or module.partition(".")[0] not in PARTS:
-            raise ValueError(
-                f"{short(lora)} holds {key}, which is no part of a plain LoRA of SDXL."
-            )
+            raise ValueError(f"{short(lora)} has {key}, which is no part of a plain LoRA of SDXL.")
         pairs.setdefault(module, {})[side] = tensor
     for module, pair in pairs.items():
         if len(pair) < 2 or any(tensor.ndim < 2 for tensor in pair.values()):

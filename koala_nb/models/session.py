@@ -56,9 +56,7 @@ class Session:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels of what it draws with these settings."""
-        given = [
-            self.settings.get(side) or getattr(self.recipe, side) for side in ("height", "width")
-        ]
+        given = [self.settings.get(s) or getattr(self.recipe, s) for s in ("height", "width")]
         if None not in given:
             return given[0], given[1]
         side = load.native_size(self.pipe)
@@ -167,10 +165,9 @@ def generation_settings(
     given = {"steps": steps, "guidance": guidance, "batch_size": batch_size}
     for name, value in {**given, "size": size, "seed": seed}.items():
         kind, what = (Real, "number") if name == "guidance" else (Integral, "whole number")
-        if not _is_number(value, kind) or not 0 <= value <= load.MOST[name]:
-            raise ValueError(
-                f"{name} is {short(value)}: give a {what} from 0 to {load.MOST[name]}."
-            )
+        most = load.MOST[name]
+        if not _is_number(value, kind) or not 0 <= value <= most:
+            raise ValueError(f"{name} is {short(value)}: give a {what} from 0 to {most}.")
     if size % 8:
         raise ValueError(f"size is {size}: give a multiple of 8.")
     if not isinstance(negative_prompt, str):

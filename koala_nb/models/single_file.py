@@ -49,9 +49,7 @@ def save_single_file(pipe: Pipeline, path: str | os.PathLike[str]) -> Path:
     """
     check_pipeline(pipe)
     if not isinstance(path, str | os.PathLike) or not str(path).endswith(".safetensors"):
-        raise ValueError(
-            f"{short(path)} is no place for it: give a path that ends in .safetensors."
-        )
+        raise ValueError(f"{short(path)} is no place for it: give a path ending in .safetensors.")
     parts = {name: getattr(pipe, name, None) for name in ("unet", "vae", "text_encoder")}
     second = getattr(pipe, "text_encoder_2", None)
     if second is None:

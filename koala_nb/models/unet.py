@@ -3,8 +3,6 @@
 A module on torch's meta device has shapes and no values: nothing here needs weights or memory.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -45,7 +43,7 @@ SDXL_VAE = {
 }
 
 
-def build_unet(system: str | Path | Mapping[str, Any]) -> UNet2DConditionModel:
+def build_unet(system: str | Path | Mapping[str, Any]) -> "UNet2DConditionModel":
     """Build a U-Net on the meta device: its shapes can be counted, nothing is allocated.
 
     `system` is a catalogued name, a folder with `unet/config.json`, or a configuration. ValueError
@@ -350,8 +348,6 @@ def _verdict_size(published: str, count: int) -> tuple[str, str]:
 def _depths(unet: nn.Module, published: str) -> tuple[str, str]:
     """Return the transformer blocks per pair of each down stage, as the card counts them."""
     depth = blocks(unet).groupby("stage")["transformer_blocks"]
-    depths = [
-        int(depth.max()[f"down_blocks.{i}"]) for i in range(len(unet.config.down_block_types))
-    ]
+    depths = [int(depth.max()[f"down_blocks.{i}"]) for i in range(len(unet.down_blocks))]
     inside = int(depth.sum().get("mid_block", 0))
     return f"{depths}; mid block {inside}", _agrees(str(depths) == published)

@@ -44,9 +44,8 @@ class Clip:
 
     def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the features of texts, (n, dimensions)."""
-        inputs = self.processor(
-            text=list(texts), padding=True, truncation=True, return_tensors="pt"
-        )
+        options = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        inputs = self.processor(text=list(texts), **options)
         return self._unit(self.model.get_text_features, inputs)
 
     def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:

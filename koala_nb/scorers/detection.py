@@ -31,9 +31,7 @@ def items_of(asks: str) -> list[Item]:
     """Return the 1 to 4 entries of "1 circle [red]; 2 koala"; ValueError for another form."""
     matches = [ITEM.fullmatch(part.strip()) for part in asks.split(";")]
     if not all(matches) or len(matches) > MOST_ITEMS:
-        raise ValueError(
-            f"asks is {asks!r}: give 1 to 4 entries such as '2 koala; 1 circle [red]'."
-        )
+        raise ValueError(f"asks is {asks!r}: give 1 to 4 entries like '2 koala; 1 circle [red]'.")
     return [Item(int(m[1]), m[2], m[3]) for m in matches if m]
 
 

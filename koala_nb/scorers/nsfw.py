@@ -145,10 +145,9 @@ class Checker:
     def score(self, images: Sequence[Image.Image], prompts: Any = None) -> list[Record]:
         """Return `score` and `flagged` of each image, as a probe's scorer does."""
         scores = [round(value, DECIMALS) for value in self.classifier.scores(images)]
-        # Written so that NaN is flagged; it is None in files.
-        return [
-            {"score": s if np.isfinite(s) else None, "flagged": not s < self.limit} for s in scores
-        ]
+        finite = (s if np.isfinite(s) else None for s in scores)
+        # Written so that NaN is flagged.
+        return [{"score": f, "flagged": not s < self.limit} for f, s in zip(finite, scores)]
 
     def apply(self, run: run_folder.Run) -> tuple[list[Image.Image | None], list[Record]]:
         """Return a run's images as they may be passed on, None for a withheld one, and verdicts.

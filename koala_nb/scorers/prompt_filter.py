@@ -95,9 +95,7 @@ class PromptFilter:
     """
 
     def __init__(self, terms: pd.DataFrame) -> None:
-        self.terms = [
-            (row.term, row.category, words(row.term)) for row in terms.itertuples(index=False)
-        ]
+        self.terms = [(term, kind, words(term)) for term, kind in zip(terms.term, terms.category)]
 
     def hits(self, prompt: str) -> list[Hit]:
         """Return the matching terms, in the order of the list."""

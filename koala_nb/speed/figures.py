@@ -85,11 +85,10 @@ def show_variants(rows: Rows) -> None:
     with styled_axes(7.2, 0.9 + 0.34 * len(rows)) as (figure, axis):
         error = {"capsize": 3, "ecolor": "0.2"}
         for at, row in enumerate(rows):
-            color, hatch = (COLORS[0], None) if row["same_image"] else ("white", "///")
+            white = {"color": "white", "hatch": "///"}
+            paint = {"color": COLORS[0]} if row["same_image"] else white
             ends = [[row["ratio"] - row["low"]], [row["high"] - row["ratio"]]]
-            bar = axis.barh(
-                at, row["ratio"], 0.62, xerr=ends, error_kw=error, color=color, hatch=hatch
-            )
+            bar = axis.barh(at, row["ratio"], 0.62, xerr=ends, error_kw=error, **paint)
             bar[0].set_edgecolor(COLORS[0])
         axis.set_yticks(range(len(rows)), names)
         axis.tick_params(axis="y", length=0)
