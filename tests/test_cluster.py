@@ -158,9 +158,7 @@ def small_parts(flat, part):
     plans.FLAT, plans.PER_PART = flat, part
 
 
-def test_many_images_lie_in_sub_folders_the_same_for_all(
-    client, snapshot, one_thread, loaded, tmp_path
-):
+def test_many_images_lie_in_the_same_sub_folders(client, snapshot, one_thread, loaded, tmp_path):
     prompts = [*PROMPTS[:3], LONG]
     few = {"seeds": range(3), "steps": 1, "batch_size": 16, "height": None, "width": None}
     before = plans.FLAT, plans.PER_PART
@@ -365,9 +363,7 @@ def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path):
         run_folder.read_records(tmp_path)
 
 
-def test_three_two_and_one_worker_write_the_bytes_of_one_process(
-    client, snapshot, single, tmp_path
-):
+def test_one_two_or_three_workers_write_the_bytes_of_one(client, snapshot, single, tmp_path):
     client.run(count_loads)
     for workers in (3, 2, 1):
         client.cluster.scale(workers)

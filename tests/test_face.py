@@ -11,9 +11,8 @@ STUB = Path(kn.__file__).with_suffix(".pyi")
 
 
 def test_stub_names_and_real_objects_agree():
-    imported = [
-        node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ImportFrom)
-    ]
+    stub = ast.parse(STUB.read_text()).body
+    imported = [node for node in stub if isinstance(node, ast.ImportFrom)]
     names = {alias.name: node.module for node in imported for alias in node.names}
     assert all(alias.asname == alias.name for node in imported for alias in node.names)
     assert set(names) == set(kn.__all__) <= set(dir(kn))

@@ -182,9 +182,8 @@ def test_figures_write_their_own_alternative_text(displayed, capsys):
 
 def test_a_runs_images_say_their_prompts_and_seeds(displayed):
     cells = [(prompt, seed) for prompt in "abcde" for seed in (0, 1)]
-    run = SimpleNamespace(
-        images=[grey(9)] * 10, records=pd.DataFrame(cells, columns=["prompt", "seed"])
-    )
+    records = pd.DataFrame(cells, columns=["prompt", "seed"])
+    run = SimpleNamespace(images=[grey(9)] * 10, records=records)
     figures.show_images(run)
     figures.show_images(run.images[:2], ["right", "wrong"], title="Two")
     alts = [data["text/plain"] for data, _ in displayed]

@@ -50,9 +50,8 @@ def test_a_probe_scores_them_like_drawn_ones(folder, tmp_path_factory, monkeypat
         assert cli.main(command) == 0
     stored = read_json(f"results/probe-text-{kn.load(folder).model_info.name}.json")
     table = pd.read_csv(str(next(Path("results").glob("*.csv"))), dtype={"text": str, "read": str})
-    assert (
-        len(table) == 2 * len(PROMPTS) and stored["revision"] == kn.load(folder).model_info.revision
-    )
+    assert len(table) == 2 * len(PROMPTS)
+    assert stored["revision"] == kn.load(folder).model_info.revision
     first = table.prompt == PROMPTS.prompt[0]
     assert not table[first].exact_folded.any() and table[~first].exact_folded.mean() >= 0.8
 

@@ -29,9 +29,7 @@ def load_online(address, home, name="koala-lightning-700m"):
     return run_online([sys.executable, "-c", code, name], address, home)
 
 
-def test_only_what_is_needed_is_downloaded_and_then_found_offline(
-    hub_server, tmp_path, python_offline
-):
+def test_only_what_is_needed_is_fetched_and_found_offline(hub_server, tmp_path, python_offline):
     address, fetched = hub_server
     done = load_online(address, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -45,9 +43,7 @@ def test_only_what_is_needed_is_downloaded_and_then_found_offline(
 
 
 @pytest.mark.parametrize("revision", [None, pytest.param(COMMIT, marks=pytest.mark.long)])
-def test_what_the_printed_command_downloads_loads_offline(
-    hub_server, tmp_path, python_offline, revision
-):
+def test_what_the_command_fetches_loads_offline(hub_server, tmp_path, python_offline, revision):
     address, fetched = hub_server
     load = f"import koala_nb; print(koala_nb.load('koala-lightning-700m', revision={revision!r})"
     load += ".model_info.revision)"

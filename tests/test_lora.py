@@ -192,7 +192,5 @@ def test_diffusers_own_warning_is_shown(koala, tmp_path, caplog):
 
 def test_without_peft_one_sentence(koala, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(
-        ValueError, match="peft is not installed: install koala-nb with the extra `lora`"
-    ):
+    with pytest.raises(ValueError, match="peft is not installed: install koala-nb with the extra"):
         load_lora(koala, "style.safetensors")

@@ -355,7 +355,5 @@ def test_the_unet_of_a_file_is_never_made_with_random_weights(sdxl_lightning, mo
     tensors = load_file(file)
     tensors.pop("conv_in.weight")
     save_file(tensors, file)
-    with pytest.raises(
-        WeightsMissing, match="lacks 1 of the weights of UNet2D.*such as conv_in.we"
-    ):
+    with pytest.raises(WeightsMissing, match="lacks 1 of the weights of UNet2D.*such as conv_in"):
         load("sdxl-lightning", local_files_only=True, device="cpu")

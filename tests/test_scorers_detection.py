@@ -58,9 +58,8 @@ def tiny_tokenizer():
     model.pre_tokenizer = Whitespace()
     start, end = words[:2]
     special = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": "a"}
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=model, **special, model_max_length=16
-    )
+    special["model_max_length"] = 16
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, **special)
 
 
 SIDES = {"hidden_size": 32, "intermediate_size": 32}
