@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import ipywidgets
 import numpy as np
@@ -20,6 +19,7 @@ from koala_nb.attention import page
 from koala_nb.attention.maps import MARKS, Attention
 from koala_nb.core import catalog
 from koala_nb.core.errors import first_line
+from koala_nb.core.files import Record
 from koala_nb.display.tables import table_html
 from koala_nb.generation import generate
 from koala_nb.models import load
@@ -427,5 +427,5 @@ def picture(image: Image.Image, alt: str) -> str:
     )
 
 
-def _style(width: str = "30em") -> dict[str, Any]:
+def _style(width: str = "30em") -> Record:
     return {"style": WIDE, "layout": ipywidgets.Layout(width=width, max_width="95%")}

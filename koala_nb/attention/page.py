@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from koala_nb.attention.maps import MARKS, Attention
-from koala_nb.display.page import encoded, write_filled
+from koala_nb.core.files import write_atomic
+from koala_nb.display.page import encoded, filled_page
 
 DIM = 0.3  # brightness that a picture keeps where a map is 0
 GLOW, LIGHT = 0.35, (255, 255, 153)  # pale yellow, added where a map is large: dark things show
@@ -118,7 +119,7 @@ def write_page(
     }
     template = ("koala_nb.attention", "attention.html")
     advice = "capture fewer steps or choose layers"
-    return write_filled(path, template, data, banner, advice, **texts)
+    return write_atomic(path, filled_page(template, data, banner, advice, **texts))
 
 
 def _spread(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -1,11 +1,10 @@
 """What the authors publish about KOALA: `data/reference/koala_card.yaml`, read."""
 
 from types import SimpleNamespace
-from typing import Any
 
-from koala_nb.core.files import read_reference
+from koala_nb.core.files import Record, read_reference
 
-_published: dict[str, Any] = read_reference("koala_card.yaml")
+_published: Record = read_reference("koala_card.yaml")
 CARD_SOURCE: str = _published["card_source"]
 FIGURE_SOURCE: str = _published["figure_source"]
 # The card's table. Transformer blocks are the card's own numbers, per resolution.

@@ -53,8 +53,8 @@ def versions() -> dict[str, str]:
     """Versions of Python, this package and the libraries that draw."""
     from koala_nb import __version__
 
-    own = {"koala_nb": __version__, "python": platform.python_version()}
-    return own | {library: importlib.metadata.version(library) for library in _LIBRARIES}
+    known = {"koala_nb": __version__, "python": platform.python_version()}
+    return known | {library: importlib.metadata.version(library) for library in _LIBRARIES}
 
 
 def environment(device: str | None = None) -> Record:

@@ -3,31 +3,27 @@
 import base64
 import io
 import json
-import os
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 
 from PIL import Image
 
-from koala_nb.core.files import write_atomic
 from koala_nb.display.figures import BANNER_STYLE
 
 LARGEST_PAGE = 1_500_000  # bytes
 PICTURE = 256  # pixels per side at most on the page
 
 
-def write_filled(
-    path: str | os.PathLike[str],
+def filled_page(
     template: tuple[str, str],
     data: Mapping[str, object],
     banner: str | None,
     advice: str,
     **texts: str,
-) -> Path:
-    """Write a page from a template, (package, file name), filled with data, banner and `texts`.
+) -> bytes:
+    """Return a page of a template, (package, file name), filled with data, banner and `texts`.
 
     One HTML file that asks for nothing, usable by keyboard. `texts` are HTML already. ValueError,
     with the advice, for more than LARGEST_PAGE bytes.
@@ -39,7 +35,7 @@ def write_filled(
     page = Template(source).substitute(banner=note, data=inline, **texts).encode()
     if len(page) > LARGEST_PAGE:
         raise ValueError(f"The page would take {len(page):,} bytes: {advice}.")
-    return write_atomic(path, page)
+    return page
 
 
 def encoded(image: Image.Image, side: int, form: str, **options: int) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from koala_nb.display.page import webp, write_filled
+from koala_nb.core.files import write_atomic
+from koala_nb.display.page import filled_page, webp
 
 
 def write_page(
@@ -33,4 +34,4 @@ def write_page(
         "teacher": [webp(image) for image in teacher],
     }
     template = ("koala_nb.distillation", "student.html")
-    return write_filled(path, template, data, banner, "give fewer steps")
+    return write_atomic(path, filled_page(template, data, banner, "give fewer steps"))

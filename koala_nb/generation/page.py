@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from koala_nb.core.files import banner
-from koala_nb.display.page import webp, write_filled
+from koala_nb.core.files import banner, write_atomic
+from koala_nb.display.page import filled_page, webp
 from koala_nb.generation.generate import generate
 from koala_nb.models.load import Pipeline, model_info
 
@@ -43,4 +43,5 @@ def write_page(
     }
     texts = {"prompt": escape(prompt), "model": escape(info.label)}
     template, advice = ("koala_nb.generation", "knobs.html"), "give fewer values"
-    return write_filled(path, template, data, banner(info.domain), advice, **texts)
+    page = filled_page(template, data, banner(info.domain), advice, **texts)
+    return write_atomic(path, page)

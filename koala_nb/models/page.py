@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 from torch import nn
 
-from koala_nb.core.files import Record
-from koala_nb.display.page import webp, write_filled
+from koala_nb.core.files import Record, write_atomic
+from koala_nb.display.page import filled_page, webp
 from koala_nb.models import unet as architecture
 from koala_nb.models.figures import block_colours
 from koala_nb.models.layout import unet_layouts
@@ -56,4 +56,4 @@ def write_page(
     view = f"-6.2 -0.5 12.4 {bottom + 1:.1f}"
     texts = {"title": escape(title), "view": view}
     template = ("koala_nb.models", "unet.html")
-    return write_filled(path, template, data, banner, "give fewer pictures", **texts)
+    return write_atomic(path, filled_page(template, data, banner, "give fewer pictures", **texts))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from koala_nb.core import catalog
+from koala_nb.core.files import Record
 from koala_nb.models.unet import CLIP_BIGG, CLIP_H, CLIP_L, SDXL_VAE, build_parts, build_unet
 
 SMALL_UNET = {
@@ -38,7 +39,7 @@ def parts(system: str, *, small: bool = False, tokenizer: Any = None) -> dict[st
     known = catalog.find(system)
     if known.embedded:
         raise ValueError(f"{system} has weights of its own: load it.")
-    texts: list[dict[str, Any]] = [CLIP_H] if system == "sdm-v2.0" else [CLIP_L, CLIP_BIGG]
+    texts: list[Record] = [CLIP_H] if system == "sdm-v2.0" else [CLIP_L, CLIP_BIGG]
     config = dict(known.unet_config)
     if small:
         config, texts = {**config, **SMALL_UNET}, [SMALL_CLIP, {**SMALL_CLIP, "projection_dim": 64}]
