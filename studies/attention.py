@@ -25,8 +25,7 @@ import torch
 from koala_nb.attention.capture import capture_attention
 from koala_nb.models.load import load
 from koala_nb.models.unet import build_unet, meta_inputs
-from koala_nb.speed.random_weights import filled
-from koala_nb.speed.timing import LiveBytes, print_rows, write_result
+from koala_nb.speed.timing import LiveBytes, filled, print_rows, write_result
 from koala_nb.stats.estimates import ratio_interval
 
 if TYPE_CHECKING:

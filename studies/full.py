@@ -122,7 +122,7 @@ def write_to_hub_cache(home: Path, system: str, *, small: bool = False) -> Path:
     from koala_nb.core import catalog
     from koala_nb.models.hub import VARIANT
     from koala_nb.models.load import load
-    from koala_nb.speed.random_weights import filled, parts
+    from koala_nb.speed.timing import filled, parts
 
     known = catalog.find(system)
     if known.repository is None or known.unet_file or system == "sdm-v2.0":

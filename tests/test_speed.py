@@ -16,7 +16,7 @@ from koala_nb.core import files
 from koala_nb.core.card import LATENCY_FIGURE
 from koala_nb.core.catalog import data_folder
 from koala_nb.models.unet import build_unet
-from koala_nb.speed import cost, figures, latency, random_weights, roofline, throughput, timing
+from koala_nb.speed import cost, figures, latency, roofline, throughput, timing
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 
@@ -162,12 +162,12 @@ def test_a_limit_of_memory_is_of_one_system(monkeypatch):
 
 
 def test_small_random_parts_keep_the_blocks():
-    small, full = random_weights.parts("koala-700m", small=True)["unet"], build_unet("koala-700m")
+    small, full = timing.parts("koala-700m", small=True)["unet"], build_unet("koala-700m")
     assert [type(m) for m in small.modules()] == [type(m) for m in full.modules()]
-    made = random_weights.filled(small, "float32")
+    made = timing.filled(small, "float32")
     assert all(torch.isfinite(p).all() for p in made.parameters())
     with pytest.raises(ValueError, match="weights of its own"):
-        random_weights.parts("nano-koala")
+        timing.parts("nano-koala")
 
 
 def test_generate_equals_the_plain_loop_within_one_level(loaded, monkeypatch):

@@ -96,9 +96,9 @@ class OpenReader:
         rows: list[base.Record] = [{} for _ in images]
         for kind, scorers in self.readers.items():
             index = [i for i, prompt in enumerate(prompts) if prompt["kind"] == kind]
-            asked = [{**prompts[i], "concept": None} for i in index]
+            blank = [{**prompts[i], "concept": None} for i in index]
             for scorer in scorers if index else ():
-                read = scorer.score([images[i] for i in index], asked)
+                read = scorer.score([images[i] for i in index], blank)
                 for i, row in zip(index, read, strict=True):
                     rows[i] |= {k: v for k, v in row.items() if k.startswith(AXES)}
         names = dict.fromkeys(name for row in rows for name in row)

@@ -15,9 +15,16 @@ from koala_nb.core import catalog
 from koala_nb.core.devices import gigabytes, pick_device, pick_dtype
 from koala_nb.generation.generate import decode_latent, decoding_dtype
 from koala_nb.models.load import load, silence_logging
-from koala_nb.speed.random_weights import filled, parts
 from koala_nb.speed.roofline import inputs_like, limit_seconds, machine_rates, unet_work
-from koala_nb.speed.timing import Row, peak_gb, print_rows, time_interleaved, write_result
+from koala_nb.speed.timing import (
+    Row,
+    filled,
+    parts,
+    peak_gb,
+    print_rows,
+    time_interleaved,
+    write_result,
+)
 from koala_nb.stats.estimates import median_interval, ratio_interval
 
 ENCODERS, UNET, VAE = PARTS = ("text encoders", "U-Net, one step", "VAE")

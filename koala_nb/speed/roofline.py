@@ -14,8 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from koala_nb.models.unet import build_unet, costs, meta_inputs
-from koala_nb.speed.random_weights import parts
-from koala_nb.speed.timing import Row, peak_gb, seconds_of
+from koala_nb.speed.timing import Row, parts, peak_gb, seconds_of
 
 
 class FusedAttention(TorchFunctionMode):
