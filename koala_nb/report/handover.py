@@ -81,7 +81,8 @@ def comparison_sentence(other: records.Comparison) -> str:
     different = [c for c in paired if c.p <= findings.LEVEL]  # type: ignore[operator]
     beside = f"Beside the report on {other.model.system}, revision {other.model.revision}"
     if not paired:
-        return f"{beside}: no two images share prompt and seed, so no difference is tested."
+        why = "too few images share prompt and seed (draw both with the same n and seeds)"
+        return f"{beside}: {why}, so no difference is tested."
     names = ", ".join(f"{c.label} ({c.change:+.2f})" for c in different)
     which = f"{len(different)} of {len(paired)} paired figures differ after Holm's correction"
     return f"{beside}, {which}{f': {names}' if different else ''}."
