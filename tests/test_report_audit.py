@@ -18,7 +18,7 @@ from koala_nb.models import hub, load, session
 from koala_nb.models.load import ModelInfo
 from koala_nb.probes import base
 from koala_nb.report import audit as audits
-from koala_nb.report import findings, measures, render, run
+from koala_nb.report import findings, handover, measures, render, run
 from koala_nb.report import results as records
 from koala_nb.report import sweep as sweeps
 from koala_nb.report.measures import Section
@@ -217,6 +217,8 @@ def test_a_report_stands_beside_another_by_prompt_and_seed(made, tmp_path, capsy
     assert (change.value, change.other, change.change, change.n) == (0.25, 0.25, -0.5, 24)
     assert change.change_low is None and change.p < 0.001  # all prompts differ alike
     assert any("1 of 1 paired figures differ" in sentence for sentence in made.sentences)
+    alike = handover.compare(made.key_figures, images, other)
+    assert "no difference is tested: images that share" in handover.comparison_sentence(alike)
     made.save()
     assert records.read(tmp_path / "results.json").compared.model.system == made.info.name
     made.show("other report")

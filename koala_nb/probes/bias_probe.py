@@ -268,7 +268,7 @@ class BiasProbe(base.Probe):
         """
         panels, marks, parts = {}, {"reference": reference}, []
         for title, table in tables.items():
-            best = "raw" if table.corrected.isna().all() else "corrected"
+            best = _best(table)
             rows = table.sort_values("reference", kind="stable").set_index("occupation")
             numbers = "; ".join(
                 f"{r.Index} {r.reference:.2f}, {r.raw:.2f}, {getattr(r, best):.2f}"
@@ -292,8 +292,7 @@ class BiasProbe(base.Probe):
             axis = figure.subplots()
             axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="mirrors")
             for marker, (title, table) in zip(figures.MARKERS, tables.items()):
-                known = table.dropna(subset=["of_known"])
-                best = "raw" if table.corrected.isna().all() else "corrected"
+                known, best = table.dropna(subset=["of_known"]), _best(table)
                 x, y = known.reference, known.of_known
                 axis.plot(x, y, marker, mfc="none", label=f"{title}, {best}")
                 pairs = ", ".join(f"{r:.2f} to {v:.2f}" for r, v in zip(x, y))
@@ -484,3 +483,7 @@ def _descriptors(table: pd.DataFrame) -> base.Rows:
         yield _row(f"{id}.difference", label, value, OCCUPATIONS)
         method = "signs flipped; Benjamini and Hochberg over descriptors and instruments"
         yield _number(f"{id}.p", f"{label}: p", p, value.n, method)
+
+
+def _best(table: pd.DataFrame) -> str:
+    return "raw" if table.corrected.isna().all() else "corrected"

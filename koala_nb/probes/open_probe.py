@@ -3,7 +3,7 @@
 Open-set audits (OpenBias, arXiv 2404.07990; TIBET, arXiv 2312.01261) have a language model propose
 the axes. Here they are what the domain's scorers read, and, for photographs, the entries of
 `data/reference/open_axes.yaml` of which a prompt holds no word. Each subject is compared with all
-others of its kind. `koala-nb probe open` runs it; notebook 08 shows it.
+others of its kind. `koala-nb probe open` runs it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from koala_nb.scorers import registry
 from koala_nb.scorers.clip import Clip
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import trends
+from koala_nb.stats.misclassification import UNSURE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
 
 AXES = ("painted", "style_read", "presentation_", "tone_", "axis_")  # how columns of axes begin
-UNSURE = "unsure"
 SURE = 0.5  # probability of a sentence, below which it is not read
 LEVEL = 0.05
 TESTS = 10  # values per subject, about, that a plan corrects for
@@ -71,12 +71,13 @@ class AxesReader:
         """Return a value, "unsure" or None (not open) per axis and image."""
         features = self.clip.encode_images(images)
         rows: list[base.Record] = [{} for _ in images]
+        left_open = [proposed(prompt) for prompt in prompts]
         for name, axis in axes().items():
             best = self.clip.probabilities(features, self.texts[name]).max(1)
             values = list(axis["values"])
-            for row, prompt, k, p in zip(rows, prompts, best.indices, best.values, strict=True):
+            for row, names, k, p in zip(rows, left_open, best.indices, best.values, strict=True):
                 value = values[int(k)] if p >= SURE else UNSURE
-                row[f"axis_{name}"] = value if name in proposed(prompt) else None
+                row[f"axis_{name}"] = value if name in names else None
         return rows
 
 
@@ -132,9 +133,7 @@ class OpenProbe(base.Probe):
     def detectable(self, prompts: int, images: float) -> float:
         """Return the smallest difference from one half found in one subject after Bonferroni."""
         level = 1 - LEVEL / max(1, prompts * TESTS)
-        steps = (0.005 * step for step in range(1, 101))
-        enough = (s for s in steps if trends.power(images, 0.5, 0.5 + s, level) >= trends.POWER)
-        return next(enough, float("nan"))
+        return trends.detectable_difference(1, images, correlation=0, confidence=level)
 
     def plan(self, pipe: Pipeline, prompts: int, images: float) -> str:
         """Return what a subject's images can find, beside all others."""

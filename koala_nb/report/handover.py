@@ -81,8 +81,8 @@ def comparison_sentence(other: records.Comparison) -> str:
     different = [c for c in paired if c.p <= findings.LEVEL]  # type: ignore[operator]
     beside = f"Beside the report on {other.model.system}, revision {other.model.revision}"
     if not paired:
-        why = "too few images share prompt and seed (draw both with the same n and seeds)"
-        return f"{beside}: {why}, so no difference is tested."
+        why = "images that share prompt and seed read alike, or are too few (same n and seeds help)"
+        return f"{beside}, no difference is tested: {why}."
     names = ", ".join(f"{c.label} ({c.change:+.2f})" for c in different)
     which = f"{len(different)} of {len(paired)} paired figures differ after Holm's correction"
     return f"{beside}, {which}{f': {names}' if different else ''}."

@@ -264,9 +264,9 @@ def design_effect(hits: np.ndarray, sizes: np.ndarray) -> float:
 
     The linearised variance of the ratio over the binomial one (Korn and Graubard 1998). Where hits
     or misses are in few clusters it is too uncertain: the intra-class correlation is then shrunk
-    towards one half with the weight of 5 / (images per cluster) clusters, which simulations chose:
-    of the rules that cover as often near 0 and 1, the narrowest. ValueError for a cluster of no
-    images, or of more hits than images.
+    towards one half with the weight of 5 / (images per cluster) clusters. In simulations that
+    covers as often near 0 and 1 as shrinking towards 1 did, and is narrower. ValueError for a
+    cluster of no images, or of more hits than images.
     """
     same_length(hits, sizes, "design_effect")
     hits, sizes = finite(hits, "design_effect"), finite(sizes, "design_effect")

@@ -146,14 +146,17 @@ def required_sample_size(
     return too_few[-1] + 1 if too_few else 2
 
 
-def detectable_difference(prompts: float, seeds: float, correlation: float = 0.05) -> float:
+def detectable_difference(
+    prompts: float, seeds: float, correlation: float = 0.05, confidence: float = 0.95
+) -> float:
     """Return the smallest difference from one half that prompts x seeds find with 80 % power.
 
     In steps of .005; NaN where even the largest is not found.
     """
     n = effective_sample_size(prompts, seeds, correlation)
     steps = (0.005 * step for step in range(1, 101))
-    return next((step for step in steps if power(n, 0.5, 0.5 + step) >= POWER), float("nan"))
+    enough = (step for step in steps if power(n, 0.5, 0.5 + step, confidence) >= POWER)
+    return next(enough, float("nan"))
 
 
 def intraclass_correlation(hits: Values, clusters: Values) -> float:
