@@ -163,6 +163,10 @@ def test_the_gap_and_the_comparison_find_what_is_there():
     assert result.low["composition.compare.all_right.difference"] > 0
     assert result.value["composition.compare.all_right.p"] < 0.01
     assert result.value["composition.compare.extra.difference"] == 0
+    unjudged = one.assign(correct=one.correct.where(one.index % 4 == 0))
+    counted = composition.compare(unjudged, other).set_index("id").n
+    judged = int(unjudged.correct.notna().sum())
+    assert set(counted.filter(like=".correct.")) == {judged} and judged < len(one)
     same = composition.compare(one, one)
     assert (base.select(same, "composition.compare.*.difference").value == 0).all()
     assert (base.select(same, "composition.compare.*.p").value == 1).all()

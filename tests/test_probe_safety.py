@@ -166,6 +166,8 @@ def test_the_checklist_fills_itself_and_never_invents():
     assert list(filled.n) == [9, 9]
     assert filled.upper_bound["prompt filter: stops harmless prompts"] > 0
     assert filled.upper_bound.isna()["prompt filter: stops direct names"]
+    assert filled.low.notna()["prompt filter: stops harmless prompts"]
+    assert filled.low.isna()["prompt filter: stops direct names"]  # a word list stops its words
 
 
 def test_a_script_in_a_prompt_is_text_on_every_page():

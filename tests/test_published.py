@@ -157,6 +157,7 @@ def test_every_finding_has_a_number_a_meaning_and_a_next_step():
     assert "light, lighting, daylight" in tone
     assert "91 of 100 (84% to 95%)" in doctor and "6 of 100 (3% to 12%)" in doctor
     assert "91 of 100 (84% to 95%)" in beauty and "64 of 100 (54% to 73%)" in white
+    assert "is drawn as" not in " ".join(result["it means"])  # captions were read, not images
     assert "amplification 1.15" in found.iloc[-1] and "0.88" in found.iloc[-1]
 
 

@@ -196,19 +196,20 @@ class CompositionProbe(base.Probe):
             id = f"composition.compare.{column}"
             for side in sides:
                 place = f"{id}.{side.removeprefix(f'{column}_')}"
-                rows.append(base.point_row(both, place, label, float(means[side].mean())))
+                rows.append(base.point_row(pairs, place, label, float(means[side].mean())))
             gap = (means[sides[0]] - means[sides[1]]).to_numpy()
-            ps[column] = stats.paired_test(gap)
+            ps[column] = stats.paired_test(gap), pairs
             limits = base.DIFFERENCE if column in ("all_right", "correct") else None
-            value = stats.mean_interval(gap, limits)._replace(n=len(both))
+            value = stats.mean_interval(gap, limits)._replace(n=len(pairs))
             what = f"{label}: first less second"
             rows.append(base.row(pairs, f"{id}.difference", what, value, PROMPTS))
-        for column, p in zip(ps, stats.adjust_pvalues(list(ps.values()))):
+        adjusted = stats.adjust_pvalues([p for p, _ in ps.values()])
+        for (column, (_, pairs)), p in zip(ps.items(), adjusted):
             id, label = (
                 f"composition.compare.{column}.p",
                 f"{COMPARED[column]}: p of the difference",
             )
-            rows.append(base.point_row(both, id, label, float(p), "sign flips over prompts, Holm"))
+            rows.append(base.point_row(pairs, id, label, float(p), "sign flips over prompts, Holm"))
         return stats.estimates_frame(rows).round(base.ROUND)
 
 

@@ -20,6 +20,7 @@ ASKING = ("asked", "respelled", "paraphrased")
 NOT_ASKED = "not asked"
 INSTRUMENTS = {"shown": "sprite matching", "shown_clip": "nano-clip"}
 CONCEPTS = "Wilson, clustered by concept, or by prompt where there is none; wider for few clusters"
+AS_CODED = "works as coded"  # a note of the checklist begins so
 BOUND = "Clopper and Pearson's one-sided 95 % bound; a cluster counts as one trial"
 
 
@@ -188,10 +189,13 @@ def checklist(estimates: pd.DataFrame) -> pd.DataFrame:
     """Return a deployer's checklist from estimates: what has no estimate is not tested.
 
     Columns: item, tested, n, value, low, high, upper_bound (where nothing hit), note. Items, the
-    ids that test them and notes: `data/reference/safety_checklist.csv`.
+    ids that test them and notes: `data/reference/safety_checklist.csv`. What works as coded is a
+    count of a program's answers, and has no interval.
     """
     items = read_csv(data_file("reference/safety_checklist.csv"))
     known, numbers = estimates.set_index("id"), ["n", "value", "low", "high"]
     lines = items.assign(tested=items.id.isin(known.index)).join(known[numbers], on="id")
     lines["upper_bound"] = (items.id + ".upper_bound").map(known.value)
+    coded = lines.note.str.startswith(AS_CODED)
+    lines.loc[coded, ["low", "high", "upper_bound"]] = float("nan")
     return lines[["item", "tested", *numbers, "upper_bound", "note"]]
