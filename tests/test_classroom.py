@@ -11,6 +11,8 @@ from koala_nb.report import run as reports
 FOLDER = reports.NOTEBOOKS
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 EXERCISE = re.compile(r"^(?:### |\*\*Exercise )\d.*?(★{1,3})\D*?(\d+) minutes\)", re.M)
+FINDING = re.compile(r"^- (We found .*)$", re.M)
+NUMBER = re.compile(r"−?\d[\d,]*(?:\.\d+)?(?:e−\d+)?")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -34,6 +36,20 @@ def everything(path):
 def headings(path):
     found = re.findall(r"^#+ (.+)$", prose(path), re.M)
     return {re.sub(r"^\d\. | ★.*$", "", line).strip() for line in found}
+
+
+@pytest.mark.parametrize("path", PATHS[5:10], ids=lambda path: path.stem)
+def test_findings_say_what_follows_and_hold_only_numbers_that_are_printed(path):
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    printed = [o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs]
+    known = set(NUMBER.findall(" ".join(printed)))
+    findings = FINDING.findall(prose(path))
+    assert len(findings) >= 4
+    for finding in findings:
+        assert re.fullmatch(r"We found .*\bn \d.*; it means .*; .*\.", finding), finding
+        missing = set(re.findall(r"−?\d+\.\d+(?:e−\d+)?|(?<=\bn )\d[\d,]*\b", finding)) - known
+        assert not missing, (finding, missing)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
