@@ -1,9 +1,9 @@
 """What a report finds: one sentence for each question, its severity, and what stays undecided.
 
 Questions, tolerated shares of failures, harms and sentences stand in
-`data/reference/findings.yaml`, fixed before any result; `rules_hash` names that text and the rules
-of verdicts. Severity is harm times likelihood. A question is decided by one estimate: a corrected
-one where there is one.
+`data/reference/findings.yaml`; `rules_hash` names that text and the rules of verdicts, before this
+report draws anything: stored runs may be older. Severity is harm times likelihood. A question is
+decided by one estimate: a corrected one where there is one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ FAILING = {
     "distance": lambda value: abs(value - 0.5),
     "drop": lambda value: max(0.0, -value),
 }
+GRADED = {  # what the likelihood grades
+    "misses": " % of images fail",
+    "hits": " % of images",
+    "distance": " points from one half",
+    "drop": " points fewer",
+    "claims": " % of groups",
+}
 NUMBERS = ("value", "low", "high", "n")
+LEGIBLE = 0.5  # share of long texts from which a model writes them, and from which a reader reads
 
 
 @cache
@@ -41,7 +49,7 @@ def rules() -> Record:
 
 
 def rules_hash() -> str:
-    """Return the SHA-256 of the rules of findings and verdicts: they came before the results."""
+    """Return the SHA-256 of the rules of findings and verdicts."""
     text = b"".join((REFERENCE / name).read_bytes() for name in RULES)
     return hashlib.sha256(text.replace(b"\r\n", b"\n")).hexdigest()
 
@@ -75,11 +83,14 @@ def select(frame: pd.DataFrame, section: str, guidance: float) -> pd.DataFrame:
 
 
 def groups(section: Section) -> pd.DataFrame:
-    """Return a section's estimates by group, such as by occupation; empty where there are none."""
+    """Return a section's estimates by group, with Holm's p where groups are claimed, or no row."""
     names = {"guidance": "*", "instrument": "*", "kind": "*"}
     patterns = [id.format(**names) for id in rules()["groups"].get(section.name, [])]
     chosen = base.select(section.details, *patterns) if patterns else section.details.head(0)
-    return chosen[~chosen.id.str.endswith(".p")]
+    is_p = section.details.id.str.endswith(".p")
+    p = {id[:-2]: value for id, value in section.details.loc[is_p, ["id", "value"]].to_numpy()}
+    chosen = chosen[~chosen.id.isin(section.details.id[is_p])]
+    return chosen.assign(p_holm=chosen.id.str.rpartition(".")[0].map(p)) if p else chosen
 
 
 def decide(sections: Mapping[str, Section], model: str) -> list[Record]:
@@ -97,7 +108,7 @@ def _finding(entry: Record, section: Section, model: str) -> Record:
     common["affected"] = entry["affected"]
     if estimate is None:
         why = section.why or "no image here answers this question"
-        nothing = dict.fromkeys((*NUMBERS, "likelihood", "score", "severity"))
+        nothing = dict.fromkeys((*NUMBERS, "likelihood", "score", "severity")) | {"graded": ""}
         words = f"Not tested: {entry['undecided'].format(n='them', tolerated='what')}: {why}"
         return common | nothing | {"state": UNTESTED, "sentence": f"{words.rstrip('.')}."}
     failing = sorted(round(share, base.ROUND) for share in _failing(entry, estimate))
@@ -113,9 +124,10 @@ def _finding(entry: Record, section: Section, model: str) -> Record:
     return common | numbers | {
         "state": state,
         "likelihood": likelihood,
+        "graded": f"{100 * graded:.0f}{GRADED[entry['failing']]}",
         "score": score,
         "severity": [k for k, least in rules()["severity"].items() if score >= least][-1],
-        "sentence": _sentence(entry, estimate, state, model),
+        "sentence": _sentence(entry, estimate | {"labels": section.labels}, state, model),
     }  # fmt: skip
 
 
@@ -133,7 +145,12 @@ def by_row(frame: pd.DataFrame) -> pd.DataFrame:
 
 def is_coded(frame: pd.DataFrame) -> pd.Series:
     """Return which rows compare strings alone: they work as coded, and nothing is measured."""
-    return frame.id.str.startswith(tuple(f"{start}." for start in rules()["as_coded"]))
+    return frame.id.str.startswith(coded())
+
+
+def coded() -> tuple[str, ...]:
+    """Return how the ids of such rows begin."""
+    return tuple(f"{start}." for start in rules()["as_coded"])
 
 
 def _estimate(entry: Record, section: Section) -> Record | None:
@@ -146,8 +163,18 @@ def _estimate(entry: Record, section: Section) -> Record | None:
             best = section.best(ids[0])
             if best and "other" in entry:
                 best["other"] = section.best(f"{ids[0].rpartition('.')[0]}.{entry['other']}")
+            if best and "unread" in entry:
+                best["unread"] = _unread(section, best, **entry["unread"])
             return best if best and best["value"] is not None else None
     return None
+
+
+def _unread(section: Section, whole: Record, part: str, reader: str) -> int:
+    """Return how many images of an estimate the reader could not read if they were right."""
+    own, ceiling = section.best(part), section.best(reader)
+    can_read = ceiling and (ceiling["low"] or 0) > LEGIBLE
+    same_run = own and own["is_stored"] == whole["is_stored"]
+    return own["n"] if own and same_run and not can_read else 0
 
 
 def _claimed(entry: Record, section: Section) -> Record | None:
@@ -156,12 +183,19 @@ def _claimed(entry: Record, section: Section) -> Record | None:
     p = base.select(section.details, *(id.format(**names) for id in entry["estimates"]))
     if p.empty:
         return None
-    kinds = base.select(section.details, entry["shares"].format(**names)).id
-    claimed = [id.split(".")[-2].replace("_", " ") for id in p[p.value <= LEVEL].id]
-    share, n = len(claimed) / len(p), len(p)
-    corrected = any(str(id).endswith(".corrected") for id in kinds)
-    value = {"value": round(share, base.ROUND), "low": None, "high": None, "n": n}
-    return value | {"claimed": claimed, "id": ".corrected." if corrected else ""}
+    kinds = base.select(section.details, entry["shares"].format(**names))
+    shares = {
+        id.rpartition(".")[0]: row
+        for id, row in zip(kinds.id, base.to_jsonable(kinds))
+        if not id.endswith(".p")
+    }
+    claimed = {
+        id.split(".")[-2].replace("_", " "): shares.get(id[:-2]) for id in p[p.value <= LEVEL].id
+    }
+    corrected = kinds.id.str.endswith(".corrected").any()
+    value = {"value": round(len(claimed) / len(p), base.ROUND), "low": None, "high": None}
+    more = {"claimed": claimed, "is_stored": len(section.stored) > 0}
+    return value | more | {"n": len(p), "id": ".corrected." if corrected else ""}
 
 
 def _failing(entry: Record, estimate: Record) -> list[float]:
@@ -172,6 +206,8 @@ def _failing(entry: Record, estimate: Record) -> list[float]:
     ends = [estimate[k] for k in ("value", "low", "high") if estimate[k] is not None]
     if other := estimate.get("other"):
         ends[1:] = [estimate["low"], max(estimate["high"], 1 - other["low"])]
+    if unread := estimate.get("unread", 0):  # each of them may be right
+        ends[::2] = [min(1.0, end + unread / estimate["n"]) for end in ends[::2]]
     shares = [share(end) for end in ends]
     if len(ends) == 1:
         return [0.0, *shares, 1.0]  # no interval decides nothing
@@ -180,37 +216,70 @@ def _failing(entry: Record, estimate: Record) -> list[float]:
 
 
 def _sentence(entry: Record, estimate: Record, state: str, model: str) -> str:
-    claimed = estimate.get("claimed", [])
-    corrected = ".corrected." in estimate["id"]
+    claimed = list(estimate.get("claimed", ()))
     words = {
         "name": model,
         "percent": f"{100 * estimate['value']:.0f} %",
         "other": f"{100 * other['value']:.0f} %" if (other := estimate.get("other")) else "",
         "points": format_number(100 * abs(estimate["value"]), 0),
-        "corrected": "" if corrected else " (readings, not corrected by labels)",
         "tolerated": f"{100 * entry['tolerated']:.0f} %",
         "n": estimate["n"],
         "hits": len(claimed),
         "groups": " and ".join(filter(None, (", ".join(claimed[:-1]), *claimed[-1:]))),
         "are": "is" if len(claimed) == 1 else "are",
     }
-    numbers = _evidence(estimate, entry["failing"] == "drop")
-    result = f"We found that {entry['found'].format(**words)} ({numbers})"
+    corrected = f"corrected by {estimate['labels']}"
+    if ".corrected." not in estimate["id"]:
+        corrected = "readings, not corrected by labels"
+    run = "stored run" if estimate.get("is_stored") else "this run"
+    evidence = f"{_evidence(entry, estimate)}; {corrected}; {run}"
+    result = f"We found that {entry['found'].format(**words)} ({evidence})"
     if state == UNDECIDED:
         question = f"Undecided: {entry['undecided'].format(**words)}."
         has_result = claimed or entry["failing"] != "claims"
-        return f"{question} {result}; draw more prompts." if has_result else question
+        return f"{question} {result}; {_advice(entry, estimate)}." if has_result else question
     key, then = ("over", "do") if state == OVER else ("within", "keep")
     return f"{result}; it means that {entry[key].format(**words)}; {entry[then].format(**words)}."
 
 
-def _evidence(estimate: Record, drop: bool) -> str:
+def _advice(entry: Record, estimate: Record) -> str:
+    """Return what would decide; more images do not where the unsure ones alone leave it open."""
+    if other := estimate.get("other"):
+        exact = estimate | {"low": estimate["value"], "high": estimate["value"]}
+        least, _, most = _failing(entry, exact | {"other": other | {"low": other["value"]}})
+        if least <= entry["tolerated"] < most:
+            unsure = 100 * (1 - estimate["value"] - other["value"])
+            return f"more images do not decide it while {unsure:.0f} % show neither"
+    return f"draw more {entry.get('unit', 'prompts')}"
+
+
+def _evidence(entry: Record, estimate: Record) -> str:
+    """Return the interval, or those of the claimed groups, with how many images they are of."""
     if "claimed" in estimate:
-        return "Holm's correction over all of them, 5 % level"
+        groups = estimate["claimed"].items()
+        shares = "; ".join(f"{name} {_percent(row)}, n {row['n']:,}" for name, row in groups if row)
+        holm = f"Holm's correction over all {estimate['n']}, 5 % level"
+        return f"{entry['shares_of']}: {shares}; {holm}" if shares else holm
     n = f"n {estimate['n']:,}"
+    if estimate.get("clusters"):
+        n += f" images of {estimate['clusters']:,} {entry.get('unit', 'prompts')}"
+    n += " on the smaller side" if entry["failing"] == "drop" else ""
+    if unread := estimate.get("unread"):
+        n += f", {unread:,} of which tell nothing: {entry['why_unread']}"
     if estimate["low"] is None:
         return f"{n}, no interval"
     low, high = sorted(100 * estimate[name] for name in ("low", "high"))
-    if drop:
+    if entry["failing"] == "drop":
         return f"95 % interval {-high:.0f} to {-low:.0f} points, {n}"
-    return f"95 % interval {low:.0f} to {high:.0f} %, {n}"
+    ends = f"95 % interval {low:.0f} to {high:.0f} %"
+    if (other := estimate.get("other")) and other["low"] is not None:
+        ends = f"95 % intervals {low:.0f} to {high:.0f} % and "
+        ends += f"{100 * other['low']:.0f} to {100 * other['high']:.0f} %"
+    return f"{ends}, {n}"
+
+
+def _percent(row: Record) -> str:
+    value = f"{100 * row['value']:.0f} %"
+    if row["low"] is None:
+        return f"{value} (no interval)"
+    return f"{value} ({100 * row['low']:.0f} to {100 * row['high']:.0f} %)"
