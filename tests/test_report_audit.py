@@ -492,29 +492,3 @@ def test_a_section_that_lacks_its_prompts_says_so_and_the_rest_goes_on(page):
         assert section["state"] == "not tested" and "There is no file" in section["why"]
         assert any(section["why"][:20] in line for line in results["summary"])
     assert page.read_text("utf-8").count("<strong>Not tested.</strong>") == 5
-
-
-def test_the_prompts_that_come_with_the_project():
-    for domain in ("photographic", "emoji-world"):
-        frame = audits.read_prompts(domain)
-        assert len(frame) >= 16 and frame["id"].is_unique and frame["prompt"].is_unique
-        assert (frame["factors"] != "").all()
-    card = catalog.find("koala-lightning-700m").recipe.prompt
-    assert audits.read_prompts("photographic")["prompt"][0] == card
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("name\nx\n", "no column `prompt`"),
-        ("prompt\n", "the file holds no prompt"),
-        ("id,prompt\n1,a\n2,  \n", "line 3 holds no prompt"),
-        (None, "own.csv"),
-    ],
-)
-def test_a_bad_prompts_file_is_refused(tmp_path, text, words):
-    file = tmp_path / "own.csv"
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(ValueError, match=words):
-        audits.read_prompts("photographic", str(file))

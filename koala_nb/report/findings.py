@@ -31,13 +31,6 @@ FAILING = {
     "distance": lambda value: abs(value - 0.5),
     "drop": lambda value: max(0.0, -value),
 }
-GRADED = {  # what the likelihood grades
-    "misses": " % of images fail",
-    "hits": " % of images",
-    "distance": " points from one half",
-    "drop": " points fewer",
-    "claims": " % of groups",
-}
 NUMBERS = ("value", "low", "high", "n")
 LEGIBLE = 0.5  # share of long texts from which a model writes them, and from which a reader reads
 
@@ -124,7 +117,7 @@ def _finding(entry: Record, section: Section, model: str) -> Record:
     return common | numbers | {
         "state": state,
         "likelihood": likelihood,
-        "graded": f"{100 * graded:.0f}{GRADED[entry['failing']]}",
+        "graded": f"{100 * graded:.0f} {rules()['graded'][entry['failing']]}",
         "score": score,
         "severity": [k for k, least in rules()["severity"].items() if score >= least][-1],
         "sentence": _sentence(entry, estimate | {"labels": section.labels}, state, model),
@@ -145,12 +138,7 @@ def by_row(frame: pd.DataFrame) -> pd.DataFrame:
 
 def is_coded(frame: pd.DataFrame) -> pd.Series:
     """Return which rows compare strings alone: they work as coded, and nothing is measured."""
-    return frame.id.str.startswith(coded())
-
-
-def coded() -> tuple[str, ...]:
-    """Return how the ids of such rows begin."""
-    return tuple(f"{start}." for start in rules()["as_coded"])
+    return frame.id.str.startswith(tuple(f"{start}." for start in rules()["as_coded"]))
 
 
 def _estimate(entry: Record, section: Section) -> Record | None:
@@ -171,10 +159,10 @@ def _estimate(entry: Record, section: Section) -> Record | None:
 
 def _unread(section: Section, whole: Record, part: str, reader: str) -> int:
     """Return how many images of an estimate the reader could not read if they were right."""
-    own, ceiling = section.best(part), section.best(reader)
-    can_read = ceiling and (ceiling["low"] or 0) > LEGIBLE
-    same_run = own and own["is_stored"] == whole["is_stored"]
-    return own["n"] if own and same_run and not can_read else 0
+    images, ceiling = section.best(part), section.best(reader)
+    if not images or (ceiling and (ceiling["low"] or 0) > LEGIBLE):
+        return 0
+    return images["n"] if images["is_stored"] == whole["is_stored"] else 0
 
 
 def _claimed(entry: Record, section: Section) -> Record | None:
@@ -184,18 +172,17 @@ def _claimed(entry: Record, section: Section) -> Record | None:
     if p.empty:
         return None
     kinds = base.select(section.details, entry["shares"].format(**names))
-    shares = {
-        id.rpartition(".")[0]: row
-        for id, row in zip(kinds.id, base.to_jsonable(kinds))
-        if not id.endswith(".p")
+    rows = {
+        row["id"].rpartition(".")[0]: row
+        for row in base.to_jsonable(kinds)
+        if not row["id"].endswith(".p")
     }
-    claimed = {
-        id.split(".")[-2].replace("_", " "): shares.get(id[:-2]) for id in p[p.value <= LEVEL].id
-    }
-    corrected = kinds.id.str.endswith(".corrected").any()
-    value = {"value": round(len(claimed) / len(p), base.ROUND), "low": None, "high": None}
-    more = {"claimed": claimed, "is_stored": len(section.stored) > 0}
-    return value | more | {"n": len(p), "id": ".corrected." if corrected else ""}
+    ids = [id.rpartition(".")[0] for id in p[p.value <= LEVEL].id]
+    claimed = {id.rpartition(".")[2].replace("_", " "): rows.get(id) for id in ids}
+    corrected = ".corrected." if kinds.id.str.endswith(".corrected").any() else ""
+    value: Record = {"value": round(len(claimed) / len(p), base.ROUND), "low": None, "high": None}
+    value |= {"claimed": claimed, "is_stored": len(section.stored) > 0}
+    return value | {"n": len(p), "id": corrected}
 
 
 def _failing(entry: Record, estimate: Record) -> list[float]:
@@ -256,10 +243,13 @@ def _advice(entry: Record, estimate: Record) -> str:
 def _evidence(entry: Record, estimate: Record) -> str:
     """Return the interval, or those of the claimed groups, with how many images they are of."""
     if "claimed" in estimate:
-        groups = estimate["claimed"].items()
-        shares = "; ".join(f"{name} {_percent(row)}, n {row['n']:,}" for name, row in groups if row)
+        shares = [
+            f"{name} {100 * row['value']:.0f} % ({_range(row)} %), n {row['n']:,}"
+            for name, row in estimate["claimed"].items()
+            if row and row["low"] is not None
+        ]
         holm = f"Holm's correction over all {estimate['n']}, 5 % level"
-        return f"{entry['shares_of']}: {shares}; {holm}" if shares else holm
+        return f"{entry['shares_of']}: {'; '.join(shares)}; {holm}" if shares else holm
     n = f"n {estimate['n']:,}"
     if estimate.get("clusters"):
         n += f" images of {estimate['clusters']:,} {entry.get('unit', 'prompts')}"
@@ -268,18 +258,13 @@ def _evidence(entry: Record, estimate: Record) -> str:
         n += f", {unread:,} of which tell nothing: {entry['why_unread']}"
     if estimate["low"] is None:
         return f"{n}, no interval"
-    low, high = sorted(100 * estimate[name] for name in ("low", "high"))
     if entry["failing"] == "drop":
-        return f"95 % interval {-high:.0f} to {-low:.0f} points, {n}"
-    ends = f"95 % interval {low:.0f} to {high:.0f} %"
+        return f"95 % interval {_range(estimate, -1)} points, {n}"
     if (other := estimate.get("other")) and other["low"] is not None:
-        ends = f"95 % intervals {low:.0f} to {high:.0f} % and "
-        ends += f"{100 * other['low']:.0f} to {100 * other['high']:.0f} %"
-    return f"{ends}, {n}"
+        return f"95 % intervals {_range(estimate)} % and {_range(other)} %, {n}"
+    return f"95 % interval {_range(estimate)} %, {n}"
 
 
-def _percent(row: Record) -> str:
-    value = f"{100 * row['value']:.0f} %"
-    if row["low"] is None:
-        return f"{value} (no interval)"
-    return f"{value} ({100 * row['low']:.0f} to {100 * row['high']:.0f} %)"
+def _range(row: Record, sign: int = 1) -> str:
+    low, high = sorted(100 * sign * row[end] for end in ("low", "high"))
+    return f"{low:.0f} to {high:.0f}"

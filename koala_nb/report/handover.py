@@ -16,7 +16,7 @@ from koala_nb.display.tables import show_table
 from koala_nb.probes.base import ROUND
 from koala_nb.report import findings, sweep
 from koala_nb.report import results as records
-from koala_nb.report.page import fill_template
+from koala_nb.report.page import fill_template, show_html
 from koala_nb.stats import estimates as stats
 
 if TYPE_CHECKING:
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 MANIFEST = "MANIFEST.sha256"
 AUTHORS_MODEL = "koala-lightning-700m"
 NOT_EVIDENCE = ("index.html", "status.json", MANIFEST)  # written after it, or of the run itself
-SIGN_OFF = (
-    "Audited by (name, organisation)",
-    "Conflicts of interest",
-    "Decision: accept, accept with conditions, or reject",
-    "Conditions, and who owns each open risk",
-    "Date; to be reviewed on",
-)
 
 
 def read_other(folder: str | Path) -> records.Results:
@@ -60,10 +53,8 @@ def compare(key_figures: Record, images: pd.DataFrame, folder: str | Path) -> re
     tested = [name for name, row in pairs.items() if row["p"] is not None]
     holm = dict(zip(tested, stats.adjust_pvalues([pairs[name]["p"] for name in tested])))
     changes = {}
-    coded = findings.coded()
-    for id in dict.fromkeys([*key_figures, *other.key_figures]):
-        if id.startswith(coded):  # what compares strings says nothing of a model
-            continue
+    ids = pd.Series([*dict.fromkeys([*key_figures, *other.key_figures])], dtype=str)
+    for id in ids[~findings.is_coded(ids.to_frame("id"))]:  # strings alone tell of no model
         here = key_figures.get(id, {})
         there = other.key_figures[id].model_dump() if id in other.key_figures else {}
         pair = pairs.get(id, {})
@@ -95,11 +86,8 @@ def comparison_sentence(other: records.Comparison) -> str:
 
 def show_comparison(audit: Audit) -> None:
     """Display this report's key figures beside the other's, and their paired differences."""
-    from IPython.display import display
-
     if (other := audit.compared) is None:
-        text = "No other report was named; `-p compare=FOLDER` names one."
-        return display({"text/html": f"<p>{text}</p>", "text/plain": text}, raw=True)
+        return show_html("<p>No other report was named; `-p compare=FOLDER` names one.</p>")
     rows = [{"id": id, **change.model_dump()} for id, change in other.changes.items()]
     frame = pd.DataFrame(rows).rename(columns=lambda name: name.replace("other", "other report"))
     frame = frame.rename(columns={"value": "this report", "low": "this report_low"})
@@ -188,8 +176,4 @@ def show_crosswalk(audit: Audit, titles: Mapping[str, str]) -> None:
 
 def show_sign_off(audit: Audit) -> None:
     """Display the lines that a person fills in by hand."""
-    from IPython.display import display
-
-    text = "; ".join(SIGN_OFF)
-    page = fill_template("sign_off.html.j2", lines=SIGN_OFF)
-    display({"text/html": page, "text/plain": f"To be filled in: {text}."}, raw=True)
+    show_html(fill_template("sign_off.html.j2"))

@@ -172,12 +172,12 @@ def stored_section(
 
 def _labels(probe: Probe, info: ModelInfo, given: pd.DataFrame | None) -> str:
     """Return what labels correct a probe's shares: how many, and who gave those of the project."""
-    own = label_files.load_labels(probe.name, info.name) if given is None else None
-    if (table := given if own is None else own) is None:
+    shipped = label_files.load_labels(probe.name, info.name) if given is None else None
+    if (table := given if shipped is None else shipped) is None:
         return "labels of its images"
     first = table[table["pass"] == 1]
     n = len(first[first.guidance == info.recipe.guidance]) or len(first)
-    who = f" by {findings.rules()['labeller']}" if own is not None else " given"
+    who = f" by {findings.rules()['labeller']}" if shipped is not None else " given"
     return f"{n:,} labels{who}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from html import escape, unescape
+from html import escape
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -18,7 +18,7 @@ from koala_nb.generation.run_folder import open_run
 from koala_nb.report import findings, handover, measures, results
 from koala_nb.report import run as reports
 from koala_nb.report.claims import HOLDS, NOT, UNDECIDED, UNTESTED
-from koala_nb.report.page import fill_template
+from koala_nb.report.page import fill_template, show_html
 
 if TYPE_CHECKING:
     from koala_nb.report.audit import Audit
@@ -42,23 +42,7 @@ HEROES = 8  # images on the first screen
 MACHINE = ("architecture", "latency", "quality")  # sections that no probe measures
 WORDS = 5  # of a prompt, whose maps are shown
 BARS = ("small_must", "full_must", "full_goal")  # of quality, set before training
-FEW = 100  # units, below which two decimals are enough
-HOW_TO_SUBMIT = (
-    "<p>No measurement of this section was submitted yet. To submit one: draw the report on your "
-    "machine with <code>koala-nb report -p model=koala-lightning-700m</code>, then run "
-    "<code>koala-nb receipt add reports/&lt;run&gt;/results.json</code>; "
-    "data/results/real/README.md says more.</p>"
-)
-
-
-def show_html(html: str, text: str = "") -> None:
-    """Display HTML, with a text for who sees none."""
-    from IPython.display import display
-
-    display(
-        {"text/html": html, "text/plain": text or unescape(re.sub("<.*?>", " ", html)).strip()},
-        raw=True,
-    )
+FEW = 100  # images, or occupations
 
 
 VERBS = {  # of one statement, of several
@@ -108,7 +92,10 @@ def _verdict_sentences(name: str, claims: Sequence[Record]) -> list[str]:
     limits = [c for c in claims if c["id"].startswith("limitation.")]
     others = [c for c in claims if c not in limits]
     for part, what in (
-        (others, "published statements on the models themselves (counted from configurations)"),
+        (
+            others,
+            "published statements on the models themselves (sizes and depths: from configurations)",
+        ),
         (limits, f"limitations on the card, judged on images of {name} only"),
     ):
         counts = [(v, sum(c["verdict"] == v for c in part)) for v in VERBS]
@@ -354,10 +341,9 @@ def _show_quality(audit: Audit) -> None:
     frame.insert(2, f"{BARS[0]} reached", [_reached(row, row[BARS[0]]) for row in stored["rows"]])
     source = f"data/results/quality-{info.name}.json"
     caption = f"Measured quality of {info.name}; n/a: no bar was set. Source: {source}"
-    few = frame.n < FEW
-    show_table(frame[~few], caption, digits=3)
-    if few.any():
-        show_table(frame[few], f"The same, measures of fewer than {FEW} images or groups")
+    for few, part in frame.groupby(frame.n < FEW):  # two decimals are enough for few
+        note = f"; n below {FEW}" if few else ""
+        show_table(part.reset_index(drop=True), f"{caption}{note}", digits=2 if few else 3)
 
 
 def _reached(row: Record, bar: float | None) -> str | None:
@@ -369,7 +355,7 @@ def _reached(row: Record, bar: float | None) -> str | None:
 def _show_elsewhere(audit: Audit) -> None:
     frame = results.receipts("latency").drop(columns="section")
     if frame.empty:
-        return show_html(HOW_TO_SUBMIT)
+        return show_html(fill_template("submit.html.j2"))
     show_table(frame, "Submitted measurements of latency")
 
 
