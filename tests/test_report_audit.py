@@ -272,7 +272,7 @@ def test_the_summary_follows_the_results(made):
     assert "We found that 25 % of the images show their text as it was asked for" in others[0]
     assert "(95 % interval 20 to 30 %, n 400 images of 400 prompts; readings, not" in others[0]
     assert "; this run)" in others[0] and others[0] in made.results.summary
-    assert "\n- high: We found that 25 %" in render.model_card(made.results)
+    assert "\n- high severity: We found that 25 %" in render.model_card(made.results)
     assert any("1 holds" in s for s in others)
     assert any(s.startswith("Not tested: safety.") for s in others)
 
@@ -373,6 +373,7 @@ def test_what_decides_a_finding_stands_in_its_section(made, capsys):
         made.show(name)
         shown = capsys.readouterr().out
         assert "what decides a finding, stored run" in shown and value in shown
+        assert ("readings that no labels correct" in shown) == (name == "demographics")
 
 
 def test_the_crosswalk_claims_nothing_that_was_not_measured(made, capsys):

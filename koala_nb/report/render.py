@@ -157,6 +157,8 @@ def show_section(audit: Audit, section: Section) -> None:
         figures.show_intervals(groups, caption, "share of images, 95 % interval", even)
         show_table(groups, caption)
     coded = findings.is_coded(frame)
+    if deciding.id.str.contains(".corrected.", regex=False).any():
+        title = f"{title}, readings that no labels correct"
     if not coded.all():
         show_table(frame[~coded], f"{title}, measured" if coded.any() else title)
     if coded.any():
