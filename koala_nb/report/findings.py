@@ -32,6 +32,7 @@ FAILING = {
     "drop": lambda value: max(0.0, -value),
 }
 NUMBERS = ("value", "low", "high", "n")
+EVERY = {"guidance": "*", "instrument": "*", "kind": "*"}  # in a pattern of ids
 LEGIBLE = 0.5  # share of long texts from which a model writes them, and from which a reader reads
 
 
@@ -77,12 +78,12 @@ def select(frame: pd.DataFrame, section: str, guidance: float) -> pd.DataFrame:
 
 def groups(section: Section) -> pd.DataFrame:
     """Return a section's estimates by group, with Holm's p where groups are claimed, or no row."""
-    names = {"guidance": "*", "instrument": "*", "kind": "*"}
-    patterns = [id.format(**names) for id in rules()["groups"].get(section.name, [])]
+    patterns = [id.format(**EVERY) for id in rules()["groups"].get(section.name, [])]
     chosen = base.select(section.details, *patterns) if patterns else section.details.head(0)
     is_p = section.details.id.str.endswith(".p")
     p = {id[:-2]: value for id, value in section.details.loc[is_p, ["id", "value"]].to_numpy()}
     chosen = chosen[~chosen.id.isin(section.details.id[is_p])]
+    chosen = chosen.assign(label=chosen.label.str.replace("_", " "))
     return chosen.assign(p_holm=chosen.id.str.rpartition(".")[0].map(p)) if p else chosen
 
 
@@ -144,9 +145,8 @@ def is_coded(frame: pd.DataFrame) -> pd.Series:
 def _estimate(entry: Record, section: Section) -> Record | None:
     """Return the estimate of the first id that the section has."""
     for pattern in entry["estimates"]:
-        names = {"guidance": "*", "instrument": "*"}
         frames = (section.details, section.stored, section.estimates)
-        ids = [id for f in frames for id in base.select(f, pattern.format(**names)).id]
+        ids = [id for f in frames for id in base.select(f, pattern.format(**EVERY)).id]
         if ids:
             best = section.best(ids[0])
             if best and "other" in entry:
@@ -167,11 +167,10 @@ def _unread(section: Section, whole: Record, part: str, reader: str) -> int:
 
 def _claimed(entry: Record, section: Section) -> Record | None:
     """Return how many groups are claimed: p after Holm's correction at LEVEL or below."""
-    names = {"guidance": "*", "instrument": "*", "kind": "*"}
-    p = base.select(section.details, *(id.format(**names) for id in entry["estimates"]))
+    p = base.select(section.details, *(id.format(**EVERY) for id in entry["estimates"]))
     if p.empty:
         return None
-    kinds = base.select(section.details, entry["shares"].format(**names))
+    kinds = base.select(section.details, entry["shares"].format(**EVERY))
     rows = {
         row["id"].rpartition(".")[0]: row
         for row in base.to_jsonable(kinds)

@@ -171,7 +171,7 @@ def show_crosswalk(audit: Audit, titles: Mapping[str, str]) -> None:
     frame = frame.replace("", "-").rename(columns={"here": "where this report says something"})
     frame = frame.rename(columns={"provider": "only the provider can fill"})
     caption = "What this report says something on, and what it cannot: no part is thereby complete"
-    show_table(frame, f"{caption}, and it is no legal advice")
+    show_table(frame, f"{caption}; whether a law applies is not judged here")
 
 
 def show_sign_off(audit: Audit) -> None:
