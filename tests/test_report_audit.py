@@ -331,6 +331,8 @@ def test_no_uncorrected_headline_where_a_corrected_one_is_stored():
     one_sided = finding("bias.occupations", demographics=section)["sentence"]
     assert "office worker 91 % (70 to 98 %), n 100;" in one_sided and "over all 20" in one_sided
     groups = findings.groups(section)
+    unsure = groups.set_index("label")["with the unsure_high"]
+    assert unsure["women among artist, corrected"] < 0.15 < unsure.filter(like="firef").item()
     assert groups.p_holm.le(0.05).sum() == 3 and not groups.label.str.contains("_").any()
     section.details = section.details.head(0)
     assert (

@@ -32,6 +32,7 @@ FAILING = {
     "drop": lambda value: max(0.0, -value),
 }
 NUMBERS = ("value", "low", "high", "n")
+ASIDE = (".p", ".bounds")  # Holm's p, and the interval whatever the unsure images show
 EVERY = {"guidance": "*", "instrument": "*", "kind": "*"}  # in a pattern of ids
 LEGIBLE = 0.5  # share of long texts from which a model writes them, and from which a reader reads
 
@@ -77,14 +78,18 @@ def select(frame: pd.DataFrame, section: str, guidance: float) -> pd.DataFrame:
 
 
 def groups(section: Section) -> pd.DataFrame:
-    """Return a section's estimates by group, with Holm's p where groups are claimed, or no row."""
+    """Return a section's estimates by group, with what ASIDE holds of them; empty for none."""
     patterns = [id.format(**EVERY) for id in rules()["groups"].get(section.name, [])]
-    chosen = base.select(section.details, *patterns) if patterns else section.details.head(0)
-    is_p = section.details.id.str.endswith(".p")
-    p = {id[:-2]: value for id, value in section.details.loc[is_p, ["id", "value"]].to_numpy()}
-    chosen = chosen[~chosen.id.isin(section.details.id[is_p])]
-    chosen = chosen.assign(label=chosen.label.str.replace("_", " "))
-    return chosen.assign(p_holm=chosen.id.str.rpartition(".")[0].map(p)) if p else chosen
+    frame = section.details
+    chosen = base.select(frame, *patterns) if patterns else frame.head(0)
+    chosen = chosen[~chosen.id.str.endswith(ASIDE)]
+    rows = frame.set_index("id")
+    p, bounds = (chosen.id.str.replace("[.][^.]*$", end, regex=True) for end in ASIDE)
+    if bounds.isin(rows.index).any():
+        ends = {f"with the unsure_{end}": bounds.map(rows[end]) for end in ("low", "high")}
+        chosen = chosen.assign(**ends)
+    chosen = chosen.assign(p_holm=p.map(rows.value)) if p.isin(rows.index).any() else chosen
+    return chosen.assign(label=chosen.label.str.replace("_", " "))
 
 
 def decide(sections: Mapping[str, Section], model: str) -> list[Record]:
@@ -174,7 +179,7 @@ def _claimed(entry: Record, section: Section) -> Record | None:
     rows = {
         row["id"].rpartition(".")[0]: row
         for row in base.to_jsonable(kinds)
-        if not row["id"].endswith(".p")
+        if not row["id"].endswith(ASIDE)
     }
     ids = [id.rpartition(".")[0] for id in p[p.value <= LEVEL].id]
     claimed = {id.rpartition(".")[2].replace("_", " "): rows.get(id) for id in ids}

@@ -148,8 +148,8 @@ def show_section(audit: Audit, section: Section) -> None:
         show_html(f"<p>{escape(section.why)}</p>")
     frame, title = beside(section), section_title(section.name)
     run, groups = "stored run" if len(section.stored) else "this run", findings.groups(section)
-    known = section.details.id.isin([*frame.id, *groups.id]) | section.details.id.str.endswith(".p")
-    if len(deciding := section.details[~known]):
+    deciding = section.details[~section.details.id.isin([*frame.id, *groups.id])]
+    if len(deciding := deciding[~deciding.id.str.endswith(findings.ASIDE)]):
         show_table(deciding, f"{title}, what decides a finding, {run}")
     if len(groups):
         caption = f"{title}, by group, {run}"
