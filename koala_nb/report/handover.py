@@ -12,7 +12,7 @@ import pandas as pd
 from koala_nb.core import files
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import Record
-from koala_nb.display.tables import show_table
+from koala_nb.display.tables import format_interval, show_table
 from koala_nb.probes.base import ROUND
 from koala_nb.report import findings, sweep
 from koala_nb.report import results as records
@@ -79,7 +79,8 @@ def comparison_sentence(other: records.Comparison) -> str:
     if not paired:
         why = "images that share prompt and seed read alike, or are too few (same n and seeds help)"
         return f"{beside}, no difference is tested: {why}."
-    names = ", ".join(f"{c.label} ({c.change:+.2f})" for c in different)
+    changes = (format_interval(c.change, c.change_low, c.change_high) for c in different)
+    names = ", ".join(f"{c.label} {text}, n {c.n:,}" for c, text in zip(different, changes))
     which = f"{len(different)} of {len(paired)} paired figures differ after Holm's correction"
     return f"{beside}, {which}{f': {names}' if different else ''}."
 
