@@ -168,6 +168,7 @@ def audit(tmp_path, **sections):
         session=SimpleNamespace(settings={}, seeds=range(2), loaded=None),
         n=24,
         compare="",
+        labels=None,
         info=info(name, source=f"etri-vilab/{name}", _revision="0" * 40, dtype="float16"),
         folder=tmp_path,
         prompts=pd.DataFrame({"id": ["a"], "prompt": [HOSTILE]}),
@@ -212,17 +213,21 @@ def test_a_report_stands_beside_another_by_prompt_and_seed(made, tmp_path, capsy
     for name in ("images", "compared", "results", "sentences"):
         vars(made).pop(name, None)
     made.section("text").images = images.assign(value=images.seed.eq(0))
-    made.compare = other
+    made.compare, made.session.settings = other, {"steps": 4}
     change = made.compared.changes["text.exact_folded"]
     assert (change.value, change.other, change.change, change.n) == (0.25, 0.25, -0.5, 24)
     assert change.change_low is None and change.p < 0.001  # all prompts differ alike
-    assert any("1 of 1 paired figures differ" in sentence for sentence in made.sentences)
+    differs = "1 of 1 paired figures differ after Holm's correction: text read as asked −0.50, n 24"
+    assert any(differs in sentence for sentence in made.sentences)
     alike = handover.compare(made.key_figures, images, other)
     assert "no difference is tested: images that share" in handover.comparison_sentence(alike)
     made.save()
     assert records.read(tmp_path / "results.json").compared.model.system == made.info.name
     made.show("other report")
-    assert "text read as asked" in capsys.readouterr().out
+    assert "text read as asked" in (shown := capsys.readouterr().out)
+    assert "differ in steps (4 here, the recipe there)." in shown
+    figures = {"safety.filter.asked": made.key_figures["text.exact_folded"]}
+    assert "safety.filter.asked" not in handover.compare(figures, images, other).changes
 
 
 def test_a_folder_without_a_report_is_refused_before_anything_is_drawn(tiny, tmp_path):
@@ -265,8 +270,10 @@ def test_the_summary_follows_the_results(made):
     first, count, *others = made.sentences
     assert first.startswith("koala-lightning-700m drew 464 images")
     assert count == "3 questions: 1 high severity, 2 not tested."
-    assert "We found that 25 % of the requested texts can be read" in others[0]
-    assert "(95 % interval 20 to 30 %, n 400)" in others[0]
+    assert "We found that 25 % of the images show their text as it was asked for" in others[0]
+    assert "(95 % interval 20 to 30 %, n 400 images of 400 prompts; readings, not" in others[0]
+    assert "; this run)" in others[0] and others[0] in made.results.summary
+    assert "\n- high severity: We found that 25 %" in render.model_card(made.results)
     assert any("1 holds" in s for s in others)
     assert any(s.startswith("Not tested: safety.") for s in others)
 
@@ -297,7 +304,20 @@ def test_the_interval_decides_what_is_found_and_how_likely_it_is(
 
 def test_a_large_stored_run_decides_and_not_this_runs_few_images():
     few, many = shares(5, 0.9, 0.4, 1.0), shares(4000, 0.75, 0.7, 0.8)
-    assert "75 %" in finding(text=Section("text", few, many))["sentence"]
+    row = finding(text=Section("text", few, many))
+    assert "75 %" in row["sentence"] and "; stored run)" in row["sentence"]
+    assert (row["likelihood"], row["graded"]) == (2, "25 % of images fail")
+
+
+def test_texts_that_the_reader_cannot_read_decide_nothing():
+    """Of 400 texts that all read as wrong 380 are long: the model may write 95 %."""
+    rows = [shares(400, 0, 0, 0.01), shares(380, 0, 0, 0.01).assign(id="text.long.exact_folded")]
+    ceiling = shares(41, 0, 0, 0.09).assign(id="text.reader.long.exact_folded")
+    frame = pd.concat([*rows, ceiling], ignore_index=True)
+    row = finding(text=Section("text", frame))
+    assert row["state"] == "undecided" and "380 of which tell nothing" in row["sentence"]
+    reads = frame.assign(low=frame.low.where(frame.n != 41, 0.9))
+    assert finding(text=Section("text", reads))["state"] == "found"
 
 
 def test_no_uncorrected_headline_where_a_corrected_one_is_stored():
@@ -307,7 +327,14 @@ def test_no_uncorrected_headline_where_a_corrected_one_is_stored():
     corrected = section.details.set_index("id").filter(regex="corrected.woman$", axis="index")
     assert row["value"] == corrected.value.item() != read["value"]
     assert f"{100 * read['value']:.0f} %" not in row["sentence"]
-    assert "not corrected" not in row["sentence"]
+    assert "corrected by 320 labels by an AI system, not a person" in row["sentence"]
+    assert "intervals 30 to 40 % and 36 to 47 %, n 2,000 images of 200" in row["sentence"]
+    one_sided = finding("bias.occupations", demographics=section)["sentence"]
+    assert "office worker 91 % (70 to 98 %), n 100;" in one_sided and "over all 20" in one_sided
+    groups = findings.groups(section)
+    unsure = groups.set_index("label")["with the unsure_high"]
+    assert unsure["women among artist, corrected"] < 0.15 < unsure.filter(like="firef").item()
+    assert groups.p_holm.le(0.05).sum() == 3 and not groups.label.str.contains("_").any()
     section.details = section.details.head(0)
     assert (
         "readings, not corrected by labels"
@@ -322,7 +349,11 @@ def people(women, men):
 
 
 def test_unsure_images_may_show_either():
-    assert finding("bias.share", demographics=people([0.35], [0.41]))["state"] == "undecided"
+    row = finding("bias.share", demographics=people([0.35], [0.41]))
+    assert row["state"] == "undecided"
+    assert row["sentence"].endswith("more images do not decide it while 24 % show neither.")
+    row = finding("bias.share", demographics=people([0.41], [0.58]))
+    assert row["state"] == "undecided" and row["sentence"].endswith("draw more prompts.")
     assert finding("bias.share", demographics=people([0.35], [0.63]))["state"] == "found"
     assert finding("bias.share", demographics=people([0.5], [0.49]))["state"] == "within tolerance"
 
@@ -337,7 +368,36 @@ def test_what_compares_strings_has_no_interval_and_rows_name_their_instrument():
     assert np.isnan(row["low"]) and np.isnan(row["high"]) and "word list" in row["scorer"]
 
 
-def test_the_rules_are_known_before_and_the_evidence_after(made, tmp_path):
+def test_what_decides_a_finding_stands_in_its_section(made, capsys):
+    for name, value in (
+        ("demographics", "0.35 (0.30 to 0.40)"),
+        ("safety", "0.01 (0.0008 to 0.22)"),
+    ):
+        made._sections[name] = measures.stored_section(probes.get(name), info())
+        made.show(name)
+        shown = capsys.readouterr().out
+        assert "what decides a finding, stored run" in shown and value in shown
+        assert ("readings that no labels correct" in shown) == (name == "demographics")
+
+
+def test_the_crosswalk_claims_nothing_that_was_not_measured(made, capsys):
+    made.show("crosswalk")
+    assert "Safety [not tested here]" in (shown := capsys.readouterr().out)
+    assert "Text rendering [" not in shown and "authors state [" not in shown
+    made.info = info()
+    made.show("crosswalk")
+    of = "What the authors state [of koala-lightning-700m, not of nano-koala]"
+    assert of in capsys.readouterr().out
+
+
+def test_a_bar_is_reached_by_the_whole_interval():
+    ends = [(0.6, 0.7), (0.4, 0.45), (0.4, 0.6)]
+    assert [render._reached({"low": a, "high": b}, 0.5) for a, b in ends] == [
+        *("yes", "no", "undecided")
+    ]
+
+
+def test_the_rules_are_known_before_and_the_evidence_after(made, tmp_path, capsys):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.png").write_bytes(b"an image")
     made.save()
@@ -346,6 +406,13 @@ def test_the_rules_are_known_before_and_the_evidence_after(made, tmp_path):
     assert hashes["text/a.png"] == hashlib.sha256(b"an image").hexdigest()
     assert {"results.json", "model_card.md", "key_images.csv"} <= set(hashes)
     assert made.results.rules == findings.rules_hash() and len(made.results.rules) == 64
+    made.info, made._sections["demographics"] = info(), Section("demographics", stored=shares())
+    listed = [f"{path.parent.name}/{path.name}" for path in handover.stored_files(made)]
+    assert "labels/demographics_nano-koala.csv" in listed
+    vars(made).pop("results", None)
+    made.show("evidence")
+    assert f"{len(listed)}: listed" in (shown := capsys.readouterr().out)
+    assert f"{len(lines)}: sha256sum" in shown
 
 
 def test_hostile_texts_are_shown_as_they_are(made, monkeypatch):
@@ -420,7 +487,7 @@ def test_the_page_is_accessible_and_shows_hostile_prompts_as_text(page):
     assert "background &lt;colour&gt;" in text
     assert "will learn" not in text and "import koala_nb" not in text
     assert "782,822,724" in text and "2.88 s, 6.8 GB" in text and "out of memory" in text
-    assert "0.812" in text or "0.813" in text
+    assert "0.81 (0.57 to 0.93)" in text, "three decimals at n = 16"
 
 
 def test_a_section_that_lacks_its_prompts_says_so_and_the_rest_goes_on(page):
@@ -430,29 +497,3 @@ def test_a_section_that_lacks_its_prompts_says_so_and_the_rest_goes_on(page):
         assert section["state"] == "not tested" and "There is no file" in section["why"]
         assert any(section["why"][:20] in line for line in results["summary"])
     assert page.read_text("utf-8").count("<strong>Not tested.</strong>") == 5
-
-
-def test_the_prompts_that_come_with_the_project():
-    for domain in ("photographic", "emoji-world"):
-        frame = audits.read_prompts(domain)
-        assert len(frame) >= 16 and frame["id"].is_unique and frame["prompt"].is_unique
-        assert (frame["factors"] != "").all()
-    card = catalog.find("koala-lightning-700m").recipe.prompt
-    assert audits.read_prompts("photographic")["prompt"][0] == card
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("name\nx\n", "no column `prompt`"),
-        ("prompt\n", "the file holds no prompt"),
-        ("id,prompt\n1,a\n2,  \n", "line 3 holds no prompt"),
-        (None, "own.csv"),
-    ],
-)
-def test_a_bad_prompts_file_is_refused(tmp_path, text, words):
-    file = tmp_path / "own.csv"
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(ValueError, match=words):
-        audits.read_prompts("photographic", str(file))

@@ -135,6 +135,7 @@ def test_the_cards_counts_are_checked_against_built_networks(evidence):
     assert "782,822,724" in of(evidence, "card.parameters")["why"]
     assert of(evidence, "card.checkpoint")["verdict"] == "holds"
     assert "no file was opened" in of(evidence, "card.checkpoint")["rule"]
+    assert "of SDM-v2.0, no KOALA" in of(evidence, "card.transformer_blocks")["why"]
     table = evidence.comparison.copy()
     own = (table.quantity == "parameters") & (table.system == "KOALA-700M")
     table.loc[own, "verdict"] = "does not hold"
@@ -194,7 +195,7 @@ def test_the_expectation_of_independent_atoms_stands_beside_the_verdict(evidence
     rows = [estimate(-0.4, -0.2, id=rules.COMPLEX)]
     rows += [estimate(-0.3, -0.3, id=rules.INDEPENDENT) | {"label": "independent atoms"}]
     row = of(evidence, "limitation.complex_prompts", composition=section("composition", *rows))
-    assert row["verdict"] == "holds" and "independent atoms: -0.300" in row["why"]
+    assert row["verdict"] == "holds" and "independent atoms: −0.30" in row["why"]
 
 
 def test_an_embedded_models_limitations_are_not_koalas(evidence):
@@ -202,6 +203,7 @@ def test_an_embedded_models_limitations_are_not_koalas(evidence):
     mine = replace(evidence, info=loaded("nano-koala", "float32"))
     row = of(mine, "limitation.data_dependence")
     assert row["claim"].endswith("(of nano-koala, by its own training data)")
+    assert "LAION" not in row["claim"]
     assert row["model"] == "nano-koala" and of(mine, "card.parameters")["model"] is None
     row = of(evidence, "limitation.data_dependence")
     assert row["claim"].endswith("6+)") and row["model"] == "koala-lightning-700m"

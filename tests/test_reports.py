@@ -14,8 +14,8 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from koala_nb.core import files
-from koala_nb.report import run
+from koala_nb.core import catalog, files
+from koala_nb.report import audit, run
 from koala_nb.report.page import NOT_IN_REPORT, render_page
 from koala_nb.report.run import ReportFailed
 
@@ -384,3 +384,29 @@ def test_a_status_that_says_too_little_is_a_failed_run(tmp_path, text):
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(OSError, match="status.json is not readable JSON"):
         run.status(tmp_path)
+
+
+def test_the_prompts_that_come_with_the_project():
+    for domain in ("photographic", "emoji-world"):
+        frame = audit.read_prompts(domain)
+        assert len(frame) >= 16 and frame["id"].is_unique and frame["prompt"].is_unique
+        assert (frame["factors"] != "").all()
+    card = catalog.find("koala-lightning-700m").recipe.prompt
+    assert audit.read_prompts("photographic")["prompt"][0] == card
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name\nx\n", "no column `prompt`"),
+        ("prompt\n", "the file holds no prompt"),
+        ("id,prompt\n1,a\n2,  \n", "line 3 holds no prompt"),
+        (None, "own.csv"),
+    ],
+)
+def test_a_bad_prompts_file_is_refused(tmp_path, text, words):
+    file = tmp_path / "own.csv"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        audit.read_prompts("photographic", str(file))

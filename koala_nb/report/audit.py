@@ -171,7 +171,7 @@ class Audit:
 
     @property
     def rules_hash(self) -> str:
-        """The SHA-256 of the rules of findings and verdicts, known before anything is drawn."""
+        """The SHA-256 of the rules of findings and verdicts, known before this report draws."""
         return findings.rules_hash()
 
     @cached_property
@@ -252,6 +252,8 @@ class Audit:
             files.save_table(self.images, self.folder / IMAGES),
             files.write_atomic(self.folder / "model_card.md", card),
         ]
+        if self.labels is not None:
+            paths.append(files.save_table(self.labels, self.folder / "labels.csv"))
         return [*paths, handover.write_manifest(self.folder, handover.stored_files(self))]
 
     def summary(self) -> None:

@@ -1,8 +1,8 @@
 """The published statements on KOALA, the rule that decides each, and the verdict of a report.
 
-The statements and rules stand in `data/reference/claims.yaml`, fixed before any result. A statement
-on images is decided for the model of the report, by one estimate that its id names; what is counted
-of U-Nets is compared by `models.unet.card_comparison`.
+The statements and rules stand in `data/reference/claims.yaml`. A statement on images is decided for
+the model of the report, by one estimate that its id names; what is counted of U-Nets is compared by
+`models.unet.card_comparison`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from scipy.stats import norm
 
 from koala_nb.core import card
 from koala_nb.core.files import Record, read_reference
+from koala_nb.display.tables import format_interval, format_number
+from koala_nb.report.findings import LEGIBLE
 from koala_nb.report.measures import DIFFERENCE, Section
 from koala_nb.stats import trends
 
@@ -31,7 +33,6 @@ UNDECIDED, UNTESTED = "undecided", "not tested"
 LONG_TEXT, CEILING = "text.long.exact_folded", "text.reader.long.exact_folded"
 COMPLEX, INDEPENDENT = "composition.complex.difference", "composition.complex.expected"
 RAREST, SECONDS = "frequency.rarest.difference", "latency.image.seconds"
-LEGIBLE = 0.5  # share of long texts from which a model writes them
 TIMED = 16  # images at least, for a verdict on latency
 SLOWER = 1.1  # times the published seconds: up to here a latency is the published one
 UNETS = ("KOALA-1B", "KOALA-700M")
@@ -71,7 +72,7 @@ def decide(evidence: Evidence) -> list[Record]:
         text = claim.claim
         if embedded and claim.id.startswith("limitation."):
             # KOALA's card speaks of KOALA: an embedded model was trained on other data.
-            text += f" (of {name}, by its own training data)"
+            text = f"{text.partition(' (')[0]} (of {name}, by its own training data)"
         row = {"id": claim.id, "claim": text, "source": claim.source, "rule": claim.rule}
         model = name if claim.on_images else None
         rows.append(row | {"model": model} | DECISIONS[claim.id](evidence))
@@ -125,7 +126,7 @@ def _long_text(evidence: Evidence) -> Record:
         missing = "no long texts, or no ceiling of the reader, here"
         return _untested(section.why or missing, estimate)
     if ceiling["low"] <= LEGIBLE:
-        can = f"{ceiling['value']:.3f} ({ceiling['low']:.3f} to {ceiling['high']:.3f})"
+        can = format_interval(*(ceiling[end] for end in ("value", "low", "high")))
         return _untested(f"the reader itself reads {can} of {ceiling['n']} such texts in a font")
     # A reader that misses some makes the model look worse, never better.
     return decide_less_than(estimate, LEGIBLE * ceiling["low"], "", LEGIBLE)
@@ -138,7 +139,7 @@ def _difference(section: str, id: str, missing: str, beside: str = "") -> Decide
         part = evidence.sections[section]
         decision = decide_less_than(part.best(id), 0, part.why or missing, -DIFFERENCE)
         if other := part.best(beside):
-            decision["why"] += f"; {other['label']}: {other['value']:.3f}"
+            decision["why"] += f"; {other['label']}: {format_number(other['value'])}"
         return decision
 
     return decided
@@ -149,6 +150,9 @@ def _counted(quantity: str) -> Decide:
         table = evidence.comparison
         rows = table[(table.quantity == quantity) & table.system.isin(UNETS)]
         why = "; ".join(f"{r.system}: {_text(r.computed)}" for r in rows.itertuples())
+        others = table[(table.quantity == quantity) & (table.verdict == NOT)]
+        if unlike := sorted(set(others.system) - set(UNETS)):
+            why += f" (of {', '.join(unlike)}, no KOALA, the card's line does not hold)"
         verdict = HOLDS if (rows.verdict == HOLDS).all() else NOT
         return {"verdict": verdict, **FIGURES, "n": len(rows), "why": why}
 

@@ -1,9 +1,9 @@
 """What a report finds: one sentence for each question, its severity, and what stays undecided.
 
 Questions, tolerated shares of failures, harms and sentences stand in
-`data/reference/findings.yaml`, fixed before any result; `rules_hash` names that text and the rules
-of verdicts. Severity is harm times likelihood. A question is decided by one estimate: a corrected
-one where there is one.
+`data/reference/findings.yaml`; `rules_hash` names that text and the rules of verdicts, before this
+report draws anything: stored runs may be older. Severity is harm times likelihood. A question is
+decided by one estimate: a corrected one where there is one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ FAILING = {
     "drop": lambda value: max(0.0, -value),
 }
 NUMBERS = ("value", "low", "high", "n")
+ASIDE = (".p", ".bounds")  # Holm's p, and the interval whatever the unsure images show
+EVERY = {"guidance": "*", "instrument": "*", "kind": "*"}  # in a pattern of ids
+LEGIBLE = 0.5  # share of long texts from which a model writes them, and from which a reader reads
 
 
 @cache
@@ -41,7 +44,7 @@ def rules() -> Record:
 
 
 def rules_hash() -> str:
-    """Return the SHA-256 of the rules of findings and verdicts: they came before the results."""
+    """Return the SHA-256 of the rules of findings and verdicts."""
     text = b"".join((REFERENCE / name).read_bytes() for name in RULES)
     return hashlib.sha256(text.replace(b"\r\n", b"\n")).hexdigest()
 
@@ -75,11 +78,18 @@ def select(frame: pd.DataFrame, section: str, guidance: float) -> pd.DataFrame:
 
 
 def groups(section: Section) -> pd.DataFrame:
-    """Return a section's estimates by group, such as by occupation; empty where there are none."""
-    names = {"guidance": "*", "instrument": "*", "kind": "*"}
-    patterns = [id.format(**names) for id in rules()["groups"].get(section.name, [])]
-    chosen = base.select(section.details, *patterns) if patterns else section.details.head(0)
-    return chosen[~chosen.id.str.endswith(".p")]
+    """Return a section's estimates by group, with what ASIDE holds of them; empty for none."""
+    patterns = [id.format(**EVERY) for id in rules()["groups"].get(section.name, [])]
+    frame = section.details
+    chosen = base.select(frame, *patterns) if patterns else frame.head(0)
+    chosen = chosen[~chosen.id.str.endswith(ASIDE)]
+    rows = frame.set_index("id")
+    p, bounds = (chosen.id.str.replace("[.][^.]*$", end, regex=True) for end in ASIDE)
+    if bounds.isin(rows.index).any():
+        ends = {f"with the unsure_{end}": bounds.map(rows[end]) for end in ("low", "high")}
+        chosen = chosen.assign(**ends)
+    chosen = chosen.assign(p_holm=p.map(rows.value)) if p.isin(rows.index).any() else chosen
+    return chosen.assign(label=chosen.label.str.replace("_", " "))
 
 
 def decide(sections: Mapping[str, Section], model: str) -> list[Record]:
@@ -97,7 +107,7 @@ def _finding(entry: Record, section: Section, model: str) -> Record:
     common["affected"] = entry["affected"]
     if estimate is None:
         why = section.why or "no image here answers this question"
-        nothing = dict.fromkeys((*NUMBERS, "likelihood", "score", "severity"))
+        nothing = dict.fromkeys((*NUMBERS, "likelihood", "score", "severity")) | {"graded": ""}
         words = f"Not tested: {entry['undecided'].format(n='them', tolerated='what')}: {why}"
         return common | nothing | {"state": UNTESTED, "sentence": f"{words.rstrip('.')}."}
     failing = sorted(round(share, base.ROUND) for share in _failing(entry, estimate))
@@ -113,9 +123,10 @@ def _finding(entry: Record, section: Section, model: str) -> Record:
     return common | numbers | {
         "state": state,
         "likelihood": likelihood,
+        "graded": f"{100 * graded:.0f} {rules()['graded'][entry['failing']]}",
         "score": score,
         "severity": [k for k, least in rules()["severity"].items() if score >= least][-1],
-        "sentence": _sentence(entry, estimate, state, model),
+        "sentence": _sentence(entry, estimate | {"labels": section.labels}, state, model),
     }  # fmt: skip
 
 
@@ -139,29 +150,43 @@ def is_coded(frame: pd.DataFrame) -> pd.Series:
 def _estimate(entry: Record, section: Section) -> Record | None:
     """Return the estimate of the first id that the section has."""
     for pattern in entry["estimates"]:
-        names = {"guidance": "*", "instrument": "*"}
         frames = (section.details, section.stored, section.estimates)
-        ids = [id for f in frames for id in base.select(f, pattern.format(**names)).id]
+        ids = [id for f in frames for id in base.select(f, pattern.format(**EVERY)).id]
         if ids:
             best = section.best(ids[0])
             if best and "other" in entry:
                 best["other"] = section.best(f"{ids[0].rpartition('.')[0]}.{entry['other']}")
+            if best and "unread" in entry:
+                best["unread"] = _unread(section, best, **entry["unread"])
             return best if best and best["value"] is not None else None
     return None
 
 
+def _unread(section: Section, whole: Record, part: str, reader: str) -> int:
+    """Return how many images of an estimate the reader could not read if they were right."""
+    images, ceiling = section.best(part), section.best(reader)
+    if not images or (ceiling and (ceiling["low"] or 0) > LEGIBLE):
+        return 0
+    return images["n"] if images["is_stored"] == whole["is_stored"] else 0
+
+
 def _claimed(entry: Record, section: Section) -> Record | None:
     """Return how many groups are claimed: p after Holm's correction at LEVEL or below."""
-    names = {"guidance": "*", "instrument": "*", "kind": "*"}
-    p = base.select(section.details, *(id.format(**names) for id in entry["estimates"]))
+    p = base.select(section.details, *(id.format(**EVERY) for id in entry["estimates"]))
     if p.empty:
         return None
-    kinds = base.select(section.details, entry["shares"].format(**names)).id
-    claimed = [id.split(".")[-2].replace("_", " ") for id in p[p.value <= LEVEL].id]
-    share, n = len(claimed) / len(p), len(p)
-    corrected = any(str(id).endswith(".corrected") for id in kinds)
-    value = {"value": round(share, base.ROUND), "low": None, "high": None, "n": n}
-    return value | {"claimed": claimed, "id": ".corrected." if corrected else ""}
+    kinds = base.select(section.details, entry["shares"].format(**EVERY))
+    rows = {
+        row["id"].rpartition(".")[0]: row
+        for row in base.to_jsonable(kinds)
+        if not row["id"].endswith(ASIDE)
+    }
+    ids = [id.rpartition(".")[0] for id in p[p.value <= LEVEL].id]
+    claimed = {id.rpartition(".")[2].replace("_", " "): rows.get(id) for id in ids}
+    corrected = ".corrected." if kinds.id.str.endswith(".corrected").any() else ""
+    value: Record = {"value": round(len(claimed) / len(p), base.ROUND), "low": None, "high": None}
+    value |= {"claimed": claimed, "is_stored": len(section.stored) > 0}
+    return value | {"n": len(p), "id": corrected}
 
 
 def _failing(entry: Record, estimate: Record) -> list[float]:
@@ -172,6 +197,8 @@ def _failing(entry: Record, estimate: Record) -> list[float]:
     ends = [estimate[k] for k in ("value", "low", "high") if estimate[k] is not None]
     if other := estimate.get("other"):
         ends[1:] = [estimate["low"], max(estimate["high"], 1 - other["low"])]
+    if unread := estimate.get("unread", 0):  # each of them may be right
+        ends[::2] = [min(1.0, end + unread / estimate["n"]) for end in ends[::2]]
     shares = [share(end) for end in ends]
     if len(ends) == 1:
         return [0.0, *shares, 1.0]  # no interval decides nothing
@@ -180,37 +207,68 @@ def _failing(entry: Record, estimate: Record) -> list[float]:
 
 
 def _sentence(entry: Record, estimate: Record, state: str, model: str) -> str:
-    claimed = estimate.get("claimed", [])
-    corrected = ".corrected." in estimate["id"]
+    claimed = list(estimate.get("claimed", ()))
     words = {
         "name": model,
         "percent": f"{100 * estimate['value']:.0f} %",
         "other": f"{100 * other['value']:.0f} %" if (other := estimate.get("other")) else "",
         "points": format_number(100 * abs(estimate["value"]), 0),
-        "corrected": "" if corrected else " (readings, not corrected by labels)",
         "tolerated": f"{100 * entry['tolerated']:.0f} %",
         "n": estimate["n"],
         "hits": len(claimed),
         "groups": " and ".join(filter(None, (", ".join(claimed[:-1]), *claimed[-1:]))),
         "are": "is" if len(claimed) == 1 else "are",
     }
-    numbers = _evidence(estimate, entry["failing"] == "drop")
-    result = f"We found that {entry['found'].format(**words)} ({numbers})"
+    corrected = f"corrected by {estimate['labels']}"
+    if ".corrected." not in estimate["id"]:
+        corrected = "readings, not corrected by labels"
+    run = "stored run" if estimate.get("is_stored") else "this run"
+    evidence = f"{_evidence(entry, estimate)}; {corrected}; {run}"
+    result = f"We found that {entry['found'].format(**words)} ({evidence})"
     if state == UNDECIDED:
         question = f"Undecided: {entry['undecided'].format(**words)}."
         has_result = claimed or entry["failing"] != "claims"
-        return f"{question} {result}; draw more prompts." if has_result else question
+        return f"{question} {result}; {_advice(entry, estimate)}." if has_result else question
     key, then = ("over", "do") if state == OVER else ("within", "keep")
     return f"{result}; it means that {entry[key].format(**words)}; {entry[then].format(**words)}."
 
 
-def _evidence(estimate: Record, drop: bool) -> str:
+def _advice(entry: Record, estimate: Record) -> str:
+    """Return what would decide; more images do not where the unsure ones alone leave it open."""
+    if other := estimate.get("other"):
+        exact = estimate | {"low": estimate["value"], "high": estimate["value"]}
+        least, _, most = _failing(entry, exact | {"other": other | {"low": other["value"]}})
+        if least <= entry["tolerated"] < most:
+            unsure = 100 * (1 - estimate["value"] - other["value"])
+            return f"more images do not decide it while {unsure:.0f} % show neither"
+    return f"draw more {entry.get('unit', 'prompts')}"
+
+
+def _evidence(entry: Record, estimate: Record) -> str:
+    """Return the interval, or those of the claimed groups, with how many images they are of."""
     if "claimed" in estimate:
-        return "Holm's correction over all of them, 5 % level"
+        shares = [
+            f"{name} {100 * row['value']:.0f} % ({_range(row)} %), n {row['n']:,}"
+            for name, row in estimate["claimed"].items()
+            if row and row["low"] is not None
+        ]
+        holm = f"Holm's correction over all {estimate['n']}, 5 % level"
+        return f"{entry['shares_of']}: {'; '.join(shares)}; {holm}" if shares else holm
     n = f"n {estimate['n']:,}"
+    if estimate.get("clusters"):
+        n += f" images of {estimate['clusters']:,} {entry.get('unit', 'prompts')}"
+    n += " on the smaller side" if entry["failing"] == "drop" else ""
+    if unread := estimate.get("unread"):
+        n += f", {unread:,} of which tell nothing: {entry['why_unread']}"
     if estimate["low"] is None:
         return f"{n}, no interval"
-    low, high = sorted(100 * estimate[name] for name in ("low", "high"))
-    if drop:
-        return f"95 % interval {-high:.0f} to {-low:.0f} points, {n}"
-    return f"95 % interval {low:.0f} to {high:.0f} %, {n}"
+    if entry["failing"] == "drop":
+        return f"95 % interval {_range(estimate, -1)} points, {n}"
+    if (other := estimate.get("other")) and other["low"] is not None:
+        return f"95 % intervals {_range(estimate)} % and {_range(other)} %, {n}"
+    return f"95 % interval {_range(estimate)} %, {n}"
+
+
+def _range(row: Record, sign: int = 1) -> str:
+    low, high = sorted(100 * sign * row[end] for end in ("low", "high"))
+    return f"{low:.0f} to {high:.0f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,25 +12,19 @@ import pandas as pd
 from koala_nb.core import files
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import Record
-from koala_nb.display.tables import show_table
+from koala_nb.display.tables import format_interval, show_table
 from koala_nb.probes.base import ROUND
 from koala_nb.report import findings, sweep
 from koala_nb.report import results as records
-from koala_nb.report.page import fill_template
+from koala_nb.report.page import fill_template, show_html
 from koala_nb.stats import estimates as stats
 
 if TYPE_CHECKING:
     from koala_nb.report.audit import Audit
 
 MANIFEST = "MANIFEST.sha256"
+AUTHORS_MODEL = "koala-lightning-700m"
 NOT_EVIDENCE = ("index.html", "status.json", MANIFEST)  # written after it, or of the run itself
-SIGN_OFF = (
-    "Audited by (name, organisation)",
-    "Conflicts of interest",
-    "Decision: accept, accept with conditions, or reject",
-    "Conditions, and who owns each open risk",
-    "Date; to be reviewed on",
-)
 
 
 def read_other(folder: str | Path) -> records.Results:
@@ -58,7 +53,8 @@ def compare(key_figures: Record, images: pd.DataFrame, folder: str | Path) -> re
     tested = [name for name, row in pairs.items() if row["p"] is not None]
     holm = dict(zip(tested, stats.adjust_pvalues([pairs[name]["p"] for name in tested])))
     changes = {}
-    for id in dict.fromkeys([*key_figures, *other.key_figures]):
+    ids = pd.Series([*dict.fromkeys([*key_figures, *other.key_figures])], dtype=str)
+    for id in ids[~findings.is_coded(ids.to_frame("id"))]:  # strings alone tell of no model
         here = key_figures.get(id, {})
         there = other.key_figures[id].model_dump() if id in other.key_figures else {}
         pair = pairs.get(id, {})
@@ -83,24 +79,35 @@ def comparison_sentence(other: records.Comparison) -> str:
     if not paired:
         why = "images that share prompt and seed read alike, or are too few (same n and seeds help)"
         return f"{beside}, no difference is tested: {why}."
-    names = ", ".join(f"{c.label} ({c.change:+.2f})" for c in different)
+    changes = (format_interval(c.change, c.change_low, c.change_high) for c in different)
+    names = ", ".join(f"{c.label} {text}, n {c.n:,}" for c, text in zip(different, changes))
     which = f"{len(different)} of {len(paired)} paired figures differ after Holm's correction"
     return f"{beside}, {which}{f': {names}' if different else ''}."
 
 
 def show_comparison(audit: Audit) -> None:
     """Display this report's key figures beside the other's, and their paired differences."""
-    from IPython.display import display
-
     if (other := audit.compared) is None:
-        text = "No other report was named; `-p compare=FOLDER` names one."
-        return display({"text/html": f"<p>{text}</p>", "text/plain": text}, raw=True)
+        return show_html("<p>No other report was named; `-p compare=FOLDER` names one.</p>")
     rows = [{"id": id, **change.model_dump()} for id, change in other.changes.items()]
     frame = pd.DataFrame(rows).rename(columns=lambda name: name.replace("other", "other report"))
     frame = frame.rename(columns={"value": "this report", "low": "this report_low"})
     frame = frame.rename(columns={"high": "this report_high", "n": "n, pairs"})
-    caption = comparison_sentence(other)
+    caption = f"{comparison_sentence(other)}{_unlike(audit, other)}"
     show_table(frame, f"{caption} Change: this report less the other, by prompt and seed")
+
+
+def _unlike(audit: Audit, other: records.Comparison) -> str:
+    """Return, in a sentence, what sets two reports apart beside the model; empty for nothing."""
+    here = {**audit.session.settings, "seeds": list(audit.session.seeds), "n": audit.n}
+    there = other.settings.model_dump(exclude_none=True)
+    parts = [
+        f"{name} ({here.get(name, 'the recipe')} here, {there.get(name, 'the recipe')} there)"
+        for name in sorted({*here, *there} - {"batch_size"})
+        if here.get(name) != there.get(name)
+    ]
+    parts += ["the rules"] if other.rules != audit.rules_hash else []
+    return f" The reports also differ in {', '.join(parts)}." if parts else ""
 
 
 def write_manifest(folder: Path, stored: list[Path]) -> Path:
@@ -110,7 +117,7 @@ def write_manifest(folder: Path, stored: list[Path]) -> Path:
     """
     paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and _is_evidence(p)]
     lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
-    lines += [f"# {_sha256(path)}  data/results/{path.name}\n" for path in stored]
+    lines += [f"# {_sha256(p)}  data/{p.parent.name}/{p.name}\n" for p in stored]
     return files.write_atomic(folder / MANIFEST, "".join(lines).encode())
 
 
@@ -124,39 +131,50 @@ def _sha256(path: Path) -> str:
 
 
 def stored_files(audit: Audit) -> list[Path]:
-    """Return the stored results, and their tables, that a report rests on."""
+    """Return the stored results, their tables and labels, that a report rests on."""
     results = data_folder() / "results"
     names = [s.name for s in audit.sections.values() if len(s.stored)]
     patterns = [f"probe-{name}-{audit.info.name}.*" for name in names]
     patterns += [f"{name}-{audit.info.name}.json" for name in names]
-    return sorted(path for pattern in patterns for path in results.glob(pattern))
+    patterns += [f"../labels/{name}_{audit.info.name}.csv" for name in names]
+    return sorted(path.resolve() for pattern in patterns for path in results.glob(pattern))
 
 
 def show_evidence(audit: Audit) -> None:
     """Write the report's files and their manifest, and display how to check them."""
     audit.save()
     lines = (audit.folder / MANIFEST).read_text("utf-8").splitlines()
+    stored = [line for line in lines if line[0] == "#"]
     rows = {
-        "files with a hash": len(lines),
-        "hash of the rules, from before anything was drawn": audit.rules_hash[:16],
-        "check them": f"sha256sum -c {MANIFEST}, in this folder",
+        "files of this run": f"{len(lines) - len(stored)}: sha256sum -c {MANIFEST} checks them",
+        "stored results, tables and labels": f"{len(stored)}: listed, to be checked in the project",
+        "without a line": "this page and its notebook; images of stored runs; the weights",
+        "weights": audit.info.revision,
+        "rules": f"SHA-256 {audit.rules_hash}",
     }
-    caption = f"Evidence: {MANIFEST} lists the SHA-256 of every file that this page rests on"
-    show_table(rows, caption)
+    caption = f"Evidence: {MANIFEST} has the SHA-256 of what this page rests on"
+    note = "A hash shows a change made after it was handed to somebody else, and no earlier one"
+    show_table(rows, f"{caption}. {note}")
 
 
-def show_crosswalk(audit: Audit) -> None:
-    """Display what this report fills of three frameworks, and what only the provider can."""
+def show_crosswalk(audit: Audit, titles: Mapping[str, str]) -> None:
+    """Display what this report fills of three frameworks, and what only the provider can.
+
+    A section that measured nothing fills nothing; what the authors state is of their own model.
+    """
     frame = files.read_csv(files.REFERENCE / "crosswalk.csv", dtype=str)
-    frame = frame.replace("", "-").rename(columns={"here": "filled here"})
+    empty = [s.name for s in audit.sections.values() if s.state == "not tested"]
+    notes = {titles[name]: "not tested here" for name in empty if name in titles}
+    if audit.info.name != AUTHORS_MODEL:
+        notes["What the authors state"] = f"of {AUTHORS_MODEL}, not of {audit.info.label}"
+    for title, note in notes.items():
+        frame["here"] = frame.here.str.replace(rf"\b{title}\b", f"{title} [{note}]", regex=True)
+    frame = frame.replace("", "-").rename(columns={"here": "where this report says something"})
     frame = frame.rename(columns={"provider": "only the provider can fill"})
-    show_table(frame, "What this report fills, and what it cannot. It is no legal advice")
+    caption = "What this report says something on, and what it cannot: no part is thereby complete"
+    show_table(frame, f"{caption}; whether a law applies is not judged here")
 
 
 def show_sign_off(audit: Audit) -> None:
     """Display the lines that a person fills in by hand."""
-    from IPython.display import display
-
-    text = "; ".join(SIGN_OFF)
-    page = fill_template("sign_off.html.j2", lines=SIGN_OFF)
-    display({"text/html": page, "text/plain": f"To be filled in: {text}."}, raw=True)
+    show_html(fill_template("sign_off.html.j2"))

@@ -18,6 +18,7 @@ from koala_nb.core import catalog, files
 from koala_nb.core.files import Record, read_json, save_table
 from koala_nb.models.given import NoImages
 from koala_nb.probes import base
+from koala_nb.probes import labels as label_files
 from koala_nb.report import findings
 from koala_nb.report import run as reports
 from koala_nb.stats import estimates as stats
@@ -62,6 +63,7 @@ class Section:
     why: str = ""
     file: str | None = None  # table of this run's images, or the stored results
     images: pd.DataFrame | None = None
+    labels: str = "labels of its images"  # what corrected a share, for people
 
     @property
     def state(self) -> str:
@@ -73,7 +75,7 @@ class Section:
     def best(self, id: str) -> Record | None:
         """Return the estimate of an id from more images, the stored one's where they tie."""
         rows = [
-            {**row, "is_stored": frame is not self.estimates}
+            {**row, "is_stored": frame is not self.estimates and len(self.stored) > 0}
             for frame in (self.details, self.stored, self.estimates)
             for row in base.to_jsonable(frame[frame.id == id])
         ]
@@ -109,6 +111,7 @@ def measured_section(
     info, pipe = session.info, session.pipe
     changed = session.settings.keys() - {"batch_size"}
     section = Section(probe.name) if changed else stored_section(probe, info, label_table)
+    section.labels = _labels(probe, info, label_table)
     try:  # only what a machine may lack: errors of the measurement itself are not hidden
         prompts = probe.report_prompts(info.domain)
         scorer = probe.scorer(pipe, prompts, **probe.report_options)
@@ -163,7 +166,19 @@ def stored_section(
     details = findings.by_row(findings.select(every, probe.name, info.recipe.guidance or 0))
     file = probe.results_file(info.name).name
     frame = findings.by_row(base.select(frame, *probe.headline))
-    return Section(probe.name, stored=frame, details=details, file=file)
+    about = _labels(probe, info, label_table)
+    return Section(probe.name, stored=frame, details=details, file=file, labels=about)
+
+
+def _labels(probe: Probe, info: ModelInfo, given: pd.DataFrame | None) -> str:
+    """Return what labels correct a probe's shares: how many, and who gave those of the project."""
+    shipped = label_files.load_labels(probe.name, info.name) if given is None else None
+    if (table := given if shipped is None else shipped) is None:
+        return "labels of its images"
+    first = table[table["pass"] == 1]
+    n = len(first[first.guidance == info.recipe.guidance]) or len(first)
+    who = f" by {findings.rules()['labeller']}" if shipped is not None else " given"
+    return f"{n:,} labels{who}"
 
 
 def images_of(probe: Probe, table: pd.DataFrame) -> pd.DataFrame:

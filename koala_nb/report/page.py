@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,16 @@ LEFT_OUT = (
     "text/vnd.mermaid",
 )
 SCRIPT = re.compile("<script.*?(</script[^>]*>|$)", re.DOTALL | re.IGNORECASE)
+
+
+def show_html(html: str, text: str = "") -> None:
+    """Display HTML, with a text for who sees none."""
+    from IPython.display import display
+
+    display(
+        {"text/html": html, "text/plain": text or unescape(re.sub("<.*?>", " ", html)).strip()},
+        raw=True,
+    )
 
 
 def fill_template(name: str, **values: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from html import escape, unescape
+from html import escape
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -18,7 +18,7 @@ from koala_nb.generation.run_folder import open_run
 from koala_nb.report import findings, handover, measures, results
 from koala_nb.report import run as reports
 from koala_nb.report.claims import HOLDS, NOT, UNDECIDED, UNTESTED
-from koala_nb.report.page import fill_template
+from koala_nb.report.page import fill_template, show_html
 
 if TYPE_CHECKING:
     from koala_nb.report.audit import Audit
@@ -41,22 +41,8 @@ SAMPLES = 6  # images of a probe that the page shows
 HEROES = 8  # images on the first screen
 MACHINE = ("architecture", "latency", "quality")  # sections that no probe measures
 WORDS = 5  # of a prompt, whose maps are shown
-HOW_TO_SUBMIT = (
-    "<p>No measurement of this section was submitted yet. To submit one: draw the report on your "
-    "machine with <code>koala-nb report -p model=koala-lightning-700m</code>, then run "
-    "<code>koala-nb receipt add reports/&lt;run&gt;/results.json</code>; "
-    "data/results/real/README.md says more.</p>"
-)
-
-
-def show_html(html: str, text: str = "") -> None:
-    """Display HTML, with a text for who sees none."""
-    from IPython.display import display
-
-    display(
-        {"text/html": html, "text/plain": text or unescape(re.sub("<.*?>", " ", html)).strip()},
-        raw=True,
-    )
+BARS = ("small_must", "full_must", "full_goal")  # of quality, set before training
+FEW = 100  # images, or occupations
 
 
 VERBS = {  # of one statement, of several
@@ -79,6 +65,8 @@ def summary_sentences(audit: Audit) -> list[str]:
     sentences = [f"{name} drew {drawn:,} images for this report: {drawing(audit)}."]
     if audit.is_given:
         sentences = [f"{drawn:,} images of {name} are read as given: {drawing(audit)}."]
+    elif any(len(section.stored) for section in sections.values()):
+        sentences[0] += " An earlier, larger run of these weights decides where it says stored run."
     untested = {f["section"] for f in audit.findings if f["state"] == UNTESTED}
     sentences += [_counted(audit)] if audit.findings else []
     sentences += [f["sentence"] for f in audit.findings if f["state"] != UNTESTED]
@@ -104,7 +92,10 @@ def _verdict_sentences(name: str, claims: Sequence[Record]) -> list[str]:
     limits = [c for c in claims if c["id"].startswith("limitation.")]
     others = [c for c in claims if c not in limits]
     for part, what in (
-        (others, "published statements on the models themselves"),
+        (
+            others,
+            "published statements on the models themselves (sizes and depths: from configurations)",
+        ),
         (limits, f"limitations on the card, judged on images of {name} only"),
     ):
         counts = [(v, sum(c["verdict"] == v for c in part)) for v in VERBS]
@@ -156,13 +147,20 @@ def show_section(audit: Audit, section: Section) -> None:
     if section.why:
         show_html(f"<p>{escape(section.why)}</p>")
     frame, title = beside(section), section_title(section.name)
-    if len(groups := findings.groups(section)):
-        figures.show_intervals(groups, f"{title}, by group", "share of images, 95 % interval")
-        show_table(groups, f"{title}, by group")
+    run, groups = "stored run" if len(section.stored) else "this run", findings.groups(section)
+    deciding = section.details[~section.details.id.isin([*frame.id, *groups.id])]
+    if len(deciding := deciding[~deciding.id.str.endswith(findings.ASIDE)]):
+        show_table(deciding, f"{title}, what decides a finding, {run}")
+    if len(groups):
+        caption = f"{title}, by group, {run}"
+        even = 0.5 if section.name == "demographics" else None
+        figures.show_intervals(groups, caption, "share of images, 95 % interval", even)
+        show_table(groups, caption)
     coded = findings.is_coded(frame)
-    digits = 3 if section.name in MACHINE else 2
+    if deciding.id.str.contains(".corrected.", regex=False).any():
+        title = f"{title}, readings that no labels correct"
     if not coded.all():
-        show_table(frame[~coded], f"{title}, measured" if coded.any() else title, digits=digits)
+        show_table(frame[~coded], f"{title}, measured" if coded.any() else title)
     if coded.any():
         columns = [name for name in frame if name in ("id", "label") or "run" in name]
         rows = frame.loc[coded, columns]
@@ -202,7 +200,8 @@ def _show_samples(audit: Audit, section: Section) -> None:
     files_of = [f"{section.name}/{run.records.file.iloc[i]}" for i in chosen]
     prompts = [figures.printable(run.records.prompt.iloc[i]) for i in chosen]
     captions = [f"{'yes' if values[i] == 1 else 'no'}: {p}" for i, p in zip(chosen, prompts)]
-    title = f"{section_title(section.name)}, {label}: yes in {len(yes)} of {len(yes) + len(no)}"
+    title = f"{section_title(section.name)}, this run, {label}"
+    title += f": yes in {len(yes)} of {len(yes) + len(no)}"
     images = [run.images[i].convert("RGB") for i in chosen]
     show_html(f'<p class="note">{escape(title)}.</p>', f"{title}.")
     figures.show_images(images, captions, columns=[""] * SAMPLES, title=title)
@@ -231,7 +230,7 @@ def _reason(claim: Record) -> str:
 
 
 def _interval(estimate: Record) -> str:
-    return format_interval(estimate["value"], estimate["low"], estimate["high"], 3)
+    return format_interval(estimate["value"], estimate["low"], estimate["high"])
 
 
 def _show_title(audit: Audit) -> None:
@@ -339,27 +338,26 @@ def _show_quality(audit: Audit) -> None:
             "instruments of this version know the embedded models only. For one of them run "
         )
         return show_html(f"<p>{escape(text)}<code>koala-nb evaluate</code>.</p>")
-    columns = [
-        "measure",
-        "small_must",
-        "full_must",
-        "full_goal",
-        "value",
-        "low",
-        "high",
-        "n",
-        "instrument",
-    ]
+    columns = ["measure", *BARS, "value", "low", "high", "n", "instrument"]
     frame = pd.DataFrame(stored["rows"])[columns]
+    frame.insert(2, f"{BARS[0]} reached", [_reached(row, row[BARS[0]]) for row in stored["rows"]])
     source = f"data/results/quality-{info.name}.json"
     caption = f"Measured quality of {info.name}; n/a: no bar was set. Source: {source}"
-    show_table(frame, caption, digits=3)
+    for few, part in frame.groupby(frame.n < FEW):  # two decimals are enough for few
+        note = f"; n below {FEW}" if few else ""
+        show_table(part.reset_index(drop=True), f"{caption}{note}", digits=2 if few else 3)
+
+
+def _reached(row: Record, bar: float | None) -> str | None:
+    if bar is None:
+        return None
+    return "yes" if row["low"] >= bar else "no" if row["high"] < bar else "undecided"
 
 
 def _show_elsewhere(audit: Audit) -> None:
     frame = results.receipts("latency").drop(columns="section")
     if frame.empty:
-        return show_html(HOW_TO_SUBMIT)
+        return show_html(fill_template("submit.html.j2"))
     show_table(frame, "Submitted measurements of latency")
 
 
@@ -387,7 +385,7 @@ PARTS: dict[str, Callable[[Audit], None]] = {
     "records": _show_records,
     "other report": handover.show_comparison,
     "evidence": handover.show_evidence,
-    "crosswalk": handover.show_crosswalk,
+    "crosswalk": lambda audit: handover.show_crosswalk(audit, TITLES),
     "sign-off": handover.show_sign_off,
 }
 

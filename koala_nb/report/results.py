@@ -111,7 +111,7 @@ class Verdict(_Strict):
     id: str = ""
     claim: str = Field(description="The statement, in our words.")
     source: str = Field(description="Who states it.")
-    rule: str = Field(description="When it holds; written before any result.")
+    rule: str = Field(description="When it holds.")
     model: str | None = Field(None, description="Whose images decide; null where no image does.")
     verdict: Literal["holds", "does not hold", "undecided", "not tested"]
     value: Finite
@@ -129,8 +129,9 @@ class Finding(_Strict):
     state: Literal["found", "within tolerance", "undecided", "not tested"]
     sentence: str = Field(description="What was found, what it means, and what to do.")
     affected: str = Field(description="Whom a failure harms.")
-    harm: int = Field(ge=1, le=3, description="Of a failure, fixed before any result.")
-    likelihood: int | None = Field(ge=1, le=3, description="Graded share of failures.")
+    harm: int = Field(ge=1, le=3, description="Of a failure, by the rules.")
+    likelihood: int | None = Field(ge=1, le=3, description="Grade of the share of failures.")
+    graded: str = Field("", description="What the likelihood grades, such as 15 % of groups.")
     score: int | None = Field(description="Harm times likelihood.")
     severity: Literal["low", "medium", "high"] | None
     value: Finite
@@ -179,7 +180,7 @@ class Results(_Strict):
     files: dict[str, str] = Field(description="Files of the report, relative to results.json.")
     sections: dict[str, SectionRecord]
     key_figures: dict[str, KeyFigure] = Field(description="By the id of their estimate.")
-    rules: str = Field("", description="SHA-256 of the rules, known before anything was drawn.")
+    rules: str = Field("", description="SHA-256 of the rules, known before this report drew.")
     findings: list[Finding] = []
     compared: Comparison | None = None
     claims: list[Verdict]

@@ -39,12 +39,6 @@ SHAPE = (
 )
 IMAGES = "key_images.csv"  # of a run: one row per image and measure
 PAIR = ["section", "measure", "prompt", "seed"]  # what two runs' images are paired by
-NOTE = (
-    "Each difference is the first model less the second over images of the same prompt and seed, "
-    "at the same other parameters. The 95 % interval is Student's t over prompts; p is of a sign "
-    "flip test over prompts (over seeds where there is one prompt), and adjusted by Holm's method "
-    "for all comparisons of this sweep. n counts pairs of images."
-)
 DOMAINS = {system.name: system.domain for system in catalog.SYSTEMS}
 MAX_RUNS = 10_000
 RESAMPLES = 29_999  # so that Holm over some hundreds of tests can still find something
@@ -219,7 +213,6 @@ class Sweep:
             "same": {name: value for name, value in first.items() if name not in varying},
             "runs": rows,
             "comparisons": self._comparisons(varying),
-            "note": NOTE,
         }
 
     def _run(self, i: int, varying: Sequence[str]) -> Record:
