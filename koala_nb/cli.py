@@ -408,7 +408,7 @@ def label(
     widget: Annotated[bool, Option(help="open it in JupyterLab, blind to the prompt")] = False,
 ) -> None:
     """Label a planned random sample of a large run: in a widget, or in a sheet to fill in."""
-    from koala_nb.probes.labelling import label_run
+    from koala_nb.probes.labels import label_run
 
     print(label_run(folder, each, out, questions.split(","), labeller, seed, widget))
 
