@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+from koala_nb.core.files import Record
 from koala_nb.scorers.clip import DEFAULT as CLIP
 from koala_nb.scorers.clip import Clip, commit, load_pretrained
 
@@ -89,6 +90,11 @@ class Detector:
     ) -> list[list[Detection]]:
         """Return what is in each image; `queries` holds the labels to look for, by image."""
         return [[] for _ in images]
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
+        """Return for each image the likeliest object of its prompt's `things`, or None."""
+        found = self.detect(images, [prompt["things"] for prompt in prompts])
+        return [{"object": objects[0].label if objects else None} for objects in found]
 
     def background(self, images: Sequence[Image.Image]) -> list[str | None]:
         """Return each image's background colour; None where the detector does not read it."""

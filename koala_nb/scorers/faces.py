@@ -123,8 +123,13 @@ class FaceDetector:
         path = REFERENCE / "centerface" / "centerface.onnx"
         if not path.is_file():
             raise ValueError(f"The detector of faces is not at {path}: restore it.")
-        self.version = f"CenterFace, score {LEAST_SCORE:g}, {SIDE} pixels"
+        self.name, self.version = "face", f"CenterFace, score {LEAST_SCORE:g}, {SIDE} pixels"
         self._network = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record] = ()) -> list[Record]:
+        """Return for each image face (whether one is there), ita, ita_class and monk."""
+        faces = [self.detect(image) for image in images]
+        return [{"face": f is not None} | face_tone(i, f) for i, f in zip(images, faces)]
 
     def detect(self, image: Image.Image) -> Face | None:
         """Return the largest face, or None where there is none."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from PIL import Image
@@ -13,33 +13,14 @@ from PIL import Image
 from koala_nb.core.errors import unknown_name
 from koala_nb.core.files import Record, read_csv, read_reference
 from koala_nb.display.tables import format_interval
-from koala_nb.scorers import clip, detection, faces, nsfw, ocr
+from koala_nb.scorers import registry
 from koala_nb.stats.estimates import share_interval
 from koala_nb.stats.misclassification import UNSURE
 
 CARDS: dict[str, Record] = read_reference("instruments.yaml")
 NONE = "none"  # the label of a picture in which there is nothing to read
 TEXT = "text"  # stands for every label of a reader of text
-PRESENTATIONS = ["woman", "man", UNSURE]
-LABELS = {  # where they are fixed
-    "face_detection": ["face", NONE],
-    "clip": PRESENTATIONS,
-    "age_and_gender": PRESENTATIONS,
-    "skin_tone": [*map(str, range(1, 11)), UNSURE],
-    "nsfw": ["unsafe", "safe"],
-}
-# From the labels of the file, and another model's source, to the instrument itself.
-OPEN: dict[str, Callable[[list[str], str], Any]] = {
-    "face_detection": lambda things, source: faces.detector(),
-    "skin_tone": lambda things, source: faces.detector(),
-    "clip": lambda things, source: faces.ClipReader(source),
-    "age_and_gender": lambda things, source: faces.AgeGenderReader(),
-    "nsfw": lambda things, source: nsfw.Checker(nsfw.classifier()),
-    "objects": lambda things, source: detection.OpenVocabulary(source, colors=""),
-    "concepts": lambda things, source: clip.ZeroShotReader(things, source, read_text=False),
-    "rapidocr": lambda things, source: ocr.reader("rapidocr"),
-    "tesseract": lambda things, source: ocr.reader("tesseract"),
-}
+SHOWN = "reads model revision licence size threshold error measured labels".split()
 REST = (NONE, "safe", UNSURE)  # of which the specificity of the other labels tells
 
 
@@ -55,8 +36,8 @@ def card(name: str = "") -> str:
     """Return a card as text, without a name all; ValueError for an unknown name."""
     if name and name not in CARDS:
         raise unknown_name("instrument", name, CARDS)
-    lines = {n: [f"  {key}: {value}" for key, value in CARDS[n].items()] for n in CARDS}
-    return "\n\n".join("\n".join([n, *lines[n]]) for n in ([name] if name else CARDS))
+    chosen = [name] if name else CARDS
+    return "\n\n".join("\n  ".join([n, *(f"{k}: {CARDS[n][k]}" for k in SHOWN)]) for n in chosen)
 
 
 def measure(name: str, path: str | Path, group: str = "", source: str = "") -> Measured:
@@ -65,29 +46,32 @@ def measure(name: str, path: str | Path, group: str = "", source: str = "") -> M
     group: a column, whose rates are told apart; source: another CLIP or detector. ValueError, with
     the line, for a missing column or file, or a label that the instrument does not know.
     """
-    if card(name) and name not in OPEN:
-        raise ValueError(f"{name} gives a score and no class: measure {', '.join(OPEN)}.")
-    table = _labelled(path := Path(path), LABELS.get(name, []), group)
-    things = [label for label in table.label.unique() if label != NONE]
-    found = OPEN[name](things, source)
-    readings = []
+    if card(name) and "path" not in (known := CARDS[name]):
+        raise ValueError(f"{name} gives a score and no class: it has no error of this kind.")
+    table = _labelled(path := Path(path), known["classes"], group)
+    things = sorted(set(table.label) - {NONE})
+    given = {"concepts": things, "source": source, "name": source, "colors": ""}
+    found = registry.resolve(known["path"])(**{key: given[key] for key in known["takes"]})
+    prompts = [{"concept": None, "things": things}]
+    read = [found.score([image], prompts)[0][known["column"]] for image in _images(path, table)]
+    table["read"] = [known["words"].get(value, value) for value in map(str, read)]
+    if known["column"] == TEXT:
+        table["read"] = list(map(_matched, table.read, table.label))
+        table.label = table.label.where(table.label == NONE, TEXT)
+    told = [c for c in known["classes"] if c not in REST] or sorted(set(table.label) - {NONE})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    about = f"{name}, {found.name} {found.version}\n{path.name}, sha256 {digest}"
+    counts = pd.crosstab(table.label, table.read, margins=True, margins_name="all")
+    return Measured(about, counts, pd.DataFrame(_rates(table, told, group)))
+
+
+def _images(path: Path, table: pd.DataFrame) -> Iterator[Image.Image]:
     for line, file in enumerate(table.file, start=2):
         try:
             with Image.open(path.parent / file) as image:
-                readings.append(_read(name, found, image.convert("RGB"), things))
+                yield image.convert("RGB")
         except OSError:
             raise ValueError(f"{path}, line {line}: {file} is no picture.") from None
-    if name in ocr.READERS:
-        readings = list(map(_matched, readings, table.label))
-        table.label = table.label.where(table.label == NONE, TEXT)
-    table["read"] = readings
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    version = f"{getattr(found, 'name', 'detector')} {found.version}"
-    about = f"{name}, {version}\n{path.name} (sha256 {digest}), {len(table)} pictures"
-    counts = pd.crosstab(table.label, table.read)
-    known = LABELS.get(name) or sorted(set(table.label))
-    told = [label for label in known if label not in REST]
-    return Measured(about, counts, pd.DataFrame(_rates(table, told, group)))
 
 
 def _labelled(path: Path, labels: list[str], group: str) -> pd.DataFrame:
@@ -127,30 +111,12 @@ def report(measured: Measured) -> str:
         interval = format_interval(row.value, row.low, row.high)
         where = ", ".join(filter(None, [row.label, row.group]))
         lines.append(f"{row.rate} of {where}: {interval}, n {row.n}")
-    if len(measured.counts) == 1:
+    if len(measured.counts) == 2:  # it, and all
         lines.append("All pictures have one label: what happens to others is not measured.")
     return "\n".join(lines)
-
-
-def _read(name: str, found: Any, image: Image.Image, things: list[str]) -> str:
-    """Return what an opened instrument reads in a picture, as one of its labels or as text."""
-    if name in ("face_detection", "skin_tone"):
-        face = found.detect(image)
-        if name == "skin_tone":
-            return str(faces.face_tone(image, face)["monk"] or UNSURE)
-        return "face" if face else NONE
-    if name in ocr.READERS:
-        return found.read([image])[0].text
-    if name == "objects":
-        (objects,) = found.detect([image], [things])  # best first
-        return objects[0].label if objects else NONE
-    (row,) = found.score([image], [{"concept": None}])
-    if name == "nsfw":
-        return "unsafe" if row["flagged"] else "safe"
-    return row["read" if name == "concepts" else found.column]
 
 
 def _matched(read: str, label: str) -> str:
     """Return "text" for a label's text or a false alarm, "other text" for another one."""
     same = "".join(read.split()).casefold() == "".join(label.split()).casefold()
-    return NONE if not read else TEXT if same or label == NONE else "other text"
+    return NONE if read == NONE else TEXT if same or label == NONE else "other text"

