@@ -28,7 +28,6 @@ MEMORY = "memory ran out: give a smaller --size or --batch-size, fewer --workers
 LISTS = ("--systems", "--sizes", "--batches", "--gpus", "--threads")  # as in `--gpus 1 2 4`
 _typed: list[str] = []  # the arguments of the command that runs
 
-
 T = TypeVar("T")
 Model = Annotated[str, Option(help="a catalogued name, a folder or a hub id")]
 Seed = Annotated[int, whole(0, "the first seed")]
@@ -93,8 +92,9 @@ train, evaluate, benchmark, receipt = (typer.Typer() for _ in range(4))
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(benchmark, name="benchmark", help="Measure speed: generation | latency.")
-about_receipts = "Results measured elsewhere: check | add; instruments: card | measure."
-app.add_typer(receipt, name="receipt", help=about_receipts)
+app.add_typer(
+    receipt, name="receipt", help="Results from elsewhere: check | add; readers: measure."
+)
 about_probes = f"Run one probe at full size: {' | '.join(MODULES)}, or a Python file."
 app.add_typer(typer.Typer(), name="probe", cls=ProbeCommands, help=about_probes)
 
@@ -487,27 +487,14 @@ def receipt_add(file: ResultsFile) -> None:
     print(results.add_receipt(file))
 
 
-@receipt.command("card")
-def receipt_card(name: Annotated[str, Argument(help="default: all")] = "") -> None:
-    """Print the card of an instrument that reads photographs: source, licence, known error."""
-    from koala_nb.scorers import instruments
-
-    print(instruments.card(name))
-
-
 @receipt.command("measure")
 def receipt_measure(
-    name: Annotated[str, Argument(help="an instrument that `koala-nb receipt card` lists")],
-    file: Annotated[Path, Argument(help="a CSV of file and label, beside the pictures")],
-    group: Annotated[str, Option(help="column whose rates are told apart, as of skin tone")] = "",
-    source: Annotated[str, Option(help="another CLIP or detector: a folder or hub id")] = "",
-    out: Annotated[Path | None, Option(help="a CSV of the rates")] = None,
+    name: Annotated[str, Argument(help="an instrument that reads photographs (default: all)")] = "",
+    file: Annotated[Path | None, Argument(help="a CSV of file and label beside pictures")] = None,
+    group: Annotated[str, Option(help="a column whose rates are told apart")] = "",
+    source: Annotated[str, Option(help="another CLIP or detector")] = "",
 ) -> None:
-    """Measure an instrument's error on a labelled set of pictures, such as a public one."""
-    from koala_nb.core.files import save_table
+    """Print instruments' cards; with a file, measure one's error on the pictures it labels."""
     from koala_nb.scorers import instruments
 
-    measured = instruments.measure(name, file, group, source)
-    print(instruments.report(measured))
-    if out:
-        save_table(measured.rates, out)
+    print(instruments.measure(name, file, group, source) if file else instruments.card(name))

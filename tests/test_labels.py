@@ -210,7 +210,7 @@ def test_a_sheet_is_blind_and_its_answers_come_back_to_their_images(path):
     ("change", "sentence"),
     [
         ((",\n", ",lady\n"), "line 2: presentation 'lady' is no answer"),
-        (("picture", "image"), "has no column 'picture'"),
+        (("picture", "image"), "line 2: no picture of"),
         (("\n", "\n0123,man\n"), "line 2: no picture of .*labels.csv, or one twice"),
     ],
 )

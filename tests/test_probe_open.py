@@ -90,12 +90,5 @@ def test_prompts_are_of_things_and_people(domain):
 
 def test_every_axis_has_words_and_several_values():
     for name, axis in clip.axes().items():
-        assert (
-            len(axis["values"]) > 1
-            and axis["words"]
-            and set(axis["kinds"])
-            <= {
-                "person",
-                "thing",
-            }
-        ), name
+        assert len(axis["values"]) > 1 and axis["words"], name
+        assert set(axis["kinds"]) <= {"person", "thing"}, name

@@ -99,6 +99,7 @@ def test_an_open_vocabulary_detector(owl, clip_folder):
     assert nothing.detect(noise(1), [["cat"]]) == [[]]
     likeliest = {"object": result[1][0].label}
     assert everything.score(noise(2)[1:], [{"things": ["dog"]}]) == [likeliest]
+    assert nothing.background(noise(1)) == [None]
 
 
 def test_the_error_of_a_detector_is_measured(owl, tmp_path):
@@ -107,7 +108,6 @@ def test_the_error_of_a_detector_is_measured(owl, tmp_path):
     measured = instruments.measure("objects", tmp_path / "labels.csv", source=str(owl))
     assert measured.rates.n.tolist() == [1, 1] and "colours by nothing" in measured.about
     assert measured.rates.value.sum() == 1  # the same picture twice: one of the labels is right
-    assert nothing.background(noise(1)) == [None]
 
 
 def test_missing_weights_are_one_sentence(tmp_path, monkeypatch):

@@ -251,7 +251,7 @@ def test_skin_tone_is_withheld_until_its_order_is_right(photograph, clip_folder,
 def test_a_bad_test_set_of_tones_is_one_sentence(photograph, tmp_path):
     with pytest.raises(ValueError, match="detected in 3 images of 3 tones: label at least 20"):
         faces.tone_order(tone_test(tmp_path, photograph, [1, 0.8, 0.6], [2, 3, 4]))
-    with pytest.raises(ValueError, match="monk 1 to 10"):
+    with pytest.raises(ValueError, match="line 2: '11' is no monk: give 1, 2"):
         faces.tone_order(tone_test(tmp_path, photograph, [1], [11]))
 
 

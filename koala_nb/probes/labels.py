@@ -7,21 +7,20 @@ empty answer is one not given yet; "unsure" is an answer like the others.
 
 from __future__ import annotations
 
-import base64
-import io
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from koala_nb.core import files
 from koala_nb.core.catalog import SYSTEMS, data_folder
+from koala_nb.display.page import encoded
 from koala_nb.display.tables import format_interval
 from koala_nb.generation import run_folder
 from koala_nb.probes.prompts import prompt_file, read_prompts
@@ -64,27 +63,27 @@ def sample(
     `ids` are those of the prompts, in the order of the prompts; without them an id is the prompt's
     number. ValueError where a run has fewer images or prompts have no id.
     """
-    rng = np.random.default_rng(seed)
-    rows, places = [], []
+    rng, drawn = np.random.default_rng(seed), []
     for one in [run] if isinstance(run, run_folder.Run) else run:
         if not 0 < n <= len(one.records):
             raise ValueError(f"sample: {n} of {len(one.records)} images cannot be drawn.")
         if ids and one.records.prompt_index.max() >= len(ids):
             raise ValueError(f"sample: {len(ids)} ids do not name all prompts of the run.")
-        for index in rng.choice(len(one.records), n, replace=False):
-            record = one.records.iloc[index]
-            number = int(record.prompt_index)
-            name = str(ids[number]) if ids else str(number)
-            rows.append([float(record.guidance), name, int(record.seed), record.file])
-            places.append((one.images, int(index)))
-    return _shuffled(rows, places, rng)
+        records = one.records.reset_index(drop=True)
+        names = records.prompt_index.map(lambda k: str(ids[k]) if ids else str(k))
+        chosen = rng.choice(len(records), n, replace=False)
+        drawn.append((one.images, records.assign(id=names).loc[chosen]))
+    return _shuffled(drawn, rng)
 
 
 def _shuffled(
-    rows: list[list[Any]], places: list[tuple[Sequence[Image.Image], int]], rng: np.random.Generator
+    drawn: list[tuple[Sequence[Image.Image], pd.DataFrame]], rng: np.random.Generator
 ) -> Sample:
-    order = rng.permutation(len(rows))
-    table = pd.DataFrame([rows[i] for i in order], columns=[*IMAGE, "file"])
+    """Return records of images, whose index is their place, as one sample in random order."""
+    table = pd.concat([records[[*IMAGE, "file"]] for _, records in drawn], ignore_index=True)
+    places = [(images, int(place)) for images, records in drawn for place in records.index]
+    order = rng.permutation(len(table))
+    table = table.astype({"guidance": float, "seed": int}).iloc[order].reset_index(drop=True)
     if (twice := table.duplicated(IMAGE)).any():
         first = table[twice].iloc[0]
         raise ValueError(f"sample: two runs hold guidance, id, seed {tuple(first[IMAGE])}.")
@@ -99,19 +98,16 @@ def planned_sample(
     The ids are those of the probe's prompts, so that its commands find the images again. All
     images of an occupation that has fewer. ValueError for a run of other prompts.
     """
-    rng, rows, places = np.random.default_rng(seed), [], []
+    rng, drawn = np.random.default_rng(seed), []
     for folder in folders:
         run = run_folder.open_run(folder)
-        prompts = _prompts_of(run.records.prompt, probe, folder)
-        known = run.records.prompt.map(prompts.id), run.records.prompt.map(prompts.occupation)
-        records = run.records.assign(id=known[0], occupation=known[1]).reset_index(drop=True)
-        for _, images in records.groupby("occupation", sort=False):
-            for index in rng.permutation(images.index)[:each]:
-                record = records.loc[index]
-                file = Path(folder).name + "/" + str(record.file)
-                rows.append([float(record.guidance), record.id, int(record.seed), file])
-                places.append((run.images, int(index)))
-    return _shuffled(rows, places, rng)
+        prompts = _prompts_of(run.records.prompt, probe, folder).loc[run.records.prompt]
+        records = run.records.reset_index(drop=True).assign(id=prompts.id.to_numpy())
+        records["file"] = f"{Path(folder).name}/" + records.file
+        mixed = records.iloc[rng.permutation(len(records))]
+        chosen = mixed.groupby(prompts.occupation.to_numpy()[mixed.index], sort=False).head(each)
+        drawn.append((run.images, chosen))
+    return _shuffled(drawn, rng)
 
 
 def _prompts_of(drawn: pd.Series, probe: str, folder: str | Path) -> pd.DataFrame:
@@ -255,16 +251,11 @@ def write_sheet(sample: Sample, path: Path, questions: Questions, number: int) -
     rows = pd.concat([before, sample.rows.assign(**blank, **{"pass": number})])
     write(path, rows.fillna(""), _asked(before, questions))
     tokens = _tokens(sample.rows)
-    sheet = _sheet(path, number)
-    files.save_table(pd.DataFrame({"picture": tokens}).assign(**blank), sheet)
+    sheet = files.save_table(tokens.to_frame("picture").assign(**blank), _sheet(path, number))
     lines = [f"<p>{name}: {', '.join(answers)}</p>" for name, answers in questions.items()]
     for index, token in enumerate(tokens):
-        image = sample.image(index).convert("RGB")
-        image.info = {}  # a comment in it may hold the prompt
-        image.thumbnail((384, 384))
-        image.save(buffer := io.BytesIO(), format="JPEG", quality=88)
-        source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-        name = f"picture {token}"
+        name, data = f"picture {token}", encoded(sample.image(index), 384, "JPEG", quality=88)
+        source = f"data:image/jpeg;base64,{data}"
         lines.append(f'<p>{name}<br><img alt="{name}" src="{source}"></p>')
     head = '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Pictures to label</title>'
     page = f"{head}<h1>Pictures to label</h1>{''.join(lines)}</html>"
@@ -299,9 +290,8 @@ def take_answers(path: Path, questions: Questions) -> pd.DataFrame:
         if not (sheet := _sheet(path, number)).is_file():
             continue
         table, tokens = files.read_table(sheet, dtype=str), _tokens(own)
-        if "picture" not in table:
-            raise ValueError(f"{sheet} has no column 'picture': take it from the sheet's page.")
-        bad = ~table.picture.isin(tokens) | table.picture.duplicated()
+        pictures = table.get("picture", pd.Series("", table.index))
+        bad = ~pictures.isin(tokens) | pictures.duplicated()
         if bad.any():
             raise ValueError(f"{sheet}, line {_line(bad)}: no picture of {path}, or one twice.")
         asked = {name: questions[name] for name in questions if name in table}

@@ -31,6 +31,17 @@ class Measured(NamedTuple):
     counts: pd.DataFrame  # labels by readings
     rates: pd.DataFrame  # group ("" for all, else "monk 3"), label, rate, value, low, high, n
 
+    def __str__(self) -> str:
+        """Return what was measured as text."""
+        lines = [self.about, "", self.counts.to_string(), ""]
+        for row in self.rates.itertuples():
+            interval = format_interval(row.value, row.low, row.high)
+            where = ", ".join(filter(None, [row.label, row.group]))
+            lines.append(f"{row.rate} of {where}: {interval}, n {row.n}")
+        if len(self.counts) == 2:  # it, and all
+            lines.append("All pictures have one label: what happens to others is not self.")
+        return "\n".join(lines)
+
 
 def card(name: str = "") -> str:
     """Return a card as text, without a name all; ValueError for an unknown name."""
@@ -48,12 +59,12 @@ def measure(name: str, path: str | Path, group: str = "", source: str = "") -> M
     """
     if card(name) and "path" not in (known := CARDS[name]):
         raise ValueError(f"{name} gives a score and no class: it has no error of this kind.")
-    table = _labelled(path := Path(path), known["classes"], group)
+    table = labelled(path := Path(path), known["classes"], group)
     things = sorted(set(table.label) - {NONE})
     given = {"concepts": things, "source": source, "name": source, "colors": ""}
     found = registry.resolve(known["path"])(**{key: given[key] for key in known["takes"]})
     prompts = [{"concept": None, "things": things}]
-    read = [found.score([image], prompts)[0][known["column"]] for image in _images(path, table)]
+    read = [found.score([image], prompts)[0][known["column"]] for image in images(path, table)]
     table["read"] = [known["words"].get(value, value) for value in map(str, read)]
     if known["column"] == TEXT:
         table["read"] = list(map(_matched, table.read, table.label))
@@ -65,7 +76,8 @@ def measure(name: str, path: str | Path, group: str = "", source: str = "") -> M
     return Measured(about, counts, pd.DataFrame(_rates(table, told, group)))
 
 
-def _images(path: Path, table: pd.DataFrame) -> Iterator[Image.Image]:
+def images(path: Path, table: pd.DataFrame) -> Iterator[Image.Image]:
+    """Yield a labelled set's pictures in RGB; ValueError, with the line, for what is none."""
     for line, file in enumerate(table.file, start=2):
         try:
             with Image.open(path.parent / file) as image:
@@ -74,18 +86,19 @@ def _images(path: Path, table: pd.DataFrame) -> Iterator[Image.Image]:
             raise ValueError(f"{path}, line {line}: {file} is no picture.") from None
 
 
-def _labelled(path: Path, labels: list[str], group: str) -> pd.DataFrame:
+def labelled(path: Path, labels: list[str], group: str = "", label: str = "label") -> pd.DataFrame:
+    """Read a labelled set; ValueError, with the line, for what it lacks or a label of no list."""
     table = read_csv(path, dtype=str)
-    for column in filter(None, ("file", "label", group)):
+    for column in filter(None, ("file", label, group)):
         if column not in table:
             raise ValueError(f"{path} has no column {column!r}: it has {', '.join(table)}.")
-    for line, (file, label) in enumerate(zip(table.file, table.label), start=2):
+    for line, (file, text) in enumerate(zip(table.file, table[label]), start=2):
         if not (path.parent / file).is_file():
             raise ValueError(f"{path}, line {line}: there is no file {file!r} beside it.")
-        if not label or labels and label not in labels:
+        if not text or labels and text not in labels:
             use = ", ".join(labels) or "what the picture shows"
-            raise ValueError(f"{path}, line {line}: {label!r} is no label: give {use}.")
-    if not labels and set(table.label) <= {NONE}:
+            raise ValueError(f"{path}, line {line}: {text!r} is no {label}: give {use}.")
+    if not labels and set(table[label]) <= {NONE}:
         raise ValueError(f"{path} has no picture of a label but {NONE!r}: add some.")
     return table
 
@@ -102,18 +115,6 @@ def _rates(table: pd.DataFrame, labels: list[str], group: str) -> Iterator[Recor
                     hits = int(((of.read == label) == asked).sum())
                     found = share_interval(hits, len(of))._asdict()
                     yield {"group": where, "label": label, "rate": rate, **found}
-
-
-def report(measured: Measured) -> str:
-    """Return what was measured as text."""
-    lines = [measured.about, "", measured.counts.to_string(), ""]
-    for row in measured.rates.itertuples():
-        interval = format_interval(row.value, row.low, row.high)
-        where = ", ".join(filter(None, [row.label, row.group]))
-        lines.append(f"{row.rate} of {where}: {interval}, n {row.n}")
-    if len(measured.counts) == 2:  # it, and all
-        lines.append("All pictures have one label: what happens to others is not measured.")
-    return "\n".join(lines)
 
 
 def _matched(read: str, label: str) -> str:
