@@ -107,6 +107,7 @@ def test_other_instruments_are_measured_by_the_same_call(measure, pictures, clip
         step = faces.face_tone(image, faces.detector().detect(image))["monk"]
     shown = measure("skin_tone", f"file,label\nastronaut.jpg,{step}\nempty.png,unsure\n")
     assert f"sensitivity of {step}: 1.00" in shown
+    assert "no other source" in measure("nsfw", "file,label\nnature.jpg,safe\n", *own)
 
 
 @pytest.mark.parametrize(

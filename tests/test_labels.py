@@ -223,6 +223,8 @@ def test_a_bad_sheet_is_refused_in_a_sentence(sample, path, change, sentence):
 
 def test_answers_to_other_questions_stay(sample, path):
     labels.write_sheet(sample, path, {"monk": labels.MONK}, 1)
+    with pytest.raises(ValueError, match="labels-1.csv is there already"):
+        labels.write_sheet(sample, path, {"monk": labels.MONK}, 1)
     sheet = path.with_name("labels-1.csv")
     sheet.write_text(sheet.read_text().replace(",\n", ",7\n"))
     labels.take_answers(path, {"monk": labels.MONK})

@@ -246,12 +246,14 @@ def write_sheet(sample: Sample, path: Path, questions: Questions, number: int) -
     The sheet, beside the file, is a CSV of picture and questions with a page of the pictures:
     nothing in them tells prompt, model, settings, or what another labeller or a reader said.
     """
+    if (sheet := _sheet(path, number)).exists():
+        raise ValueError(f"{sheet} is there already: move it away, for it may hold answers.")
     blank = dict.fromkeys(questions, "")
     before = read(path, EVERY) if path.is_file() else pd.DataFrame()
     rows = pd.concat([before, sample.rows.assign(**blank, **{"pass": number})])
     write(path, rows.fillna(""), _asked(before, questions))
     tokens = _tokens(sample.rows)
-    sheet = files.save_table(tokens.to_frame("picture").assign(**blank), _sheet(path, number))
+    files.save_table(tokens.to_frame("picture").assign(**blank), sheet)
     lines = [f"<p>{name}: {', '.join(answers)}</p>" for name, answers in questions.items()]
     for index, token in enumerate(tokens):
         name, data = f"picture {token}", encoded(sample.image(index), 384, "JPEG", quality=88)
@@ -286,19 +288,19 @@ def take_answers(path: Path, questions: Questions) -> pd.DataFrame:
     """
     stored = read(path, EVERY)
     questions = _asked(stored, questions)
-    for number, own in stored.groupby("pass"):
+    for number, rows in stored.groupby("pass"):
         if not (sheet := _sheet(path, number)).is_file():
             continue
-        table, tokens = files.read_table(sheet, dtype=str), _tokens(own)
+        table, tokens = files.read_table(sheet, dtype=str), _tokens(rows)
         pictures = table.get("picture", pd.Series("", table.index))
         bad = ~pictures.isin(tokens) | pictures.duplicated()
         if bad.any():
             raise ValueError(f"{sheet}, line {_line(bad)}: no picture of {path}, or one twice.")
-        asked = {name: questions[name] for name in questions if name in table}
-        check_answers(sheet, table, asked)
-        for name in asked:
+        present = {name: questions[name] for name in questions if name in table}
+        check_answers(sheet, table, present)
+        for name in present:
             given = tokens.map(table[table[name] != ""].set_index("picture")[name])
-            stored.loc[own.index, name] = given.combine_first(own[name])
+            stored.loc[rows.index, name] = given.combine_first(rows[name])
     write(path, stored, questions)
     return stored
 

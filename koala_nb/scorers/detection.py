@@ -93,8 +93,8 @@ class Detector:
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
         """Return for each image the likeliest object of its prompt's `things`, or None."""
-        found = self.detect(images, [prompt["things"] for prompt in prompts])
-        return [{"object": objects[0].label if objects else None} for objects in found]
+        best = self.detect(images, [prompt["things"] for prompt in prompts])
+        return [{"object": objects[0].label if objects else None} for objects in best]
 
     def background(self, images: Sequence[Image.Image]) -> list[str | None]:
         """Return each image's background colour; None where the detector does not read it."""

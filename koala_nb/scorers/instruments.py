@@ -57,23 +57,25 @@ def measure(name: str, path: str | Path, group: str = "", source: str = "") -> M
     group: a column, whose rates are told apart; source: another CLIP or detector. ValueError, with
     the line, for a missing column or file, or a label that the instrument does not know.
     """
-    if card(name) and "path" not in (known := CARDS[name]):
+    if card(name) and "path" not in (entry := CARDS[name]):
         raise ValueError(f"{name} gives a score and no class: it has no error of this kind.")
-    table = labelled(path := Path(path), known["classes"], group)
+    table = labelled(path := Path(path), entry["classes"], group)
     things = sorted(set(table.label) - {NONE})
+    if source and not {"source", "name"} & set(entry["takes"]):
+        raise ValueError(f"{name} reads by no other source than its card's: leave it out.")
     given = {"concepts": things, "source": source, "name": source, "colors": ""}
-    found = registry.resolve(known["path"])(**{key: given[key] for key in known["takes"]})
+    reader = registry.resolve(entry["path"])(**{key: given[key] for key in entry["takes"]})
     prompts = [{"concept": None, "things": things}]
-    read = [found.score([image], prompts)[0][known["column"]] for image in images(path, table)]
-    table["read"] = [known["words"].get(value, value) for value in map(str, read)]
-    if known["column"] == TEXT:
+    read = [reader.score([image], prompts)[0][entry["column"]] for image in images(path, table)]
+    table["read"] = [entry["words"].get(value, value) for value in map(str, read)]
+    if entry["column"] == TEXT:
         table["read"] = list(map(_matched, table.read, table.label))
         table.label = table.label.where(table.label == NONE, TEXT)
-    told = [c for c in known["classes"] if c not in REST] or sorted(set(table.label) - {NONE})
+    classes = [c for c in entry["classes"] if c not in REST] or sorted(set(table.label) - {NONE})
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    about = f"{name}, {found.name} {found.version}\n{path.name}, sha256 {digest}"
+    about = f"{name}, {reader.name} {reader.version}\n{path.name}, sha256 {digest}"
     counts = pd.crosstab(table.label, table.read, margins=True, margins_name="all")
-    return Measured(about, counts, pd.DataFrame(_rates(table, told, group)))
+    return Measured(about, counts, pd.DataFrame(_rates(table, classes, group)))
 
 
 def images(path: Path, table: pd.DataFrame) -> Iterator[Image.Image]:
@@ -109,12 +111,12 @@ def _rates(table: pd.DataFrame, labels: list[str], group: str) -> Iterator[Recor
     parts = sorted(named, key=lambda part: (len(part[0]), part[0]))  # 2 before 10
     for label in labels:
         for where, rows in [("", table), *((f"{group} {name}", rows) for name, rows in parts)]:
-            for rate, asked in (("sensitivity", True), ("specificity", False)):
-                of = rows[(rows.label == label) == asked]
+            for rate, present in (("sensitivity", True), ("specificity", False)):
+                of = rows[(rows.label == label) == present]
                 if len(of):
-                    hits = int(((of.read == label) == asked).sum())
-                    found = share_interval(hits, len(of))._asdict()
-                    yield {"group": where, "label": label, "rate": rate, **found}
+                    hits = int(((of.read == label) == present).sum())
+                    share = share_interval(hits, len(of))._asdict()
+                    yield {"group": where, "label": label, "rate": rate, **share}
 
 
 def _matched(read: str, label: str) -> str:
