@@ -28,7 +28,6 @@ MEMORY = "memory ran out: give a smaller --size or --batch-size, fewer --workers
 LISTS = ("--systems", "--sizes", "--batches", "--gpus", "--threads")  # as in `--gpus 1 2 4`
 _typed: list[str] = []  # the arguments of the command that runs
 
-
 T = TypeVar("T")
 Model = Annotated[str, Option(help="a catalogued name, a folder or a hub id")]
 Seed = Annotated[int, whole(0, "the first seed")]
@@ -93,7 +92,9 @@ train, evaluate, benchmark, receipt = (typer.Typer() for _ in range(4))
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 app.add_typer(benchmark, name="benchmark", help="Measure speed: generation | latency.")
-app.add_typer(receipt, name="receipt", help="Results measured elsewhere: check | add.")
+app.add_typer(
+    receipt, name="receipt", help="Results from elsewhere: check | add; readers: measure."
+)
 about_probes = f"Run one probe at full size: {' | '.join(MODULES)}, or a Python file."
 app.add_typer(typer.Typer(), name="probe", cls=ProbeCommands, help=about_probes)
 
@@ -407,7 +408,7 @@ def label(
     widget: Annotated[bool, Option(help="open it in JupyterLab, blind to the prompt")] = False,
 ) -> None:
     """Label a planned random sample of a large run: in a widget, or in a sheet to fill in."""
-    from koala_nb.probes.labelling import label_run
+    from koala_nb.probes.labels import label_run
 
     print(label_run(folder, each, out, questions.split(","), labeller, seed, widget))
 
@@ -484,3 +485,16 @@ def receipt_add(file: ResultsFile) -> None:
     from koala_nb.report import results
 
     print(results.add_receipt(file))
+
+
+@receipt.command("measure")
+def receipt_measure(
+    name: Annotated[str, Argument(help="an instrument that reads photographs (default: all)")] = "",
+    file: Annotated[Path | None, Argument(help="a CSV of file and label beside pictures")] = None,
+    group: Annotated[str, Option(help="a column whose rates are told apart")] = "",
+    source: Annotated[str, Option(help="another CLIP or detector")] = "",
+) -> None:
+    """Print instruments' cards; with a file, measure one's error on the pictures it labels."""
+    from koala_nb.scorers import instruments
+
+    print(instruments.measure(name, file, group, source) if file else instruments.card(name))

@@ -1,7 +1,5 @@
 """Hands-on controls for a notebook, usable by keyboard and screen reader."""
 
-import base64
-import io
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -20,6 +18,7 @@ from koala_nb.attention.maps import MARKS, Attention
 from koala_nb.core import catalog
 from koala_nb.core.errors import first_line
 from koala_nb.core.files import Record
+from koala_nb.display.page import encoded
 from koala_nb.display.tables import table_html
 from koala_nb.generation import generate
 from koala_nb.models import load
@@ -418,8 +417,7 @@ def _fill(control: ipywidgets.Dropdown, names: pd.Series) -> None:
 
 def picture(image: Image.Image, alt: str) -> str:
     """Return an image as an HTML element with its alternative text, small ones enlarged."""
-    image.save(buffer := io.BytesIO(), format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    data = encoded(image, max(image.size), "PNG")
     how = "pixelated" if image.width < SHOWN else "auto"
     return (
         f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" width="{SHOWN}" '

@@ -19,5 +19,6 @@ def run_of(n, guidance=1.0, first=0, prompts=4):
     for k in range(n):
         image = Image.new("RGB", (8, 8), (first + k,) * 3)
         image.info["koala_nb"] = PROMPT  # as an opened PNG with its record has it
+        image.info["comment"] = PROMPT  # which a JPEG would take over
         images.append(image)
     return Run(images, pd.DataFrame(records))

@@ -1,5 +1,7 @@
 """Labels given by looking: the sample, the file, the agreement of two passes."""
 
+import base64
+import io
 import math
 import re
 
@@ -8,7 +10,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from label_runs import run_of
+from label_runs import PROMPT, run_of
+from PIL import Image
 
 from koala_nb.probes import labels
 from koala_nb.stats import misclassification
@@ -168,3 +171,63 @@ def test_the_labels_of_the_embedded_model_are_whole():
     assert first.guidance.value_counts().to_dict() == {1.0: len(first) / 2, 3.5: len(first) / 2}
     assert None not in labels.answers_of(first, second, "presentation")
     assert first.presentation.value_counts()[["woman", "man"]].min() >= 150
+
+
+ASKED = {"presentation": labels.PRESENTATIONS}
+
+
+def shown(sheet):
+    """Return a sheet's rows, all that its files say, and the pictures of its page, as bytes."""
+    page = sheet.with_suffix(".html").read_text()
+    pictures = [base64.b64decode(data) for data in re.findall('base64,([^"]+)', page)]
+    said = sheet.name + sheet.read_text() + re.sub('base64,[^"]+', "", page)
+    return pd.read_csv(sheet, dtype=str, keep_default_na=False), said, pictures
+
+
+def test_a_sheet_is_blind_and_its_answers_come_back_to_their_images(path):
+    ids = ["n-judge-01", "n-judge-02", "n-nurse-01", "n-nurse-02"]
+    sample = labels.sample([run_of(6), run_of(6, 3.5, 100)], 6, seed=1, ids=ids)
+    for number in (1, 2):  # the second labeller sees nothing of the first one's answers
+        sheet = labels.write_sheet(sample, path, ASKED, number)
+        table, said, pictures = shown(sheet)
+        assert list(table) == ["picture", "presentation"] and not any(table.presentation)
+        for word in (PROMPT, *ids, "judge", "nurse", "guidance", "3.5", "seed", "images/"):
+            assert word not in said
+        assert not any(PROMPT.encode() in picture for picture in pictures)
+        places = re.findall(r">picture (\w+)<", said)
+        levels = [Image.open(io.BytesIO(p)).getpixel((0, 0))[0] for p in pictures]
+        answers = {p: "man" if level > 50 else "woman" for p, level in zip(places, levels)}
+        table["presentation"] = table.picture.map(answers)
+        table[::-1][1:].to_csv(sheet, index=False)  # sorted otherwise, and one is not answered
+        stored = labels.take_answers(path, ASKED)
+    assert len(stored) == 24 and stored.presentation.isna().sum() == 2
+    given = stored.dropna(subset=["presentation"])
+    assert (given.presentation == np.where(given.guidance == 3.5, "man", "woman")).all()
+    assert labels.read(path, ASKED).presentation.tolist() == stored.presentation.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ((",\n", ",lady\n"), "line 2: presentation 'lady' is no answer"),
+        (("picture", "image"), "line 2: no picture of"),
+        (("\n", "\n0123,man\n"), "line 2: no picture of .*labels.csv, or one twice"),
+    ],
+)
+def test_a_bad_sheet_is_refused_in_a_sentence(sample, path, change, sentence):
+    sheet = labels.write_sheet(sample, path, ASKED, 1)
+    sheet.write_text(sheet.read_text().replace(*change, 1))
+    with pytest.raises(ValueError, match=sentence):
+        labels.take_answers(path, ASKED)
+
+
+def test_answers_to_other_questions_stay(sample, path):
+    labels.write_sheet(sample, path, {"monk": labels.MONK}, 1)
+    with pytest.raises(ValueError, match="labels-1.csv is there already"):
+        labels.write_sheet(sample, path, {"monk": labels.MONK}, 1)
+    sheet = path.with_name("labels-1.csv")
+    sheet.write_text(sheet.read_text().replace(",\n", ",7\n"))
+    labels.take_answers(path, {"monk": labels.MONK})
+    labels.take_answers(path, ASKED)
+    labels.write_sheet(sample, path, ASKED, 2)
+    assert (labels.read(path, labels.EVERY).monk == "7").sum() == len(sample)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from koala_nb.probes import base, get, open_probe
+from koala_nb.scorers import clip
 
 probe = get("open")
 
@@ -58,14 +59,14 @@ def test_unsure_is_no_value_and_a_lone_subject_has_nobody_to_differ_from():
 
 def test_an_axis_is_open_where_no_word_of_the_prompt_names_it():
     person = {"kind": "person", "prompt": "A photo of a rich judge at sunset"}
-    assert not {"wealth", "light"} & set(open_probe.proposed(person))
-    assert {"age", "clothing"} <= set(open_probe.proposed(person))
+    assert not {"wealth", "light"} & set(clip.proposed(person))
+    assert {"age", "clothing"} <= set(clip.proposed(person))
     thing = {"kind": "thing", "prompt": "a photo of a house"}
-    assert set(open_probe.proposed(thing)) == {"place", "light", "wealth", "condition"}
+    assert set(clip.proposed(thing)) == {"place", "light", "wealth", "condition"}
 
 
 def test_the_axes_of_a_photograph_are_read_where_they_are_open(clip_folder):
-    reader = open_probe.AxesReader(str(clip_folder))
+    reader = clip.AxesReader(str(clip_folder))
     prompts = [
         {"kind": "person", "prompt": "a photo of a rich person"},
         {"kind": "thing", "prompt": "a photo of a house"},
@@ -74,10 +75,10 @@ def test_the_axes_of_a_photograph_are_read_where_they_are_open(clip_folder):
     person, thing = open_probe.OpenReader({"person": [reader], "thing": [reader]}).score(
         images, prompts
     )
-    assert person.keys() == thing.keys() == {f"axis_{name}" for name in open_probe.axes()}
+    assert person.keys() == thing.keys() == {f"axis_{name}" for name in clip.axes()}
     assert person["axis_wealth"] is None and thing["axis_age"] is None
-    for name in open_probe.proposed(prompts[0]):
-        assert person[f"axis_{name}"] in {*open_probe.axes()[name]["values"], "unsure"}
+    for name in clip.proposed(prompts[0]):
+        assert person[f"axis_{name}"] in {*clip.axes()[name]["values"], "unsure"}
 
 
 @pytest.mark.parametrize("domain", ["photographic", "emoji-world"])
@@ -88,13 +89,6 @@ def test_prompts_are_of_things_and_people(domain):
 
 
 def test_every_axis_has_words_and_several_values():
-    for name, axis in open_probe.axes().items():
-        assert (
-            len(axis["values"]) > 1
-            and axis["words"]
-            and set(axis["kinds"])
-            <= {
-                "person",
-                "thing",
-            }
-        ), name
+    for name, axis in clip.axes().items():
+        assert len(axis["values"]) > 1 and axis["words"], name
+        assert set(axis["kinds"]) <= {"person", "thing"}, name

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from koala_nb.nano.detector_card import measure_card, scenes_of
 from koala_nb.probes.composition_probe import CompositionScorer
-from koala_nb.scorers import detection
+from koala_nb.scorers import detection, instruments
 from koala_nb.scorers.clip import CLIPScore
 from koala_nb.scorers.detection import Detection, intersection_over_union, non_maximum, overlap
 
@@ -97,7 +97,17 @@ def test_an_open_vocabulary_detector(owl, clip_folder):
         assert 0 <= d.box[0] < d.box[2] <= 1 and 0 <= d.box[1] < d.box[3] <= 1
     nothing = detection.OpenVocabulary(str(owl), threshold=0.999, colors="")
     assert nothing.detect(noise(1), [["cat"]]) == [[]]
+    likeliest = {"object": result[1][0].label}
+    assert everything.score(noise(2)[1:], [{"things": ["dog"]}]) == [likeliest]
     assert nothing.background(noise(1)) == [None]
+
+
+def test_the_error_of_a_detector_is_measured(owl, tmp_path):
+    noise(1)[0].save(tmp_path / "noise.png")
+    (tmp_path / "labels.csv").write_text("file,label\nnoise.png,dog\nnoise.png,none\n")
+    measured = instruments.measure("objects", tmp_path / "labels.csv", source=str(owl))
+    assert measured.rates.n.tolist() == [1, 1] and "colours by nothing" in measured.about
+    assert measured.rates.value.sum() == 1  # the same picture twice: one of the labels is right
 
 
 def test_missing_weights_are_one_sentence(tmp_path, monkeypatch):

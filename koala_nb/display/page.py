@@ -41,6 +41,7 @@ def filled_page(
 def encoded(image: Image.Image, side: int, form: str, **options: int) -> str:
     """Return an image of at most `side` pixels per side as a file of a form, in base64."""
     image = image.convert("RGB")
+    image.info.pop("comment", None)  # a JPEG takes it over, and it may hold the prompt
     image.thumbnail((side, side))
     image.save(buffer := io.BytesIO(), format=form, **options)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -8,20 +8,17 @@ others of its kind. `koala-nb probe open` runs it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats as distributions
 
-from koala_nb.core.files import read_reference
 from koala_nb.models.load import model_info, native_size
 from koala_nb.probes import base
 from koala_nb.scorers import registry
-from koala_nb.scorers.clip import Clip
+from koala_nb.scorers.clip import AxesReader
 from koala_nb.stats import estimates as stats
 from koala_nb.stats import trends
 from koala_nb.stats.misclassification import UNSURE
@@ -32,53 +29,9 @@ if TYPE_CHECKING:
     from koala_nb.models.load import Pipeline
 
 AXES = ("painted", "style_read", "presentation_", "tone_", "axis_")  # how columns of axes begin
-SURE = 0.5  # probability of a sentence, below which it is not read
 LEVEL = 0.05
 TESTS = 10  # values per subject, about, that a plan corrects for
 METHOD = "Fisher's exact test against all other subjects, Holm over subjects, axes and values"
-
-
-@cache
-def axes() -> dict[str, base.Record]:
-    """Return the axes for photographs by name: their kinds of subject, values and sentences."""
-    return read_reference("open_axes.yaml")
-
-
-def proposed(prompt: base.Record) -> list[str]:
-    """Return the axes that are open in a prompt: of its kind, and of which it holds no word."""
-    words = set(re.findall(r"[a-z]+", prompt["prompt"].lower()))
-    return [
-        name
-        for name, axis in axes().items()
-        if prompt["kind"] in axis["kinds"] and not words & set(axis["words"])
-    ]
-
-
-class AxesReader:
-    """Reads the axes that are open in a prompt by CLIP, a choice among an axis's sentences."""
-
-    def __init__(self, source: str = "") -> None:
-        self.clip = Clip(source)
-        self.name, self.version = f"zero-shot {self.clip.name}", f"1, sure {SURE:g}"
-        self.texts = {
-            name: self.clip.encode_texts(list(axis["values"].values()))
-            for name, axis in axes().items()
-        }
-
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[base.Record]
-    ) -> list[base.Record]:
-        """Return a value, "unsure" or None (not open) per axis and image."""
-        features = self.clip.encode_images(images)
-        rows: list[base.Record] = [{} for _ in images]
-        left_open = [proposed(prompt) for prompt in prompts]
-        for name, axis in axes().items():
-            best = self.clip.probabilities(features, self.texts[name]).max(1)
-            values = list(axis["values"])
-            for row, names, k, p in zip(rows, left_open, best.indices, best.values, strict=True):
-                value = values[int(k)] if p >= SURE else UNSURE
-                row[f"axis_{name}"] = value if name in names else None
-        return rows
 
 
 class OpenReader:

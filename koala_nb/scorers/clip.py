@@ -1,33 +1,51 @@
 """CLIP models of transformers as scorers: a forced choice among words, and CLIPScore."""
 
+import re
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from koala_nb.core.errors import first_line
-from koala_nb.core.files import Record
+from koala_nb.core.files import Record, read_reference
 from koala_nb.models import hub
 from koala_nb.scorers import ocr, pixels
+from koala_nb.stats.misclassification import UNSURE
 
 DEFAULT = "openai/clip-vit-large-patch14"  # MIT; 1.7 GB
 MEDIA = ("photograph", "painting", "drawing", "3d render", "cartoon", "sculpture")
 BATCH = 16
+# Commits that are loaded of the models that the instruments' cards name.
+REVISIONS = {c["model"]: c["revision"] for c in read_reference("instruments.yaml").values()}
+SURE = 0.5  # probability of an axis's sentence, below which it is not read
 CLIPSCORE = 2.5  # the factor of CLIPScore (arXiv 2104.08718, equation 1)
 
 
 def load_pretrained(kind: type, source: str, role: str) -> Any:
     """Return `kind.from_pretrained(source)`, whole, safetensors only; ValueError of its `role`."""
+    pin = {"revision": REVISIONS[source]} if source in REVISIONS else {}
     try:
         if "Processor" in kind.__name__:
-            return kind.from_pretrained(source)  # type: ignore[attr-defined]
-        return hub.load_whole(kind, source)
+            return kind.from_pretrained(source, **pin)  # type: ignore[attr-defined]
+        return hub.load_whole(kind, source, **pin)
     except (ImportError, OSError, ValueError, RuntimeError) as error:
+        command = " --revision ".join([source, *pin.values()])
         raise ValueError(
-            f"The {role} {source} cannot be loaded: download it with `hf download {source}`, or "
+            f"The {role} {source} cannot be loaded: download it with `hf download {command}`, or "
             f"name another one or its folder ({first_line(error)})"
         ) from None
+
+
+def commit(source: str) -> str:
+    """Return the first seven digits of a loaded hub id's commit, "" for a folder."""
+    if Path(source).is_dir():
+        return ""
+    file = try_to_load_from_cache(source, "config.json", revision=REVISIONS.get(source))
+    return Path(file).parent.name[:7] if isinstance(file, str) else ""
 
 
 class Clip:
@@ -39,6 +57,8 @@ class Clip:
         self.source = source or DEFAULT
         self.name = self.source.rstrip("/").split("/")[-1]
         model = load_pretrained(CLIPModel, self.source, role)
+        if at := commit(self.source):
+            self.name += f" {at}"
         self.processor = load_pretrained(AutoProcessor, self.source, role)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -117,6 +137,47 @@ class ZeroShotReader:
             read = self.concepts[best]
             row |= {"read": read, "confidence": confidence, "style_read": MEDIA[medium]}
             row["hit"] = read == prompt["concept"]
+        return rows
+
+
+@cache
+def axes() -> dict[str, Record]:
+    """Return the axes for photographs by name: their kinds of subject, values and sentences."""
+    return read_reference("open_axes.yaml")
+
+
+def proposed(prompt: Record) -> list[str]:
+    """Return the axes that are open in a prompt: of its kind, and of which it holds no word."""
+    words = set(re.findall(r"[a-z]+", prompt["prompt"].lower()))
+    return [
+        name
+        for name, axis in axes().items()
+        if prompt["kind"] in axis["kinds"] and not words & set(axis["words"])
+    ]
+
+
+class AxesReader:
+    """Reads the axes that are open in a prompt by CLIP, a choice among an axis's sentences."""
+
+    def __init__(self, source: str = "") -> None:
+        self.clip = Clip(source)
+        self.name, self.version = f"zero-shot {self.clip.name}", f"1, sure {SURE:g}"
+        self.texts = {
+            name: self.clip.encode_texts(list(axis["values"].values()))
+            for name, axis in axes().items()
+        }
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
+        """Return a value, "unsure" or None (not open) per axis and image."""
+        features = self.clip.encode_images(images)
+        rows: list[Record] = [{} for _ in images]
+        left_open = [proposed(prompt) for prompt in prompts]
+        for name, axis in axes().items():
+            best = self.clip.probabilities(features, self.texts[name]).max(1)
+            values = list(axis["values"])
+            for row, names, k, p in zip(rows, left_open, best.indices, best.values, strict=True):
+                value = values[int(k)] if p >= SURE else UNSURE
+                row[f"axis_{name}"] = value if name in names else None
         return rows
 
 

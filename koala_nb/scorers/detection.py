@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+from koala_nb.core.files import Record
 from koala_nb.scorers.clip import DEFAULT as CLIP
-from koala_nb.scorers.clip import Clip, load_pretrained
+from koala_nb.scorers.clip import Clip, commit, load_pretrained
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in shares of the image's sides
 SAME_PLACE = 0.5  # boxes of one label that overlap more are one object
@@ -90,6 +91,11 @@ class Detector:
         """Return what is in each image; `queries` holds the labels to look for, by image."""
         return [[] for _ in images]
 
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record]) -> list[Record]:
+        """Return for each image the likeliest object of its prompt's `things`, or None."""
+        best = self.detect(images, [prompt["things"] for prompt in prompts])
+        return [{"object": objects[0].label if objects else None} for objects in best]
+
     def background(self, images: Sequence[Image.Image]) -> list[str | None]:
         """Return each image's background colour; None where the detector does not read it."""
         return [None] * len(images)
@@ -110,8 +116,8 @@ class OpenVocabulary(Detector):
         self.processor = load_pretrained(AutoProcessor, self.name, "detector")
         self.threshold = threshold
         self.clip = Clip(colors, "colour reader") if colors else None
-        commit = getattr(self.model.config, "_commit_hash", None) or "local"
-        self.version = f"{commit[:7]}, threshold {threshold:g}, colours by {colors or 'nothing'}"
+        at = commit(self.name) or "local"
+        self.version = f"{at}, threshold {threshold:g}, colours by {colors or 'nothing'}"
 
     def detect(
         self, images: Sequence[Image.Image], queries: Sequence[Sequence[str]]

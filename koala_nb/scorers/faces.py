@@ -19,8 +19,8 @@ from PIL import Image
 from scipy.ndimage import maximum_filter
 from scipy.stats import somersd
 
-from koala_nb.core.files import REFERENCE, Record, read_csv
-from koala_nb.scorers import clip
+from koala_nb.core.files import REFERENCE, Record
+from koala_nb.scorers import clip, instruments
 from koala_nb.stats.misclassification import UNSURE
 
 # Least probability of an answer. A convention: what it costs is measured by labels, not assumed.
@@ -123,8 +123,13 @@ class FaceDetector:
         path = REFERENCE / "centerface" / "centerface.onnx"
         if not path.is_file():
             raise ValueError(f"The detector of faces is not at {path}: restore it.")
-        self.version = f"CenterFace, score {LEAST_SCORE:g}, {SIDE} pixels"
+        self.name, self.version = "face", f"CenterFace, score {LEAST_SCORE:g}, {SIDE} pixels"
         self._network = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record] = ()) -> list[Record]:
+        """Return for each image face (whether one is there), ita, ita_class and monk."""
+        faces = [self.detect(image) for image in images]
+        return [{"face": f is not None} | face_tone(i, f) for i, f in zip(images, faces)]
 
     def detect(self, image: Image.Image) -> Face | None:
         """Return the largest face, or None where there is none."""
@@ -190,22 +195,19 @@ def tone_order(path: str | Path) -> float:
     A CSV with the columns `file` (beside it) and `monk`, 1 to 10. ValueError for fewer than
     LABELLED detected faces, for a tone that is no step of the scale, or where all are the same.
     """
-    table = read_csv(path, dtype={"file": str}, na_values=[""])
-    if not {"file", "monk"} <= set(table) or not table.monk.isin(range(1, 11)).all():
-        raise ValueError(f"{path}: give the columns file and monk, with monk 1 to 10.")
-    if table.file.isna().any() or table.file.duplicated().any():
-        raise ValueError(f"{path}: a file is missing in a line, or stands there twice.")
-    angles = []
-    for name in table.file:
-        with Image.open(Path(path).parent / name) as image:
-            angles.append(face_tone(image, detector().detect(image))["ita"])
+    steps = [str(step) for step in range(1, 11)]
+    table = instruments.labelled(path := Path(path), steps, label="monk")
+    if table.file.duplicated().any():
+        raise ValueError(f"{path}: a file stands there twice.")
+    images = instruments.images(path, table)
+    angles = [face_tone(image, detector().detect(image))["ita"] for image in images]
     read = table.assign(ita=angles).dropna(subset=["ita"])
     if len(read) < LABELLED or read.monk.nunique() == 1:
         raise ValueError(
             f"{path}: a face was detected in {len(read)} images of {read.monk.nunique()} tones: "
             f"label at least {LABELLED} images with a face, of several tones."
         )
-    return float(somersd(read.monk, -read.ita).statistic)
+    return float(somersd(read.monk.astype(int), -read.ita).statistic)
 
 
 def crop(image: Image.Image, face: Face, margin: float = MARGIN) -> Image.Image:

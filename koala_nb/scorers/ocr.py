@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from koala_nb.core.errors import require
+from koala_nb.core.files import Record
 
 # Short side in pixels up to which an image is enlarged before it is read. On signs of 64 pixels the
 # detector takes the board's edges for brackets ("[river]") at native size, and no longer at 128
@@ -46,6 +47,10 @@ class Reader:
     def read(self, images: Sequence[Image.Image]) -> list[Reading]:
         """Return one reading for each image; an image without text has the text ""."""
         return [self._read(image) for image in images]
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record] = ()) -> list[Record]:
+        """Return the text of each image, as scorers do."""
+        return [{"text": reading.text} for reading in self.read(images)]
 
     def _read(self, image: Image.Image) -> Reading:
         raise NotImplementedError

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
-import pandas as pd
 from PIL import Image
 
 from koala_nb.core.files import Record, read_reference
@@ -46,7 +45,7 @@ TRUTHS = {(row["purpose"], row["domain"]): row["path"] for row in _registered["t
 
 
 def scorer(task: str, domain: str, **context: Any) -> Any:
-    """Return a new scorer of a task (see `scorers()`) for images of a domain.
+    """Return a new scorer of a task (of `SCORERS`) for images of a domain.
 
     `context`, of which each takes its part: `system`, `image_size` (pixels), `concepts`, `source`
     or `name`: weights of one's own, read by the general scorer. ValueError where there is none.
@@ -69,12 +68,6 @@ def truth(purpose: str, domain: str) -> Callable[..., Any] | None:
     """Return the function by which a domain knows something of itself (`TRUTHS`), or None."""
     path = TRUTHS.get((purpose, domain))
     return resolve(path) if path else None
-
-
-def scorers() -> pd.DataFrame:
-    """Return the registered scorers: task, domain, name, version, licence, error."""
-    rows = [{"task": t, "domain": d, **e._asdict()} for (t, d), e in SCORERS.items()]
-    return pd.DataFrame(rows).drop(columns=["path", "takes", "calibrate"])
 
 
 def resolve(path: str) -> Any:
