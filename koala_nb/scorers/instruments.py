@@ -39,7 +39,7 @@ class Measured(NamedTuple):
             where = ", ".join(filter(None, [row.label, row.group]))
             lines.append(f"{row.rate} of {where}: {interval}, n {row.n}")
         if len(self.counts) == 2:  # it, and all
-            lines.append("All pictures have one label: what happens to others is not self.")
+            lines.append("All pictures have one label: of others this tells nothing.")
         return "\n".join(lines)
 
 
