@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import koala_nb as kn
+from koala_nb.core import files
 from koala_nb.core.catalog import data_folder
 from koala_nb.display.tables import table_html
 from koala_nb.probes import base, safety
@@ -232,7 +233,7 @@ def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tm
     def table(folder):
         drawing = {"out": tmp_path / folder, "images": 2, "steps": 2, "progress": False}
         result = safety.measure(pipe, asked, scorer, words=words, negative="owl, star", **drawing)
-        return base.save_table(result, tmp_path / f"{folder}.csv").read_bytes(), result
+        return files.save_table(result, tmp_path / f"{folder}.csv").read_bytes(), result
 
     whole, result = table("whole")
     assert result.groupby("setting").seed.apply(list).map(tuple).nunique() == 1

@@ -128,7 +128,7 @@ def test_the_images_of_a_measure_are_those_of_its_estimate(name):
 def test_the_images_of_two_runs_pair(tmp_path):
     probe = probes.get("composition")
     frame = measures.images_of(probe, probe.load_results("nano-koala").table.head(40))
-    base.save_table(frame, tmp_path / sweeps.IMAGES)
+    files.save_table(frame, tmp_path / sweeps.IMAGES)
     read = sweeps.read_images(tmp_path)
     row, *_ = sweeps.differences(read, read)
     assert row["value"] == 0 and row["n"] == 40 and row["measure"].startswith("composition.")
