@@ -249,11 +249,8 @@ def test_tiles_are_recorded_where_they_count(snapshot):
 def test_a_folder_holds_images_with_records(loaded, tmp_path):
     prompts = ["<script>alert(1)</script>", "考拉 🐨", "Ein Bär, ängstlich"]
     run = generate(loaded, prompts, seeds=[4], out=tmp_path / "run", **SMALL)
-    names = [
-        "00000-script-alert-1-script-4.png",
-        "00001-prompt-4.png",
-        "00002-ein-bar-angstlich-4.png",
-    ]
+    slugs = ["00000-script-alert-1-script", "00001-prompt", "00002-ein-bar-angstlich"]
+    names = [f"{slug}-4.png" for slug in slugs]
     assert sorted(p.name for p in (tmp_path / "run" / "images").iterdir()) == names
     for prompt, file, image in zip(prompts, run.records.file, run.images):
         record = provenance.read_record(tmp_path / "run" / file)

@@ -65,11 +65,10 @@ def root(tmp_path_factory):
     vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     vae.save_pretrained(root / "vae" / "vae")
     text = train_family.TextEncoders(root / "text", TINY)
-    encoder = latents.Encoder(TINY, latents.padded(text.tokenizer, TINY.max_length), vae)
+    tokenizer = latents.padded(text.tokenizer, TINY.max_length)
+    encoder = latents.Encoder(TINY, tokenizer, vae)
     latents.encode_scenes(encoder, root / "scenes", range(2))
-    encoder = latents.Encoder(
-        TINY.for_start(), latents.padded(text.tokenizer, TINY.max_length), vae
-    )
+    encoder = latents.Encoder(TINY.for_start(), tokenizer, vae)
     latents.encode_scenes(encoder, root / "start-scenes", range(1))
     return root
 
@@ -224,7 +223,8 @@ def test_lessons_are_learnt_and_measured(root):
 def test_shards_are_a_function_of_their_number(root, tmp_path):
     text = train_family.TextEncoders(root / "text", TINY)
     vae = build_vae(TINY).from_pretrained(root / "vae" / "vae")
-    encoder = latents.Encoder(TINY, latents.padded(text.tokenizer, TINY.max_length), vae)
+    tokenizer = latents.padded(text.tokenizer, TINY.max_length)
+    encoder = latents.Encoder(TINY, tokenizer, vae)
     latents.encode_scenes(encoder, tmp_path, range(2), rank=1, of=2)
     path = latents.shard_path(tmp_path, 1)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -145,9 +145,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     before, limits = loop.checkpoint.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
-        with pytest.raises(
-            OSError, match="^The checkpoint of step 25 cannot.*of step 1 is kept.*again.$"
-        ):
+        said = "^The checkpoint of step 25 cannot.*of step 1 is kept.*again.$"
+        with pytest.raises(OSError, match=said):
             loop.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -488,11 +487,8 @@ def test_a_bad_option_is_named():
 
 def test_normalised_latents_come_back_and_decode_as_in_a_pipeline():
     vae = build_vae(TINY)
-    vae.register_to_config(
-        scaling_factor=1.0,
-        latents_mean=[1.0, -2.0, 0.5, 0.0],
-        latents_std=[3.0, 0.2, 1.0, 0.7],
-    )
+    means, deviations = [1.0, -2.0, 0.5, 0.0], [3.0, 0.2, 1.0, 0.7]
+    vae.register_to_config(scaling_factor=1.0, latents_mean=means, latents_std=deviations)
     latents = torch.randn(2, 4, 5, 5)
     seen = scaled(vae, latents)
     assert torch.allclose(denormalise(vae, seen), latents, atol=1e-6)

@@ -227,17 +227,7 @@ def test_a_new_probe_is_one_file(pipe, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert results[0] == results[1] and "2 prompts x 1 image " in printed
     assert f"All {len(IDS)} estimates: out" in printed and ", n 2" in printed
-    more = [
-        "--anyway",
-        "--dtype",
-        "bfloat16",
-        "--device",
-        "cpu",
-        "--offload",
-        "none",
-        "--batch-size",
-        "1",
-    ]
+    more = "--anyway --dtype bfloat16 --device cpu --offload none --batch-size 1".split()
     shutil.rmtree("runs")
     assert cli.main(["probe", "bright.py", "--out", "half", "--prompts", "1", *more]) == 0
     (file,) = Path("runs").glob("*/settings.json")

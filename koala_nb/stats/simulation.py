@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.random import Generator
 
 from koala_nb.stats import check_arguments, misclassification, trends
 from koala_nb.stats.double_sampling import DoubleSample, double_sample, double_sampled_pvalues
@@ -34,7 +33,11 @@ class SimulatedAudit(NamedTuple):
 
 
 def clustered_hits(
-    rng: Generator, share: float | np.ndarray, prompts: Draws, images: Draws, correlation: float
+    rng: np.random.Generator,
+    share: float | np.ndarray,
+    prompts: Draws,
+    images: Draws,
+    correlation: float,
 ) -> np.ndarray:
     """Return each prompt's hits of so many images; shares of prompts scatter as beta does."""
     shares = finite(np.atleast_1d(share), "clustered_hits")
@@ -51,7 +54,7 @@ def clustered_hits(
 
 
 def simulate_audit(
-    rng: Generator,
+    rng: np.random.Generator,
     shares: np.ndarray,
     scorer: np.ndarray,
     names: Sequence[str],
@@ -84,7 +87,7 @@ def simulate_audit(
 
 
 def simulate_labels(
-    rng: Generator, audit: SimulatedAudit, names: Sequence[str], labels: int
+    rng: np.random.Generator, audit: SimulatedAudit, names: Sequence[str], labels: int
 ) -> DoubleSample:
     """Return an audit's images with so many of them labelled rightly, at random."""
     chosen = set(rng.permutation(len(audit.true))[:labels].tolist())
