@@ -16,17 +16,14 @@ from tokenizers.pre_tokenizers import ByteLevel
 REPOSITORY = "etri-vilab/koala-lightning-700m"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What the real repository also holds and a pipeline does not need.
-NOT_NEEDED = (
-    "README.md",
-    "unet/diffusion_pytorch_model.safetensors",
-    "unet/model.onnx",
-    "unet/openvino_model.bin",
-    "unet/diffusion_flax_model.msgpack",
-    "vae_decoder/model.onnx",
-)
+NOT_NEEDED = ("README.md", "unet/diffusion_pytorch_model.safetensors", "unet/model.onnx")
+NOT_NEEDED += ("unet/openvino_model.bin", "unet/diffusion_flax_model.msgpack")
+NOT_NEEDED += ("vae_decoder/model.onnx",)
 FOREIGN = "another/flux"  # of another family
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WIDTH = 32  # of each text encoder
+SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULER |= {"steps_offset": 1, "timestep_spacing": "leading"}
 
 
 def write_hub_layout(home: Path) -> Path:
@@ -86,13 +83,7 @@ def tiny_pipeline(scratch: Path) -> diffusers.StableDiffusionXLPipeline:
         tokenizer=tokenizers[0],
         tokenizer_2=tokenizers[1],
         unet=unet.eval(),
-        scheduler=diffusers.EulerDiscreteScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            steps_offset=1,
-            timestep_spacing="leading",
-        ),
+        scheduler=diffusers.EulerDiscreteScheduler(**SCHEDULER),
     )
 
 

@@ -14,16 +14,9 @@ from koala_nb.distillation.similarity import outputs
 from koala_nb.models.unet import build_unet, costs, teacher_name
 
 # SDXL-Base's and KOALA's structures, narrow.
-TINY = {
-    **SDXL_UNET,
-    "sample_size": 8,
-    "block_out_channels": (8, 16, 32),
-    "attention_head_dim": [1, 2, 4],
-    "norm_num_groups": 4,
-    "cross_attention_dim": 16,
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 64,
-}
+TINY = {**SDXL_UNET, "sample_size": 8, "block_out_channels": (8, 16, 32), "norm_num_groups": 4}
+TINY |= {"attention_head_dim": [1, 2, 4], "cross_attention_dim": 16, "addition_time_embed_dim": 8}
+TINY["projection_class_embeddings_input_dim"] = 64
 STUDENTS = ("koala-lightning-1b", "koala-lightning-700m")
 NOISE = torch.ones(1, 4, 8, 8)
 
@@ -146,14 +139,9 @@ def test_a_student_of_another_structure_is_refused_and_left_as_it_is(teacher, ch
 
 # --- which modules are paired -----------------------------------------------------------------
 
-COUNTS = {  # pairs by feature, KOALA-1B and KOALA-700M
-    "self-attention": (30, 21),
-    "cross-attention": (30, 21),
-    "feed-forward": (30, 21),
-    "residual": (11, 9),
-    "block": (7, 6),
-    "none": (0, 0),
-}
+# Pairs by feature, KOALA-1B and KOALA-700M.
+COUNTS = dict.fromkeys(("self-attention", "cross-attention", "feed-forward"), (30, 21))
+COUNTS |= {"residual": (11, 9), "block": (7, 6), "none": (0, 0)}
 
 
 @pytest.mark.parametrize("kind", kd.FEATURES)

@@ -124,16 +124,11 @@ def test_steps_are_those_of_the_reference(loaded):
 
 def test_a_stable_diffusion_pipeline_with_one_encoder(loaded, tmp_path):
     torch.manual_seed(0)  # of some random weights a pixel lies between two values
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=2,
-        norm_num_groups=4,
-        layers_per_block=1,
-    )
+    shape = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1}
+    shape |= {"cross_attention_dim": 32, "attention_head_dim": 2, "norm_num_groups": 4}
+    shape |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    shape |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+    unet = UNet2DConditionModel(**shape)
     parts = {k: getattr(loaded, k) for k in ("vae", "text_encoder", "tokenizer", "scheduler")}
     StableDiffusionPipeline(
         **parts, unet=unet, safety_checker=None, feature_extractor=None

@@ -175,14 +175,8 @@ def test_the_autoencoder_has_four_pixels_a_latent_at_any_size():
 
 def test_the_scheduler_is_the_released_one():
     config = models.build_scheduler().config
-    facts = {
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "prediction_type": "epsilon",
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
-    }
+    facts = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    facts |= {"prediction_type": "epsilon", "steps_offset": 1, "timestep_spacing": "leading"}
     assert {name: config[name] for name in facts} == facts
 
 

@@ -178,29 +178,16 @@ def test_captions_have_paraphrases(scenes):
 OBJECTS = list(TRUTH["objects"])
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("koala", "a koala"),
-        ("umbrella", "an umbrella"),
-        ("orange", "an orange"),
-        ("hourglass done", "an hourglass done"),
-        ("hot dog", "a hot dog"),
-        ("unicorn", "a unicorn"),
-        ("unamused face", "an unamused face"),
-        ("euro banknote", "a euro banknote"),
-        ("one piece swimsuit", "a one piece swimsuit"),
-        ("grapes", "grapes"),
-        ("compass", "a compass"),
-        ("octopus", "an octopus"),
-        ("rhinoceros", "a rhinoceros"),
-        ("face with rolling eyes", "a face with rolling eyes"),
-        ("angry face with horns", "an angry face with horns"),
-        ("french fries", "french fries"),
-    ],
-)
-def test_articles(words, expected):
-    assert article(words) == expected
+ARTICLES = (
+    "a koala, an umbrella, an orange, an hourglass done, a hot dog, a unicorn, "
+    "an unamused face, a euro banknote, a one piece swimsuit, grapes, a compass, an octopus, "
+    "a rhinoceros, a face with rolling eyes, an angry face with horns, french fries"
+).split(", ")
+
+
+@pytest.mark.parametrize("expected", ARTICLES)
+def test_articles(expected):
+    assert article(re.sub("^an? ", "", expected)) == expected
 
 
 @given(st.sampled_from(OBJECTS), st.sampled_from(["large", "small"]))
