@@ -31,13 +31,9 @@ from koala_nb.nano.train_vae import crop, denormalise, train_vae  # noqa: E402
 from koala_nb.nano.world import HELD_OUT_SEEDS, World  # noqa: E402
 
 STAGE = Stage(samples=100, batch=4, rate=1e-2, warmup=5)
+STAGES = {name: Stage(samples=8, batch=4, rate=1e-4, warmup=1) for name in SMALL.stages}
 TINY = dataclasses.replace(
-    SMALL,
-    n_objects=10,
-    vae_channels=(8, 8, 8),
-    text_layers=2,
-    text_widths=(32, 32),
-    stages={name: Stage(samples=8, batch=4, rate=1e-4, warmup=1) for name in SMALL.stages},
+    SMALL, n_objects=10, vae_channels=(8, 8, 8), text_layers=2, text_widths=(32, 32), stages=STAGES
 )
 
 

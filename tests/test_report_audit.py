@@ -163,20 +163,12 @@ def audit(tmp_path, **sections):
     """An audit whose sections, verdicts and images are made up for these tests."""
     name, first = "koala-lightning-700m", {"steps": 10, "guidance": 3.5, "width": 64, "height": 64}
     made = object.__new__(audits.Audit)
-    vars(made).update(
-        session=SimpleNamespace(settings={}, seeds=range(2), loaded=None),
-        n=24,
-        compare="",
-        labels=None,
-        info=info(name, source=f"etri-vilab/{name}", _revision="0" * 40, dtype="float16"),
-        folder=tmp_path,
-        prompts=pd.DataFrame({"id": ["a"], "prompt": [HOSTILE]}),
-        _sections=sections,
-        run=SimpleNamespace(
-            images=[None] * 64, seconds_per_image=0.5, records=pd.DataFrame([first])
-        ),
-        verdicts=[CLAIM],
-    )
+    session = SimpleNamespace(settings={}, seeds=range(2), loaded=None)
+    about = info(name, source=f"etri-vilab/{name}", _revision="0" * 40, dtype="float16")
+    prompts, records = pd.DataFrame({"id": ["a"], "prompt": [HOSTILE]}), pd.DataFrame([first])
+    run = SimpleNamespace(images=[None] * 64, seconds_per_image=0.5, records=records)
+    vars(made).update(session=session, n=24, compare="", labels=None, info=about, folder=tmp_path)
+    vars(made).update(prompts=prompts, _sections=sections, run=run, verdicts=[CLAIM])
     return made
 
 
