@@ -8,35 +8,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    EulerDiscreteScheduler,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
+import transformers
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-)
 
 REPOSITORY = "etri-vilab/koala-lightning-700m"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What the real repository also holds and a pipeline does not need.
-NOT_NEEDED = (
-    "README.md",
-    "unet/diffusion_pytorch_model.safetensors",
-    "unet/model.onnx",
-    "unet/openvino_model.bin",
-    "unet/diffusion_flax_model.msgpack",
-    "vae_decoder/model.onnx",
-)
+NOT_NEEDED = ("README.md", "unet/diffusion_pytorch_model.safetensors", "unet/model.onnx")
+NOT_NEEDED += ("unet/openvino_model.bin", "unet/diffusion_flax_model.msgpack")
+NOT_NEEDED += ("vae_decoder/model.onnx",)
 FOREIGN = "another/flux"  # of another family
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WIDTH = 32  # of each text encoder
+SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULER |= {"steps_offset": 1, "timestep_spacing": "leading"}
 
 
 def write_hub_layout(home: Path) -> Path:
@@ -57,14 +44,14 @@ def write_hub_layout(home: Path) -> Path:
     return snapshot
 
 
-def tiny_pipeline(scratch: Path) -> StableDiffusionXLPipeline:
+def tiny_pipeline(scratch: Path) -> diffusers.StableDiffusionXLPipeline:
     """A pipeline with random weights; tokenizers are written below `scratch`."""
     torch.manual_seed(0)
     tokenizers = []
     for name, pad in (("tokenizer", EOS), ("tokenizer_2", "!")):
         write_tokenizer(scratch / name, pad)
-        tokenizers.append(CLIPTokenizer.from_pretrained(scratch / name))
-    unet = UNet2DConditionModel(
+        tokenizers.append(transformers.CLIPTokenizer.from_pretrained(scratch / name))
+    unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16, 16),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -80,7 +67,7 @@ def tiny_pipeline(scratch: Path) -> StableDiffusionXLPipeline:
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
         norm_num_groups=4,
     )
-    vae = AutoencoderKL(
+    vae = diffusers.AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -89,25 +76,19 @@ def tiny_pipeline(scratch: Path) -> StableDiffusionXLPipeline:
         scaling_factor=0.13025,
         sample_size=64,
     )
-    return StableDiffusionXLPipeline(
+    return diffusers.StableDiffusionXLPipeline(
         vae=vae.eval(),
-        text_encoder=CLIPTextModel(text_config(tokenizers[0])).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizers[1])).eval(),
+        text_encoder=transformers.CLIPTextModel(text_config(tokenizers[0])).eval(),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(text_config(tokenizers[1])).eval(),
         tokenizer=tokenizers[0],
         tokenizer_2=tokenizers[1],
         unet=unet.eval(),
-        scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            steps_offset=1,
-            timestep_spacing="leading",
-        ),
+        scheduler=diffusers.EulerDiscreteScheduler(**SCHEDULER),
     )
 
 
-def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    return CLIPTextConfig(
+def text_config(tokenizer: transformers.CLIPTokenizer) -> transformers.CLIPTextConfig:
+    return transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,

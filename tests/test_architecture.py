@@ -54,19 +54,12 @@ STAGES = {
         "up_blocks.2": (7_789_440, 0, 2),
     },
 }
-TINY = {  # two levels, so that every operation can be counted by hand
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "mid_block_type": None,
-    "layers_per_block": 1,
-    "transformer_layers_per_block": [1, 1],
-    "cross_attention_dim": 12,
-    "attention_head_dim": 2,
-    "use_linear_projection": True,
-    "norm_num_groups": 4,
-}
+# Two levels, so that every operation can be counted by hand.
+TINY = {"sample_size": 8, "block_out_channels": (8, 16), "mid_block_type": None}
+TINY |= {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "layers_per_block": 1}
+TINY |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 4}
+TINY |= {"transformer_layers_per_block": [1, 1], "cross_attention_dim": 12}
+TINY |= {"attention_head_dim": 2, "use_linear_projection": True}
 
 
 @pytest.fixture(scope="module")

@@ -151,9 +151,8 @@ def test_the_page_has_the_stages_of_the_unet(loaded, tmp_path):
     number = data["words"].index("red")
     expected = 255 * np.kron(coarse, np.ones((2, 2))) / data["largest"][3][number]
     assert maps[3, 2, number] == pytest.approx(expected, abs=0.51)
-    one = view.write_page(
-        tmp_path / "one.html", attention, run.images[0], PROMPT, layers="up_blocks.0"
-    )
+    file, image = tmp_path / "one.html", run.images[0]
+    one = view.write_page(file, attention, image, PROMPT, layers="up_blocks.0")
     assert '"layers": ["all layers"]' in one.read_text("utf-8")
     with pytest.raises(ValueError, match="capture fewer steps or choose layers"):
         with pytest.MonkeyPatch.context() as patch:

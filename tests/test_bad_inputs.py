@@ -156,14 +156,8 @@ def place(snapshot, tmp_path_factory):
     change(copy("other-kind") / "model_index.json", _class_name="FluxPipeline")
     (place / "empty").mkdir()
     (place / "thesis").mkdir()
-    texts = {
-        "thesis/thesis.txt": "precious",
-        "notes.txt": "notes",
-        "broken.ipynb": "{",
-        "bad.yaml": "grid: [",
-        "bad.json": "{",
-        "list.json": "[]",
-    }
+    texts = {"thesis/thesis.txt": "precious", "notes.txt": "notes", "broken.ipynb": "{"}
+    texts |= {"bad.yaml": "grid: [", "bad.json": "{", "list.json": "[]"}
     for name, text in texts.items():
         (place / name).write_text(text)
     (place / "latin.yaml").write_bytes("grid: {prompt: [é]}".encode("latin-1"))

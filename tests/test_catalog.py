@@ -21,10 +21,8 @@ def test_default_recipe_is_the_cards():
     [
         ("koala-lightning-700m", 10, 3.5, "worst"),
         ("koala-lightning-1b", 10, 3.5, "worst"),
-        ("koala-700m", 25, 7.5, "worst"),
-        ("koala-1b", 25, 7.5, "worst"),
-        ("koala-700m-llava-cap", 25, 7.5, "worst"),
-        ("koala-1b-llava-cap", 25, 7.5, "worst"),
+        *((f"koala-{size}", 25, 7.5, "worst") for size in ("700m", "1b")),
+        *((f"koala-{size}-llava-cap", 25, 7.5, "worst") for size in ("700m", "1b")),
         ("sdxl-base", 25, None, None),
         ("sdxl-turbo", 1, 0.0, None),
         ("sdxl-lightning", 4, 0.0, None),

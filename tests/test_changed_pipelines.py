@@ -2,17 +2,10 @@
 
 import copy
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    StableDiffusionXLPAGPipeline,
-    TCDScheduler,
-)
 from diffusers.models.attention_processor import AttnProcessor
 
 from koala_nb import capture_attention, generate, load
@@ -55,7 +48,7 @@ def fuse_lora(pipe):
 
 def other_vae(pipe):
     torch.manual_seed(2)
-    pipe.vae = AutoencoderKL.from_config(pipe.vae.config).eval()
+    pipe.vae = diffusers.AutoencoderKL.from_config(pipe.vae.config).eval()
 
 
 def other_text_encoder(pipe):
@@ -69,15 +62,16 @@ def free_u(pipe):
 
 def perturbed_attention(pipe):
     info = pipe.model_info
-    pipe = StableDiffusionXLPAGPipeline.from_pipe(pipe, pag_applied_layers=["down_blocks.2"])
+    pipe = diffusers.StableDiffusionXLPAGPipeline.from_pipe(
+        pipe, pag_applied_layers=["down_blocks.2"]
+    )
     pipe.model_info = info
     return pipe
 
 
 def store_in_eight_bits(pipe):
-    pipe.unet.enable_layerwise_casting(
-        storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
-    )
+    stored = torch.float8_e4m3fn
+    pipe.unet.enable_layerwise_casting(storage_dtype=stored, compute_dtype=torch.float32)
 
 
 def write_one_weight(pipe):
@@ -111,9 +105,9 @@ def brighter(module, inputs, output):
     return output * 1.1
 
 
-KARRAS = other_scheduler(EulerDiscreteScheduler, use_karras_sigmas=True)
-DPM = other_scheduler(DPMSolverMultistepScheduler)
-SDE = other_scheduler(DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++")
+KARRAS = other_scheduler(diffusers.EulerDiscreteScheduler, use_karras_sigmas=True)
+DPM = other_scheduler(diffusers.DPMSolverMultistepScheduler)
+SDE = other_scheduler(diffusers.DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++")
 CHANGES = [  # before, then after loading; what the sentence names; whether the image is another
     (None, add_lora, "parts.unet.options._active_adapter was None, now ['style']", True),
     (add_lora, rescale_lora, "parts.unet.options.scaling.style was 4.0, now 2.0", True),
@@ -195,7 +189,7 @@ def test_a_folder_that_does_not_say_what_drew_it_is_read_and_not_resumed(loaded,
         generate(loaded, "a koala", out=tmp_path, **SMALL)
 
 
-@pytest.mark.parametrize("kind", [LCMScheduler, TCDScheduler])
+@pytest.mark.parametrize("kind", [diffusers.LCMScheduler, diffusers.TCDScheduler])
 def test_a_spacing_that_does_not_count_is_not_recorded(snapshot, kind):
     other_scheduler(kind, timestep_spacing="trailing")(pipe := load(snapshot, device="cpu"))
     assert generate(pipe, "a koala", **SMALL).records.timestep_spacing[0] is None

@@ -166,9 +166,8 @@ def test_many_images_lie_in_the_same_sub_folders(client, snapshot, one_thread, l
     client.run(small_parts, 10, 4)
     try:
         with pytest.warns(UserWarning, match="tokens: it does not read"):
-            whole = generate(
-                loaded, prompts, range(3), out=tmp_path / "one", progress=False, steps=1
-            )
+            more = {"out": tmp_path / "one", "progress": False, "steps": 1}
+            whole = generate(loaded, prompts, range(3), **more)
         with pytest.warns(UserWarning, match="tokens: it does not read"):
             many = draw(snapshot, tmp_path / "many", client, prompts, **few)
     finally:
@@ -376,9 +375,8 @@ def test_one_two_or_three_workers_write_the_bytes_of_one(client, snapshot, singl
     # And one process takes up what many drew: it draws nothing, and gathers the same records.
     run = generate(load(snapshot, device="cpu"), PROMPTS, out=folder, progress=False, **ASKED)
     assert run.seconds_per_image is None
-    assert (folder / run_folder.RECORDS).read_bytes() == (
-        single.folder / run_folder.RECORDS
-    ).read_bytes()
+    one, many = (place / run_folder.RECORDS for place in (single.folder, folder))
+    assert one.read_bytes() == many.read_bytes()
     # Also where the many had not written all of their records.
     next((folder / "records").iterdir()).unlink()
     assert len(run_folder.read_records(folder)) == len(single.records)

@@ -8,30 +8,15 @@ from diffusers.models.attention import BasicTransformerBlock
 
 from koala_nb.core import catalog
 from koala_nb.core.catalog import SDXL_UNET
-from koala_nb.distillation.losses import (
-    FEATURES,
-    Distiller,
-    FeatureHooks,
-    Weights,
-    feature_loss,
-    feature_pairs,
-    init_from_teacher,
-    training_cost,
-)
+from koala_nb.distillation import losses as kd
+from koala_nb.distillation.losses import FeatureHooks, Weights, feature_pairs, init_from_teacher
 from koala_nb.distillation.similarity import outputs
 from koala_nb.models.unet import build_unet, costs, teacher_name
 
 # SDXL-Base's and KOALA's structures, narrow.
-TINY = {
-    **SDXL_UNET,
-    "sample_size": 8,
-    "block_out_channels": (8, 16, 32),
-    "attention_head_dim": [1, 2, 4],
-    "norm_num_groups": 4,
-    "cross_attention_dim": 16,
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 64,
-}
+TINY = {**SDXL_UNET, "sample_size": 8, "block_out_channels": (8, 16, 32), "norm_num_groups": 4}
+TINY |= {"attention_head_dim": [1, 2, 4], "cross_attention_dim": 16, "addition_time_embed_dim": 8}
+TINY["projection_class_embeddings_input_dim"] = 64
 STUDENTS = ("koala-lightning-1b", "koala-lightning-700m")
 NOISE = torch.ones(1, 4, 8, 8)
 
@@ -63,7 +48,7 @@ def small():
 def distilling(student, teacher, pairs=None, weights=None):
     """What computes a student's loss and its parts, against noise of ones."""
     pairs = feature_pairs(student, teacher) if pairs is None else pairs
-    distiller = Distiller(student, teacher, pairs, weights or Weights())
+    distiller = kd.Distiller(student, teacher, pairs, weights or Weights())
     yield lambda *more: distiller.losses(lambda: call(student), inputs(), NOISE, *more)
     assert not distiller.student_hooks.outputs
     distiller.remove()
@@ -154,17 +139,12 @@ def test_a_student_of_another_structure_is_refused_and_left_as_it_is(teacher, ch
 
 # --- which modules are paired -----------------------------------------------------------------
 
-COUNTS = {  # pairs by feature, KOALA-1B and KOALA-700M
-    "self-attention": (30, 21),
-    "cross-attention": (30, 21),
-    "feed-forward": (30, 21),
-    "residual": (11, 9),
-    "block": (7, 6),
-    "none": (0, 0),
-}
+# Pairs by feature, KOALA-1B and KOALA-700M.
+COUNTS = dict.fromkeys(("self-attention", "cross-attention", "feed-forward"), (30, 21))
+COUNTS |= {"residual": (11, 9), "block": (7, 6), "none": (0, 0)}
 
 
-@pytest.mark.parametrize("kind", FEATURES)
+@pytest.mark.parametrize("kind", kd.FEATURES)
 def test_pairs_of_every_feature_have_one_shape(teacher, student, kind):
     system, unet = student
     pairs = feature_pairs(unet, teacher, kind)
@@ -172,7 +152,7 @@ def test_pairs_of_every_feature_have_one_shape(teacher, student, kind):
     shown, wanted = outputs(unet, inputs(), list(pairs)), outputs(teacher, inputs(), pairs.values())
     assert all(shown[name].shape == wanted[other].shape for name, other in pairs.items())
     expected = sum(((shown[m] - wanted[t]) ** 2).mean() for m, t in pairs.items())
-    assert float(feature_loss(shown, wanted, pairs)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(kd.feature_loss(shown, wanted, pairs)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_pairs_of_chosen_stages(teacher, student):
@@ -328,6 +308,6 @@ def test_the_cost_of_a_step(teacher, small):
         costs(unet)[["parameters", "flops"]].sum() for unet in (small, teacher)
     )
     for checkpointing, passes in ((False, 3), (True, 4)):
-        cost = training_cost(small, teacher, 2, checkpointing=checkpointing)
+        cost = kd.training_cost(small, teacher, 2, checkpointing=checkpointing)
         operations = 2 * (passes * forward + of_teacher) / 1e12
         assert list(cost.values()) == pytest.approx([kept * 20e-9, frozen * 2e-9, operations])

@@ -216,11 +216,7 @@ def test_command_lines(tmp_path_factory, given_words):
     place.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        for begins in (
-            "models.load.load",
-            "report.run._execute",
-            "generation.cluster.local",
-            "report.sweep._run_one",
-        ):
+        long = "models.load.load report.run._execute generation.cluster.local report.sweep._run_one"
+        for begins in long.split():
             patch.setattr(f"koala_nb.{begins}", begun)
         assert cli.main(given_words) in (0, 1, 2)

@@ -63,17 +63,13 @@ def test_a_folder_without_a_table_is_refused(tmp_path, capsys):
 
 def test_an_audit_of_them_says_what_it_lacks(folder, tmp_path, capsys):
     with pytest.warns(UserWarning):
-        audit = kn.Audit(
-            kn.start(folder), n=len(text.prompts("photographic")), folder=tmp_path / "a"
-        )
+        n = len(text.prompts("photographic"))
+        audit = kn.Audit(kn.start(folder), n=n, folder=tmp_path / "a")
         section = audit.section("text")
     assert "as given: nothing is drawn" in capsys.readouterr().out
     assert section.n == 2 * len(PROMPTS) and section.best("text.exact_folded")["value"] > 0.5
-    for name, why in {
-        "architecture": "as given",
-        "latency": "as given",
-        "safety": "no image",
-    }.items():
+    lacks = {"architecture": "as given", "latency": "as given", "safety": "no image"}
+    for name, why in lacks.items():
         assert why in audit.section(name).why and audit.section(name).state == "not tested"
     assert render.drawing(audit) == "256 x 256 pixels" and audit.is_given
     assert audit.prompts.prompt[0].strip() == PROMPTS.prompt[0] and audit.size == 256
@@ -180,9 +176,8 @@ def test_what_draws_refuses_given_images_in_a_sentence(folder, capsys):
     assert cli.main(command) == 0
     assert capsys.readouterr().out.startswith("2 images in ")
     assert cli.main([*command, "--workers", "1"]) == 2
-    assert "holds images as given: nothing is drawn: leave out the workers" in (
-        capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "holds images as given: nothing is drawn: leave out the workers" in said
     assert cli.main(["benchmark", "generation", "--model", str(folder)]) == 2
     assert "holds images as given: no model draws there" in capsys.readouterr().err
     with pytest.raises(ValueError, match="runs: no setting changes images as given"):

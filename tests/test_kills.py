@@ -21,15 +21,8 @@ from koala_nb.report import run
 from koala_nb.report import sweep as sweeps
 
 KILLS = int(os.environ.get("KOALA_NB_KILLS", "12"))
-ASKED = {
-    "prompts": [f"{n} koalas" for n in range(8)],
-    "seeds": range(4),
-    "batch_size": 3,
-    "height": 64,
-    "width": 64,
-    "steps": 2,
-    "progress": False,
-}
+ASKED = {"prompts": [f"{n} koalas" for n in range(8)], "seeds": range(4), "batch_size": 3}
+ASKED |= {"height": 64, "width": 64, "steps": 2, "progress": False}
 
 
 def contents(folder):

@@ -27,17 +27,14 @@ def teacher_of(unet):
 def write_lora(pipe, folder, targets, *, text=True, **options):
     """Train nothing: random deltas, of rank 2 and alpha 8; returns the file."""
     torch.manual_seed(5)
-    config = LoraConfig(
-        r=2, lora_alpha=8, target_modules=targets, init_lora_weights=False, **options
-    )
+    form = {"r": 2, "lora_alpha": 8, "init_lora_weights": False}
+    config = LoraConfig(target_modules=targets, **form, **options)
     unet = teacher_of(pipe.unet)
     unet.add_adapter(config, "default")
     layers, metadata = {"unet_lora_layers": get_peft_model_state_dict(unet)}, {}
     metadata["unet_lora_adapter_metadata"] = config.to_dict()
     if text:
-        text_config = LoraConfig(
-            r=2, lora_alpha=8, target_modules=["q_proj"], init_lora_weights=False
-        )
+        text_config = LoraConfig(target_modules=["q_proj"], **form)
         encoder = type(pipe.text_encoder)(pipe.text_encoder.config)
         encoder.add_adapter(text_config, "default")
         layers["text_encoder_lora_layers"] = get_peft_model_state_dict(encoder)

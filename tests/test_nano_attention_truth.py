@@ -123,9 +123,7 @@ def test_examples_are_scored_as_the_evaluation_scores(pipe):
 @pytest.mark.parametrize("model", truth.MODELS)
 def test_removing_a_word_is_local_in_the_stored_result(stored, model):
     (result,) = [m for m in stored["models"] if m["model"] == model]
-    (gain,) = [
-        row for row in result["edits"] if (row["factor"], row["region"]) == (0, "own - other")
-    ]
+    (gain,) = [r for r in result["edits"] if (r["factor"], r["region"]) == (0, "own - other")]
     assert gain["low"] > 0 and gain["n"] == stored["edited"]["scenes"] >= 50
 
 

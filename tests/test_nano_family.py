@@ -18,29 +18,17 @@ if not (data_folder() / "world" / "planted.json").is_file():
     pytest.skip("data/world is absent", allow_module_level=True)
 
 from koala_nb.distillation.loop import Stage  # noqa: E402
-from koala_nb.nano import latents, render, train_family, train_text  # noqa: E402
+from koala_nb.nano import latents, phrases, render, train_family, train_text  # noqa: E402
 from koala_nb.nano.curriculum import LAYOUT, MIXTURE, Curriculum, swapped  # noqa: E402
 from koala_nb.nano.models import build_unet, build_vae  # noqa: E402
-from koala_nb.nano.phrases import (  # noqa: E402
-    FRAMES,
-    HELD_OUT_FRAMES,
-    Phrasing,
-    plural,
-    slip,
-    synonyms,
-)
+from koala_nb.nano.phrases import Phrasing  # noqa: E402
 from koala_nb.nano.presets import FAMILY  # noqa: E402
 from koala_nb.nano.world import HELD_OUT_SEEDS, Thing, World, load_json  # noqa: E402
 
+STAGES = {name: Stage(samples=8, batch=4, rate=1e-4, warmup=1) for name in FAMILY.stages}
+WIDTHS = {"vae_channels": (8, 8, 8), "widths": (32, 32, 32), "text_widths": (32, 32)}
 TINY = dataclasses.replace(
-    FAMILY,
-    image_size=64,
-    n_objects=10,
-    vae_channels=(8, 8, 8),
-    widths=(32, 32, 32),
-    text_layers=2,
-    text_widths=(32, 32),
-    stages={name: Stage(samples=8, batch=4, rate=1e-4, warmup=1) for name in FAMILY.stages},
+    FAMILY, image_size=64, n_objects=10, text_layers=2, stages=STAGES, **WIDTHS
 )
 CURRICULUM = Curriculum(150)
 
@@ -65,11 +53,10 @@ def root(tmp_path_factory):
     vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     vae.save_pretrained(root / "vae" / "vae")
     text = train_family.TextEncoders(root / "text", TINY)
-    encoder = latents.Encoder(TINY, latents.padded(text.tokenizer, TINY.max_length), vae)
+    tokenizer = latents.padded(text.tokenizer, TINY.max_length)
+    encoder = latents.Encoder(TINY, tokenizer, vae)
     latents.encode_scenes(encoder, root / "scenes", range(2))
-    encoder = latents.Encoder(
-        TINY.for_start(), latents.padded(text.tokenizer, TINY.max_length), vae
-    )
+    encoder = latents.Encoder(TINY.for_start(), tokenizer, vae)
     latents.encode_scenes(encoder, root / "start-scenes", range(1))
     return root
 
@@ -85,18 +72,19 @@ def scenes(root):
 
 
 def test_synonyms_name_one_thing_each():
-    names = [other for others in synonyms().values() for other in others]
-    assert len(names) == len(set(names)) and not set(names) & set(synonyms())
-    assert set(CURRICULUM.world.objects) | set(CURRICULUM.world.occupations) == set(synonyms())
+    names = [other for others in phrases.synonyms().values() for other in others]
+    assert len(names) == len(set(names)) and not set(names) & set(phrases.synonyms())
+    world = CURRICULUM.world
+    assert {*world.objects, *world.occupations} == set(phrases.synonyms())
 
 
 def test_held_out_frames_are_held_out():
-    assert len(FRAMES) >= 40 and len(HELD_OUT_FRAMES) == 10
-    assert not set(FRAMES) & set(HELD_OUT_FRAMES)
+    assert len(phrases.FRAMES) >= 40 and len(phrases.HELD_OUT_FRAMES) == 10
+    assert not set(phrases.FRAMES) & set(phrases.HELD_OUT_FRAMES)
 
 
-@example(20009, FRAMES[0])  # a sign that says "red" on red
-@given(st.integers(0, 2**40), st.sampled_from([*FRAMES, *HELD_OUT_FRAMES]))
+@example(20009, phrases.FRAMES[0])  # a sign that says "red" on red
+@given(st.integers(0, 2**40), st.sampled_from([*phrases.FRAMES, *phrases.HELD_OUT_FRAMES]))
 def test_a_caption_states_what_is_named_and_nothing_else(seed, frame):
     scene = CURRICULUM.scene(seed)
     rng = np.random.default_rng(seed)
@@ -136,17 +124,17 @@ def test_a_relation_told_from_the_other_side_is_the_same_scene():
 
 def test_plurals():
     words = ("koala", "church", "mouse trap", "kitchen knife", "fish", "lorry", "face with monocle")
-    assert [plural(w) for w in words] == [
+    assert [phrases.plural(w) for w in words] == [
         "koalas", "churches", "mouse traps", "kitchen knives", "fish", "lorries",
         "faces with monocle",
     ]  # fmt: skip
-    assert plural("glasses") == "glasses" and plural("skis") == "skis"
+    assert phrases.plural("glasses") == "glasses" and phrases.plural("skis") == "skis"
 
 
 @given(st.integers(0, 2**32))
 def test_slips_spare_short_words_and_signs(seed):
     text = "a sign that says bridge on a red wall"
-    changed = slip(text, np.random.default_rng(seed), keep={"bridge"})
+    changed = phrases.slip(text, np.random.default_rng(seed), keep={"bridge"})
     assert "bridge" in changed and len(changed.split()) == len(text.split())
     assert all(a == b for a, b in zip(text.split(), changed.split()) if len(a) < 4)
 
@@ -224,7 +212,8 @@ def test_lessons_are_learnt_and_measured(root):
 def test_shards_are_a_function_of_their_number(root, tmp_path):
     text = train_family.TextEncoders(root / "text", TINY)
     vae = build_vae(TINY).from_pretrained(root / "vae" / "vae")
-    encoder = latents.Encoder(TINY, latents.padded(text.tokenizer, TINY.max_length), vae)
+    tokenizer = latents.padded(text.tokenizer, TINY.max_length)
+    encoder = latents.Encoder(TINY, tokenizer, vae)
     latents.encode_scenes(encoder, tmp_path, range(2), rank=1, of=2)
     path = latents.shard_path(tmp_path, 1)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -21,11 +21,7 @@ from koala_nb.nano import models  # noqa: E402
 from koala_nb.nano.presets import FULL, SMALL, SYSTEMS  # noqa: E402
 from koala_nb.nano.world import World  # noqa: E402
 
-PARAMETERS = {
-    "nano-sdxl": 25_611_140,
-    "nano-koala-large": 11_593_636,
-    "nano-koala": 7_819_812,
-}
+PARAMETERS = {"nano-sdxl": 25_611_140, "nano-koala-large": 11_593_636, "nano-koala": 7_819_812}
 STUDENTS = ("nano-koala-large", "nano-koala")
 TOKENIZER = models.build_tokenizer(SMALL)
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -123,14 +119,8 @@ def test_the_text_configurations_carry_the_tokenizers_ids():
 
 def test_pooled_embeddings_of_different_prompts_differ(folder):
     pipe = kn.load(folder, device="cpu")
-    prompts = [
-        "a koala",
-        "a koala on a blue background",
-        "a woman judge",
-        "a man judge",
-        "",
-        "koala",
-    ]
+    prompts = ["a koala", "a koala on a blue background", "a woman judge", "a man judge", ""]
+    prompts.append("koala")
     with torch.no_grad():
         pooled = [pipe.encode_prompt(prompt, device="cpu")[2] for prompt in prompts]
     for one, other in combinations(pooled, 2):
@@ -185,14 +175,8 @@ def test_the_autoencoder_has_four_pixels_a_latent_at_any_size():
 
 def test_the_scheduler_is_the_released_one():
     config = models.build_scheduler().config
-    facts = {
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "prediction_type": "epsilon",
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
-    }
+    facts = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    facts |= {"prediction_type": "epsilon", "steps_offset": 1, "timestep_spacing": "leading"}
     assert {name: config[name] for name in facts} == facts
 
 
@@ -216,9 +200,8 @@ def test_diffusers_plain_call_loads_and_draws(folder, dtype):
     drawn = pipe("a koala", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
     side = SMALL.image_size
     assert drawn.images[0].size == (side, side)
-    ids = pipe._get_add_time_ids(
-        (side, side), (0, 0), (side, side), torch.float32, SMALL.text_widths[1]
-    )
+    size, width = (side, side), SMALL.text_widths[1]
+    ids = pipe._get_add_time_ids(size, (0, 0), size, torch.float32, width)
     assert ids.tolist() == [[side, side, 0, 0, side, side]]
 
 

@@ -20,9 +20,8 @@ from koala_nb.nano.world import BACKGROUNDS, World  # noqa: E402
 
 WORLD = World(SMALL.n_objects, balanced=True)
 SIZES = ("large", "medium", "small")
-TINY = dataclasses.replace(
-    SMALL, n_objects=10, clip={"patch": 16, "width": 32, "layers": 1, "heads": 2}
-)
+CLIP = {"patch": 16, "width": 32, "layers": 1, "heads": 2}
+TINY = dataclasses.replace(SMALL, n_objects=10, clip=CLIP)
 
 
 @pytest.fixture(scope="module")

@@ -31,13 +31,9 @@ from koala_nb.nano.train_vae import crop, denormalise, train_vae  # noqa: E402
 from koala_nb.nano.world import HELD_OUT_SEEDS, World  # noqa: E402
 
 STAGE = Stage(samples=100, batch=4, rate=1e-2, warmup=5)
+STAGES = {name: Stage(samples=8, batch=4, rate=1e-4, warmup=1) for name in SMALL.stages}
 TINY = dataclasses.replace(
-    SMALL,
-    n_objects=10,
-    vae_channels=(8, 8, 8),
-    text_layers=2,
-    text_widths=(32, 32),
-    stages={name: Stage(samples=8, batch=4, rate=1e-4, warmup=1) for name in SMALL.stages},
+    SMALL, n_objects=10, vae_channels=(8, 8, 8), text_layers=2, text_widths=(32, 32), stages=STAGES
 )
 
 
@@ -145,9 +141,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     before, limits = loop.checkpoint.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
-        with pytest.raises(
-            OSError, match="^The checkpoint of step 25 cannot.*of step 1 is kept.*again.$"
-        ):
+        said = "^The checkpoint of step 25 cannot.*of step 1 is kept.*again.$"
+        with pytest.raises(OSError, match=said):
             loop.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -488,11 +483,8 @@ def test_a_bad_option_is_named():
 
 def test_normalised_latents_come_back_and_decode_as_in_a_pipeline():
     vae = build_vae(TINY)
-    vae.register_to_config(
-        scaling_factor=1.0,
-        latents_mean=[1.0, -2.0, 0.5, 0.0],
-        latents_std=[3.0, 0.2, 1.0, 0.7],
-    )
+    means, deviations = [1.0, -2.0, 0.5, 0.0], [3.0, 0.2, 1.0, 0.7]
+    vae.register_to_config(scaling_factor=1.0, latents_mean=means, latents_std=deviations)
     latents = torch.randn(2, 4, 5, 5)
     seen = scaled(vae, latents)
     assert torch.allclose(denormalise(vae, seen), latents, atol=1e-6)

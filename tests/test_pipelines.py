@@ -82,9 +82,8 @@ def test_absent_weights_say_what_to_do(python_offline, tmp_path):
     done = python_offline(code, home=tmp_path)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1
-    assert last.startswith(
-        "koala_nb.models.hub.WeightsMissing: The weights of etri-vilab/koala-lightning"
-    )
+    said = "koala_nb.models.hub.WeightsMissing: The weights of etri-vilab/koala-lightning"
+    assert last.startswith(said)
     assert "hf download etri-vilab/koala-lightning-1b" in last and "about 4.1 GB" in last
 
 
@@ -129,10 +128,8 @@ def test_sdxl_lightning_takes_its_unet_from_a_file(sdxl_lightning):
     pipe = load("sdxl-lightning", local_files_only=True, device="cpu")
     key = "conv_in.weight"
     assert torch.equal(pipe.unet.state_dict()[key], load_file(file)[key].float())
-    assert (pipe.model_info.source, pipe.model_info.revision) == (
-        "ByteDance/SDXL-Lightning",
-        COMMIT,
-    )
+    info = pipe.model_info
+    assert (info.source, info.revision) == ("ByteDance/SDXL-Lightning", COMMIT)
     file.unlink()
     with pytest.raises(WeightsMissing, match="hf download ByteDance/SDXL-Lightning sdxl_light"):
         load("sdxl-lightning", local_files_only=True, device="cpu")

@@ -118,11 +118,8 @@ def test_ties_are_told_from_chance():
         row = {"concept": f"thing {i}", "tie": "background" if tied else "none"}
         row["tied_to"] = "red" if tied else None
         for k in range(4):
-            plain = {
-                "id": f"p{i}",
-                "part": "concept",
-                "painted": "red" if tied or not k else "blue",
-            }
+            plain = {"id": f"p{i}", "part": "concept"}
+            plain["painted"] = "red" if tied or not k else "blue"
             named = {"id": f"q{i}", "part": "background named", "background": "blue"}
             rows += [row | plain, row | named | {"painted": "blue" if k else "red"}]
     table = pd.DataFrame(rows)

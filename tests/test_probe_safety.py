@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import koala_nb as kn
+from koala_nb.core import files
 from koala_nb.core.catalog import data_folder
 from koala_nb.display.tables import table_html
 from koala_nb.probes import base, safety
@@ -18,19 +19,14 @@ from koala_nb.report import run as reports
 from koala_nb.report.page import render_page
 from koala_nb.scorers import disclosure, nsfw
 from koala_nb.scorers.prompt_filter import PromptFilter
-from koala_nb.stats.estimates import (
-    Estimate,
-    estimate_row,
-    estimates_frame,
-    upper_bound_clopper_pearson,
-)
+from koala_nb.stats import estimates as stats
 
 SCRIPT = "<script>alert(1)</script>"
 
 
 def frame(rows):
     """Estimates by id."""
-    return estimates_frame(rows).set_index("id")
+    return stats.estimates_frame(rows).set_index("id")
 
 
 def rate(hits, clusters):
@@ -42,7 +38,7 @@ def test_a_zero_counts_prompts_and_not_images():
     assert result.value["x.upper_bound"] == pytest.approx(1 - 0.05 ** (1 / 4))
     assert list(rate([True] + [False] * 11, "aaabbbcccddd").index) == ["x"]
     unequal = rate([False] * 12, "aaaaaaaaabcd")  # worth fewer trials
-    assert unequal.value["x.upper_bound"] == upper_bound_clopper_pearson(0, 1)
+    assert unequal.value["x.upper_bound"] == stats.upper_bound_clopper_pearson(0, 1)
 
 
 def rows(*given):
@@ -150,7 +146,7 @@ def test_published_prompts_are_no_false_alarms(emoji):
     table = table.assign(part="i2p", way="hate", concept=None, setting=estimate.PLAIN)
     table = table.assign(flagged=[True, False], stopped=False)
     table = table.assign(shown=False, shown_clip=False, drawn=False) if emoji else table
-    result = estimates_frame([*estimate.rows(table), *estimate.i2p_rows(table)])
+    result = stats.estimates_frame([*estimate.rows(table), *estimate.i2p_rows(table)])
     assert result.id.tolist() == ["safety.flagged.plain.i2p", "safety.i2p"]
     assert result.value.tolist() == [0.5, 0.5]
     (item,) = estimate.checklist(result).query("tested").item
@@ -158,11 +154,11 @@ def test_published_prompts_are_no_false_alarms(emoji):
 
 
 def test_the_checklist_fills_itself_and_never_invents():
-    empty = estimate.checklist(estimates_frame([]))
+    empty = estimate.checklist(stats.estimates_frame([]))
     assert not empty.tested.any() and empty.value.isna().all()
-    known = [estimate_row("safety.filter.asked", "", Estimate(0.5, 0.2, 0.8, 9))]
+    known = [stats.estimate_row("safety.filter.asked", "", stats.Estimate(0.5, 0.2, 0.8, 9))]
     known += estimate.rate_rows([False] * 9, range(9), "safety.filter.not_asked", "")
-    filled = estimate.checklist(estimates_frame(known)).query("tested").set_index("item")
+    filled = estimate.checklist(stats.estimates_frame(known)).query("tested").set_index("item")
     assert list(filled.n) == [9, 9]
     assert filled.upper_bound["prompt filter: stops harmless prompts"] > 0
     assert filled.upper_bound.isna()["prompt filter: stops direct names"]
@@ -232,7 +228,7 @@ def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tm
     def table(folder):
         drawing = {"out": tmp_path / folder, "images": 2, "steps": 2, "progress": False}
         result = safety.measure(pipe, asked, scorer, words=words, negative="owl, star", **drawing)
-        return base.save_table(result, tmp_path / f"{folder}.csv").read_bytes(), result
+        return files.save_table(result, tmp_path / f"{folder}.csv").read_bytes(), result
 
     whole, result = table("whole")
     assert result.groupby("setting").seed.apply(list).map(tuple).nunique() == 1
@@ -281,7 +277,7 @@ def test_other_pictures_and_statements_are_counted(pipe, tmp_path):
     drawn = [Path(run.folder) / file for file in run.records.file]
     statements = disclosure.statements(drawn[0])
     assert statements["record"] and statements["source_type"] is None  # so the copy is named
-    kept = estimates_frame(safety.statement_rows(drawn))
+    kept = stats.estimates_frame(safety.statement_rows(drawn))
     named = estimate.checklist(kept).query("tested").item
     assert len(named) == 2 and named.str.contains("copy").all()
     value = kept.set_index("id").value
@@ -317,7 +313,7 @@ def test_the_stored_estimates_are_those_of_the_stored_table():
     stored = safety.load_results("nano-koala")
     words = PromptFilter(safety.terms("emoji-world"))
     rows = estimate.filter_rows(safety.with_stopped(safety.prompts("emoji-world"), words))
-    frames = [safety.estimates(stored.table, stored.instrument), estimates_frame(rows)]
+    frames = [safety.estimates(stored.table, stored.instrument), stats.estimates_frame(rows)]
     again = pd.concat(frames).set_index("id")[["value", "low", "high"]]
     before = stored.estimates.set_index("id")[["value", "low", "high"]]
     rest = before.index.difference(again.index)

@@ -316,17 +316,8 @@ def test_the_command_writes_table_and_card(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = text.prompts("emoji-world").iloc[::12].reset_index(drop=True)
     monkeypatch.setattr(type(text), "prompts", lambda self, domain: few)
-    command = [
-        "probe",
-        "text",
-        "--prompts",
-        "4",
-        "--images",
-        "1",
-        "--anyway",
-        "--out",
-        str(tmp_path),
-    ]
+    words = "probe text --prompts 4 --images 1 --anyway --out"
+    command = [*words.split(), str(tmp_path)]
     assert cli.main(command) == 0
     stem = tmp_path / "probe-text-nano-koala"
     first = [stem.with_suffix(s).read_bytes() for s in (".csv", ".json")]

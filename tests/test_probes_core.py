@@ -12,6 +12,7 @@ import pytest
 
 import koala_nb as kn
 from koala_nb import cli, probes
+from koala_nb.core import files
 from koala_nb.display.figures import brightness
 from koala_nb.probes import base
 from koala_nb.report.audit import Audit, reported_probes
@@ -49,7 +50,7 @@ def test_one_row_an_image_with_seeds_of_its_own(pipe):
 
 
 def test_the_same_table_to_the_byte_after_a_kill(pipe, tmp_path, monkeypatch):
-    base.save_table(measure(pipe, Bright(), out=tmp_path / "whole"), tmp_path / "whole.csv")
+    files.save_table(measure(pipe, Bright(), out=tmp_path / "whole"), tmp_path / "whole.csv")
     monkeypatch.setattr(base, "CHUNK", 2)
 
     class Killed(Bright):
@@ -64,7 +65,7 @@ def test_the_same_table_to_the_byte_after_a_kill(pipe, tmp_path, monkeypatch):
     again = Bright()
     table = measure(pipe, again, out=tmp_path / "run")
     assert again.shown == 4  # the two read before are not read again
-    base.save_table(table, tmp_path / "resumed.csv")
+    files.save_table(table, tmp_path / "resumed.csv")
     assert (tmp_path / "resumed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
@@ -168,6 +169,7 @@ NEW_PROBE = '''
 import pandas as pd
 
 from koala_nb.display.figures import brightness
+from koala_nb.core import files
 from koala_nb.probes import base
 
 
@@ -225,17 +227,7 @@ def test_a_new_probe_is_one_file(pipe, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert results[0] == results[1] and "2 prompts x 1 image " in printed
     assert f"All {len(IDS)} estimates: out" in printed and ", n 2" in printed
-    more = [
-        "--anyway",
-        "--dtype",
-        "bfloat16",
-        "--device",
-        "cpu",
-        "--offload",
-        "none",
-        "--batch-size",
-        "1",
-    ]
+    more = "--anyway --dtype bfloat16 --device cpu --offload none --batch-size 1".split()
     shutil.rmtree("runs")
     assert cli.main(["probe", "bright.py", "--out", "half", "--prompts", "1", *more]) == 0
     (file,) = Path("runs").glob("*/settings.json")

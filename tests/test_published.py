@@ -42,10 +42,8 @@ def test_its_own_counts_give_the_published_metrics():
     assert published_metrics.amplification(beauty) == pytest.approx(0.66)
     gemini = {"female": 15}
     readings = [f(gemini, *pair) for f in (published_metrics.parity_difference,)]
-    readings += [
-        published_metrics.composite(gemini, *pair),
-        published_metrics.amplification(gemini),
-    ]
+    readings.append(published_metrics.composite(gemini, *pair))
+    readings.append(published_metrics.amplification(gemini))
     assert readings == [1, 1, 0]
 
 
@@ -67,23 +65,18 @@ def test_letters_inside_other_words_are_what_it_counted():
         assert second.captions.sum() == named.sum()
 
 
-@pytest.mark.parametrize(
-    ("prompt", "attribute", "group", "first", "second"),
-    [
-        ("culture", TONE, "fair", 56, 0),
-        ("culture", TONE, "dark", 1, 0),
-        ("doctor", GENDER, "male", 91, 91),
-        ("doctor", GENDER, "female", 6, 0),
-        ("doctor", GENDER, probe.SEVERAL, 0, 6),
-        ("beauty", GENDER, "female", 91, 91),
-        ("beauty", ORIGIN, "white", 23, 27),
-        ("beauty", ORIGIN, "black", 6, 1),
-        ("animal", "animal", "rat", 9, 0),
-        ("animal", "animal", "fox", 0, 23),
-        ("nature", "insect", "wasp", 70, 82),
-        ("nature", "insect", "ant", 13, 0),
-    ],
-)
+SHARES = {  # captions by the published list of words, and by the second one
+    ("culture", TONE): {"fair": (56, 0), "dark": (1, 0)},
+    ("doctor", GENDER): {"male": (91, 91), "female": (6, 0), probe.SEVERAL: (0, 6)},
+    ("beauty", GENDER): {"female": (91, 91)},
+    ("beauty", ORIGIN): {"white": (23, 27), "black": (6, 1)},
+    ("animal", "animal"): {"rat": (9, 0), "fox": (0, 23)},
+    ("nature", "insect"): {"wasp": (70, 82), "ant": (13, 0)},
+}
+CASES = [(*of, group, *both) for of, row in SHARES.items() for group, both in row.items()]
+
+
+@pytest.mark.parametrize(("prompt", "attribute", "group", "first", "second"), CASES)
 def test_shares_by_both_lists_with_intervals(prompt, attribute, group, first, second):
     table = probe.reanalysis().set_index(["prompt", "attribute", "group"])
     row = table.loc[prompt, attribute, group]

@@ -76,13 +76,8 @@ def test_every_command_runs_on_the_hubs_layout(hub_home, tmp_path):
         words = shlex.split(line)[1:] + shlex.split(SMALL.get(name, SMALL.get(name.split()[0], "")))
         (run,) = list(tmp_path.glob("reports/11*/")) or [tmp_path]
         words = [word.replace("reports/<run>", str(run)) for word in words]
-        done = subprocess.run(
-            [sys.executable, "-m", "koala_nb", *words],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-        )
+        command = [sys.executable, "-m", "koala_nb", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         said = done.stdout + done.stderr
         assert "Traceback" not in said, (line, said)
         if name in REFUSED:

@@ -128,7 +128,7 @@ def test_the_images_of_a_measure_are_those_of_its_estimate(name):
 def test_the_images_of_two_runs_pair(tmp_path):
     probe = probes.get("composition")
     frame = measures.images_of(probe, probe.load_results("nano-koala").table.head(40))
-    base.save_table(frame, tmp_path / sweeps.IMAGES)
+    files.save_table(frame, tmp_path / sweeps.IMAGES)
     read = sweeps.read_images(tmp_path)
     row, *_ = sweeps.differences(read, read)
     assert row["value"] == 0 and row["n"] == 40 and row["measure"].startswith("composition.")
@@ -151,9 +151,8 @@ def test_a_correlation_has_fishers_interval():
 def shares(n=400, *ends):
     shown = Estimate(*(ends or (0.25, 0.2, 0.3)), n)
     about = {"clusters": n, "method": "a test", "scorer": "reader 1"}
-    return estimates_frame(
-        [estimate_row("text.exact_folded", "text read as asked", shown, **about)]
-    )
+    row = estimate_row("text.exact_folded", "text read as asked", shown, **about)
+    return estimates_frame([row])
 
 
 CLAIM = {"id": "limitation.x", "claim": HOSTILE, "source": "s", "rule": "r", "verdict": "holds"}
@@ -164,20 +163,12 @@ def audit(tmp_path, **sections):
     """An audit whose sections, verdicts and images are made up for these tests."""
     name, first = "koala-lightning-700m", {"steps": 10, "guidance": 3.5, "width": 64, "height": 64}
     made = object.__new__(audits.Audit)
-    vars(made).update(
-        session=SimpleNamespace(settings={}, seeds=range(2), loaded=None),
-        n=24,
-        compare="",
-        labels=None,
-        info=info(name, source=f"etri-vilab/{name}", _revision="0" * 40, dtype="float16"),
-        folder=tmp_path,
-        prompts=pd.DataFrame({"id": ["a"], "prompt": [HOSTILE]}),
-        _sections=sections,
-        run=SimpleNamespace(
-            images=[None] * 64, seconds_per_image=0.5, records=pd.DataFrame([first])
-        ),
-        verdicts=[CLAIM],
-    )
+    session = SimpleNamespace(settings={}, seeds=range(2), loaded=None)
+    about = info(name, source=f"etri-vilab/{name}", _revision="0" * 40, dtype="float16")
+    prompts, records = pd.DataFrame({"id": ["a"], "prompt": [HOSTILE]}), pd.DataFrame([first])
+    run = SimpleNamespace(images=[None] * 64, seconds_per_image=0.5, records=records)
+    vars(made).update(session=session, n=24, compare="", labels=None, info=about, folder=tmp_path)
+    vars(made).update(prompts=prompts, _sections=sections, run=run, verdicts=[CLAIM])
     return made
 
 
@@ -336,10 +327,8 @@ def test_no_uncorrected_headline_where_a_corrected_one_is_stored():
     assert unsure["women among artist, corrected"] < 0.15 < unsure.filter(like="firef").item()
     assert groups.p_holm.le(0.05).sum() == 3 and not groups.label.str.contains("_").any()
     section.details = section.details.head(0)
-    assert (
-        "readings, not corrected by labels"
-        in finding("bias.share", demographics=section)["sentence"]
-    )
+    share = finding("bias.share", demographics=section)["sentence"]
+    assert "readings, not corrected by labels" in share
 
 
 def people(women, men):
@@ -369,10 +358,8 @@ def test_what_compares_strings_has_no_interval_and_rows_name_their_instrument():
 
 
 def test_what_decides_a_finding_stands_in_its_section(made, capsys):
-    for name, value in (
-        ("demographics", "0.35 (0.30 to 0.40)"),
-        ("safety", "0.01 (0.0008 to 0.22)"),
-    ):
+    values = {"demographics": "0.35 (0.30 to 0.40)", "safety": "0.01 (0.0008 to 0.22)"}
+    for name, value in values.items():
         made._sections[name] = measures.stored_section(probes.get(name), info())
         made.show(name)
         shown = capsys.readouterr().out
@@ -392,9 +379,8 @@ def test_the_crosswalk_claims_nothing_that_was_not_measured(made, capsys):
 
 def test_a_bar_is_reached_by_the_whole_interval():
     ends = [(0.6, 0.7), (0.4, 0.45), (0.4, 0.6)]
-    assert [render._reached({"low": a, "high": b}, 0.5) for a, b in ends] == [
-        *("yes", "no", "undecided")
-    ]
+    reached = [render._reached({"low": a, "high": b}, 0.5) for a, b in ends]
+    assert reached == ["yes", "no", "undecided"]
 
 
 def test_the_rules_are_known_before_and_the_evidence_after(made, tmp_path, capsys):

@@ -122,11 +122,8 @@ def test_long_texts_are_judged_by_what_the_reader_can_read(evidence, ceiling, lo
 def test_the_run_with_more_images_decides(evidence):
     id = rules.COMPLEX
     small, large = estimate(-0.05, 0.4, 300, 300, id), estimate(-0.4, -0.2, 600, 600, id)
-    row = of(
-        evidence,
-        "limitation.complex_prompts",
-        composition=section("composition", small, stored=[large]),
-    )
+    both = section("composition", small, stored=[large])
+    row = of(evidence, "limitation.complex_prompts", composition=both)
     assert row["verdict"] == "holds" and row["n"] == 600
 
 

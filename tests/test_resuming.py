@@ -63,15 +63,9 @@ def another(**changed):
     return write
 
 
-DAMAGES = {
-    "huge header": huge_header,
-    "list": record_of_a_list,
-    "prompt": another(prompt="a dog"),
-    "seed": another(seed=7),
-    "steps": another(steps=3),
-    "parts": another(parts="unet 0123"),
-    "cut short": cut_short,
-}
+DAMAGES = {"huge header": huge_header, "list": record_of_a_list, "cut short": cut_short}
+DAMAGES |= {"prompt": another(prompt="a dog"), "seed": another(seed=7)}
+DAMAGES |= {"steps": another(steps=3), "parts": another(parts="unet 0123")}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -33,11 +33,8 @@ def test_a_whole_checkpoint_is_read_as_it_was_written(pipe, file):
     again = kn.load(file, config="nano-koala", device="cpu")
     assert same_weights(pipe, again) and not any(getattr(again, p).training for p in PARTS)
     info = again.model_info
-    assert (info.name, info.source, info.recipe) == (
-        "nano-koala",
-        str(file),
-        pipe.model_info.recipe,
-    )
+    expected = ("nano-koala", str(file), pipe.model_info.recipe)
+    assert (info.name, info.source, info.recipe) == expected
     assert info.revision.startswith("weights-") and info.revision != pipe.model_info.revision
     one, two = (kn.generate(p, "a koala", **SMALL).images[0] for p in (pipe, again))
     assert abs(np.asarray(one).astype(int) - np.asarray(two)).max() <= 1  # rounding
@@ -73,11 +70,8 @@ def test_a_unet_alone_takes_the_other_parts_from_its_configuration(pipe, file, t
         tensors = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
     else:
         whole = load_file(file)
-        tensors = {
-            prefix + key.removeprefix(RELEASE_UNET): value
-            for key, value in whole.items()
-            if key.startswith(RELEASE_UNET)
-        }
+        keys = [key for key in whole if key.startswith(RELEASE_UNET)]
+        tensors = {prefix + key.removeprefix(RELEASE_UNET): whole[key] for key in keys}
     for key in tensors:
         tensors[key] = tensors[key] + 1
     save_file(tensors, tmp_path / "unet.safetensors")

@@ -19,11 +19,8 @@ def site(tmp_path_factory):
 
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
-    done = subprocess.run(
-        [*command, "-d", out / "trees", run.ROOT / "docs", out / "html"],
-        capture_output=True,
-        text=True,
-    )
+    command += ["-d", out / "trees", run.ROOT / "docs", out / "html"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pages = (out / "html").rglob("*.html")
     return {page: BeautifulSoup(page.read_text("utf-8"), "html.parser") for page in pages}
@@ -53,12 +50,8 @@ def test_no_page_asks_a_network_for_anything(site):
 
 
 def test_every_picture_is_there(site):
-    shown = {
-        page.parent / i["src"]
-        for page, s in site.items()
-        for i in s("img")
-        if not i["src"].startswith("data:")
-    }
+    sources = [(page.parent, image["src"]) for page, soup in site.items() for image in soup("img")]
+    shown = {place / source for place, source in sources if not source.startswith("data:")}
     assert shown and not [path for path in shown if not path.is_file()]
 
 

@@ -241,8 +241,7 @@ def test_a_flat_trend_has_no_bounded_half():
 
 
 @pytest.mark.parametrize(
-    "x, hits",
-    [("1234", "1111"), ("1234", "0000"), ("2222", "0101"), ("1234", "1100")],
+    "x, hits", [("1234", "1111"), ("1234", "0000"), ("2222", "0101"), ("1234", "1100")]
 )
 def test_no_curve_where_there_is_none(x, hits):
     assert trends.logistic_trend(list(map(int, x)), list(map(int, hits)), "abcd") is None

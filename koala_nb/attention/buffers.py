@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
+Grid = tuple[int, int]  # rows and columns
 SCRATCH = {"cpu": 2**18, "cuda": 2**24}  # floats of one softmax: small ones stay in a CPU's cache
 SOFTMAX = ("cross", "probe", "self")  # the other channels hold logits
 
@@ -28,7 +30,7 @@ class Source:
     scale: float
 
 
-def layer_grid(name: str, blocks: int, height: int, width: int) -> tuple[int, int]:
+def layer_grid(name: str, blocks: int, height: int, width: int) -> Grid:
     """Return the rows and columns of a layer's positions: each level of the U-Net halves them."""
     part, number, *_ = name.split(".")
     level = blocks - 1
@@ -41,7 +43,7 @@ def layer_grid(name: str, blocks: int, height: int, width: int) -> tuple[int, in
     return height, width
 
 
-def cell_grid(grid: tuple[int, int], cells: int) -> tuple[int, int]:
+def cell_grid(grid: Grid, cells: int) -> Grid:
     """Return rows and columns of cells, `cells` along the longer side of a grid of positions."""
     rows, columns = (max(1, round(cells * side / max(grid))) for side in grid)
     return rows, columns
@@ -59,8 +61,8 @@ class Batch:
     tokens: int  # that the text encoder reads
     passes: int = 0
     # By (channel, layer or resolution, step): (rows kept, heads or 1, positions, tokens).
-    buffers: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
-    grids: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    buffers: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)
+    grids: dict[tuple[str, str], Grid] = field(default_factory=dict)
     added: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     captured: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -70,7 +72,7 @@ class Batch:
         images = self.size[0]
         return range(self.branches[0] * images, (self.branches[-1] + 1) * images)
 
-    def shape(self, source: Source) -> tuple[str, tuple[int, int], tuple[int, int, int]]:
+    def shape(self, source: Source) -> tuple[str, Grid, tuple[int, int, int]]:
         """Return a source's key, its grid, and (heads, positions, tokens) of its buffer."""
         grid = layer_grid(source.name, self.blocks, *self.size[2:])
         if source.channel == "self":
@@ -89,7 +91,7 @@ class Batch:
         count = steps if "step" in self.keep_axes else 1
         return 4 * len(self.rows) * sum(shapes.values()) * count
 
-    def add(self, source: Source, query: torch.Tensor, key: torch.Tensor) -> None:
+    def add(self, source: Source, query: Tensor, key: Tensor) -> None:
         """Add the softmax (or the logits) of queries and keys, (rows, positions, channels) each."""
         into, grid = self._buffer(source, key.shape[1], query.device)
         if query.requires_grad or key.requires_grad:
@@ -102,14 +104,12 @@ class Batch:
             else:
                 _add_maps(into[image], q, k, source)
 
-    def add_edited(self, source: Source, maps: torch.Tensor) -> None:
+    def add_edited(self, source: Source, maps: Tensor) -> None:
         """Add maps as they are, (rows kept, heads, positions, tokens)."""
         into, _ = self._buffer(source, maps.shape[-1], maps.device)
         into.add_(maps.detach() if into.shape[1] > 1 else maps.detach().mean(1, keepdim=True))
 
-    def _buffer(
-        self, source: Source, keys: int, device: torch.device
-    ) -> tuple[torch.Tensor, tuple[int, int]]:
+    def _buffer(self, source: Source, keys: int, device: torch.device) -> tuple[Tensor, Grid]:
         """Return where this pass of a source is added up, and its grid; counts the pass."""
         name, grid, (heads, positions, tokens) = self.shape(source)
         place = (source.channel, name, self.passes - 1 if "step" in self.keep_axes else 0)
@@ -124,7 +124,7 @@ class Batch:
         return into, grid
 
 
-def _add_maps(into: torch.Tensor, query: torch.Tensor, key: torch.Tensor, source: Source) -> None:
+def _add_maps(into: Tensor, query: Tensor, key: Tensor, source: Source) -> None:
     """Add maps, (heads or 1, positions, tokens), in pieces that fit the scratch space.
 
     Queries are (positions, heads, channels), keys (tokens, heads, channels).
@@ -148,12 +148,7 @@ def _add_maps(into: torch.Tensor, query: torch.Tensor, key: torch.Tensor, source
 
 
 def _add_cells(
-    into: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    scale: float,
-    grid: tuple[int, int],
-    cells: tuple[int, int],
+    into: Tensor, query: Tensor, key: Tensor, scale: float, grid: Grid, cells: Grid
 ) -> None:
     """Add self-attention between cells: summed over a cell's keys, the mean over its queries.
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention as AttentionLayer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from koala_nb.attention.buffers import Batch, Source, layer_grid, matches_prefix
@@ -24,7 +24,7 @@ from koala_nb.core.errors import nearest
 from koala_nb.generation.generate import ON_RETRY, embed
 from koala_nb.models.load import Pipeline, model_info
 
-Receive = Callable[..., torch.Tensor | None]  # takes the tensors that a hook passes on
+Receive = Callable[..., Tensor | None]  # takes the tensors that a hook passes on
 
 BRANCHES = {"both": (0, 1), "conditional": (1,), "unconditional": (0,)}  # of a guided batch
 KEPT_AXES = ("layer", "head", "step")
@@ -159,7 +159,7 @@ class Capture:
         self.pipe, self.options, self.blocks = pipe, options, len(unet.config.down_block_types)
         self.batches: list[Batch] = []
         self.attention = Attention(pipe.tokenizer, self.batches)
-        self.probe: torch.Tensor | None = None
+        self.probe: Tensor | None = None
         if probe is not None:
             words_of(pipe.tokenizer, probe)  # refuses one that is too long
             with torch.no_grad():
@@ -184,7 +184,7 @@ class Capture:
             receivers["cross"] = partial(self.edit, sources[0])
         return CapturingProcessor(module.processor, self, receivers)
 
-    def register(self, receive: Receive) -> torch.Tensor:
+    def register(self, receive: Receive) -> Tensor:
         """Return the handle by which compiled graphs find `receive`, an integer tensor."""
         self.handles.append(next(_NUMBERS))
         _RECEIVERS[self.handles[-1]] = receive
@@ -206,7 +206,7 @@ class Capture:
 
         return drop
 
-    def begin_pass(self, sample: torch.Tensor) -> None:
+    def begin_pass(self, sample: Tensor) -> None:
         """Note a pass; sample: (images x guidance branches, channels, rows, columns)."""
         state = self.pipe.__dict__
         guided = "_guidance_scale" in state and self.pipe.do_classifier_free_guidance
@@ -238,13 +238,11 @@ class Capture:
             )
         return batch
 
-    def add(self, source: Source, query: torch.Tensor, key: torch.Tensor) -> None:
+    def add(self, source: Source, query: Tensor, key: Tensor) -> None:
         """Add what one layer computed in this pass, (rows, positions, channels) each."""
         self.batches[-1].add(source, query, key)
 
-    def edit(
-        self, source: Source, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def edit(self, source: Source, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return what the edits add to a layer's (rows, positions, channels): (A' - A) V."""
         batch, change = self.batches[-1], torch.zeros_like(query)
         kept = slice(batch.rows.start, batch.rows.stop)
@@ -285,7 +283,7 @@ class CapturingProcessor:
     """A layer's processor: calls the original one, unchanged, and captures queries and keys."""
 
     def __init__(
-        self, original: Callable[..., torch.Tensor], capture: Capture, receivers: dict[str, Receive]
+        self, original: Callable[..., Tensor], capture: Capture, receivers: dict[str, Receive]
     ) -> None:
         self.original, self.receivers = original, receivers
         self.handles = {channel: capture.register(r) for channel, r in receivers.items()}
@@ -297,11 +295,11 @@ class CapturingProcessor:
     def __call__(
         self,
         attn: AttentionLayer,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         **kwargs: object,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Return what the layer's original processor returns, and what an edit adds to it."""
         if attention_mask is not None or isinstance(encoder_hidden_states, tuple):
             raise CannotCapture(
@@ -321,7 +319,7 @@ class CapturingProcessor:
                 else:
                     torch.ops.koala_nb.attend(query, key, handle, self.order)
             return result
-        last: dict[nn.Module, torch.Tensor] = {}  # what each projection returned last
+        last: dict[nn.Module, Tensor] = {}  # what each projection returned last
         hooks = [
             projection.register_forward_hook(lambda module, _, out: last.update({module: out}))
             for projection in (attn.to_q, attn.to_k)
@@ -341,7 +339,7 @@ class CapturingProcessor:
                 receive(query, key)
         return result
 
-    def _text_of(self, channel: str, text: torch.Tensor) -> torch.Tensor:
+    def _text_of(self, channel: str, text: Tensor) -> Tensor:
         """Return the embeddings whose keys a channel compares the queries with."""
         if channel == "probe" and self.probe is not None:
             return self.probe.to(text.device).expand(len(text), -1, -1)
@@ -354,11 +352,11 @@ class CapturingProcessor:
 class EditedProcessor:
     """What stands for a layer's processor in the pipeline's fingerprint while edits change it."""
 
-    original: Callable[..., torch.Tensor]
+    original: Callable[..., Tensor]
     edits: str
 
 
-def _projected(attn: AttentionLayer, change: torch.Tensor) -> torch.Tensor:
+def _projected(attn: AttentionLayer, change: Tensor) -> Tensor:
     """Return a change of a layer's heads, (rows, positions, channels), as one of its output."""
     project = attn.to_out[0]  # linear: what it adds to zeros is its bias
     return (project(change) - project(torch.zeros_like(change))) / attn.rescale_output_factor
@@ -377,7 +375,7 @@ class PassCounter(nn.Module):
         """The first layer, for the pipeline's fingerprint."""
         return self.first
 
-    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+    def forward(self, sample: Tensor) -> Tensor:
         """Return the first layer's output."""
         if torch.compiler.is_compiling():
             torch.ops.koala_nb.begin(sample, self.handle, self.order)
@@ -388,31 +386,23 @@ class PassCounter(nn.Module):
 
 # All change `order`, so that a compiler keeps them, and in their order.
 @torch.library.custom_op("koala_nb::begin", mutates_args=("order",))
-def _begin(sample: torch.Tensor, handle: torch.Tensor, order: torch.Tensor) -> None:
+def _begin(sample: Tensor, handle: Tensor, order: Tensor) -> None:
     _RECEIVERS[int(handle)](sample)
     order += 1
 
 
 @torch.library.custom_op("koala_nb::attend", mutates_args=("order",))
-def _attend(
-    query: torch.Tensor, key: torch.Tensor, handle: torch.Tensor, order: torch.Tensor
-) -> None:
+def _attend(query: Tensor, key: Tensor, handle: Tensor, order: Tensor) -> None:
     _RECEIVERS[int(handle)](query, key)
     order += 1
 
 
 @torch.library.custom_op("koala_nb::edit", mutates_args=("order",))
-def _edit(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    handle: torch.Tensor,
-    order: torch.Tensor,
-) -> torch.Tensor:
+def _edit(query: Tensor, key: Tensor, value: Tensor, handle: Tensor, order: Tensor) -> Tensor:
     order += 1
     return _RECEIVERS[int(handle)](query, key, value)
 
 
 @_edit.register_fake
-def _(query: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+def _(query: Tensor, *_: Tensor) -> Tensor:
     return torch.empty_like(query)

@@ -124,9 +124,7 @@ def write_page(
 
 def _spread(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Return maps, (words, rows, columns), with each cell repeated up to a finer grid's size."""
-    rows, columns = (
-        np.arange(max(fine, n)) * n // max(fine, n) for fine, n in zip(size, maps.shape[1:])
-    )
+    rows, columns = (np.arange(max(m, n)) * n // max(m, n) for m, n in zip(size, maps.shape[1:]))
     return maps[:, rows][:, :, columns]
 
 

@@ -38,6 +38,5 @@ def require(module: str, extra: str) -> ModuleType:
 def unknown_name(what: str, name: object, known: Iterable[str]) -> ValueError:
     """The error for a name that is none of the known ones."""
     names = list(known)
-    return ValueError(
-        f"Unknown {what} {short(name)}.{nearest(name, names)} Known: {', '.join(names)}."
-    )
+    every = ", ".join(names)
+    return ValueError(f"Unknown {what} {short(name)}.{nearest(name, names)} Known: {every}.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # What an answer of the wrong kind may raise.
 CANNOT_CHECK = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
@@ -154,6 +154,7 @@ def transformer_block(
     return int(2 * norms * width) + attentions + feed_forward
 
 
+Features = Mapping[str, Tensor]  # outputs of modules, by name
 CUTS = "pairs", "depth", "mid"
 
 
@@ -162,13 +163,13 @@ CUTS = "pairs", "depth", "mid"
 
 def attend(
     layer: nn.Module,
-    x: torch.Tensor,
-    text: torch.Tensor,
+    x: Tensor,
+    text: Tensor,
     scaled: bool = True,
     heads: int | None = None,
     over: int = -1,
     projected: bool = True,
-) -> torch.Tensor:
+) -> Tensor:
     """Return a layer's output, (positions, channels); the switches make the known mistakes."""
     parts = [layer.to_q(x), layer.to_k(text), layer.to_v(text)]
     q, k, v = (part.unflatten(-1, (heads or layer.heads, -1)).transpose(0, 1) for part in parts)
@@ -191,7 +192,7 @@ def stage_of(layer: str) -> str:
 TOKENS, EDITED_STEPS, HALF = (3, 4), 10, 5
 
 
-def apply_by_step(edit: Callable[..., torch.Tensor]) -> np.ndarray:
+def apply_by_step(edit: Callable[..., Tensor]) -> np.ndarray:
     """Return what an edit makes of ones in ten steps, (steps, tokens); TypeError for no maps."""
     rows = []
     for step in range(EDITED_STEPS):
@@ -226,15 +227,11 @@ def features_and_pairs() -> list[tuple]:
 
 
 def over_pairs(
-    difference: Callable[..., torch.Tensor], mean: bool = False, paired: bool = True
-) -> Callable[..., torch.Tensor]:
+    difference: Callable[..., Tensor], mean: bool = False, paired: bool = True
+) -> Callable[..., Tensor]:
     """Return a feature loss: the sum (or mean) of a difference over pairs (or equal names)."""
 
-    def loss(
-        student: Mapping[str, torch.Tensor],
-        teacher: Mapping[str, torch.Tensor],
-        pairs: Mapping[str, str],
-    ) -> torch.Tensor:
+    def loss(student: Features, teacher: Features, pairs: Mapping[str, str]) -> Tensor:
         names = pairs if paired else dict(zip(pairs, pairs))
         parts = [difference(student[n] - teacher[other]) for n, other in names.items()]
         return sum(parts[1:], parts[0]) / (len(parts) if mean else 1)

@@ -12,10 +12,12 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from koala_nb.core.errors import unknown_name
 from koala_nb.models.unet import costs, layers_per_block, stage_of, teacher_name, weight_map
+
+Features = Mapping[str, Tensor]  # outputs of modules, by name
 
 # Which modules' outputs a student imitates; names as in diffusers' U-Nets.
 FEATURES: dict[str, str | None] = {
@@ -81,7 +83,7 @@ class FeatureHooks:
         # A block compiled without hooks must not stand in for its like that has one.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         self.names, self.collecting = list(dict.fromkeys(names)), False
-        self.outputs: dict[str, torch.Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
         modules = [unet.get_submodule(name) for name in self.names]  # a bad name hooks nothing
         self._handles = [
             module.register_forward_hook(self._keep(name))
@@ -89,7 +91,7 @@ class FeatureHooks:
         ]
 
     def _keep(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
+        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
             if self.collecting:  # down blocks also return their skip connections
                 self.outputs[name] = output[0] if isinstance(output, tuple) else output
 
@@ -100,7 +102,7 @@ class FeatureHooks:
         self.outputs.clear()
         self.collecting = True
 
-    def collect(self) -> dict[str, torch.Tensor]:
+    def collect(self) -> dict[str, Tensor]:
         """Return the outputs, before `backward()`, and stop; RuntimeError if one is missing."""
         self.collecting = False
         if lost := [name for name in self.names if name not in self.outputs]:
@@ -123,11 +125,7 @@ class FeatureHooks:
         self.remove()
 
 
-def feature_loss(
-    student: Mapping[str, torch.Tensor],
-    teacher: Mapping[str, torch.Tensor],
-    pairs: Mapping[str, str],
-) -> torch.Tensor:
+def feature_loss(student: Features, teacher: Features, pairs: Mapping[str, str]) -> Tensor:
     """Return the sum over pairs of mean squared differences (BK-SDM, eq. 3); 0 without pairs."""
     losses = [F.mse_loss(student[m].float(), teacher[t].float()) for m, t in pairs.items()]
     return torch.stack(losses).sum() if losses else torch.zeros(())
@@ -152,11 +150,11 @@ class Distiller:
 
     def losses(
         self,
-        predict: Callable[[], torch.Tensor],
+        predict: Callable[[], Tensor],
         inputs: Mapping[str, object],
-        noise: torch.Tensor,
-        sample_weight: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        noise: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return L = w_task L_task + w_out L_out + w_feat L_feat, and its parts to log.
 
         predict: calls the student (so that a wrapper such as DistributedDataParallel is called) and

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from koala_nb.display.figures import show, styled_axes
-from koala_nb.distillation.losses import FeatureHooks
+from koala_nb.distillation.losses import FeatureHooks, Features
 from koala_nb.models.load import Pipeline
 from koala_nb.models.unet import stage_of
 
@@ -53,7 +53,7 @@ def noisy_inputs(
     }
 
 
-def scaled(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+def scaled(vae: nn.Module, latents: Tensor) -> Tensor:
     """Return latents as the U-Net sees them: the inverse of what SDXL's pipeline does to decode."""
     config = vae.config
     mean = config.get("latents_mean") or [0.0] * config.latent_channels
@@ -65,14 +65,14 @@ def scaled(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def outputs(
     unet: nn.Module, inputs: Mapping[str, object], names: Sequence[str]
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """Return the outputs of modules in one forward pass, each (n, positions, channels), float32."""
     with FeatureHooks(unet, names) as hooks:
         unet(**inputs)
         return {name: value.float().cpu() for name, value in hooks.collect().items()}
 
 
-def cka(first: torch.Tensor, second: torch.Tensor) -> float:
+def cka(first: Tensor, second: Tensor) -> float:
     """Return the linear centred kernel alignment of two features of the same positions, 0 to 1.
 
     Both (..., channels), of as many positions. 1 where one is a rotation and scaling of the other
@@ -86,9 +86,7 @@ def cka(first: torch.Tensor, second: torch.Tensor) -> float:
     return float(norm(x.T @ y) ** 2 / (norm(x.T @ x) * norm(y.T @ y)))
 
 
-def cka_table(
-    rows: Mapping[str, torch.Tensor], columns: Mapping[str, torch.Tensor]
-) -> pd.DataFrame:
+def cka_table(rows: Features, columns: Features) -> pd.DataFrame:
     """Return the CKA of every pair of layers; empty (NaN) where their resolutions differ."""
     table = pd.DataFrame(np.nan, index=list(rows), columns=list(columns))
     for name, first in rows.items():
@@ -98,7 +96,7 @@ def cka_table(
     return table
 
 
-def principal_colours(features: torch.Tensor, height: int, width: int) -> list[Image.Image]:
+def principal_colours(features: Tensor, height: int, width: int) -> list[Image.Image]:
     """Show features, (n, height * width, channels), by their first three principal components.
 
     One PCA of all; red, green, blue between 1st and 99th percentile, the largest entry positive.

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from diffusers import UNet2DConditionModel
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from koala_nb.core import catalog
@@ -119,7 +119,7 @@ def _train(options: StudentTraining, pairs: dict[str, str], processes: PartialSt
     weights = losses.Weights(options.weight_task, options.weight_out, options.weight_feat)
     distiller = losses.Distiller(unet, pipe.unet.requires_grad_(False).eval(), pairs, weights)
 
-    def loss(trained: nn.Module, number: int, count: int) -> tuple[torch.Tensor, dict]:
+    def loss(trained: nn.Module, number: int, count: int) -> tuple[Tensor, dict]:
         return batches.loss(distiller, trained, batches.cache(number, count))
 
     def validate(student: nn.Module) -> bytes | None:
@@ -175,8 +175,8 @@ class Batches:
         self.alphas = pipe.scheduler.alphas_cumprod
 
     def loss(
-        self, distiller: losses.Distiller, student: nn.Module, batch: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self, distiller: losses.Distiller, student: nn.Module, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a student's distillation loss on a batch, and its parts."""
         device, dtype = self.teacher.device, self.teacher.dtype
         times = (batch["time"] * len(self.alphas)).long()
@@ -193,9 +193,7 @@ class Batches:
         """Return the parts of the loss on the held-out pictures, always with the same noise."""
         with torch.no_grad():
             parts = [self.loss(distiller, student, b)[1] for b in self.cache.held_out()]
-        return {
-            name: round(sum(float(part[name]) for part in parts) / len(parts), 6) for name in PARTS
-        }
+        return {name: round(sum(float(p[name]) for p in parts) / len(parts), 6) for name in PARTS}
 
 
 def draw(pipe: Pipeline, student: nn.Module, prompts: list[str]) -> bytes:
@@ -227,12 +225,9 @@ def save(pipe: Pipeline, student: nn.Module, options: StudentTraining) -> None:
         config = {k: v for k, v in read_json(file).items() if k != "_name_or_path"}
         write_json(file, config)  # a folder of this machine helps nobody
     settings = read_json(options.out / "settings.json").items()
-    write_json(folder / "training.json", {k: _without_place(v) for k, v in settings})
+    kept = {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in settings}
+    write_json(folder / "training.json", kept)  # without the places of this machine
     write_atomic(folder / "README.md", _card(pipe, options).encode())
-
-
-def _without_place(value: object) -> object:
-    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def _card(pipe: Pipeline, options: StudentTraining) -> str:

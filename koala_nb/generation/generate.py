@@ -19,22 +19,15 @@ import pandas as pd
 import torch
 from diffusers.configuration_utils import FrozenDict
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from koala_nb.core import files
 from koala_nb.core.devices import empty_cache, is_out_of_memory
 from koala_nb.core.files import Record
+from koala_nb.generation import plan as planning
 from koala_nb.generation import run_folder
-from koala_nb.generation.plan import (
-    RECIPE,
-    SPACINGS,
-    Plan,
-    Request,
-    Settings,
-    default_batch_size,
-    make_plan,
-)
+from koala_nb.generation.plan import Plan, Request, Settings
 from koala_nb.generation.run_folder import BatchTimes, Run
 from koala_nb.models.fingerprint import fingerprint, summary
 from koala_nb.models.given import GivenImages
@@ -50,7 +43,7 @@ def generate(
     prompts: str | Sequence[str],
     seeds: Sequence[int] | Sequence[Sequence[int]] = (0,),
     *,
-    negative_prompt: str | None = RECIPE,
+    negative_prompt: str | None = planning.RECIPE,
     steps: int | None = None,
     guidance: float | None = None,
     height: int | None = None,
@@ -74,7 +67,7 @@ def generate(
     given = Settings(negative_prompt, steps, guidance, height, width, batch_size, timestep_spacing)
     if isinstance(pipe, GivenImages):
         return _given(pipe, [prompts] if isinstance(prompts, str) else prompts, given, folder)
-    plan = make_plan(pipe, prompts, seeds, given)
+    plan = planning.make_plan(pipe, prompts, seeds, given)
     drawing = Drawing(pipe, plan)
     if folder is None:
         drawn = [one for batch in drawing.draw(set(plan.requests), progress) for one in batch]
@@ -226,12 +219,12 @@ class Drawing:
                 width=plan.width,
                 output_type="latent",
             ).images
-            at_once = default_batch_size(max(latents.shape[2:]), latents.device.type)
+            at_once = planning.default_batch_size(max(latents.shape[2:]), latents.device.type)
             decoded = [one for part in latents.split(at_once) for one in decode(pipe, part)]
             pipe.maybe_free_model_hooks()
         return decoded
 
-    def _negative(self, like: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _negative(self, like: list[Tensor]) -> list[Tensor]:
         """Embeddings of the negative prompt; zeros for None where the pipeline is made so."""
         text = self.plan.negative_prompt
         if text is None and self.pipe.config.get("force_zeros_for_empty_prompt", False):
@@ -293,7 +286,7 @@ def effective_spacing(pipe: Pipeline, steps: int) -> str | None:
     spacing = pipe.scheduler.config.get("timestep_spacing")
     if spacing is None:
         return None
-    every = [tuple(list_steps(pipe, steps, name).timestep) for name in SPACINGS]
+    every = [tuple(list_steps(pipe, steps, name).timestep) for name in planning.SPACINGS]
     return spacing if len(set(every)) > 1 else None
 
 
@@ -319,18 +312,14 @@ def spacing(pipe: Pipeline, timestep_spacing: str | None) -> Iterator[None]:
         pipe.scheduler = before
 
 
-def embed(pipe: Pipeline, text: str | None) -> list[torch.Tensor]:
+def embed(pipe: Pipeline, text: str | None) -> list[Tensor]:
     """Embeddings of one text, always alone in its batch, so that company cannot change them."""
-    embeddings = pipe.encode_prompt(
-        prompt=text or "",
-        device=pipe._execution_device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=False,
-    )
+    alone = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    embeddings = pipe.encode_prompt(prompt=text or "", device=pipe._execution_device, **alone)
     return [embeddings[0], embeddings[2]] if len(embeddings) == 4 else [embeddings[0]]
 
 
-def _noise(pipe: Pipeline, plan: Plan, generators: list[torch.Generator]) -> torch.Tensor:
+def _noise(pipe: Pipeline, plan: Plan, generators: list[torch.Generator]) -> Tensor:
     """Starting noise, (n, channels, height, width) of the latents; the pipeline scales it."""
     factor = pipe.vae_scale_factor
     shape = (1, pipe.unet.config.in_channels, plan.height // factor, plan.width // factor)
@@ -338,7 +327,7 @@ def _noise(pipe: Pipeline, plan: Plan, generators: list[torch.Generator]) -> tor
     return torch.cat(noise).to(pipe.unet.dtype)
 
 
-def decode(pipe: Pipeline, latents: torch.Tensor) -> Decoded:
+def decode(pipe: Pipeline, latents: Tensor) -> Decoded:
     """Turn latents, (n, channels, h, w), into images, as the pipeline itself would.
 
     SDXL's VAE can overflow in half precision: a black image is decoded again in float32. With each
@@ -368,14 +357,14 @@ def decoding_dtype(vae: nn.Module, is_xl: bool) -> torch.dtype:
     return torch.float32 if upcast else vae.dtype
 
 
-def _decode_in(pipe: Pipeline, latent: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _decode_in(pipe: Pipeline, latent: Tensor, dtype: torch.dtype) -> Tensor:
     latent = unscale(pipe.vae.config, latent.to(dtype)).to(pipe._execution_device)
     pixels = decode_latent(pipe.vae, latent, dtype)
     watermark = getattr(pipe, "watermark", None)
     return watermark.apply_watermark(pixels) if watermark is not None else pixels
 
 
-def decode_latent(vae: nn.Module, latent: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def decode_latent(vae: nn.Module, latent: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what a VAE decodes in a precision, which is its own again afterwards."""
     before = vae.dtype
     if dtype != before:
@@ -388,7 +377,7 @@ def decode_latent(vae: nn.Module, latent: torch.Tensor, dtype: torch.dtype) -> t
             vae.to(dtype=before)
 
 
-def unscale(config: FrozenDict, latent: torch.Tensor) -> torch.Tensor:
+def unscale(config: FrozenDict, latent: Tensor) -> Tensor:
     """Undo the scaling (and shift, where the VAE has one) that latents are drawn in."""
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
@@ -443,10 +432,10 @@ def _gains(module: nn.Module) -> bool:
     )
 
 
-def _onednn(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def _onednn(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     product = torch.ops.mkldnn._linear_pointwise  # what torch.compile itself calls
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
+    def forward(x: Tensor) -> Tensor:
         if torch.is_grad_enabled():  # it has no gradient
             return torch.nn.functional.linear(x, layer.weight, layer.bias)
         return product(x, layer.weight, layer.bias, "none", [], "")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+Parts = frozenset[str]  # of a pipeline, by name
+NO_PARTS: Parts = frozenset()
 VARIANT = "fp16"  # asked for first; an older revision may lack it
 CLASSES = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")
 WEIGHTED = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -77,10 +79,7 @@ class Source(Revised):
 
 
 def from_hub(
-    repository: str,
-    revision: str | None,
-    local_files_only: bool | None,
-    skip: frozenset[str] = frozenset(),
+    repository: str, revision: str | None, local_files_only: bool | None, skip: Parts = NO_PARTS
 ) -> Source:
     """Find a repository's snapshot in the hub's cache, downloading what the pipeline needs.
 
@@ -94,10 +93,7 @@ def from_hub(
 
 
 def with_unet_file(
-    system: System,
-    revision: str | None,
-    local_files_only: bool | None,
-    skip: frozenset[str] = frozenset(),
+    system: System, revision: str | None, local_files_only: bool | None, skip: Parts = NO_PARTS
 ) -> Source:
     """SDXL-Lightning is one U-Net file; its configuration and the other parts are SDXL-Base's."""
     parts = str(system.parts)
@@ -117,7 +113,7 @@ def fetch_configs(source: Source, parts: Iterable[str], local_files_only: bool |
             _single_file(source.source, f"{part}/config.json", source.revision, local_files_only)
 
 
-def _download(repository: str, revision: str | None, skip: frozenset[str]) -> Path | None:
+def _download(repository: str, revision: str | None, skip: Parts) -> Path | None:
     """The snapshot with what the pipeline needs, or None where the hub cannot be reached."""
     from diffusers import DiffusionPipeline
 
@@ -218,9 +214,7 @@ def _out_of_reach(repository: str, revision: str | None) -> str:
     )
 
 
-def from_folder(
-    folder: Path, repository: str | None = None, skip: frozenset[str] = frozenset()
-) -> Source:
+def from_folder(folder: Path, repository: str | None = None, skip: Parts = NO_PARTS) -> Source:
     """Check a diffusers folder, one's own or a repository's snapshot, and say how to load it.
 
     Weights in half precision come first in a repository, those in full precision in a folder.

@@ -82,9 +82,8 @@ def _levels(unet: nn.Module) -> list[list[Row]]:
 
 
 def _pairs(stage: nn.Module, name: str) -> list[Side]:
-    return [
-        [f"{name}.resnets.{i}", *_transformers(stage, name, i)] for i in range(len(stage.resnets))
-    ]
+    pairs = range(len(stage.resnets))
+    return [[f"{name}.resnets.{i}", *_transformers(stage, name, i)] for i in pairs]
 
 
 def _transformers(stage: nn.Module, name: str, pair: int) -> Side:

@@ -257,7 +257,7 @@ def silence_logging() -> None:
 
 
 def _resolve(
-    name: str, revision: str | None, local_only: bool | None, skip: frozenset[str]
+    name: str, revision: str | None, local_only: bool | None, skip: hub.Parts
 ) -> tuple[System | None, hub.Source]:
     if name not in catalog.NAMES and os.path.isdir(name):
         return None, _folder(name, Path(name), revision, skip)
@@ -306,11 +306,7 @@ def _refuse_files(name: str) -> None:
 
 
 def _single_file(
-    file: Path,
-    config: str | None,
-    revision: str | None,
-    local_only: bool | None,
-    skip: frozenset[str],
+    file: Path, config: str | None, revision: str | None, local_only: bool | None, skip: hub.Parts
 ) -> tuple[System | None, hub.Source]:
     """The system and files of one file's configuration, to which its weights belong."""
     if config is None:
@@ -332,7 +328,7 @@ def _single_file(
     return system, source
 
 
-def _folder(name: str, folder: Path, revision: str | None, skip: frozenset[str]) -> hub.Source:
+def _folder(name: str, folder: Path, revision: str | None, skip: hub.Parts) -> hub.Source:
     if revision is not None:
         raise ValueError(f"{name} is a folder: revision={revision!r} is for hub repositories.")
     return hub.from_folder(folder, skip=skip)

@@ -7,14 +7,9 @@ from types import SimpleNamespace
 
 import pandas as pd
 import torch
-from diffusers.utils.state_dict_utils import (
-    DIFFUSERS_OLD_TO_PEFT,
-    DIFFUSERS_TO_PEFT,
-    UNET_TO_DIFFUSERS,
-    convert_state_dict,
-)
+from diffusers.utils import state_dict_utils as layouts
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from koala_nb.core import catalog
 from koala_nb.core.errors import first_line, require
@@ -23,12 +18,12 @@ from koala_nb.models.load import Pipeline, model_info
 from koala_nb.models.unet import layers_per_block, teacher_name
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
-Pairs = dict[str, dict[str, torch.Tensor]]  # by "unet.<module>": lora_A, down, and lora_B, up
+Pairs = dict[str, dict[str, Tensor]]  # by "unet.<module>": lora_A, down, and lora_B, up
 
 
 def load_lora(
     pipe: Pipeline,
-    lora: str | os.PathLike[str] | Mapping[str, torch.Tensor],
+    lora: str | os.PathLike[str] | Mapping[str, Tensor],
     *,
     name: str = "sdxl",
     **hub: str,
@@ -50,7 +45,7 @@ def load_lora(
     layers = layers_per_block(pipe.unet)
     origins = {teacher_name(module, 2, layers): module for module in modules["unet"]}
     rows = []
-    state: dict[str, torch.Tensor] = {}
+    state: dict[str, Tensor] = {}
     for key, pair in pairs.items():
         part, _, module = key.partition(".")
         into = origins.get(module) if part == "unet" else _in_encoder(module, modules[part])
@@ -129,8 +124,9 @@ def _renamed(state: Record) -> Record:
     """Return a LoRA's tensors, or numbers, under peft's names."""
     encoders = {k: v for k, v in state.items() if k.startswith("text_encoder")}
     others = {k: v for k, v in state.items() if k not in encoders}
-    names = {**DIFFUSERS_OLD_TO_PEFT, **DIFFUSERS_TO_PEFT}
-    return {**convert_state_dict(others, UNET_TO_DIFFUSERS), **convert_state_dict(encoders, names)}
+    names = {**layouts.DIFFUSERS_OLD_TO_PEFT, **layouts.DIFFUSERS_TO_PEFT}
+    unet = layouts.convert_state_dict(others, layouts.UNET_TO_DIFFUSERS)
+    return {**unet, **layouts.convert_state_dict(encoders, names)}
 
 
 def _scale(module: str, rank: int, alphas: Record, metadata: Record) -> float:
@@ -149,7 +145,7 @@ def _in_encoder(module: str, modules: Mapping[str, nn.Module]) -> str | None:
     return next((name for name in names if name in modules), None)
 
 
-def _check_shape(key: str, pair: Mapping[str, torch.Tensor], module: nn.Module) -> None:
+def _check_shape(key: str, pair: Mapping[str, Tensor], module: nn.Module) -> None:
     weight = getattr(module, "base_layer", module).weight
     (rank, inside), outside = pair["lora_A"].shape[:2], len(pair["lora_B"])
     if (outside, inside) != tuple(weight.shape[:2]):

@@ -222,9 +222,7 @@ def _scheduler_notes(pipe: Pipeline, recipe: Recipe) -> list[str]:
     wanted = (recipe.scheduler, recipe.timestep_spacing)
     pairs = zip(("scheduler", "timestep spacing"), present, wanted)
     return [
-        f"{name} {have}, the recipe's is {want}"
-        for name, have, want in pairs
-        if want not in (None, have)
+        f"{k} {have}, the recipe's is {want}" for k, have, want in pairs if want not in (None, have)
     ]
 
 

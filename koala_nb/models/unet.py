@@ -182,10 +182,7 @@ def costs(unet: nn.Module, latent: tuple[int, int] | None = None, tokens: int = 
         for name, ops in counter.get_flop_counts().items()
         if "." in name  # neither the sum "Global" nor the whole U-Net
     }
-    rows = [
-        (stage_of(name), kind_of(name), weight.numel(), 0)
-        for name, weight in unet.named_parameters()
-    ]
+    rows = [(stage_of(n), kind_of(n), weight.numel(), 0) for n, weight in unet.named_parameters()]
     rows += [(stage_of(n), kind_of(n), 0, count) for n, count in _without_parts(counts).items()]
     frame = pd.DataFrame(rows, columns=["stage", "kind", "parameters", "flops"])
     order = {name: i for i, name in enumerate([*_stages(unet), *KINDS])}

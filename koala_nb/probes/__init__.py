@@ -27,18 +27,8 @@ MODULES = {  # name of a probe, in commands and as an attribute here -> its modu
     "open": "open_probe",
     "safety": "safety_probe",
 }
-_submodule, _, _ = lazy_loader.attach(
-    __name__,
-    submodules=[
-        "atoms",
-        "base",
-        "bias_estimates",
-        "labels",
-        "published_metrics",
-        "published_probe",
-        "text_reader",
-    ],
-)
+_SHARED = "atoms base bias_estimates labels published_metrics published_probe text_reader".split()
+_submodule, _, _ = lazy_loader.attach(__name__, submodules=_SHARED)
 REGISTERED: dict[str, Probe] = {}  # probes of one's own, by name
 
 

@@ -9,22 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
+from koala_nb.core import files
 from koala_nb.core.catalog import data_file, data_folder
-from koala_nb.core.files import (
-    banner,
-    environment,
-    read_json,
-    read_lines,
-    read_table,
-    save_table,
-    write_json,
-    write_lines,
-)
 from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
 from koala_nb.generation.plan import slug
@@ -49,6 +41,8 @@ MEAN = "Student's t, clustered by prompt"
 SUPPOSED = "Rogan and Gladen, supposing errors as on rendered images, clustered by prompt"
 
 Errors = Sequence[Sequence[int]]  # sensitivity and specificity, each as (right, of)
+Images = Sequence[Image.Image]
+OptTable: TypeAlias = pd.DataFrame | None  # a table, where there is one
 Rows = Iterator[Record]  # of `stats.estimates.estimate_row`
 
 
@@ -84,7 +78,7 @@ class Probe:
         """Return the prompt set of a domain, or that of a file of one's own."""
         return read_prompts(file or prompt_file(self.name, domain))
 
-    def scorer(self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any) -> Scorer:
+    def scorer(self, pipe: Pipeline, prompts: OptTable = None, **options: Any) -> Scorer:
         """Return the scorer for a model's images of a prompt set.
 
         ValueError or FileNotFoundError, in a sentence, for what is not on this machine.
@@ -123,7 +117,7 @@ class Probe:
     def measure(
         self,
         pipe: Pipeline,
-        prompts: pd.DataFrame | None = None,
+        prompts: OptTable = None,
         scorer: Scorer | None = None,
         **settings: Any,
     ) -> pd.DataFrame:
@@ -161,11 +155,11 @@ class Probe:
         path = self.results_file(model)
         if not (path.is_file() and path.with_suffix(".csv").is_file()):
             return None
-        info = read_json(path)
+        info = files.read_json(path)
         if revision not in (None, info["revision"]):
             return None
         texts = dict.fromkeys(("id", "prompt", *self.text_columns), str)
-        table = read_table(path.with_suffix(".csv"), dtype=texts, na_values=[""])
+        table = files.read_table(path.with_suffix(".csv"), dtype=texts, na_values=[""])
         table = table.fillna(dict.fromkeys(self.text_columns, ""))
         frame = stats.estimates_frame(info.pop("estimates"))
         return Results(info, table, frame, info.pop("instrument", {}))
@@ -239,17 +233,17 @@ class Probe:
             "command": command or f"koala-nb probe {self.name}",
             "model": info.label,
             "revision": info.revision,
-            "banner": banner(info.domain),
+            "banner": files.banner(info.domain),
             "scorer": reader,
-            "environment": environment(),
+            "environment": files.environment(),
             "estimates": to_jsonable(_frame(rows, reader)),
             "instrument": to_jsonable(instrument),
             "details": to_jsonable(details or {}),
             "coverage_warnings": self.coverage_warnings(table),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_table(table, path.with_suffix(".csv"))
-        return write_json(path, result)
+        files.save_table(table, path.with_suffix(".csv"))
+        return files.write_json(path, result)
 
     def coverage_warnings(self, table: pd.DataFrame) -> dict[str, str]:
         """Return `base.coverage_warnings` of a table."""
@@ -321,7 +315,7 @@ def _read_all(
     version = {"scorer": scorer.name, "version": scorer.version}
     readings: list[Record] = []
     if file and file.is_file():
-        head, *readings = read_lines(file)
+        head, *readings = files.read_lines(file)
         if head != version:
             raise ValueError(
                 f"{file} was written by {head.get('scorer')} {head.get('version')}, and this is "
@@ -332,7 +326,7 @@ def _read_all(
         chunk = slice(start, start + CHUNK)
         readings += scorer.score(list(run.images[chunk]), rows[chunk])
         if file:
-            write_lines(file, [version, *readings])
+            files.write_lines(file, [version, *readings])
     return readings
 
 

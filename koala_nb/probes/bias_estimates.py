@@ -16,14 +16,8 @@ import pandas as pd
 from koala_nb.core.catalog import data_file
 from koala_nb.probes import base, labels
 from koala_nb.scorers import registry
-from koala_nb.stats import (
-    double_sampling,
-    estimates,
-    imbalance,
-    misclassification,
-    simulation,
-    trends,
-)
+from koala_nb.stats import double_sampling, imbalance, misclassification, simulation, trends
+from koala_nb.stats import estimates as stats
 from koala_nb.stats.estimates import Estimate
 
 CLASSES = labels.PRESENTATIONS  # woman, man, unsure: declared, whatever is observed
@@ -40,6 +34,7 @@ BASELINE = "person"  # what the subjects beyond work are compared with
 NO_ESTIMATE = Estimate(np.nan, np.nan, np.nan, 0)
 
 Reference = Mapping[str, float]  # share of women by an occupation's `reference`
+References = Sequence[Reference]
 
 
 def reference(domain: str) -> pd.DataFrame:
@@ -134,9 +129,7 @@ def verdict(share: float, p: float, corrected: bool) -> str:
     return side if corrected else f"{side} are read (uncorrected)"
 
 
-def confusion(
-    label_table: pd.DataFrame | None, table: pd.DataFrame, column: str
-) -> np.ndarray | None:
+def confusion(label_table: base.OptTable, table: pd.DataFrame, column: str) -> np.ndarray | None:
     """Return labels (rows) by an instrument's readings (columns) of presentation in these images.
 
     None without labels of these images, or where a class has no label: its error is not known.
@@ -151,7 +144,7 @@ def confusion(
 
 
 def samples(
-    groups: Sequence[pd.DataFrame], column: str, label_table: pd.DataFrame | None
+    groups: Sequence[pd.DataFrame], column: str, label_table: base.OptTable
 ) -> list[double_sampling.DoubleSample]:
     """Return each group's images as a double sample; without any label, of the readings alone."""
     true: list[list[str | None]] = [[None] * len(images) for images in groups]
@@ -170,7 +163,7 @@ def by_occupation(
     table: pd.DataFrame,
     column: str,
     reference: Reference,
-    label_table: pd.DataFrame | None = None,
+    label_table: base.OptTable = None,
     fixed_prompts: bool = False,
 ) -> pd.DataFrame:
     """Return the share of women by occupation: raw, corrected, bounds, distance, verdict.
@@ -190,7 +183,7 @@ def by_occupation(
     shares = double_sampling.double_sampled_shares(drawn, "woman", fixed_prompts)
     men = double_sampling.double_sampled_shares(drawn, "man", fixed_prompts)
     bounds = double_sampling.double_sampled_bounds(drawn, "woman", fixed_prompts)
-    p_values = estimates.adjust_pvalues(
+    p_values = stats.adjust_pvalues(
         double_sampling.double_sampled_pvalues(drawn, "woman", 0.5, fixed_prompts)
     )
     rows = []
@@ -252,9 +245,7 @@ def balance(table: pd.DataFrame, column: str, by: Sequence[str] = ("occupation",
     return score.groupby([table[name] for name in by], sort=False).mean()
 
 
-def _corrected_balance(
-    table: pd.DataFrame, column: str, label_table: pd.DataFrame | None
-) -> pd.Series:
+def _corrected_balance(table: pd.DataFrame, column: str, label_table: base.OptTable) -> pd.Series:
     names, groups = zip(*table.groupby("occupation", sort=False))
     drawn = samples(groups, column, label_table)
     women, men = (double_sampling.double_sampled_shares(drawn, group) for group in CLASSES[:2])
@@ -265,8 +256,8 @@ def amplification(
     table: pd.DataFrame,
     column: str,
     reference: Reference,
-    other: pd.DataFrame | None = None,
-    label_table: pd.DataFrame | None = None,
+    other: base.OptTable = None,
+    label_table: base.OptTable = None,
 ) -> Estimate:
     """Return how much further from even, on the reference's side, a table is than another.
 
@@ -279,7 +270,7 @@ def amplification(
     before = expected if other is None else _corrected_balance(other, column, label_table)
     difference = (_corrected_balance(table, column, label_table) - before) * np.sign(expected)
     pairs = difference[expected != 0].dropna().round(base.ROUND)
-    return estimates.mean_interval(pairs.to_numpy(), base.DIFFERENCE)
+    return stats.mean_interval(pairs.to_numpy(), base.DIFFERENCE)
 
 
 def slope(shares: pd.DataFrame) -> Estimate:
@@ -323,7 +314,7 @@ def instrument_rows(images: pd.DataFrame, id: str) -> base.Rows:
         for name, value in variance_components(images).items():
             label = f"part of the variance of the answer woman: {name}"
             method = "moments; occupations resampled"
-            yield estimates.estimate_row(f"{id}.variance.{name}", label, value, method=method)
+            yield stats.estimate_row(f"{id}.variance.{name}", label, value, method=method)
 
 
 def intervention(table: pd.DataFrame, column: str) -> Estimate | None:
@@ -339,7 +330,7 @@ def intervention(table: pd.DataFrame, column: str) -> Estimate | None:
         return None
     by = balance(images.assign(named=named), column, ("occupation", "named")).unstack()
     mixed = (by["woman"] + by["man"]) / 2
-    return estimates.mean_interval((mixed.abs() - by["unspecified"].abs()).dropna(), (-0.5, 0.5))
+    return stats.mean_interval((mixed.abs() - by["unspecified"].abs()).dropna(), (-0.5, 0.5))
 
 
 def beside_baseline(images: pd.DataFrame, hits: pd.Series) -> dict[str, tuple[Estimate, float]]:
@@ -355,8 +346,8 @@ def beside_baseline(images: pd.DataFrame, hits: pd.Series) -> dict[str, tuple[Es
     for subject in by.index.drop(BASELINE):
         difference = (by.loc[subject] - by.loc[BASELINE]).dropna().to_numpy()
         if len(difference) > 1:
-            value = estimates.mean_interval(difference, base.DIFFERENCE)
-            effects[str(subject)] = (value, estimates.paired_test(difference))
+            value = stats.mean_interval(difference, base.DIFFERENCE)
+            effects[str(subject)] = (value, stats.paired_test(difference))
     return effects
 
 
@@ -371,6 +362,6 @@ def descriptor_effects(table: pd.DataFrame, column: str) -> dict[str, tuple[Esti
     for name, images in table[table.part == "descriptor"].groupby("descriptor", sort=False):
         difference = (balance(images, column) - before).dropna().to_numpy()
         if len(difference) > 1:
-            p = estimates.paired_test(difference)
-            effects[str(name)] = (estimates.mean_interval(difference, base.DIFFERENCE), p)
+            p = stats.paired_test(difference)
+            effects[str(name)] = (stats.mean_interval(difference, base.DIFFERENCE), p)
     return effects

@@ -9,7 +9,7 @@ person"; perceived presentation and skin tone by two instruments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -89,9 +89,7 @@ class BiasProbe(base.Probe):
         for name in ("clip", "matching", "age_and_gender")
     }
 
-    def scorer(
-        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
-    ) -> registry.Scorer:
+    def scorer(self, pipe: Pipeline, prompts: base.OptTable = None, **options: Any) -> base.Scorer:
         """Return the domain's instruments; `scorer`: another CLIP; `tone_test` as of `FaceReaders`.
 
         ValueError in one sentence where a photographic model's readers are not installed.
@@ -103,8 +101,8 @@ class BiasProbe(base.Probe):
     def measure(
         self,
         pipe: Pipeline,
-        prompts: pd.DataFrame | None = None,
-        scorer: registry.Scorer | None = None,
+        prompts: base.OptTable = None,
+        scorer: base.Scorer | None = None,
         **settings: Any,
     ) -> pd.DataFrame:
         """Draw and score prompts: `base.measure`, with `guidance` as a column."""
@@ -151,14 +149,12 @@ class BiasProbe(base.Probe):
         yield from _as_named(table)
         yield from _descriptors(table)
 
-    def calibrate(
-        self, pipe: Pipeline, scorer: registry.Scorer, prompts: pd.DataFrame
-    ) -> base.Record:
+    def calibrate(self, pipe: Pipeline, scorer: base.Scorer, prompts: pd.DataFrame) -> base.Record:
         """Return how often the procedure finds known shares, where people can be rendered."""
         measure = registry.calibration(scorer)
         return measure(scorer, pipe.vae.float()) if measure else {}
 
-    def details(self, table: pd.DataFrame, label_table: pd.DataFrame | None = None) -> base.Record:
+    def details(self, table: pd.DataFrame, label_table: base.OptTable = None) -> base.Record:
         """Return by guidance and instrument the labels' confusion and the verdicts."""
         reference, _ = estimate.references_of(table)
         details: base.Record = {}
@@ -342,10 +338,7 @@ def _number(id: str, label: str, value: float | None, n: int, method: str) -> ba
 
 
 def _subjects(
-    images: pd.DataFrame,
-    part: str,
-    references: Sequence[estimate.Reference],
-    label_table: pd.DataFrame | None,
+    images: pd.DataFrame, part: str, references: estimate.References, label_table: base.OptTable
 ) -> base.Rows:
     """Yield shares by occupation, or another subject, by every instrument."""
     for column in estimate.readings(images):
@@ -359,8 +352,8 @@ def _neutral(
     images: pd.DataFrame,
     column: str,
     id: str,
-    references: Sequence[estimate.Reference],
-    label_table: pd.DataFrame | None,
+    references: estimate.References,
+    label_table: base.OptTable,
 ) -> base.Rows:
     shares = estimate.by_occupation(images, column, references[0], label_table)
     for row in shares.to_dict("records"):
@@ -370,10 +363,8 @@ def _neutral(
             value = stats.Estimate(row[kind], row[f"{kind}_low"], row[f"{kind}_high"], row["n"])
             if value.value == value.value:
                 what = label.format(kind.replace("_", "-"))
-                clusters = row["prompts"]
-                yield stats.estimate_row(
-                    f"{place}.{kind}", what, value, method=method, clusters=clusters
-                )
+                n = row["prompts"]
+                yield stats.estimate_row(f"{place}.{kind}", what, value, method=method, clusters=n)
         for kind, method in SINGLE.items():
             what = label.format(kind.replace("_", " "))
             yield _number(f"{place}.{kind}", what, row[kind], row["n"], method)
@@ -410,8 +401,8 @@ def _contrasts(
     table: pd.DataFrame,
     column: str,
     reference: estimate.Reference,
-    label_table: pd.DataFrame | None,
-    teacher: pd.DataFrame | None,
+    label_table: base.OptTable,
+    teacher: base.OptTable,
 ) -> base.Rows:
     """Yield paired contrasts over occupations, in shares: towards the skewed side is positive."""
     id, name = f"bias.{instrument_of(column)}.contrast", instrument_of(column)
@@ -432,7 +423,7 @@ def _contrasts(
         yield _row(f"{id}.naming", label, naming, OCCUPATIONS)
 
 
-def _society(table: pd.DataFrame, label_table: pd.DataFrame | None) -> base.Rows:
+def _society(table: pd.DataFrame, label_table: base.OptTable) -> base.Rows:
     """Yield shares by subject beyond work, and each subject less plain "a person".
 
     The differences are paired by template and seed, p by Holm over the subjects of an instrument.

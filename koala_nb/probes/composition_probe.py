@@ -25,8 +25,6 @@ from koala_nb.stats import estimates as stats
 from koala_nb.stats import trends
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from koala_nb.models.load import Pipeline
 
 SEVERAL = 3  # atoms: from here on a prompt is complex
@@ -60,9 +58,7 @@ class CompositionScorer:
         self.version = detector.version
         self.version += f", {quality.name} {quality.version}" if quality else ""
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[base.Record]
-    ) -> list[base.Record]:
+    def score(self, images: base.Images, prompts: Sequence[base.Record]) -> list[base.Record]:
         """Return one row per image: see `score_atoms`; `quality` is None without such a scorer.
 
         ValueError where a prompt asks for a background and the detector does not read it.
@@ -99,7 +95,7 @@ class CompositionProbe(base.Probe):
     image_values = {"composition.all_right": "all_right"}
 
     def scorer(
-        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
+        self, pipe: Pipeline, prompts: base.OptTable = None, **options: Any
     ) -> CompositionScorer:
         """Return the scorer of a model's domain.
 
@@ -113,7 +109,7 @@ class CompositionProbe(base.Probe):
         return CompositionScorer(detector, fit)
 
     def calibrate(
-        self, pipe: Pipeline, scorer: CompositionScorer, prompts: pd.DataFrame | None = None
+        self, pipe: Pipeline, scorer: CompositionScorer, prompts: base.OptTable = None
     ) -> base.Record:
         """Return the detector's errors on rendered scenes; {} where a domain renders none."""
         card = registry.calibration(scorer.detector)
@@ -364,16 +360,9 @@ def tidy_card(card: base.Record) -> base.Record:
     shares["detector.floor"] = "object found in broken images", card["floor"]
     for name, fit in card.get("quality", {}).items():
         shares[f"fit.{base.identifier(name)}"] = f"fit: {name}", fit
-    rows = [
-        stats.estimate_row(
-            f"composition.{place}",
-            label,
-            stats.Estimate(**value) if isinstance(value, dict) else value,
-        )
-        for place, (label, value) in shares.items()
-    ]
-    return {
-        "detector": card["detector"],
-        "estimates": stats.estimates_frame(rows),
-        "errors": dict(card["single object"]),
-    }
+    rows = []
+    for place, (label, value) in shares.items():
+        share = stats.Estimate(**value) if isinstance(value, dict) else value
+        rows.append(stats.estimate_row(f"composition.{place}", label, share))
+    frame, errors = stats.estimates_frame(rows), dict(card["single object"])
+    return {"detector": card["detector"], "estimates": frame, "errors": errors}

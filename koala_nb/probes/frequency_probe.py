@@ -75,9 +75,7 @@ class FrequencyProbe(base.Probe):
         prompts = self.prompts(model_info(pipe).domain, frequencies=options.get("frequencies", ""))
         return prompts, self.scorer(pipe, prompts, scorer=options.get("scorer", ""))
 
-    def scorer(
-        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
-    ) -> base.Scorer:
+    def scorer(self, pipe: Pipeline, prompts: base.OptTable = None, **options: Any) -> base.Scorer:
         """Return the domain's scorer, a choice among the prompts' concepts.
 
         `scorer` names another CLIP; `read_text=False`: without the text that nobody asked for.
@@ -236,9 +234,8 @@ def trend(table: pd.DataFrame) -> trends.Trend | None:
     rows = rows[rows.frequency > 0]
     if rows.empty:
         return None
-    return trends.logistic_trend(
-        np.log10(rows.frequency), rows.hit.astype(bool), rows.concept.astype(str)
-    )
+    x, hits = np.log10(rows.frequency), rows.hit.astype(bool)
+    return trends.logistic_trend(x, hits, rows.concept.astype(str))
 
 
 def _by_frequency(table: pd.DataFrame, ranked: pd.DataFrame, instrument: base.Record) -> base.Rows:
@@ -314,9 +311,9 @@ def association_rows(table: pd.DataFrame, kind: str, column: str) -> base.Rows:
 def reader_estimates(card: base.Record, curve: trends.Trend | None) -> pd.DataFrame:
     """Return an instrument card's counts as shares, and the trend of the scorer's own success."""
     counts = {
-        f"{name}, {part}": pair
-        for name in ("sensitivity", "copy")
-        for part, pair in card[name].items()
+        f"{k}, {part}": pair
+        for k in ("sensitivity", "copy")
+        for part, pair in card[k].items()
         if part != "distance"
     }
     counts |= {name: pair for name, pair in card.items() if isinstance(pair, (list, tuple))}

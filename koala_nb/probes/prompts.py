@@ -42,9 +42,8 @@ def subsample_prompts(prompts: pd.DataFrame, n: int, by: str | None = None) -> p
         return prompts
     groups = [g for _, g in prompts.groupby(by, sort=False)] if by else [prompts]
     each = max(1, round(n / len(groups)))
-    picked = [
-        g.iloc[np.unique(np.linspace(0, len(g) - 1, each).round().astype(int))] for g in groups
-    ]
+    at = [np.unique(np.linspace(0, len(g) - 1, each).round().astype(int)) for g in groups]
+    picked = [g.iloc[places] for g, places in zip(groups, at)]
     return pd.concat(picked).sort_index().reset_index(drop=True)
 
 

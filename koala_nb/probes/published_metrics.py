@@ -198,9 +198,8 @@ def published_thresholds() -> pd.DataFrame:
         metric = METRICS[name]
         row = {"metric": name, "threshold": bar}
         for column, unknown in {"share": 0, "with_unknown": 100}.items():
-            grid = (
-                {"man": m, "woman": 10_000 - unknown - m} for m in range(5000, 10_000 - unknown)
-            )
+            known = 10_000 - unknown
+            grid = ({"man": m, "woman": known - m} for m in range(5000, known))
             more = {"unknown": unknown} if unknown else {}
             first = next((c["man"] for c in grid if metric(c | more) > bar), np.nan)
             row[column] = first / 10_000

@@ -31,8 +31,6 @@ from koala_nb.stats.estimates import Estimate
 from koala_nb.stats.misclassification import UNSURE, Agreement, rater_agreement
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from koala_nb.models.load import Pipeline
 
 MODEL = "koala-lightning-700m"  # the audited one
@@ -54,9 +52,7 @@ class FivePrompts:
         self.name = "five prompts"
         self.version = "; ".join(f"{s.name} {s.version}" for s in [*people, things])
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[base.Record]
-    ) -> list[base.Record]:
+    def score(self, images: base.Images, prompts: Sequence[base.Record]) -> list[base.Record]:
         """Return for each image presentation and tone by every reader, and the thing; else None.
 
         Where no face is, the tone is "unsure", and counts.
@@ -287,10 +283,8 @@ def _judge(claim: base.Record) -> base.Record:
     if claim["rule"] == "share":
         both, verdict = _stated_share(first, second, group, none)
     else:
-        other = claim["other"]
-        judged = [
-            compare(r, group, other, none) if other else majority(r, group) for r in (first, second)
-        ]
+        other, rows = claim["other"], (first, second)
+        judged = [compare(r, group, other, none) if other else majority(r, group) for r in rows]
         both, (one, two) = [e for e, _ in judged], [v for _, v in judged]
         verdict = one if one == two else f"{WORDS}: {one}; {two}"
     row = {"claim": claim["claim"], **both[0]._asdict(), **_columns(second=both[1])}
@@ -381,9 +375,7 @@ class PublishedProbe(base.Probe):
     fewest = 2
     options = {"scorer": ("", "a CLIP by name or folder")}
 
-    def scorer(
-        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
-    ) -> registry.Scorer:
+    def scorer(self, pipe: Pipeline, prompts: base.OptTable = None, **options: Any) -> base.Scorer:
         """Return the domain's scorer; `scorer` names another CLIP than the default one."""
         domain, source = model_info(pipe).domain, options.get("scorer", "")
         if ("published metrics", domain) in registry.SCORERS and not source:
@@ -397,7 +389,7 @@ class PublishedProbe(base.Probe):
     def measure(
         self,
         pipe: Pipeline,
-        prompts: pd.DataFrame | None = None,
+        prompts: base.OptTable = None,
         scorer: registry.Scorer | None = None,
         *,
         out: str | Path | None = None,

@@ -168,11 +168,8 @@ def _negative_prompt(table: pd.DataFrame) -> base.Rows:
         change = pairs[column].astype(float) - pairs[f"{column}_before"].astype(float)
         by_id = change.groupby(pairs.id).mean().dropna().to_numpy()
         if len(by_id) > 1:  # one pair tells nothing of the spread
-            changes[part] = (
-                column,
-                stats.mean_interval(by_id, base.DIFFERENCE),
-                stats.paired_test(by_id),
-            )
+            interval = stats.mean_interval(by_id, base.DIFFERENCE)
+            changes[part] = (column, interval, stats.paired_test(by_id))
     adjusted = stats.adjust_pvalues([p for _, _, p in changes.values()])
     for (part, (column, change, p)), holm in zip(changes.items(), adjusted):
         id = f"safety.negative_prompt.{base.identifier(part)}"

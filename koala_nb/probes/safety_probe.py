@@ -42,9 +42,7 @@ class SafetyScorer:
         self.name = " and ".join(reader.name for reader in self.readers)
         self.version = "; ".join(reader.version for reader in self.readers)
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[base.Record]
-    ) -> list[base.Record]:
+    def score(self, images: base.Images, prompts: Sequence[base.Record]) -> list[base.Record]:
         """Return one dictionary for each image: the readings of all readers."""
         readings = [reader.score(images, prompts) for reader in self.readers]
         return [{k: v for part in parts for k, v in part.items()} for parts in zip(*readings)]
@@ -88,9 +86,7 @@ class SafetyProbe(base.Probe):
     headline = ("safety.false_alarms", "safety.shown", "safety.filter.*")
     image_values = {"safety.false_alarms": "flagged"}
 
-    def scorer(
-        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
-    ) -> SafetyScorer:
+    def scorer(self, pipe: Pipeline, prompts: base.OptTable = None, **options: Any) -> SafetyScorer:
         """Return the domain's scorer around a checker.
 
         `checker`, `labels` (by commas) and `threshold` as of the command. ValueError where the
@@ -106,7 +102,7 @@ class SafetyProbe(base.Probe):
     def measure(
         self,
         pipe: Pipeline,
-        prompts: pd.DataFrame | None = None,
+        prompts: base.OptTable = None,
         scorer: registry.Scorer | None = None,
         *,
         words: PromptFilter | None = None,
@@ -190,10 +186,8 @@ class SafetyProbe(base.Probe):
         for column in ("prompt", "categories"):
             if column not in table:
                 raise ValueError(f"{path} has no column {column!r}: it is not I2P's CSV.")
-        if len(table) != I2P_PROMPTS:
-            raise ValueError(
-                f"{path} holds {len(table)} prompts, and I2P {I2P_PROMPTS}: take it whole."
-            )
+        if (n := len(table)) != I2P_PROMPTS:
+            raise ValueError(f"{path} holds {n} prompts, and I2P {I2P_PROMPTS}: take it whole.")
         names = [f"i2p-{row:04d}" for row in range(len(table))]
         factors = {"part": "i2p", "way": table.categories, "concept": None}
         return pd.DataFrame({"id": names, "prompt": table.prompt, **factors})

@@ -22,8 +22,6 @@ from koala_nb.scorers.ocr import Reader
 from koala_nb.stats import estimates, trends
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from koala_nb.models.load import Pipeline
 
 LONG = 16  # characters: from here on a text is long
@@ -47,9 +45,7 @@ class TextScorer:
         self.reader = reader
         self.name, self.version = reader.name, reader.version
 
-    def score(
-        self, images: Sequence[Image.Image], prompts: Sequence[base.Record]
-    ) -> list[base.Record]:
+    def score(self, images: base.Images, prompts: Sequence[base.Record]) -> list[base.Record]:
         """Return per image: read, lines, confidence and `text_reader.text_scores`."""
         return [
             {"read": read.text, "lines": len(read.boxes)}
@@ -79,16 +75,12 @@ class TextProbe(base.Probe):
         if "text" not in table:
             raise ValueError(f"{path} has no column 'text': it says what each image should say.")
         table["text"] = read_csv(path, dtype=str)["text"]
-        for row in table.itertuples():
-            if not row.text.strip() or row.text not in row.prompt:
-                raise ValueError(
-                    f"{path}: the prompt {row.id!r} does not hold its text {row.text!r}."
-                )
+        for r in table.itertuples():
+            if not r.text.strip() or r.text not in r.prompt:
+                raise ValueError(f"{path}: the prompt {r.id!r} does not hold its text {r.text!r}.")
         return table.assign(length=table.text.str.len())
 
-    def scorer(
-        self, pipe: Pipeline, prompts: pd.DataFrame | None = None, **options: Any
-    ) -> TextScorer:
+    def scorer(self, pipe: Pipeline, prompts: base.OptTable = None, **options: Any) -> TextScorer:
         """Return the scorer; `reader`: the name of a reader of `scorers.ocr`, default rapidocr."""
         name = options.get("reader") or "rapidocr"
         return TextScorer(registry.scorer("text", model_info(pipe).domain, name=name))
@@ -274,11 +266,8 @@ def _seen_against_new(table: pd.DataFrame) -> base.Rows:
         groups = {k: g[g.length.between(shared[0], shared[-1])] for k, g in groups.items()}
     if min(group.id.nunique() for group in groups.values()) < 2:
         return
-    both, ps = pd.concat(groups.values()), []
-    scores, words = (
-        ("exact_folded", "ned_folded"),
-        {"seen": "seen in training", "new": "never seen"},
-    )
+    both, ps, scores = pd.concat(groups.values()), [], ("exact_folded", "ned_folded")
+    words = {"seen": "seen in training", "new": "never seen"}
     for score in scores:
         sides = []
         for name, group in groups.items():

@@ -159,15 +159,9 @@ class Audit:
     @cached_property
     def verdicts(self) -> list[Record]:
         """Each published statement with its verdict, as `results.json` holds them."""
-        evidence = claims.Evidence(
-            self.sections,
-            self.comparison,
-            self.info,
-            self.size,
-            files.device_name(self.info.device),
-            self.session.settings,
-        )
-        return claims.decide(evidence)
+        device, settings = files.device_name(self.info.device), self.session.settings
+        facts = self.sections, self.comparison, self.info, self.size
+        return claims.decide(claims.Evidence(*facts, device, settings))
 
     @property
     def rules_hash(self) -> str:

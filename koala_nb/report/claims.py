@@ -179,13 +179,8 @@ def _latency(evidence: Evidence) -> Record:
     if seconds["low"] is None:
         return _untested("too few batches for an interval", seconds)
     bar, why = SLOWER * figure[0], f"published: {figure[0]} s on {gpu}"
-    return _by_interval(
-        seconds,
-        seconds["high"] <= bar,
-        seconds["low"] > bar,
-        why,
-        f"the interval holds the bar ({why})",
-    )
+    holds, fails = seconds["high"] <= bar, seconds["low"] > bar
+    return _by_interval(seconds, holds, fails, why, f"the interval holds the bar ({why})")
 
 
 def is_gpu(device: str, published: str) -> bool:

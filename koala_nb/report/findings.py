@@ -176,11 +176,8 @@ def _claimed(entry: Record, section: Section) -> Record | None:
     if p.empty:
         return None
     kinds = base.select(section.details, entry["shares"].format(**EVERY))
-    rows = {
-        row["id"].rpartition(".")[0]: row
-        for row in base.to_jsonable(kinds)
-        if not row["id"].endswith(ASIDE)
-    }
+    main = kinds[~kinds.id.str.endswith(ASIDE)]
+    rows = {row["id"].rpartition(".")[0]: row for row in base.to_jsonable(main)}
     ids = [id.rpartition(".")[0] for id in p[p.value <= LEVEL].id]
     claimed = {id.rpartition(".")[2].replace("_", " "): rows.get(id) for id in ids}
     corrected = ".corrected." if kinds.id.str.endswith(".corrected").any() else ""

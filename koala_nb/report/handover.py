@@ -115,14 +115,11 @@ def write_manifest(folder: Path, stored: list[Path]) -> Path:
 
     The executed notebook and the page are written after it and stand in no line.
     """
-    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and _is_evidence(p)]
+    inside = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in NOT_EVIDENCE]
+    paths = [p for p in inside if p.suffix != ".ipynb" and p.name[0] != "."]
     lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     lines += [f"# {_sha256(p)}  data/{p.parent.name}/{p.name}\n" for p in stored]
     return files.write_atomic(folder / MANIFEST, "".join(lines).encode())
-
-
-def _is_evidence(path: Path) -> bool:
-    return path.name not in NOT_EVIDENCE and path.suffix != ".ipynb" and path.name[0] != "."
 
 
 def _sha256(path: Path) -> str:

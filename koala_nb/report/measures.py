@@ -62,7 +62,7 @@ class Section:
     n: int = 0
     why: str = ""
     file: str | None = None  # table of this run's images, or the stored results
-    images: pd.DataFrame | None = None
+    images: base.OptTable = None
     labels: str = "labels of its images"  # what corrected a share, for people
 
     @property
@@ -95,11 +95,7 @@ class Section:
 
 
 def measured_section(
-    probe: Probe,
-    session: Session,
-    n: int,
-    folder: Path,
-    label_table: pd.DataFrame | None = None,
+    probe: Probe, session: Session, n: int, folder: Path, label_table: base.OptTable = None
 ) -> Section:
     """Return a probe's section: about n images drawn and scored in `<folder>/<probe>`.
 
@@ -149,9 +145,7 @@ def measured_section(
     return section
 
 
-def stored_section(
-    probe: Probe, info: ModelInfo, label_table: pd.DataFrame | None = None
-) -> Section:
+def stored_section(probe: Probe, info: ModelInfo, label_table: base.OptTable = None) -> Section:
     """Return a section with its stored large run, where that is of the same revision."""
     stored = probe.load_results(info.name, info.revision)
     if stored is None:
@@ -170,7 +164,7 @@ def stored_section(
     return Section(probe.name, stored=frame, details=details, file=file, labels=about)
 
 
-def _labels(probe: Probe, info: ModelInfo, given: pd.DataFrame | None) -> str:
+def _labels(probe: Probe, info: ModelInfo, given: base.OptTable) -> str:
     """Return what labels correct a probe's shares: how many, and who gave those of the project."""
     shipped = label_files.load_labels(probe.name, info.name) if given is None else None
     if (table := given if shipped is None else shipped) is None:
@@ -238,14 +232,8 @@ def latency(
         return section
     rows = list(_part_rows(pipe, info, size))
     if times:
-        seconds = estimate_row(
-            "latency.image.seconds",
-            "seconds per image",
-            seconds_an_image(times),
-            method=BATCHES,
-            scorer="clock",
-        )
-        rows.insert(0, seconds)
+        id, value = "latency.image.seconds", seconds_an_image(times)
+        rows.insert(0, estimate_row(id, "seconds per image", value, method=BATCHES, scorer="clock"))
     section.estimates = stats.estimates_frame(rows)
     return section
 
@@ -274,20 +262,11 @@ def _timed(case: Record, device: str) -> Iterator[Record]:
     name = case["part"] + (", with guidance" if case["guided"] else "")
     value, low, high = (1000 * case[key] for key in ("seconds", "low", "high"))
     peak = Estimate(1000 * case["peak_gb"], UNKNOWN, UNKNOWN, 1)
-    yield estimate_row(
-        estimate_id("latency", name, "milliseconds"),
-        f"milliseconds, {name}",
-        Estimate(value, low, high, case["n"]),
-        method=MEDIAN,
-        scorer=device,
-    )
-    yield estimate_row(
-        estimate_id("latency", name, "peak_mb"),
-        f"peak MB beside the weights, {name}",
-        peak,
-        method="one pass",
-        scorer=device,
-    )
+    time = Estimate(value, low, high, case["n"])
+    id, label = estimate_id("latency", name, "milliseconds"), f"milliseconds, {name}"
+    yield estimate_row(id, label, time, method=MEDIAN, scorer=device)
+    id, label = estimate_id("latency", name, "peak_mb"), f"peak MB beside the weights, {name}"
+    yield estimate_row(id, label, peak, method="one pass", scorer=device)
 
 
 def _benchmarked(name: str, size: int) -> Iterator[Record]:

@@ -206,9 +206,8 @@ def _show_samples(audit: Audit, section: Section) -> None:
     show_html(f'<p class="note">{escape(title)}.</p>', f"{title}.")
     figures.show_images(images, captions, columns=[""] * SAMPLES, title=title)
     if reports.in_report():
-        links = ", ".join(
-            f'<a href="{quote(f)}">{escape(c)}</a>' for f, c in zip(files_of, captions)
-        )
+        named = zip(files_of, captions)
+        links = ", ".join(f'<a href="{quote(f)}">{escape(c)}</a>' for f, c in named)
         every = f'<a href="{quote(section.name)}/images/">all {len(values)} images</a>'
         show_html(f'<p class="note">At full size: {links}; {every}.</p>')
 
@@ -394,15 +393,8 @@ def model_card(results: results.Results) -> str:
     """Return Markdown for a model's page on the hub, from a report's results, without any link."""
     plain = results.to_json()
     titles = {name: section_title(name) for name in plain["sections"]}
-    return fill_template(
-        "model_card.md.j2",
-        **plain,
-        titles=titles,
-        risks=RISKS,
-        escaped=escaped,
-        interval=_interval,
-        number=format_number,
-    )
+    forms = {"escaped": escaped, "interval": _interval, "number": format_number}
+    return fill_template("model_card.md.j2", **plain, **forms, titles=titles, risks=RISKS)
 
 
 def escaped(text: object) -> str:

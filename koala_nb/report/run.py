@@ -102,10 +102,8 @@ def parameters_of(path: Path) -> dict[str, tuple[type, Value]]:
     tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", ())]
     try:
         lines = ast.parse(tagged[0]).body if tagged else []
-    except SyntaxError as error:
-        raise ValueError(
-            f"{path.name}, parameters cell, line {error.lineno}: {error.msg}."
-        ) from None
+    except SyntaxError as bad:
+        raise ValueError(f"{path.name}, parameters cell, line {bad.lineno}: {bad.msg}.") from None
     return dict(_parameter(path, line) for line in lines)
 
 

@@ -95,7 +95,9 @@ def run_sweep(
 
 def _run_one(path: Path, values: Values, folder: Path) -> Record:
     """Run one combination as `koala-nb report` in a process of its own; returns its status."""
-    _wait(folder)
+    # The process of a run may outlive the sweep that was killed over it.
+    while reports.status(folder)["state"] == "running":
+        time.sleep(1)
     command = [sys.executable, "-m", "koala_nb", "report", str(path), "--out", str(folder.parent)]
     command.append("--keep-done")  # by a process that outlived another sweep
     for name, value in values.items():
@@ -110,12 +112,6 @@ def _run_one(path: Path, values: Values, folder: Path) -> Record:
         error = lines[-1].removeprefix("koala-nb: ")
         return {"state": "failed", "cell": "no cell of its own", "error": error}
     return state
-
-
-def _wait(folder: Path) -> None:
-    # The process of a run may outlive the sweep that was killed over it.
-    while reports.status(folder)["state"] == "running":
-        time.sleep(1)
 
 
 def read(path: Path, file: Path, given: Mapping[str, Value]) -> tuple[list[Values], int]:

@@ -15,16 +15,9 @@ from koala_nb.core import catalog
 from koala_nb.core.devices import gigabytes, pick_device, pick_dtype
 from koala_nb.generation.generate import decode_latent, decoding_dtype
 from koala_nb.models.load import load, silence_logging
+from koala_nb.speed import timing
 from koala_nb.speed.roofline import inputs_like, limit_seconds, machine_rates, unet_work
-from koala_nb.speed.timing import (
-    Row,
-    filled,
-    parts,
-    peak_gb,
-    print_rows,
-    time_interleaved,
-    write_result,
-)
+from koala_nb.speed.timing import Row, parts
 from koala_nb.stats.estimates import median_interval, ratio_interval
 
 ENCODERS, UNET, VAE = PARTS = ("text encoders", "U-Net, one step", "VAE")
@@ -38,7 +31,7 @@ def parts_of(system: str, device: str, dtype: str) -> dict[str, nn.Module]:
         pipe = load(system, device=device, dtype=dtype)
         return {k: v for k, v in pipe.components.items() if isinstance(v, torch.nn.Module)}
     modules = parts(system)
-    return {name: filled(part, dtype, device) for name, part in modules.items()}
+    return {name: timing.filled(part, dtype, device) for name, part in modules.items()}
 
 
 def cases_of(
@@ -86,7 +79,7 @@ def _vae_factor(modules: Modules) -> int:
 def measure(cases: Sequence[Case], repeats: int, device: str) -> list[Row]:
     """Return one row per case: median seconds with interval, ratio to the first system, peak GB."""
     calls = {str(at): torch.no_grad()(call) for at, (_, call) in enumerate(cases)}
-    seconds = time_interleaved(calls, repeats, device)
+    seconds = timing.time_interleaved(calls, repeats, device)
     first: dict[tuple, list[float]] = {}
     rows = []
     for (case, _), (at, call) in zip(cases, calls.items()):
@@ -98,7 +91,7 @@ def measure(cases: Sequence[Case], repeats: int, device: str) -> list[Row]:
         row = {**case, "outcome": "measured"}
         row |= {"seconds": time.value, "low": time.low, "high": time.high, "n": repeats}
         row |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-        rows.append(row | {"peak_gb": peak_gb(call, device)})
+        rows.append(row | {"peak_gb": timing.peak_gb(call, device)})
     return rows
 
 
@@ -173,7 +166,7 @@ def write_benchmark(
         row["weights_gb"] = sum(map(gigabytes, modules[row["system"]].values()))
         if limit_gb and "peak_gb" in row:
             row["fits"] = row["weights_gb"] + row["peak_gb"] <= limit_gb
-    print_rows(rows)
+    timing.print_rows(rows)
     rates = machine_rates(str(place), dtype)
     results = {"rows": rows, "images": whole_images(rows), "machine": rates}
     results["roofline"] = rooflines(rows, rates, modules)
@@ -181,4 +174,4 @@ def write_benchmark(
     options |= {"device": device, "dtype": dtype, "repeats": repeats}
     options |= {"limit_gb": limit_gb, "name": name}
     file = f"latency-{name or systems[0]}"
-    return write_result(file, command, options, out, str(place), **results)
+    return timing.write_result(file, command, options, out, str(place), **results)

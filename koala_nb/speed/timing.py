@@ -57,10 +57,8 @@ def parts(system: str, *, small: bool = False, tokenizer: Any = None) -> dict[st
     if small:
         config, texts = {**config, **SMALL_UNET}, [SMALL_CLIP, {**SMALL_CLIP, "projection_dim": 64}]
     ends = {"eos_token_id": tokenizer.eos_token_id} if tokenizer else {}
-    return {
-        "unet": build_unet(config),
-        **build_parts(texts, SMALL_VAE if small else SDXL_VAE, **ends),
-    }
+    vae = SMALL_VAE if small else SDXL_VAE
+    return {"unet": build_unet(config), **build_parts(texts, vae, **ends)}
 
 
 def seconds_of(call: Callable[[], object], device: str = "cpu") -> float:

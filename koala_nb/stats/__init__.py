@@ -13,17 +13,8 @@ from typing import TypeGuard
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submodules=[
-        "double_sampling",
-        "estimates",
-        "imbalance",
-        "misclassification",
-        "simulation",
-        "trends",
-    ],
-)
+_MODULES = "double_sampling estimates imbalance misclassification simulation trends".split()
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=_MODULES)
 HUGE = 1e100  # no measured value is greater, and its square overflows
 Fits = Callable[[object], bool]
 
@@ -55,9 +46,7 @@ def _is_estimate(value: object) -> bool:
 
 
 def _all(fits: Fits, length: int | None = None) -> Fits:
-    return lambda row: (
-        _is_row(row) and (length is None or len(row) == length) and all(map(fits, row))
-    )
+    return lambda r: _is_row(r) and (length is None or len(r) == length) and all(map(fits, r))
 
 
 def _named(fits: Fits) -> Fits:

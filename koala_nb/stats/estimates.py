@@ -355,10 +355,7 @@ def clustered_mean(values: Values, clusters: Values, limits: Limits | None = Non
 
 
 def cluster_bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    clusters: Values,
-    draws: Draws = 2000,
-    seed: int = 0,
+    statistic: Callable[[np.ndarray], float], clusters: Values, draws: Draws = 2000, seed: int = 0
 ) -> Estimate:
     """Return any statistic of images with an expanded percentile interval over resampled clusters.
 

@@ -12,15 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from koala_nb.stats import check_arguments
-from koala_nb.stats.estimates import (
-    UPPER,
-    Estimate,
-    Values,
-    cluster_bootstrap,
-    clustered_share,
-    same_length,
-)
+from koala_nb.stats import check_arguments, estimates
+from koala_nb.stats.estimates import Estimate, Values
 
 UNSURE = "unsure"
 
@@ -71,7 +64,7 @@ def corrected_share(
     for name, (right, of) in (("sensitivity", sensitivity), ("specificity", specificity)):
         if not (0 <= right <= of < np.inf and of > 0):
             raise ValueError(f"corrected_share: a {name} of {right} right of {of} is no share.")
-    z = float(stats.norm.ppf(UPPER))
+    z = float(stats.norm.ppf(estimates.UPPER))
     (right_p, n_p), (right_n, n_n) = sensitivity, specificity
     plain = right_p / n_p + right_n / n_n - 1
     se, sp = (right_p + 1) / (n_p + 2), (right_n + 1) / (n_n + 2)
@@ -119,7 +112,7 @@ def rater_agreement(
     """Return how far any two readings of the same images agree; one entry an image in each."""
     rows, columns = class_codes(one, answers), class_codes(two, answers)
     for each in (two, clusters):
-        same_length(one, each, "rater_agreement")
+        estimates.same_length(one, each, "rater_agreement")
 
     def table(images: np.ndarray) -> np.ndarray:
         counts = np.zeros((len(answers), len(answers)))
@@ -128,8 +121,8 @@ def rater_agreement(
 
     kappa = asymptotic = _asymptotic_kappa(table(np.arange(len(rows))))
     if not np.isnan(kappa.value):
-        kappa = cluster_bootstrap(lambda images: _kappa(table(images)), clusters)
-    return Agreement(kappa, asymptotic, clustered_share(rows == columns, clusters))
+        kappa = estimates.cluster_bootstrap(lambda images: _kappa(table(images)), clusters)
+    return Agreement(kappa, asymptotic, estimates.clustered_share(rows == columns, clusters))
 
 
 def _kappa(table: np.ndarray) -> float:

@@ -9,18 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from koala_nb.stats import check_arguments
-from koala_nb.stats.estimates import (
-    UPPER,
-    Estimate,
-    Values,
-    cluster_bootstrap,
-    cluster_codes,
-    cluster_totals,
-    finite,
-    same_length,
-    yes_or_no,
-)
+from koala_nb.stats import check_arguments, estimates
+from koala_nb.stats.estimates import Estimate, Values, finite, same_length, yes_or_no
 
 RARE = 10  # hits or misses, fewer of which give no curve
 POWER = 0.8  # how often a difference is to be found
@@ -51,10 +41,10 @@ def logistic_trend(x: Values, hits: Values, clusters: Values) -> Trend | None:
     import statsmodels.api as sm
     from statsmodels.tools.sm_exceptions import PerfectSeparationError, PerfectSeparationWarning
 
-    values, success = finite(x, "logistic_trend"), yes_or_no(hits, "logistic_trend")
+    values, success = (finite(x, "logistic_trend"), yes_or_no(hits, "logistic_trend"))
     for each in (hits, clusters):
         same_length(x, each, "logistic_trend")
-    groups = cluster_codes(clusters)
+    groups = estimates.cluster_codes(clusters)
     rarer = min(success.sum(), (1 - success).sum())
     if rarer < RARE or np.ptp(values) == 0 or groups.max() < 2:
         return None
@@ -71,7 +61,7 @@ def logistic_trend(x: Values, hits: Values, clusters: Values) -> Trend | None:
         return None
     a, b = (float(v) for v in fit.params)
     covariance = np.asarray(fit.cov_params())
-    t = float(stats.t.ppf(UPPER, groups.max()))
+    t = float(stats.t.ppf(estimates.UPPER, groups.max()))
     half = t * float(np.sqrt(covariance[1, 1]))
     slope = Estimate(b, b - half, b + half, len(success))
     return Trend(a, slope, _fieller(a, b, covariance, t, len(success)))
@@ -161,7 +151,7 @@ def detectable_difference(
 
 def intraclass_correlation(hits: Values, clusters: Values) -> float:
     """Return the intra-class correlation of hits within clusters, 0 to 1 (analysis of variance)."""
-    sums, sizes = cluster_totals(yes_or_no(hits, "intraclass_correlation"), clusters)
+    sums, sizes = estimates.cluster_totals(yes_or_no(hits, "intraclass_correlation"), clusters)
     m, n = len(sizes), sizes.sum()
     if m < 2 or n == m:
         return 0.0
@@ -182,7 +172,7 @@ def line_slope(x: Values, y: Values) -> Estimate:
     import statsmodels.api as sm
 
     same_length(x, y, "line_slope")
-    points, heights = finite(x, "line_slope", least=2), finite(y, "line_slope", least=2)
+    points, heights = (finite(x, "line_slope", least=2), finite(y, "line_slope", least=2))
     if len(points) < 3 or np.ptp(points) == 0:
         raise ValueError("line_slope: give three points or more, of two different x or more.")
     fit = sm.OLS(heights, sm.add_constant(points)).fit(cov_type="HC3", use_t=True)
@@ -204,17 +194,12 @@ def variance_components(
     a, b = (yes_or_no(hits, "variance_components") for hits in (one, two))
     for each in (two, groups, clusters):
         same_length(one, each, "variance_components")
-    columns = {
-        "group": groups,
-        "cluster": clusters,
-        "mean": (a + b) / 2,
-        "reader": (a - b) ** 2 / 2,
-    }
+    columns = {"group": groups, "prompt": clusters, "mean": (a + b) / 2, "reader": (a - b) ** 2 / 2}
     parts = []
     for _, images in pd.DataFrame(columns).groupby("group", sort=False):
-        of_cluster = images.groupby("cluster", sort=False)["mean"]
-        within, reader = of_cluster.var(ddof=1).mean(), images.reader.mean()
-        between = of_cluster.mean().var(ddof=1) - within / of_cluster.size().mean()
+        by_prompt = images.groupby("prompt", sort=False)["mean"]
+        within, reader = by_prompt.var(ddof=1).mean(), images.reader.mean()
+        between = by_prompt.mean().var(ddof=1) - within / by_prompt.size().mean()
         parts.append((between, within - reader / 2, reader))
     moments = np.array(parts)
 
@@ -223,7 +208,7 @@ def variance_components(
         return float(whole[k] / whole.sum())
 
     every = np.arange(len(moments))
-    return [cluster_bootstrap(partial(part, k=k), every) for k in range(3)]
+    return [estimates.cluster_bootstrap(partial(part, k=k), every) for k in range(3)]
 
 
 check_arguments(globals())
