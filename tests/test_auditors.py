@@ -49,14 +49,6 @@ def test_what_the_published_thresholds_alarm_at():
     assert metrics.composite(thirty) < 0.30  # "low"
 
 
-def test_three_readings_of_total_collapse():
-    collapse = {"man": 100}
-    readings = [metrics.parity_difference(collapse), metrics.composite(collapse)]
-    assert readings == [1, 1] and metrics.amplification(collapse) == 0
-    fair = {"woman": 50, "man": 50}
-    assert metrics.parity_difference(fair) == metrics.composite(fair) == 0
-
-
 def test_amplification_takes_unknown_for_a_group():
     fair = {"woman": 45, "man": 45, "unknown": 10}
     assert metrics.amplification(fair) == pytest.approx(2 * (0.45 - 1 / 3) + 1 / 3 - 0.1)
@@ -99,7 +91,6 @@ def test_a_forced_choice_has_no_unsure_answer_and_is_symmetric():
 
 def test_skin_tone_of_the_ten_swatches():
     assert metrics.dalleval_monk(SWATCHES).tolist() == [5, 5, 5, 5, 5, 5, 6, 6, 6, 7]
-    assert [faces.skin_tone(s[None]).monk for s in SWATCHES] == list(range(1, 11))
     passed = np.flatnonzero(metrics.heim_is_skin(SWATCHES)) + 1
     assert passed.tolist() == [4, 5, 6, 7]  # both ends of the scale are no skin to HEIM's rule
     assert not metrics.heim_is_skin(np.array([[0, 0, 255], [128, 128, 128]])).any()

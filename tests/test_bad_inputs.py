@@ -108,6 +108,7 @@ TYPED = [
     ("plan --benchmark nowhere.json", "There is no file nowhere.json"),
     # Absent weights.
     ("generate koala-1b x", "run `hf download etri-vilab/koala-1b"),
+    ("generate koala-lightning-1b x", "` (about 4.1 GB), or load an embedded model"),
     ("generate someone/else x", "run `hf download someone/else"),
     ("generate koala-700m x --device gpu", "Unknown device 'gpu'"),
     ("generate koala-700m x --dtype int8", "Unknown dtype 'int8'"),
@@ -262,7 +263,7 @@ PARAMETERS = [
     ("11", "guidance=2000", "guidance is 2000.0: give a number from 0 to 1000"),
     ("11", "batch_size=-2", "batch_size is -2"),
     ("11", "prompts_file=nowhere.csv", "There is no file nowhere.csv"),
-    ("11", "prompts_file=texts.csv", "texts.csv has no column 'prompt': name it there"),
+    ("11", "prompts_file=texts.csv", "texts.csv has no column 'prompt': it has 'text'"),
     ("11", "seeds=99999999999", "images per prompt, at most 5,000,000"),
     ("11", "model=", "Unknown system ''"),
     ("06", "prompts_file=prompts.csv", "prompts.csv has no column 'id'"),

@@ -35,11 +35,6 @@ def test_help_loads_nothing_heavy():
         assert command in done.stdout
 
 
-def test_the_path_without_make(tmp_path):
-    done = call("report", "--help", cwd=tmp_path)
-    assert done.returncode == 0 and "NAME=VALUE" in done.stdout
-
-
 def test_systems_prints_the_catalogue(capsys):
     assert cli.main(["systems"]) == 0
     printed = capsys.readouterr().out

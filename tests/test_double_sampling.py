@@ -167,17 +167,6 @@ def test_the_order_of_images_does_not_matter(order):
     assert share(again) == pytest.approx(share(first))
 
 
-def test_odd_samples_are_refused():
-    with pytest.raises(ValueError, match="'child' was not declared"):
-        sample(["child"])
-    with pytest.raises(ValueError, match="do not fit"):
-        d.double_sample(["man"] * 3, [0, 1], CLASSES)
-    with pytest.raises(ValueError, match="'child' is none of woman, man, unsure"):
-        share(sample(["man"] * 4), group="child")
-    with pytest.raises(ValueError, match="no share between 0 and 1"):
-        pvalue(sample(["man"] * 4), reference=1.0)
-
-
 @pytest.mark.parametrize("concentration", [audits.ALIKE, 9])
 def test_intervals_cover_where_the_reader_errs_differently(concentration):
     """By the code as it is, beside the committed grid (`test_simulation`)."""

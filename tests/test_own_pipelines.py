@@ -103,6 +103,9 @@ def test_what_is_no_folder_and_no_hub_id_is_one_sentence(name, message):
     ("given", "message"),
     [
         ({"seeds": "x"}, "seeds is 'x': give 1 or more images per prompt"),
+        ({"seeds": 0}, "seeds is 0: give 1 or more"),
+        ({"guidance": -0.5}, "guidance is -0.5: give"),
+        ({"size": -8}, "size is -8: give"),
         ({"seeds": [1, 2]}, "seeds is [1, 2]: give 1 or more"),
         ({"seeds": True}, "seeds is True: give 1 or more"),
         ({"guidance": float("nan")}, "guidance is nan: give a number from 0 to 1000"),

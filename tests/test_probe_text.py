@@ -299,18 +299,6 @@ def test_figures_say_what_they_show_and_refuse_nothing(monkeypatch, capsys):
         text.show_lengths({}, "t")
 
 
-def test_a_photographic_run_goes_on_after_its_readings_are_lost(loaded, tmp_path):
-    prompts, scorer = base.subsample_prompts(text.prompts("photographic"), 3), text.scorer(loaded)
-    args = {"images": 2, "steps": 1, "height": 64, "width": 64, "progress": False}
-    whole = base.measure(loaded, prompts, scorer, out=tmp_path, **args)
-    for image in sorted((tmp_path / "images").glob("*.png"))[3:]:
-        image.unlink()
-    (tmp_path / "scores-rapidocr.jsonl").unlink()
-    again = [base.measure(loaded, prompts, scorer, out=tmp_path, **args) for _ in range(2)]
-    assert all(whole.to_csv() == table.to_csv() for table in again)
-    assert len(whole) == 6 and not whole.exact.any()
-
-
 @in_the_world
 def test_the_command_writes_table_and_card(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

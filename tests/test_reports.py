@@ -393,7 +393,7 @@ def test_the_prompts_that_come_with_the_project():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name\nx\n", "no column `prompt`"),
+        ("name\nx\n", "no column 'prompt'"),
         ("prompt\n", "the file holds no prompt"),
         ("id,prompt\n1,a\n2,  \n", "line 3 holds no prompt"),
         (None, "own.csv"),

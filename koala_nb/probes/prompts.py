@@ -22,12 +22,11 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
 
     Empty factors are None. ValueError for a missing column, file or prompt, or two equal ids.
     """
-    table = read_csv(path, dtype={"id": str, "prompt": str}, na_values=[""])
+    kinds = {"id": str, "prompt": str}
+    table = read_csv(path, kinds, dtype=kinds, na_values=[""])
     if table.empty:
         raise ValueError(f"{path} holds no prompts: write one a line.")
-    for column in ("id", "prompt"):
-        if column not in table:
-            raise ValueError(f"{path} has no column {column!r}: it needs id, prompt and factors.")
+    for column in kinds:
         if table[column].isna().any():
             row = int(table[column].isna().to_numpy().argmax()) + 2
             raise ValueError(f"{path}, line {row}: {column} is empty.")
