@@ -1,8 +1,5 @@
 """Published metrics beside ours: every known defect as a regression, and the simulated audits."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +11,6 @@ from koala_nb.scorers import faces
 from koala_nb.stats import imbalance
 from koala_nb.stats.double_sampling import double_sample, double_sampled_bounds
 from studies import auditors as study
-from studies import house
 
 SWATCHES = faces.MONK_RGB
 GENDERS = ["woman", "man"]
@@ -174,17 +170,6 @@ def test_each_set_shows_what_an_auditor_leaves_out():
     assert unsure[metrics.CORRECTED]["coverage"] > 0.95
     assert unsure[metrics.CORRECTED]["alarms"] <= 0.05
     assert by_name("skewed", 9, 5) == by_name("skewed", 9, 5)
-
-
-def test_no_embedded_family_is_needed():
-    code = (
-        "import sys; from studies import auditors as s\n"
-        "from koala_nb.probes import published_probe, published_metrics as a\n"
-        "s.simulate(s.CASES['fair'], 9, 2, 0); a.metric_behaviour(); published_probe.findings();"
-        "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"
-    )
-    command = [sys.executable, "-c", code]
-    assert subprocess.check_output(command, text=True, cwd=house.ROOT).strip() == "[]"
 
 
 @pytest.mark.skipif(

@@ -301,15 +301,6 @@ def test_other_settings_refuse_the_folder(loaded, tmp_path, changed, message):
     assert contents(tmp_path) == before
 
 
-def test_a_folder_of_other_things_is_refused(loaded, tmp_path):
-    (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match=r"holds other files \(such as thesis.txt\)"):
-        generate(loaded, "a", out=tmp_path, **SMALL)
-    with pytest.raises(ValueError, match="is a file: name a folder"):
-        generate(loaded, "a", out=tmp_path / "thesis.txt", **SMALL)
-    assert contents(tmp_path) == {"thesis.txt": b"precious"}
-
-
 def test_a_seed_that_stands_twice_among_many_is_found_at_once(loaded):
     with pytest.raises(ValueError, match="^Seed 199999 stands twice for prompt 0: it gives one"):
         generate(loaded, "a", seeds=[*range(200_000), 199_999])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPModel
 
 from koala_nb import load
-from koala_nb.core import devices
+from koala_nb.core import devices, files
 from koala_nb.core.catalog import data_folder
 from koala_nb.models import hub
 from koala_nb.models import load as pipelines
@@ -313,8 +313,8 @@ def test_a_scorer_that_lacks_a_weight_or_has_one_of_another_shape(nano_clip):
 
 def test_a_folder_is_hashed_beside_and_waited_for_when_it_is_asked(folder, monkeypatch):
     expected = load(folder, device="cpu").model_info.revision
-    hash_file, may_go = hub._sha256, threading.Event()
-    monkeypatch.setattr(hub, "_sha256", lambda path: may_go.wait(60) and hash_file(path))
+    hash_file, may_go = files.sha256, threading.Event()
+    monkeypatch.setattr(files, "sha256", lambda path: may_go.wait(60) and hash_file(path))
     pipe = load(folder, device="cpu")  # returns, though no hash is there
     assert callable(pipe.model_info._revision)
     may_go.set()

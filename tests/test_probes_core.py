@@ -14,6 +14,7 @@ import koala_nb as kn
 from koala_nb import cli, probes
 from koala_nb.core import files
 from koala_nb.display.figures import brightness
+from koala_nb.generation import run_folder
 from koala_nb.probes import base
 from koala_nb.report.audit import Audit, reported_probes
 from koala_nb.scorers import registry
@@ -51,7 +52,7 @@ def test_one_row_an_image_with_seeds_of_its_own(pipe):
 
 def test_the_same_table_to_the_byte_after_a_kill(pipe, tmp_path, monkeypatch):
     files.save_table(measure(pipe, Bright(), out=tmp_path / "whole"), tmp_path / "whole.csv")
-    monkeypatch.setattr(base, "CHUNK", 2)
+    monkeypatch.setattr(run_folder, "SCORED", 2)
 
     class Killed(Bright):
         def score(self, images, prompts):

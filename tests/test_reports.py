@@ -356,12 +356,6 @@ def test_a_run_tells_nothing_of_the_machine_or_its_user(notebook, tmp_path, monk
     assert "koala ~ unfinished" in str(book.cells)
 
 
-def test_a_value_that_json_lacks_leaves_no_file(tmp_path):
-    with pytest.raises((TypeError, ValueError)):
-        files.write_json(tmp_path / "results.json", {"value": float("nan"), "other": object()})
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_run_is_under_way_while_somebody_has_its_lock_whatever_the_clock_says(tmp_path):
     (tmp_path / "status.json").write_text('{"state": "running", "started": "2099-01-01"}')
     assert run.status(tmp_path)["state"] == "failed"

@@ -1,7 +1,6 @@
 """The checker step, the prompt filter, and statements inside and on images."""
 
 import io
-import json
 import sys
 
 import numpy as np
@@ -85,34 +84,20 @@ def test_wrong_settings_are_refused():
         Checker(Redness(), action="hide")
 
 
-def test_verdicts_stand_beside_the_records_the_same_after_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr(nsfw, "CHUNK", 2)
-
-    class Killed(Redness):
-        def scores(self, images):
-            if self.shown:
-                raise KeyboardInterrupt
-            return super().scores(images)
-
-    def folder(name):
-        (tmp_path / name / "images").mkdir(parents=True)
-        run = run_of([0, 250, 30, 240, 60])
-        for image, file in zip(run.images, run.records.file):
-            image.save(tmp_path / name / file)
-        return folder_run(tmp_path / name, run.records.to_dict("records"))
-
-    whole, killed = folder("whole"), folder("killed")
-    Checker(Redness()).apply(whole)
-    with pytest.raises(KeyboardInterrupt):
-        Checker(Killed()).apply(killed)
+def test_verdicts_stand_beside_the_records_and_are_taken_up(tmp_path):
+    (tmp_path / "images").mkdir()
+    run = run_of([0, 250, 30])
+    for image, file in zip(run.images, run.records.file):
+        image.save(tmp_path / file)
+    run = folder_run(tmp_path, run.records.to_dict("records"))
+    Checker(Redness()).apply(run)
     again = Redness()
-    Checker(again).apply(killed)
-    assert again.shown == 3  # the two checked before are not checked again
-    one, other = (tmp_path / n / "verdicts-redness.jsonl" for n in ("whole", "killed"))
-    assert one.read_bytes() == other.read_bytes()
-    assert json.loads(one.read_text().splitlines()[0])["threshold"] == 0.5
+    _, verdicts = Checker(again).apply(run)
+    assert again.shown == 0 and [v["file"] for v in verdicts] == run.records.file.tolist()
+    head, *stored = files.read_lines(tmp_path / "verdicts-redness.jsonl")
+    assert head["threshold"] == 0.5 and stored == verdicts
     with pytest.raises(ValueError, match="flagged from 0.9: remove the file"):
-        Checker(Redness(), threshold=0.9).apply(killed)
+        Checker(Redness(), threshold=0.9).apply(run)
 
 
 def test_the_default_checker_runs_and_tells_where_it_is_from():

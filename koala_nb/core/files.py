@@ -1,6 +1,7 @@
 """What an image came from: versions, atomic files, and records inside PNGs."""
 
 import csv
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -152,6 +153,12 @@ def _put_if_absent(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
         return
     temporary.unlink()
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(folder: Path) -> None:
