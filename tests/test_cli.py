@@ -14,7 +14,7 @@ import koala_nb as kn
 from koala_nb import cli
 from koala_nb.core import catalog
 
-HEAVY = ("torch", "diffusers", "pandas", "matplotlib", "papermill", "IPython", "numpy")
+HEAVY = ("torch", "diffusers", "pandas", "matplotlib", "papermill", "IPython", "numpy", "PIL")
 
 
 def call(*arguments, cwd=None, env=None):
@@ -22,9 +22,10 @@ def call(*arguments, cwd=None, env=None):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
 
 
-def test_help_loads_nothing_heavy():
+def test_import_and_help_load_nothing_heavy():
     code = (
-        "import sys\n"
+        "import sys, koala_nb\n"
+        "assert 'generate' in dir(koala_nb) and callable(koala_nb.find)\n"
         "from koala_nb import cli\n"
         "cli.main(['--help'])\n"
         f"print([m for m in {HEAVY} if m in sys.modules])"

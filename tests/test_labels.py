@@ -8,13 +8,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from label_runs import PROMPT, run_of
 from PIL import Image
 
 from koala_nb.probes import labels
-from koala_nb.stats import misclassification
 
 
 @pytest.fixture
@@ -131,22 +128,6 @@ def test_what_two_passes_tell_nothing_of():
     assert alike.same.value == 1
     with pytest.raises(ValueError, match="4 images of 1 prompts"):
         agreement([("man", "man")] * 4)
-
-
-answers = st.sampled_from(labels.PRESENTATIONS)
-
-
-@given(st.lists(st.tuples(answers, answers), min_size=2, max_size=30))
-def test_kappa_is_that_of_statsmodels_and_does_not_depend_on_the_passes_order(pairs):
-    table = np.zeros((3, 3))
-    for a, b in pairs:
-        table[labels.PRESENTATIONS.index(a), labels.PRESENTATIONS.index(b)] += 1
-    kappa, asymptotic = misclassification._kappa(table), misclassification._asymptotic_kappa(table)
-    assert misclassification._kappa(table.T) == pytest.approx(kappa, nan_ok=True)
-    assert asymptotic.value == pytest.approx(kappa, nan_ok=True, abs=1e-9)
-    if not math.isnan(kappa):
-        assert -1 <= kappa <= 1 + 1e-9
-        assert all(a == b for a, b in pairs) == (abs(kappa - 1) < 1e-9)
 
 
 def test_the_labels_of_the_embedded_model_are_whole():

@@ -103,15 +103,6 @@ def test_a_parameter_that_is_no_plain_value_is_refused(notebook, line):
         run.parameters_of(path)
 
 
-def test_an_unknown_notebook_or_model_stops_before_a_kernel_starts(tmp_path):
-    with pytest.raises(ValueError, match="11_write_the_audit_report"):
-        run.find("11_write_the_audit_raport")
-    assert run.find("11").stem == "11_write_the_audit_report"
-    with pytest.raises(ValueError, match="nano-koala"):
-        run.run_report("11", model="nano-koalla", out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_run_that_passes(notebook, tmp_path):
     path = notebook(
         "from koala_nb.core import files\n"
