@@ -124,17 +124,6 @@ def test_sets_hold_what_the_case_says(name):
     assert women == pytest.approx(independent * (1 + 4 * case.correlation), rel=0.12, abs=1e-9)
 
 
-def test_a_third_of_the_images_is_labelled_rightly():
-    rng = np.random.default_rng(0)
-    read, true, _ = study.draw(rng, study.CASES["fair, scorer error"], 40, 10)
-    labels = study.labelled(rng, true)
-    known = [i for i, label in enumerate(labels) if label is not None]
-    assert len(known) == 133 and all(labels[i] == true[i] for i in known)
-    assert 0.01 < (read != true).mean() < 0.12
-    unsure, answers, _ = study.draw(rng, study.CASES["fair, unsure"], 40, 10)
-    assert ((unsure == "unsure") == (answers == "unsure")).all()
-
-
 @settings(max_examples=15)
 @given(st.integers(0, 10_000))
 def test_the_order_of_images_changes_no_verdict(seed):
