@@ -343,7 +343,7 @@ def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path):
         cluster.generate("nano-koala", "a koala", out=tmp_path / "run", client=None)
     cases = {
         "Did you mean 'nano-koala'": {"model": "nano-koalaa"},
-        "steps must be a whole number": {"steps": 0},
+        "steps is 0: give a whole number": {"steps": 0},
         "prompts is empty": {"prompts": []},
         "out must be the path of a folder": {"out": 7},
     }
@@ -355,7 +355,7 @@ def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path):
         cluster.generate(client=client, **good, stepz=3)
     assert not (tmp_path / "run").exists()
     for workers in (0, True, 1.5):
-        with pytest.raises(ValueError, match="workers must be a whole number of at least 1"):
+        with pytest.raises(ValueError, match="workers is .*: give a whole number of 1 or more"):
             with cluster.local(workers):
                 pass
     with pytest.raises(ValueError, match="holds no run"):
