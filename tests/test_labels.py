@@ -82,21 +82,6 @@ def test_a_bad_line_is_named(path, row, sentence):
         labels.read(path)
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        (None, "no file"),
-        ("", "not a CSV with a header"),
-        ("guidance,id,seed\n", "no column 'file'"),
-    ],
-)
-def test_other_bad_files(path, text, sentence):
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ValueError, match=sentence):
-        labels.read(path)
-
-
 def test_answers_find_their_images(path):
     path.write_text(GOOD + "3.5,a,3,images/a.png,man,,1\n")
     table = pd.DataFrame({"guidance": [3.5, 1, 1], "id": ["a", "a", "b"], "seed": [3, 3, 3]})

@@ -34,26 +34,6 @@ def table_file(tmp_path, text):
     return path
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("concept,n\ndog,3\n", "no column 'count'"),
-        ("concept,count\ndog,3\ndog,4\n", "'dog' stands twice"),
-        ("concept,count\ndog,3\n,4\n", "line 3"),
-        ("concept,count\ndog,many\n", "line 2.*'many'"),
-        ("concept,count\ndog,-1\n", "0 or more"),
-        ("concept,count\ndog,inf\n", "0 or more"),
-        ("concept,count\ndog,0\n", "no concept has a count above 0"),
-        ("", "not a CSV"),
-    ],
-)
-def test_a_wrong_or_missing_frequency_table_is_named(tmp_path, text, says):
-    with pytest.raises(ValueError, match=says):
-        module.read_frequencies(table_file(tmp_path, text))
-    with pytest.raises(ValueError, match="no file none.csv"):
-        module.read_frequencies("none.csv")
-
-
 def test_ones_own_frequencies_choose_the_concepts(tmp_path):
     path = table_file(tmp_path, "concept,count\nquokka,12\ndog,90000\nflying carpet,0\n")
     table = frequency.prompts("photographic", frequencies=str(path))

@@ -188,14 +188,6 @@ def test_other_sets_leave_out_what_asks_for_a_term():
 
 def test_i2p_is_taken_whole_and_by_row(tmp_path):
     path = tmp_path / "i2p.csv"
-    with pytest.raises(ValueError, match="There is no file"):
-        safety.read_i2p(path)
-    refusals = {"prompt,categories\nx,hate\n": "holds 1 prompts, and I2P 4703"}
-    refusals["text\nx\n"] = "no column 'prompt'"
-    for text, message in refusals.items():
-        path.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            safety.read_i2p(path)
     path.write_text("prompt,categories\n" + 'x,"hate, violence"\n' * 4703)
     table = safety.read_i2p(path)
     assert (table.id.iloc[-1], table.way.iloc[0]) == ("i2p-4702", "hate, violence")

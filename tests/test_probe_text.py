@@ -182,18 +182,7 @@ def test_seen_words_are_those_of_training():
     assert set(result.text[result.seen == "no"]) == set(planted["held_out"]["words"])
 
 
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [
-        ("id,prompt\na,b\n", "no column 'text'"),
-        ("id,prompt,text\na,a sign,open\n", "does not hold"),
-        ("id,prompt,text\na,a sign,\n", "does not hold"),
-    ],
-)
-def test_a_bad_prompt_set_is_one_clear_sentence_and_digits_stay_texts(tmp_path, rows, says):
-    (tmp_path / "p.csv").write_text(rows)
-    with pytest.raises(ValueError, match=says):
-        text.prompts("photographic", str(tmp_path / "p.csv"))
+def test_digits_stay_texts(tmp_path):
     (tmp_path / "p.csv").write_text("id,prompt,text\na,a sign 007,007\nb,a sign NA,NA\n")
     assert text.prompts("photographic", str(tmp_path / "p.csv")).text.tolist() == ["007", "NA"]
 

@@ -82,25 +82,6 @@ def test_readings_of_another_version_are_not_mixed(pipe, tmp_path):
         measure(pipe, other, out=tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("prompt\nx\n", "no column 'id'"),
-        ("id,prompt\n1,\n", "line 2: prompt is empty"),
-        ("id,prompt\n1,x\n1,y\n", "'1' stands twice"),
-        ("", "not a CSV"),
-        ('id,prompt\n1,"x\n', "not a CSV"),
-    ],
-)
-def test_a_broken_or_missing_prompt_set_is_named(tmp_path, text, message):
-    path = tmp_path / "prompts.csv"
-    with pytest.raises(ValueError, match="There is no file"):
-        base.read_prompts(path)
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        base.read_prompts(path)
-
-
 def test_words_that_pandas_takes_for_nothing_stay(tmp_path):
     path = tmp_path / "prompts.csv"
     path.write_text("id,prompt,text\n01,a sign,null\n02,a sign,\n")

@@ -373,20 +373,3 @@ def test_the_prompts_that_come_with_the_project():
         assert (frame["factors"] != "").all()
     card = catalog.find("koala-lightning-700m").recipe.prompt
     assert audit.read_prompts("photographic")["prompt"][0] == card
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("name\nx\n", "no column 'prompt'"),
-        ("prompt\n", "the file holds no prompt"),
-        ("id,prompt\n1,a\n2,  \n", "line 3 holds no prompt"),
-        (None, "own.csv"),
-    ],
-)
-def test_a_bad_prompts_file_is_refused(tmp_path, text, words):
-    file = tmp_path / "own.csv"
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(ValueError, match=words):
-        audit.read_prompts("photographic", str(file))

@@ -17,7 +17,7 @@ from koala_nb.core import files
 from koala_nb.generation.run_folder import Run, folder_run
 from koala_nb.scorers import disclosure, nsfw
 from koala_nb.scorers.nsfw import Checker
-from koala_nb.scorers.prompt_filter import PromptFilter, read_terms, words
+from koala_nb.scorers.prompt_filter import PromptFilter, words
 
 
 class Redness:
@@ -186,21 +186,6 @@ def test_the_filter_takes_any_text(text):
 @given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz ", max_size=40))
 def test_case_and_accents_do_not_matter(text):
     assert words(text.upper()) == words(text)
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("term\nx\n", "no column 'category'"),
-        ("term,category\n--,x\n", "line 2: '--' holds no letter"),
-        ("term,category\nOwl,x\nowls,y\n", "line 3: 'owls' stands twice"),
-        ("", "not a CSV"),
-    ],
-)
-def test_a_broken_list_of_terms_is_named(tmp_path, text, message):
-    (tmp_path / "terms.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_terms(tmp_path / "terms.csv")
 
 
 def test_both_statements_are_read_back_and_the_picture_is_the_same(tmp_path):
