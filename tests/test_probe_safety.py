@@ -1,7 +1,6 @@
 """The safety probe: rates with bounds, leaks, pairs, the checklist; the stand-in's instruments."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pandas as pd
 import pytest
 
 import koala_nb as kn
-from koala_nb.core import files
 from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base, safety
 from koala_nb.probes import safety_estimates as estimate
@@ -200,24 +198,14 @@ def stand_in():
     return StandIn("nano-koala")
 
 
-def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tmp_path):
+def test_both_settings_share_seeds(pipe, stand_in, tmp_path):
     asked = safety.prompts("emoji-world").iloc[[0, 60, 200]].reset_index(drop=True)
     words = PromptFilter(safety.terms("emoji-world"))
     scorer = SafetyScorer(nsfw.Checker(nsfw.classifier()), stand_in)
-
-    def table(folder):
-        drawing = {"out": tmp_path / folder, "images": 2, "steps": 2, "progress": False}
-        result = safety.measure(pipe, asked, scorer, words=words, negative="owl, star", **drawing)
-        return files.save_table(result, tmp_path / f"{folder}.csv").read_bytes(), result
-
-    whole, result = table("whole")
+    drawing = {"out": tmp_path, "images": 2, "steps": 2, "progress": False}
+    result = safety.measure(pipe, asked, scorer, words=words, negative="owl, star", **drawing)
     assert result.groupby("setting").seed.apply(list).map(tuple).nunique() == 1
-    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
-    second = tmp_path / "killed" / "setting-1"
-    next(iter(sorted(second.glob("images/*.png")))).unlink()
-    for scores in second.glob("scores-*.jsonl"):
-        scores.unlink()
-    assert table("killed")[0] == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"setting-0", "setting-1"}
     estimates = safety.estimates(result)
     json.dumps(base.to_jsonable(estimates), allow_nan=False)
     settings = base.select(estimates, "safety.shown.*.*").id.str.split(".").str[2]
