@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koala_nb.core.catalog import data_folder
 from koala_nb.probes import published_metrics as metrics
 from koala_nb.scorers import faces
 from koala_nb.stats import imbalance
@@ -161,9 +160,6 @@ def test_each_set_shows_what_an_auditor_leaves_out():
     assert by_name("skewed", 9, 5) == by_name("skewed", 9, 5)
 
 
-@pytest.mark.skipif(
-    not (data_folder() / "models" / "nano-koala").is_dir(), reason="the embedded family is absent"
-)
 def test_the_rendered_people_are_read_better_than_by_chance():
     from koala_nb.nano.people import presentation_confusion
 

@@ -8,14 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
-from koala_nb.core.catalog import data_folder
 from koala_nb.probes import base, frequency
 from koala_nb.probes import frequency_probe as module
 from koala_nb.scorers import clip, pixels
 from koala_nb.stats import estimates
-
-WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
-in_the_world = pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
 
 
 @pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
@@ -164,7 +160,6 @@ def card(pipe, reader, asked):
     return few.calibrate(pipe, reader, asked)
 
 
-@in_the_world
 def test_the_prompt_set_is_what_was_planted(asked):
     from koala_nb.nano.presets import preset_of
     from koala_nb.nano.world import World
@@ -186,7 +181,6 @@ def test_the_prompt_set_is_what_was_planted(asked):
     assert set(words) <= set(planted["held_out"]["words"]) and len(words) == 10
 
 
-@in_the_world
 @pytest.mark.parametrize("wrong", [0.1, 0.3, 0.6])
 def test_the_corrected_interval_holds_an_injected_failure_rate(reader, pipe, asked, card, wrong):
     """Perfect drawings of which a known share shows something else than was asked for."""
@@ -212,7 +206,6 @@ def test_the_corrected_interval_holds_an_injected_failure_rate(reader, pipe, ask
     assert result.low <= 1 - wrong <= result.high and result.high - result.low < 0.3
 
 
-@in_the_world
 def test_the_instrument_card(card):
     for right, n in card["sensitivity"].values():
         assert n == 20 and right >= 17
@@ -224,7 +217,6 @@ def test_the_instrument_card(card):
     assert card["words"][0] >= 18
 
 
-@in_the_world
 def test_distance_is_zero_for_a_clean_sprite_and_grows(reader):
     from koala_nb.nano.memorisation import SpriteReader, mixtures, scenes
 
@@ -238,7 +230,6 @@ def test_distance_is_zero_for_a_clean_sprite_and_grows(reader):
         SpriteReader(["koala", "quokka"]).matcher("object", 64)
 
 
-@in_the_world
 def test_the_command_writes_a_table_and_estimates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(type(frequency), "card_scenes", 4)

@@ -15,7 +15,6 @@ from koala_nb.probes import base, published, published_metrics
 from koala_nb.probes import published_probe as probe
 from koala_nb.scorers.clip import ZeroShotReader
 
-WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
 STRENGTH = [probe.NOT, probe.PARTLY, probe.HOLDS]
 TONE, ORIGIN, GENDER = "skin tone words", "ethnicity words", "gender words"
 
@@ -201,7 +200,6 @@ def test_things_have_declared_groups(domain):
         assert len(groups) == len(set(groups)) >= 3
 
 
-@pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
 def test_the_embedded_prompts_use_words_of_the_world():
     from koala_nb.nano.presets import preset_of
     from koala_nb.nano.world import World
@@ -301,7 +299,6 @@ def test_a_real_layout_goes_on_at_both_settings(monkeypatch, snapshot, clip_fold
     shutil.rmtree(tmp_path / "runs")
 
 
-@pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
 def test_the_embedded_prompts_are_drawn_and_read(pipe):
     asked = published.prompts("emoji-world").iloc[[1, 4]]
     table = published.measure(pipe, asked, images=2, progress=False)
