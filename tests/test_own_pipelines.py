@@ -104,9 +104,9 @@ def test_what_is_no_folder_and_no_hub_id_is_one_sentence(name, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"seeds": "x"}, "seeds is 'x': give 1 or more images per prompt"),
-        ({"seeds": [1, 2]}, "seeds is [1, 2]: give 1 or more"),
-        ({"seeds": True}, "seeds is True: give 1 or more"),
+        ({"seeds": "x"}, "seeds (images per prompt) is 'x': give a whole number from 1 to"),
+        ({"seeds": [1, 2]}, "seeds (images per prompt) is [1, 2]: give a whole"),
+        ({"seeds": True}, "seeds (images per prompt) is True: give a whole"),
         ({"guidance": float("nan")}, "guidance is nan: give a number from 0 to 1000"),
         ({"guidance": "3"}, "guidance is '3': give a number"),
         ({"steps": 2.5}, "steps is 2.5: give a whole number"),

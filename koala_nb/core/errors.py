@@ -36,9 +36,10 @@ def whole_number(name: str, value: Any, low: int, high: float = inf) -> int:
 
 def real_number(name: str, value: Any, low: float, high: float) -> float:
     """A number from low to high; ValueError, naming it, for what is none."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+    number: Any = nan if isinstance(value, bool) or not isinstance(value, Real) else value
+    if not low <= number <= high:
         raise ValueError(f"{name} is {short(value)}: give a number from {low} to {high}.")
-    return float(value)
+    return float(number)
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from inspect import signature
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -158,12 +157,7 @@ def generation_settings(
 ) -> Record:
     """Check a report's settings, 0: the recipe's; return `generate`'s arguments, or ValueError."""
     for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
-        is_whole = isinstance(images, Integral) and not isinstance(images, bool)
-        if not is_whole or not 1 <= images <= load.MAX_IMAGES:
-            raise ValueError(
-                f"{name} is {short(images)}: give 1 or more images per {each}, at most "
-                f"{load.MAX_IMAGES:,}."
-            )
+        whole_number(f"{name} (images per {each})", images, 1, load.MAX_IMAGES)
     given = {"steps": steps, "guidance": guidance, "batch_size": batch_size}
     for name, value in {**given, "size": size, "seed": seed}.items():
         check = real_number if name == "guidance" else whole_number
@@ -192,10 +186,8 @@ def check_parameters(values: Mapping[str, Any]) -> None:
         generation_settings(**{"seeds": 1, **given, "n": max(1, values.get("n", 1))})
     audit = {"n", "prompts_file"} <= values.keys()
     for name, least in {"n": int(audit), "prompts": 0, "repeats": 1, "steps": 0, "size": 0}.items():
-        if values.get(name, least) < least:
-            raise ValueError(f"{name} is {values[name]}: give {least} or more.")
-    if not 0 <= values.get("threshold", 0) <= 1:
-        raise ValueError(f"threshold is {values['threshold']}: give 0 to 1.")
+        whole_number(name, values.get(name, least), least)
+    real_number("threshold", values.get("threshold", 0), 0, 1)
     load.check_loading(*(values.get(name) or None for name in ("device", "dtype", "offload")))
     for name, columns in FILES.items():
         if file := values.get(name):
