@@ -216,6 +216,7 @@ def test_a_latent_of_nan_is_recorded(loaded):
         ({"seeds": [range(2**40)]}, "One run holds at most 5,000,000 images"),
         ({"seeds": "seven"}, "seeds holds 5 lists for 1 prompts"),
         ({"seeds": None}, "seed of prompt 0 is None: give a whole number"),
+        ({"seeds": [*range(200_000), 199_999]}, "Seed 199999 stands twice for prompt 0: it gives"),
         ({"out": 7}, "out must be the path of a folder, not 7"),
         ({"out": "a\0b"}, "out must be the path of a folder"),
         ({"negative_prompt": ["a dog"]}, "negative_prompt must be a text"),
@@ -313,8 +314,3 @@ def test_other_settings_refuse_the_folder(loaded, tmp_path, changed, message):
         generate(loaded, **{**asked, **changed})
     assert message in str(error.value)
     assert contents(tmp_path) == before
-
-
-def test_a_seed_that_stands_twice_among_many_is_found_at_once(loaded):
-    with pytest.raises(ValueError, match="^Seed 199999 stands twice for prompt 0: it gives one"):
-        generate(loaded, "a", seeds=[*range(200_000), 199_999])

@@ -2,8 +2,6 @@
 true sentence.
 """
 
-import shutil
-
 import diffusers
 import numpy as np
 import pytest
@@ -120,15 +118,6 @@ def test_odd_settings_of_a_session_are_one_sentence(koala, given, message):
     with pytest.raises(ValueError) as error:
         kn.wrap(koala, **given)
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-def test_records_tell_the_name_of_a_folder_and_not_its_place(snapshot, tmp_path, monkeypatch):
-    place = tmp_path / "secret" / "mine"
-    shutil.copytree(snapshot, place)
-    monkeypatch.chdir(tmp_path)
-    for name in (place, "secret/mine", "./secret/mine"):
-        record = kn.generate(kn.load(name, device="cpu"), "a", **SMALL).records.iloc[0]
-        assert (record.source, record.system) == ("mine", "mine")
 
 
 # --- what was done to it --------------------------------------------------------------------------
