@@ -1,20 +1,15 @@
 """Published metrics beside ours: every known defect as a regression, and the simulated audits."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from koala_nb.core.catalog import data_folder
 from koala_nb.probes import published_metrics as metrics
 from koala_nb.scorers import faces
 from koala_nb.stats import imbalance
 from koala_nb.stats.double_sampling import double_sample, double_sampled_bounds
 from studies import auditors as study
-from studies import house
 
 SWATCHES = faces.MONK_RGB
 GENDERS = ["woman", "man"]
@@ -47,14 +42,6 @@ def test_what_the_published_thresholds_alarm_at():
     assert moderate.at_collapse and high.at_collapse
     thirty = {"woman": 30, "man": 70}
     assert metrics.composite(thirty) < 0.30  # "low"
-
-
-def test_three_readings_of_total_collapse():
-    collapse = {"man": 100}
-    readings = [metrics.parity_difference(collapse), metrics.composite(collapse)]
-    assert readings == [1, 1] and metrics.amplification(collapse) == 0
-    fair = {"woman": 50, "man": 50}
-    assert metrics.parity_difference(fair) == metrics.composite(fair) == 0
 
 
 def test_amplification_takes_unknown_for_a_group():
@@ -99,7 +86,6 @@ def test_a_forced_choice_has_no_unsure_answer_and_is_symmetric():
 
 def test_skin_tone_of_the_ten_swatches():
     assert metrics.dalleval_monk(SWATCHES).tolist() == [5, 5, 5, 5, 5, 5, 6, 6, 6, 7]
-    assert [faces.skin_tone(s[None]).monk for s in SWATCHES] == list(range(1, 11))
     passed = np.flatnonzero(metrics.heim_is_skin(SWATCHES)) + 1
     assert passed.tolist() == [4, 5, 6, 7]  # both ends of the scale are no skin to HEIM's rule
     assert not metrics.heim_is_skin(np.array([[0, 0, 255], [128, 128, 128]])).any()
@@ -135,17 +121,6 @@ def test_sets_hold_what_the_case_says(name):
     women = np.array([(r == "woman").reshape(20, 5).mean(1).var() for r, _, _ in sets]).mean()
     independent = expected[0] * (1 - expected[0]) / 5
     assert women == pytest.approx(independent * (1 + 4 * case.correlation), rel=0.12, abs=1e-9)
-
-
-def test_a_third_of_the_images_is_labelled_rightly():
-    rng = np.random.default_rng(0)
-    read, true, _ = study.draw(rng, study.CASES["fair, scorer error"], 40, 10)
-    labels = study.labelled(rng, true)
-    known = [i for i, label in enumerate(labels) if label is not None]
-    assert len(known) == 133 and all(labels[i] == true[i] for i in known)
-    assert 0.01 < (read != true).mean() < 0.12
-    unsure, answers, _ = study.draw(rng, study.CASES["fair, unsure"], 40, 10)
-    assert ((unsure == "unsure") == (answers == "unsure")).all()
 
 
 @settings(max_examples=15)
@@ -185,20 +160,6 @@ def test_each_set_shows_what_an_auditor_leaves_out():
     assert by_name("skewed", 9, 5) == by_name("skewed", 9, 5)
 
 
-def test_no_embedded_family_is_needed():
-    code = (
-        "import sys; from studies import auditors as s\n"
-        "from koala_nb.probes import published_probe, published_metrics as a\n"
-        "s.simulate(s.CASES['fair'], 9, 2, 0); a.metric_behaviour(); published_probe.findings();"
-        "print([m for m in sys.modules if m.startswith('koala_nb.nano')])"
-    )
-    command = [sys.executable, "-c", code]
-    assert subprocess.check_output(command, text=True, cwd=house.ROOT).strip() == "[]"
-
-
-@pytest.mark.skipif(
-    not (data_folder() / "models" / "nano-koala").is_dir(), reason="the embedded family is absent"
-)
 def test_the_rendered_people_are_read_better_than_by_chance():
     from koala_nb.nano.people import presentation_confusion
 

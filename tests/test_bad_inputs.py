@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from functools import wraps
-from itertools import count
 
 import pytest
 import torch
@@ -62,12 +61,12 @@ TYPED = [
     (f"{MORE} --seed -1", "'--seed': '-1': give a whole number of 0 or more"),
     (f"{MORE} --seed {2**63}", f"whole number from 0 to {2**63 - 1}"),
     (f"{MORE} --steps 0", "'--steps': '0': give a whole number of 1 or more"),
-    (f"{MORE} --steps 1001", "steps must be a whole number from 1 to 1000, not 1001"),
-    (f"{MORE} --guidance -1", "guidance must be a number of at least 0, not -1.0"),
-    (f"{MORE} --guidance nan", "guidance must be a number of at least 0, not nan"),
-    (f"{MORE} --guidance 1e9", "guidance must be at most 1000"),
+    (f"{MORE} --steps 1001", "steps is 1001: give a whole number from 1 to 1000"),
+    (f"{MORE} --guidance -1", "guidance is -1.0: give a number from 0 to 1000"),
+    (f"{MORE} --guidance nan", "guidance is nan: give a number from 0 to 1000"),
+    (f"{MORE} --guidance 1e9", "guidance is 1000000000.0: give a number from 0 to 1000"),
     (f"{MORE} --size 63", "must be a multiple of 8, not 63: try 64"),
-    (f"{MORE} --size 100000", "must be a whole number from 8 to 4096, not 100000"),
+    (f"{MORE} --size 100000", "is 100000: give a whole number from 8 to 4096"),
     (f"{MORE} --workers -1", "'--workers': '-1': give a whole number of 0 or more"),
     ("report 11 -p guidance=inf", "parameter 'guidance' is 'inf'"),
     ("probe text --images 0", "'--images': '0': give a whole number of 1 or more"),
@@ -108,6 +107,7 @@ TYPED = [
     ("plan --benchmark nowhere.json", "There is no file nowhere.json"),
     # Absent weights.
     ("generate koala-1b x", "run `hf download etri-vilab/koala-1b"),
+    ("generate koala-lightning-1b x", "` (about 4.1 GB), or load an embedded model"),
     ("generate someone/else x", "run `hf download someone/else"),
     ("generate koala-700m x --device gpu", "Unknown device 'gpu'"),
     ("generate koala-700m x --dtype int8", "Unknown dtype 'int8'"),
@@ -196,33 +196,6 @@ def test_what_is_typed_wrong(place, idle, monkeypatch, capsys, command, said):
     assert held(place) == before, "nothing half-written stays"
 
 
-PROMPT = {"prompts": "a koala", "height": 64, "width": 64}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"prompts": None}, "prompts must be a text or a list of texts, not None"),
-        ({"prompts": b"a koala"}, "prompts must be a text or a list of texts, not b'a koala'"),
-        ({"prompts": ("a" for _ in count())}, "One run holds at most 5,000,000 images"),
-        ({"prompts": "a" * 10**6 + "\0"}, "holds a NUL character"),
-        ({"prompts": "\udcff"}, "not valid Unicode"),
-        ({"seeds": count()}, "One run holds at most 5,000,000 images"),
-        ({"seeds": [range(2**40)]}, "One run holds at most 5,000,000 images"),
-        ({"seeds": "seven"}, "seeds holds 5 lists for 1 prompts"),
-        ({"seeds": None}, "seed of prompt 0 must be a whole number"),
-        ({"out": 7}, "out must be the path of a folder, not 7"),
-        ({"out": "a\0b"}, "out must be the path of a folder"),
-        ({"negative_prompt": ["a dog"]}, "negative_prompt must be a text"),
-        ({"guidance": 10**400}, "guidance must be"),
-    ],
-)
-def test_what_no_command_line_can_hold(loaded, idle, arguments, said):
-    with pytest.raises(ValueError) as error:
-        generate(loaded, **PROMPT | arguments)
-    assert said in str(error.value) and len(str(error.value)) < 300
-
-
 @pytest.mark.parametrize("revision", ["v9", "f" * 40])
 def test_a_revision_that_is_not_there(idle, revision):
     with pytest.raises(OSError, match=f"at revision {revision} are not in the hub's cache"):
@@ -254,27 +227,27 @@ PARAMETERS = [
     ("11", "dtype=float99", "Unknown dtype 'float99'"),
     ("11", "device=tpu", "Unknown device 'tpu'"),
     ("11", "offload=disk", "Unknown offload 'disk'"),
-    ("11", "n=0", "n is 0: give 1 or more"),
-    ("11", "seeds=0", "seeds is 0: give 1 or more images per prompt"),
+    ("11", "n=0", "n is 0: give a whole number of 1 or more"),
+    ("11", "seeds=0", "seeds (images per prompt) is 0: give a whole number from 1 to"),
     ("11", "seed=-1", "seed is -1: give a whole number from 0"),
     ("11", "steps=1001", "steps is 1001: give a whole number from 0 to 1000"),
     ("11", "size=63", "size is 63: give a multiple of 8"),
     ("11", "guidance=2000", "guidance is 2000.0: give a number from 0 to 1000"),
     ("11", "batch_size=-2", "batch_size is -2"),
     ("11", "prompts_file=nowhere.csv", "There is no file nowhere.csv"),
-    ("11", "prompts_file=texts.csv", "texts.csv has no column 'prompt': name it there"),
-    ("11", "seeds=99999999999", "images per prompt, at most 5,000,000"),
+    ("11", "prompts_file=texts.csv", "texts.csv has no column 'prompt': it has 'text'"),
+    ("11", "seeds=99999999999", "is 99999999999: give a whole number from 1 to 5000000"),
     ("11", "model=", "Unknown system ''"),
     ("06", "prompts_file=prompts.csv", "prompts.csv has no column 'id'"),
     ("08", "frequencies=texts.csv", "has no column 'concept'"),
-    ("04", "steps=-1", "steps is -1: give 0 or more"),
+    ("04", "steps=-1", "steps is -1: give a whole number of 0 or more"),
     ("04", "feature=looks", "Unknown feature 'looks'"),
     ("04", "teacher=nano-sdlx", "Did you mean 'nano-sdxl'?"),
-    ("05", "repeats=0", "repeats is 0: give 1 or more"),
+    ("05", "repeats=0", "repeats is 0: give a whole number of 1 or more"),
     ("06", "reader=tesserakt", "Unknown reader 'tesserakt'. Did you mean 'tesseract'?"),
-    ("06", "prompts=-3", "prompts is -3: give 0 or more"),
+    ("06", "prompts=-3", "prompts is -3: give a whole number of 0 or more"),
     ("07", "compare=nano-sdlx", "Did you mean 'nano-sdxl'?"),
-    ("10", "threshold=1.5", "threshold is 1.5: give 0 to 1"),
+    ("10", "threshold=1.5", "threshold is 1.5: give a number from 0 to 1"),
 ]
 
 
@@ -363,7 +336,7 @@ IN_PYTHON = [
     (lambda pipe: kn.run_report(None), "Give a notebook's path, name or number, not None"),
     (lambda pipe: kn.run_report("11", 5), "parameters are 5: give values by their names"),
     (lambda pipe: kn.Audit(pipe), "is no session: give kn.start's or kn.wrap's"),
-    (lambda pipe: kn.Audit(kn.wrap(pipe), n="x"), "n is 'x': give 1 or more images per probe"),
+    (lambda pipe: kn.Audit(kn.wrap(pipe), n="x"), "n (images per probe) is 'x': give a whole"),
     (lambda pipe: kn.show_images(None), "show_images: a NoneType: give a run"),
     (lambda pipe: kn.show_table(5), "show_table: a int is no table"),
     (lambda pipe: kn.probes.get(None), "give a name, or the path of a Python file, not None"),

@@ -343,7 +343,7 @@ def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path):
         cluster.generate("nano-koala", "a koala", out=tmp_path / "run", client=None)
     cases = {
         "Did you mean 'nano-koala'": {"model": "nano-koalaa"},
-        "steps must be a whole number": {"steps": 0},
+        "steps is 0: give a whole number": {"steps": 0},
         "prompts is empty": {"prompts": []},
         "out must be the path of a folder": {"out": 7},
     }
@@ -355,7 +355,7 @@ def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path):
         cluster.generate(client=client, **good, stepz=3)
     assert not (tmp_path / "run").exists()
     for workers in (0, True, 1.5):
-        with pytest.raises(ValueError, match="workers must be a whole number of at least 1"):
+        with pytest.raises(ValueError, match="workers is .*: give a whole number of 1 or more"):
             with cluster.local(workers):
                 pass
     with pytest.raises(ValueError, match="holds no run"):
@@ -417,15 +417,11 @@ def test_chunks_are_whole_batches_by_the_work_alone(images, batch, size, chunks)
     assert list(plan.batches()) == [batch for part in parts for batch in part.batches()]
 
 
-def test_a_shard_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_key_that_one_record_lacks_is_null_in_its_shard(tmp_path):
     provenance.write_json(tmp_path / "settings.json", {"seeds": [[0, 1]]})
     records = [{"file": "a", "note": None}, {"file": "b", "note": None, "cut": "ü"}]
     run_folder.write_chunk(tmp_path, 0, records)
     assert rows(run_folder.read_records(tmp_path))["cut"] == [None, "ü"]
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(OSError, match="cannot be written"):
-        run_folder.write_chunk(tmp_path, 1, records)
-    assert [p.name for p in (tmp_path / "records").iterdir()] == ["00000.parquet"]
 
 
 def test_a_worker_passes_on_our_warnings_and_no_librarys(pipe):

@@ -126,15 +126,6 @@ def test_more_evidence_never_weakens_a_claim(images, place, prompts):
         assert p[0] >= p[2] - 1e-9 and p[1] >= p[2] - 1e-9
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 20), st.integers(20, 80), st.integers(0, 10), st.integers(2, 8))
-def test_one_more_man_never_weakens_the_claim_of_too_few_women(women, men, unsure, prompts):
-    read = ["woman"] * women + ["unsure"] * unsure + ["man"] * men
-    before, after = (pvalue(sample(images, prompts)) for images in (read, [*read, "man"]))
-    if before < 0.5 and women + unsure < men:
-        assert after <= before + 1e-12
-
-
 def test_the_correlation_is_that_of_the_others():
     alike = [sample((["woman"] * 3 + ["man"] * 3) * 10) for _ in range(6)]  # a prompt is one group
     mixed = family(6, seed=1)
@@ -165,17 +156,6 @@ def test_the_order_of_images_does_not_matter(order):
     first = d.double_sample(read, prompts, CLASSES, labels)
     again = d.double_sample(columns[0], columns[1], CLASSES, columns[2])
     assert share(again) == pytest.approx(share(first))
-
-
-def test_odd_samples_are_refused():
-    with pytest.raises(ValueError, match="'child' was not declared"):
-        sample(["child"])
-    with pytest.raises(ValueError, match="do not fit"):
-        d.double_sample(["man"] * 3, [0, 1], CLASSES)
-    with pytest.raises(ValueError, match="'child' is none of woman, man, unsure"):
-        share(sample(["man"] * 4), group="child")
-    with pytest.raises(ValueError, match="no share between 0 and 1"):
-        pvalue(sample(["man"] * 4), reference=1.0)
 
 
 @pytest.mark.parametrize("concentration", [audits.ALIKE, 9])

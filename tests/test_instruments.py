@@ -113,7 +113,7 @@ def test_other_instruments_are_measured_by_the_same_call(measure, pictures, clip
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("face_detection", "file,kind\nkoala.png,face\n", "no column 'label': it has file, kind"),
+        ("face_detection", "file,kind\nkoala.png,face\n", "no column 'label': it has 'file, kind'"),
         ("face_detection", FACES.replace("monk", "age"), "has no column 'monk'"),
         ("face_detection", "file,label,monk\nx.png,face,\n", "line 2: there is no file 'x.png'"),
         (

@@ -2,8 +2,6 @@
 true sentence.
 """
 
-import shutil
-
 import diffusers
 import numpy as np
 import pytest
@@ -91,6 +89,8 @@ def test_keywords_of_diffusers_say_what_to_write(snapshot, given, message):
         ("https://huggingface.co/a/b/blob/main/c.safetensors", "here 'a/b', or download it and"),
         ("koala.Q4_0.gguf", "GGUF is not read here; load the U-Net with diffusers'"),
         ("weights/koala.ckpt", "is a pickle, which is never loaded"),
+        (None, "Give a model's name, folder or hub id, not None"),
+        (["nano-koala"], "Give a model's name, folder or hub id, not ['nano-koala']"),
     ],
 )
 def test_what_is_no_folder_and_no_hub_id_is_one_sentence(name, message):
@@ -102,16 +102,13 @@ def test_what_is_no_folder_and_no_hub_id_is_one_sentence(name, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"seeds": "x"}, "seeds is 'x': give 1 or more images per prompt"),
-        ({"seeds": [1, 2]}, "seeds is [1, 2]: give 1 or more"),
-        ({"seeds": True}, "seeds is True: give 1 or more"),
+        ({"seeds": "x"}, "seeds (images per prompt) is 'x': give a whole number from 1 to"),
+        ({"seeds": [1, 2]}, "seeds (images per prompt) is [1, 2]: give a whole"),
+        ({"seeds": True}, "seeds (images per prompt) is True: give a whole"),
         ({"guidance": float("nan")}, "guidance is nan: give a number from 0 to 1000"),
         ({"guidance": "3"}, "guidance is '3': give a number"),
-        ({"steps": -1}, "steps is -1: give a whole number from 0 to 1000"),
         ({"steps": 2.5}, "steps is 2.5: give a whole number"),
         ({"seed": None}, "seed is None: give a whole number"),
-        ({"size": 100}, "size is 100: give a multiple of 8"),
-        ({"size": 10**9}, "size is 1000000000: give a whole number from 0 to 4096"),
         ({"batch_size": "all"}, "batch_size is 'all'"),
         ({"negative_prompt": 5}, "negative_prompt is 5: give a text"),
         ({"stepps": 5}, "wrap has no setting stepps=: leave it out"),
@@ -121,15 +118,6 @@ def test_odd_settings_of_a_session_are_one_sentence(koala, given, message):
     with pytest.raises(ValueError) as error:
         kn.wrap(koala, **given)
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-def test_records_tell_the_name_of_a_folder_and_not_its_place(snapshot, tmp_path, monkeypatch):
-    place = tmp_path / "secret" / "mine"
-    shutil.copytree(snapshot, place)
-    monkeypatch.chdir(tmp_path)
-    for name in (place, "secret/mine", "./secret/mine"):
-        record = kn.generate(kn.load(name, device="cpu"), "a", **SMALL).records.iloc[0]
-        assert (record.source, record.system) == ("mine", "mine")
 
 
 # --- what was done to it --------------------------------------------------------------------------
@@ -273,9 +261,3 @@ def test_what_generate_cannot_draw_with_is_one_sentence(koala, make, message):
     with pytest.raises(ValueError) as error:
         kn.generate(make(koala), "a koala", **SMALL)
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", [None, 5, ["nano-koala"]])
-def test_what_is_no_name_is_refused(name):
-    with pytest.raises(ValueError, match="Give a model's name, folder or hub id, not "):
-        kn.load(name)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from koala_nb import generate
 from koala_nb.core import devices
 from koala_nb.generation import plan
-from koala_nb.generation.plan import Request, default_batch_size, slug
+from koala_nb.generation.plan import default_batch_size, slug
 
 SMALL = {"height": 64, "width": 64, "steps": 2, "guidance": 3.5}
 
@@ -51,9 +51,3 @@ def test_a_slug_is_a_safe_file_name(prompt):
     assert 0 < len(name) <= 40
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
     assert slug(name) == name
-
-
-@given(st.lists(st.tuples(st.text(), st.integers(0, 2**63 - 1)), unique=True))
-def test_no_two_requests_share_a_file(asked):
-    requests = [Request(i, prompt, seed) for i, (prompt, seed) in enumerate(asked)]
-    assert len({r.file for r in requests}) == len(requests)

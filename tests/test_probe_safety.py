@@ -1,7 +1,6 @@
 """The safety probe: rates with bounds, leaks, pairs, the checklist; the stand-in's instruments."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +8,13 @@ import pandas as pd
 import pytest
 
 import koala_nb as kn
-from koala_nb.core import files
 from koala_nb.core.catalog import data_folder
-from koala_nb.display.tables import table_html
 from koala_nb.probes import base, safety
 from koala_nb.probes import safety_estimates as estimate
 from koala_nb.probes.safety_probe import SafetyScorer
-from koala_nb.report import run as reports
-from koala_nb.report.page import render_page
 from koala_nb.scorers import disclosure, nsfw
 from koala_nb.scorers.prompt_filter import PromptFilter
 from koala_nb.stats import estimates as stats
-
-SCRIPT = "<script>alert(1)</script>"
 
 
 def frame(rows):
@@ -166,13 +159,6 @@ def test_the_checklist_fills_itself_and_never_invents():
     assert filled.low.isna()["prompt filter: stops direct names"]  # a word list stops its words
 
 
-def test_a_script_in_a_prompt_is_text_on_every_page():
-    words = PromptFilter(pd.DataFrame({"term": ["owl"], "category": [SCRIPT]}))
-    (hit,) = words.hits(f"{SCRIPT} owl")
-    page = table_html([{"prompt": SCRIPT, SCRIPT: f"{hit.term} {hit.category}"}], SCRIPT)
-    assert "&lt;script&gt;" in page and "<script" not in page
-
-
 @pytest.mark.parametrize("domain", ["emoji-world", "photographic"])
 def test_prompt_sets_hold_what_the_notebook_promises(domain):
     asked = safety.prompts(domain)
@@ -200,14 +186,6 @@ def test_other_sets_leave_out_what_asks_for_a_term():
 
 def test_i2p_is_taken_whole_and_by_row(tmp_path):
     path = tmp_path / "i2p.csv"
-    with pytest.raises(ValueError, match="There is no file"):
-        safety.read_i2p(path)
-    refusals = {"prompt,categories\nx,hate\n": "holds 1 prompts, and I2P 4703"}
-    refusals["text\nx\n"] = "no column 'prompt'"
-    for text, message in refusals.items():
-        path.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            safety.read_i2p(path)
     path.write_text("prompt,categories\n" + 'x,"hate, violence"\n' * 4703)
     table = safety.read_i2p(path)
     assert (table.id.iloc[-1], table.way.iloc[0]) == ("i2p-4702", "hate, violence")
@@ -220,24 +198,14 @@ def stand_in():
     return StandIn("nano-koala")
 
 
-def test_both_settings_share_seeds_and_a_kill_changes_nothing(pipe, stand_in, tmp_path):
+def test_both_settings_share_seeds(pipe, stand_in, tmp_path):
     asked = safety.prompts("emoji-world").iloc[[0, 60, 200]].reset_index(drop=True)
     words = PromptFilter(safety.terms("emoji-world"))
     scorer = SafetyScorer(nsfw.Checker(nsfw.classifier()), stand_in)
-
-    def table(folder):
-        drawing = {"out": tmp_path / folder, "images": 2, "steps": 2, "progress": False}
-        result = safety.measure(pipe, asked, scorer, words=words, negative="owl, star", **drawing)
-        return files.save_table(result, tmp_path / f"{folder}.csv").read_bytes(), result
-
-    whole, result = table("whole")
+    drawing = {"out": tmp_path, "images": 2, "steps": 2, "progress": False}
+    result = safety.measure(pipe, asked, scorer, words=words, negative="owl, star", **drawing)
     assert result.groupby("setting").seed.apply(list).map(tuple).nunique() == 1
-    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
-    second = tmp_path / "killed" / "setting-1"
-    next(iter(sorted(second.glob("images/*.png")))).unlink()
-    for scores in second.glob("scores-*.jsonl"):
-        scores.unlink()
-    assert table("killed")[0] == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"setting-0", "setting-1"}
     estimates = safety.estimates(result)
     json.dumps(base.to_jsonable(estimates), allow_nan=False)
     settings = base.select(estimates, "safety.shown.*.*").id.str.split(".").str[2]
@@ -320,9 +288,3 @@ def test_the_stored_estimates_are_those_of_the_stored_table():
     assert rest.str.match(r"safety\.(filter\.other_sets|pictures\.|files\.)").all()
     # Resampled p values differ by version.
     np.testing.assert_allclose(again.loc[before.index.drop(rest)], before.drop(rest), atol=0.005)
-
-
-def test_the_notebooks_page_shows_a_script_as_text():
-    page = render_page(reports.NOTEBOOKS / "10_audit_safety.ipynb")
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 1
-    assert SCRIPT not in page

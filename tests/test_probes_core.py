@@ -14,6 +14,7 @@ import koala_nb as kn
 from koala_nb import cli, probes
 from koala_nb.core import files
 from koala_nb.display.figures import brightness
+from koala_nb.generation import run_folder
 from koala_nb.probes import base
 from koala_nb.report.audit import Audit, reported_probes
 from koala_nb.scorers import registry
@@ -51,7 +52,7 @@ def test_one_row_an_image_with_seeds_of_its_own(pipe):
 
 def test_the_same_table_to_the_byte_after_a_kill(pipe, tmp_path, monkeypatch):
     files.save_table(measure(pipe, Bright(), out=tmp_path / "whole"), tmp_path / "whole.csv")
-    monkeypatch.setattr(base, "CHUNK", 2)
+    monkeypatch.setattr(run_folder, "SCORED", 2)
 
     class Killed(Bright):
         def score(self, images, prompts):
@@ -79,25 +80,6 @@ def test_readings_of_another_version_are_not_mixed(pipe, tmp_path):
     other.version = "2"
     with pytest.raises(ValueError, match="brightness 2: remove the file"):
         measure(pipe, other, out=tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("prompt\nx\n", "no column 'id'"),
-        ("id,prompt\n1,\n", "line 2: prompt is empty"),
-        ("id,prompt\n1,x\n1,y\n", "'1' stands twice"),
-        ("", "not a CSV"),
-        ('id,prompt\n1,"x\n', "not a CSV"),
-    ],
-)
-def test_a_broken_or_missing_prompt_set_is_named(tmp_path, text, message):
-    path = tmp_path / "prompts.csv"
-    with pytest.raises(ValueError, match="There is no file"):
-        base.read_prompts(path)
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        base.read_prompts(path)
 
 
 def test_words_that_pandas_takes_for_nothing_stay(tmp_path):

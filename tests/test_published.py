@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.proportion import proportion_confint
 
 from koala_nb.core.catalog import data_folder
@@ -16,7 +15,6 @@ from koala_nb.probes import base, published, published_metrics
 from koala_nb.probes import published_probe as probe
 from koala_nb.scorers.clip import ZeroShotReader
 
-WORLD_IS_THERE = (data_folder() / "models" / "nano-koala").is_dir()
 STRENGTH = [probe.NOT, probe.PARTLY, probe.HOLDS]
 TONE, ORIGIN, GENDER = "skin tone words", "ethnicity words", "gender words"
 
@@ -96,13 +94,7 @@ def test_bounds_add_the_unknown():
     assert unknown.least == unknown.most == 0.5
 
 
-def test_kappa_is_that_of_statsmodels_and_nothing_agrees_on_tone():
-    for prompt, attribute in (("doctor", GENDER), ("animal", "animal"), ("beauty", TONE)):
-        first, second = (probe.code(prompt, attribute, c) for c in ("published", "second"))
-        groups = sorted({*first, *second})
-        counts = pd.crosstab(first, second).reindex(index=groups, columns=groups, fill_value=0)
-        kappa = probe.agreement(prompt, attribute).kappa
-        assert kappa.value == pytest.approx(cohens_kappa(counts, return_results=False))
+def test_nothing_agrees_on_tone():
     table = probe.agreements().set_index(["prompt", "attribute"])
     assert len(table) == 9
     tone = table.loc["culture", TONE]
@@ -208,7 +200,6 @@ def test_things_have_declared_groups(domain):
         assert len(groups) == len(set(groups)) >= 3
 
 
-@pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
 def test_the_embedded_prompts_use_words_of_the_world():
     from koala_nb.nano.presets import preset_of
     from koala_nb.nano.world import World
@@ -300,30 +291,14 @@ def test_a_real_layout_goes_on_at_both_settings(monkeypatch, snapshot, clip_fold
     assert set(table.filter(like="presentation").stack().dropna()) == {"unsure"}
     folders = sorted((tmp_path / "runs").iterdir())
     assert [f.name.rsplit("-", 1)[1] for f in folders] == ["published", "recipe"]
+    drawn = [Image.open(sorted(folder.rglob("*.png"))[0]).tobytes() for folder in folders]
+    assert drawn[0] != drawn[1], "the same seeds at other settings are other images"
     sorted(folders[0].rglob("*.png"))[-1].unlink()  # as if stopped before the last image
     next(folders[0].glob("scores-*")).unlink()
     assert run(monkeypatch, snapshot, clip_folder, tmp_path) == first
     shutil.rmtree(tmp_path / "runs")
 
 
-def test_both_settings_are_drawn(loaded, clip_folder):
-    asked = base.read_prompts(base.prompt_file("published", "photographic"))[3:]
-    groups = [g for row in asked.groups for g in row.split(";")]
-    reader = ZeroShotReader(groups, str(clip_folder), read_text=False)
-    seen = []
-
-    class Watch(probe.FivePrompts):
-        def score(self, images, prompts):
-            seen.append(np.stack([np.asarray(i) for i in images]))
-            return super().score(images, prompts)
-
-    settings = {"images": 1, "height": 64, "width": 64, "progress": False}
-    table = published.measure(loaded, asked, Watch([], reader), **settings)
-    assert len(table) == 4 and len(seen) == 2
-    assert (seen[0] != seen[1]).any()  # the same seeds at other settings are other images
-
-
-@pytest.mark.skipif(not WORLD_IS_THERE, reason="the embedded family is absent")
 def test_the_embedded_prompts_are_drawn_and_read(pipe):
     asked = published.prompts("emoji-world").iloc[[1, 4]]
     table = published.measure(pipe, asked, images=2, progress=False)

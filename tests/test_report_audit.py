@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hub_layout import tiny_pipeline
+from test_probes_core import Bright
 
 from koala_nb import probes
 from koala_nb.core import catalog, files
@@ -26,16 +27,6 @@ from koala_nb.stats.estimates import Estimate, estimate_row, estimates_frame
 
 HOSTILE = '<script>alert(1)</script> | [a](http://b) *c* `d` "e" $x$\n# f'
 ONE_LINE = HOSTILE.replace("\n", " ")
-
-
-class Bright:
-    """Reads whether an image is brighter than a grey."""
-
-    name, version, read = "brightness", "1", 0
-
-    def score(self, images, prompts):
-        self.read += len(images)
-        return [{"bright": bool(np.asarray(image).mean() > 127)} for image in images]
 
 
 class Light(base.Probe):
@@ -73,7 +64,7 @@ def test_an_interrupted_section_goes_on_where_it_stopped(tiny, tmp_path):
     assert (row["n"], row["clusters"], row["scorer"]) == (8, 4, "brightness 1")
     assert set(first.images.measure) == {"light.bright"}
     again = measures.measured_section(probe, tiny, 8, tmp_path)
-    assert probe.reader.read == 8, "images were read a second time"
+    assert probe.reader.shown == 8, "images were read a second time"
     assert again.estimates.equals(first.estimates)
 
 

@@ -103,15 +103,6 @@ def test_a_parameter_that_is_no_plain_value_is_refused(notebook, line):
         run.parameters_of(path)
 
 
-def test_an_unknown_notebook_or_model_stops_before_a_kernel_starts(tmp_path):
-    with pytest.raises(ValueError, match="11_write_the_audit_report"):
-        run.find("11_write_the_audit_raport")
-    assert run.find("11").stem == "11_write_the_audit_report"
-    with pytest.raises(ValueError, match="nano-koala"):
-        run.run_report("11", model="nano-koalla", out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_run_that_passes(notebook, tmp_path):
     path = notebook(
         "from koala_nb.core import files\n"
@@ -356,12 +347,6 @@ def test_a_run_tells_nothing_of_the_machine_or_its_user(notebook, tmp_path, monk
     assert "koala ~ unfinished" in str(book.cells)
 
 
-def test_a_value_that_json_lacks_leaves_no_file(tmp_path):
-    with pytest.raises((TypeError, ValueError)):
-        files.write_json(tmp_path / "results.json", {"value": float("nan"), "other": object()})
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_run_is_under_way_while_somebody_has_its_lock_whatever_the_clock_says(tmp_path):
     (tmp_path / "status.json").write_text('{"state": "running", "started": "2099-01-01"}')
     assert run.status(tmp_path)["state"] == "failed"
@@ -388,20 +373,3 @@ def test_the_prompts_that_come_with_the_project():
         assert (frame["factors"] != "").all()
     card = catalog.find("koala-lightning-700m").recipe.prompt
     assert audit.read_prompts("photographic")["prompt"][0] == card
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("name\nx\n", "no column `prompt`"),
-        ("prompt\n", "the file holds no prompt"),
-        ("id,prompt\n1,a\n2,  \n", "line 3 holds no prompt"),
-        (None, "own.csv"),
-    ],
-)
-def test_a_bad_prompts_file_is_refused(tmp_path, text, words):
-    file = tmp_path / "own.csv"
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(ValueError, match=words):
-        audit.read_prompts("photographic", str(file))

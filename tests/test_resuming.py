@@ -78,9 +78,11 @@ def test_an_image_is_not_trusted_for_its_name(loaded, tmp_path, damage):
     assert contents(tmp_path) == before
 
 
-def test_a_run_tells_the_models_name_and_not_its_place(snapshot, tmp_path):
-    place = tmp_path / "home" / "alice"
-    pipe = load(Path(shutil.copytree(snapshot, place / "my-koala")), device="cpu")
+@pytest.mark.parametrize("place", ["{0}/alice/my-koala", "alice/my-koala", "./alice/my-koala"])
+def test_a_run_tells_the_models_name_and_not_its_place(snapshot, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(snapshot, "alice/my-koala")
+    pipe = load(place.format(tmp_path), device="cpu")
     run = generate(pipe, "a", out=tmp_path / "run", **SMALL)
     assert (run.records.system[0], run.records.source[0]) == ("my-koala", "my-koala")
     assert run.records.revision[0].startswith("weights-")

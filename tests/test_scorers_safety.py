@@ -1,7 +1,6 @@
 """The checker step, the prompt filter, and statements inside and on images."""
 
 import io
-import json
 import sys
 
 import numpy as np
@@ -16,10 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 import koala_nb as kn
 from koala_nb.core import files
 from koala_nb.generation.run_folder import Run, folder_run
-from koala_nb.probes import base
 from koala_nb.scorers import disclosure, nsfw
 from koala_nb.scorers.nsfw import Checker
-from koala_nb.scorers.prompt_filter import PromptFilter, read_terms, words
+from koala_nb.scorers.prompt_filter import PromptFilter, words
 
 
 class Redness:
@@ -85,34 +83,20 @@ def test_wrong_settings_are_refused():
         Checker(Redness(), action="hide")
 
 
-def test_verdicts_stand_beside_the_records_the_same_after_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr(nsfw, "CHUNK", 2)
-
-    class Killed(Redness):
-        def scores(self, images):
-            if self.shown:
-                raise KeyboardInterrupt
-            return super().scores(images)
-
-    def folder(name):
-        (tmp_path / name / "images").mkdir(parents=True)
-        run = run_of([0, 250, 30, 240, 60])
-        for image, file in zip(run.images, run.records.file):
-            image.save(tmp_path / name / file)
-        return folder_run(tmp_path / name, run.records.to_dict("records"))
-
-    whole, killed = folder("whole"), folder("killed")
-    Checker(Redness()).apply(whole)
-    with pytest.raises(KeyboardInterrupt):
-        Checker(Killed()).apply(killed)
+def test_verdicts_stand_beside_the_records_and_are_taken_up(tmp_path):
+    (tmp_path / "images").mkdir()
+    run = run_of([0, 250, 30])
+    for image, file in zip(run.images, run.records.file):
+        image.save(tmp_path / file)
+    run = folder_run(tmp_path, run.records.to_dict("records"))
+    Checker(Redness()).apply(run)
     again = Redness()
-    Checker(again).apply(killed)
-    assert again.shown == 3  # the two checked before are not checked again
-    one, other = (tmp_path / n / "verdicts-redness.jsonl" for n in ("whole", "killed"))
-    assert one.read_bytes() == other.read_bytes()
-    assert json.loads(one.read_text().splitlines()[0])["threshold"] == 0.5
+    _, verdicts = Checker(again).apply(run)
+    assert again.shown == 0 and [v["file"] for v in verdicts] == run.records.file.tolist()
+    head, *stored = files.read_lines(tmp_path / "verdicts-redness.jsonl")
+    assert head["threshold"] == 0.5 and stored == verdicts
     with pytest.raises(ValueError, match="flagged from 0.9: remove the file"):
-        Checker(Redness(), threshold=0.9).apply(killed)
+        Checker(Redness(), threshold=0.9).apply(run)
 
 
 def test_the_default_checker_runs_and_tells_where_it_is_from():
@@ -202,26 +186,6 @@ def test_the_filter_takes_any_text(text):
 @given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz ", max_size=40))
 def test_case_and_accents_do_not_matter(text):
     assert words(text.upper()) == words(text)
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("term\nx\n", "no column 'category'"),
-        ("term,category\n--,x\n", "line 2: '--' holds no letter"),
-        ("term,category\nOwl,x\nowls,y\n", "line 3: 'owls' stands twice"),
-        ("", "not a CSV"),
-    ],
-)
-def test_a_broken_list_of_terms_is_named(tmp_path, text, message):
-    (tmp_path / "terms.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_terms(tmp_path / "terms.csv")
-
-
-def test_our_own_lists_are_whole():
-    for domain in ("photographic", "emoji-world"):
-        assert len(read_terms(base.prompt_file("safety_terms", domain))) >= 8
 
 
 def test_both_statements_are_read_back_and_the_picture_is_the_same(tmp_path):

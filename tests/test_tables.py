@@ -1,4 +1,7 @@
-"""CSV tables hold what was written into them, and nothing that a spreadsheet would compute."""
+"""CSV tables hold what was written into them, and nothing that a spreadsheet would compute.
+
+Tables of one's own: what they lack is named, with the line where there is one.
+"""
 
 import csv
 
@@ -9,8 +12,10 @@ from hypothesis import strategies as st
 
 from koala_nb.core import files
 from koala_nb.core.catalog import data_folder
-from koala_nb.probes import base, labels
-from koala_nb.report import sweep
+from koala_nb.probes import base, labels, safety, text
+from koala_nb.probes.frequency_probe import read_frequencies
+from koala_nb.report import audit, sweep
+from koala_nb.scorers.prompt_filter import read_terms
 
 # What parsers stumble over, more often than among all letters.
 TEXTS = st.text(st.one_of(st.sampled_from("\r\n\0\",;'=+-@\t 1e."), st.characters(codec="utf-8")))
@@ -68,6 +73,53 @@ def test_a_prompt_with_nul_is_read_whole(tmp_path):
     assert base.read_prompts(tmp_path / "prompts.csv").prompt.tolist() == ["a\0b\rc"]
     with pytest.raises(ValueError, match="cannot be read .Is a directory.: name a CSV"):
         base.read_prompts(tmp_path)
+
+
+def texts_of(path):
+    return text.prompts("photographic", str(path))
+
+
+def first_look(path):
+    return audit.read_prompts("photographic", str(path))
+
+
+LACKING = [
+    (base.read_prompts, "prompt\nx\n", "no column 'id'"),
+    (base.read_prompts, "id,prompt\n1,\n", "line 2: prompt is empty"),
+    (base.read_prompts, "id,prompt\n1,x\n1,y\n", "'1' stands twice"),
+    (base.read_prompts, "", "not a CSV with a header"),
+    (base.read_prompts, 'id,prompt\n1,"x\n', "not a CSV"),
+    (texts_of, "id,prompt\na,b\n", "no column 'text'"),
+    (texts_of, "id,prompt,text\na,a sign,open\n", "does not hold"),
+    (texts_of, "id,prompt,text\na,a sign,\n", "does not hold"),
+    (first_look, "name\nx\n", "no column 'prompt'"),
+    (first_look, "prompt\n", "the file holds no prompt"),
+    (first_look, "id,prompt\n1,a\n2,  \n", "line 3 holds no prompt"),
+    (read_frequencies, "concept,n\ndog,3\n", "no column 'count'"),
+    (read_frequencies, "concept,count\ndog,3\ndog,4\n", "'dog' stands twice"),
+    (read_frequencies, "concept,count\ndog,3\n,4\n", "line 3"),
+    (read_frequencies, "concept,count\ndog,many\n", "line 2.*'many'"),
+    (read_frequencies, "concept,count\ndog,-1\n", "0 or more"),
+    (read_frequencies, "concept,count\ndog,inf\n", "0 or more"),
+    (read_frequencies, "concept,count\ndog,0\n", "no concept has a count above 0"),
+    (read_terms, "term\nx\n", "no column 'category'"),
+    (read_terms, "term,category\n--,x\n", "line 2: '--' holds no letter"),
+    (read_terms, "term,category\nOwl,x\nowls,y\n", "line 3: 'owls' stands twice"),
+    (safety.read_i2p, "prompt,categories\nx,hate\n", "holds 1 prompts, and I2P 4703"),
+    (safety.read_i2p, "text\nx\n", "no column 'prompt': it has 'text'"),
+    (labels.read, "guidance,id,seed\n", "no column 'file'"),
+]
+
+
+@pytest.mark.parametrize(("read", "content", "sentence"), LACKING)
+def test_what_a_table_of_ones_own_lacks_is_named(tmp_path, read, content, sentence):
+    path = tmp_path / "own.csv"
+    with pytest.raises(ValueError, match="There is no file .*own.csv"):
+        read(path)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=sentence) as error:
+        read(path)
+    assert "own.csv" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("path", sorted(data_folder().rglob("*.csv")), ids=lambda path: path.name)

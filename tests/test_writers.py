@@ -120,20 +120,6 @@ def test_a_folder_is_locked_for_threads_too_and_free_again_afterwards(tmp_path):
         assert files.is_locked(tmp_path)
 
 
-def test_a_kill_releases_the_lock(tmp_path):
-    if sys.platform == "win32":
-        pytest.skip("forks")
-    child = os.fork()
-    if child == 0:
-        with files.locked(tmp_path):
-            (tmp_path / "began").touch()
-            os.kill(os.getpid(), 9)
-    os.waitpid(child, 0)
-    assert (tmp_path / files.LOCK).exists() and not files.is_locked(tmp_path)
-    with files.locked(tmp_path, wait=0):
-        pass
-
-
 def test_a_file_that_is_there_stays_where_it_is_asked_to(tmp_path):
     for value in (1, 2):
         files.write_json(tmp_path / "a.json", {"value": value}, exclusive=True)

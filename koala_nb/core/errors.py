@@ -1,9 +1,13 @@
 """Errors that name what is wrong and the nearest right thing."""
 
 import difflib
+import operator
 from collections.abc import Iterable
 from importlib import import_module
+from math import inf, nan
+from numbers import Real
 from types import ModuleType
+from typing import Any
 
 
 def short(value: object) -> str:
@@ -16,6 +20,26 @@ def first_line(error: BaseException) -> str:
     """What an error says in its first line, without a full stop; its kind where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
+
+
+def whole_number(name: str, value: Any, low: int, high: float = inf) -> int:
+    """A whole number from low to high; ValueError, naming it, for what is none."""
+    try:
+        number = nan if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = nan
+    if not low <= number <= high:
+        span = f"from {low} to {high}" if high < inf else f"of {low} or more"
+        raise ValueError(f"{name} is {short(value)}: give a whole number {span}.")
+    return int(number)
+
+
+def real_number(name: str, value: Any, low: float, high: float) -> float:
+    """A number from low to high; ValueError, naming it, for what is none."""
+    number: Any = nan if isinstance(value, bool) or not isinstance(value, Real) else value
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {short(value)}: give a number from {low} to {high}.")
+    return float(number)
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """What an image came from: versions, atomic files, and records inside PNGs."""
 
 import csv
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -154,6 +155,12 @@ def _put_if_absent(temporary: Path, path: Path) -> None:
     temporary.unlink()
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it. OSError, in a sentence, where that cannot be done."""
     try:
@@ -258,20 +265,29 @@ def read_lines(path: str | os.PathLike[str]) -> list[Record]:
     return records
 
 
-def read_csv(path: str | os.PathLike[str], **settings: Any) -> "pd.DataFrame":
-    """Read a CSV with a header by pandas; ValueError, naming it, where it is absent or none."""
+def read_csv(
+    path: str | os.PathLike[str], columns: Iterable[str] = (), **settings: Any
+) -> "pd.DataFrame":
+    """Read a CSV with a header by pandas, and see that it has `columns`.
+
+    ValueError, naming the file, where it is absent, none, or lacks a column.
+    """
     import pandas as pd
 
     try:
         if b"\0" in Path(path).read_bytes():  # the parser in C ends a text there
             settings["engine"] = "python"
-        return pd.read_csv(path, keep_default_na=False, **settings)
+        table = pd.read_csv(path, keep_default_na=False, **settings)
     except FileNotFoundError:
         raise ValueError(f"There is no file {path}.") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): name a CSV.") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a CSV with a header: {first_line(error)}.") from None
+    if lacking := [name for name in columns if name not in table]:
+        names = short(", ".join(table))
+        raise ValueError(f"{path} has no column {lacking[0]!r}: it has {names}.")
+    return table
 
 
 def save_table(table: "pd.DataFrame", path: str | os.PathLike[str], *, sync: bool = False) -> Path:
@@ -289,9 +305,11 @@ def save_table(table: "pd.DataFrame", path: str | os.PathLike[str], *, sync: boo
     return write_atomic(path, text.encode(), sync=sync)
 
 
-def read_table(path: str | os.PathLike[str], **settings: Any) -> "pd.DataFrame":
+def read_table(
+    path: str | os.PathLike[str], columns: Iterable[str] = (), **settings: Any
+) -> "pd.DataFrame":
     """Read a CSV that `save_table` wrote, as `read_csv` does."""
-    table = read_csv(path, **settings)
+    table = read_csv(path, columns, **settings)
     return _map_texts(table, lambda text: text[1:] if ESCAPED.match(text) else text)
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from koala_nb.core import catalog, files
 from koala_nb.core.devices import empty_cache
+from koala_nb.core.errors import whole_number
 from koala_nb.core.files import Record, short
 from koala_nb.generation import run_folder
 from koala_nb.generation.generate import Drawing
@@ -114,8 +115,7 @@ def local(workers: int, *, threads: int = 1) -> Iterator[Client]:
     dask, distributed = run_folder.extra("dask"), run_folder.extra("distributed")
     run_folder.extra("cryptography")  # makes the certificate
     for name, value in {"workers": workers, "threads": threads}.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {short(value)}.")
+        whole_number(name, value, 1)
     with (
         dask.config.set(NO_PAGES),
         distributed.LocalCluster(

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby, islice
-from math import inf, lcm
-from numbers import Real
+from math import lcm
 from typing import Any
 
 from koala_nb.core.devices import free_gigabytes, plan_batch
+from koala_nb.core.errors import real_number, whole_number
 from koala_nb.core.files import Record, short
 from koala_nb.models import load
 
@@ -115,12 +115,13 @@ def make_plan(
     negative = info.recipe.negative_prompt if negative is RECIPE else negative
     if negative is not None:
         _check_prompt("negative_prompt", negative)
-    steps = _whole("steps", pick("steps", "num_inference_steps"), 1, load.MOST["steps"])
-    guidance = _guidance(pick("guidance", "guidance_scale"))
+    steps = whole_number("steps", pick("steps", "num_inference_steps"), 1, load.MOST["steps"])
+    guidance = pick("guidance", "guidance_scale")
+    guidance = real_number("guidance", guidance, 0, load.MOST["guidance"])
     batch = settings.batch_size
     if batch is None:
         batch = _batch_size(pipe, height, width)
-    batch = _whole("batch_size", batch, 1, load.MOST["batch_size"])
+    batch = whole_number("batch_size", batch, 1, load.MOST["batch_size"])
     spacing = settings.timestep_spacing
     if spacing is not None and spacing not in SPACINGS:
         raise ValueError(
@@ -154,7 +155,8 @@ def _requests(prompts: Any, seeds: Any) -> tuple[Request, ...]:
         _check_prompt(f"prompt {number}", text)
     requests = []
     for index, (text, values) in enumerate(zip(texts, lists)):
-        numbers = [_whole(f"seed of prompt {index}", s, 0, load.MOST["seed"]) for s in values]
+        name, most = f"seed of prompt {index}", load.MOST["seed"]
+        numbers = [whole_number(name, seed, 0, most) for seed in values]
         if not numbers:
             raise ValueError(f"Prompt {index} has no seeds: give at least one.")
         if len(set(numbers)) < len(numbers):
@@ -182,28 +184,9 @@ def _check_prompt(what: str, text: Any) -> None:
         raise ValueError(f"{what} is not valid Unicode (lone surrogate): {short(text)}.") from None
 
 
-def _guidance(value: Any) -> float:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < inf:
-        raise ValueError(f"guidance must be a number of at least 0, not {short(value)}.")
-    if value > load.MOST["guidance"]:
-        raise ValueError(f"guidance must be at most {load.MOST['guidance']}, not {short(value)}.")
-    return float(value)
-
-
-def _whole(what: str, value: Any, low: int, high: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = low - 1
-    if isinstance(value, bool) or not low <= number <= high:
-        raise ValueError(f"{what} must be a whole number from {low} to {high}, not {short(value)}.")
-    return number
-
-
 def _size(pipe: load.Pipeline, what: str, value: Any) -> int:
     factor = lcm(8, pipe.vae_scale_factor)  # diffusers asks for 8 in any case
-    size = _whole(what, value, factor, load.MOST["size"])
+    size = whole_number(what, value, factor, load.MOST["size"])
     if size % factor:
         near = max(factor, round(size / factor) * factor)
         raise ValueError(f"{what} must be a multiple of {factor}, not {size}: try {near}.")

@@ -9,7 +9,8 @@
 import io
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,15 +19,17 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from PIL import Image
+from tqdm import tqdm
 
 from koala_nb.core import files
 from koala_nb.core.errors import first_line, require
 from koala_nb.core.files import Record, read_json, short
-from koala_nb.generation.plan import IMAGES, Plan, Request
+from koala_nb.generation.plan import IMAGES, Plan, Request, slug
 
 SETTINGS, RECORDS, CHUNK_RECORDS = "settings.json", "records.jsonl", "records"
 IMAGE_FILE = rf"{IMAGES}/([0-9]+/)?[^/\\]+[.]png"
 CHUNK = 1000  # images at most, so that a million makes about a thousand files
+SCORED = 64  # images scored between two writes
 CHUNKS = 256  # at least, where there are so many batches: enough for workers of unequal speed
 
 
@@ -81,6 +84,37 @@ class Run:
     def seconds_per_image(self) -> float | None:
         """The mean seconds of the images that this call drew; None where it drew none."""
         return sum(self.batches.times) / self.batches.images if self.batches else None
+
+    def scores(
+        self,
+        kind: str,
+        scorer: Record,
+        score: Callable[[list[Image.Image], slice], list[Record]],
+        progress: bool = False,
+    ) -> list[Record]:
+        """Return what `score` reads in all images, given with their places.
+
+        A folder keeps it in `<kind>-<scorer>.jsonl`, from which the same call goes on. scorer: name
+        and version, and whatever else is kept. ValueError where another one wrote that file.
+        """
+        name = next(iter(scorer.values()))
+        file = self.folder / f"{kind}-{slug(name)}.jsonl" if self.folder else None
+        rows: list[Record] = []
+        if file and file.is_file():
+            before, *rows = files.read_lines(file)
+            if before != scorer:
+                first, now = (" ".join(map(str, [*s.values()][:2])) for s in (before, scorer))
+                raise ValueError(
+                    f"{file} was written by {first}, and this is {now}: remove the file to score "
+                    "the images again."
+                )
+        starts = range(len(rows), len(self.images), SCORED)
+        for start in tqdm(starts, "scoring", disable=not (progress and sys.stderr.isatty())):
+            places = slice(start, start + SCORED)
+            rows += score(list(self.images[places]), places)
+            if file:
+                files.write_lines(file, [scorer, *rows])
+        return rows
 
 
 def folder_at(out: Any) -> Path:

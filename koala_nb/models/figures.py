@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from koala_nb.core.files import Record
-from koala_nb.display.figures import STYLE, show, show_images, styled_axes
+from koala_nb.display.figures import show, show_images, styled_axes
 from koala_nb.models import unet as architecture
 from koala_nb.models.layout import ARM, Box, Layout, unet_layouts
 
@@ -217,10 +216,9 @@ def show_cost_bars(tables: Mapping[str, pd.DataFrame], title: str) -> None:
     small = max(table["flops"].sum() for table in tables.values()) < 1e11
     unit, many = ("GFLOP", 1e9) if small else ("TFLOP", 1e12)
     totals = []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 0.9 + 0.42 * len(order)), layout="constrained")
-        axes = figure.subplots(1, len(tables), sharex=True, sharey=True, squeeze=False)[0]
-        for axis, (name, table) in zip(axes, tables.items()):
+    shared = {"sharex": True, "sharey": True, "squeeze": False}
+    with styled_axes(9.2, 0.9 + 0.42 * len(order), 1, len(tables), **shared) as (figure, axes):
+        for axis, (name, table) in zip(axes[0], tables.items()):
             wide = table.pivot_table(index="stage", columns="kind", values="flops", aggfunc="sum")
             wide = wide.reindex(index=order, columns=architecture.KINDS).fillna(0) / many
             left = 0 * wide.sum(axis=1)
@@ -233,7 +231,7 @@ def show_cost_bars(tables: Mapping[str, pd.DataFrame], title: str) -> None:
             axis.set_axisbelow(True)
             rows = "; ".join(f"{stage} {value:.2f}" for stage, value in left.items())
             totals.append(f"{name}, {left.sum():.2f} in all: {rows}")
-        axes[0].invert_yaxis()
+        axes[0, 0].invert_yaxis()
         figure.suptitle(title, fontsize=11)
         _kind_legend(figure)
     show(figure, f"{title}. {unit} per stage. {'. '.join(totals)}.", colours=64)

@@ -185,14 +185,9 @@ def unconfirmed(repository: str, revision: str) -> str:
     except (errors.HTTPError, OSError):
         place = f"models--{repository.replace('/', '--')}/snapshots/{revision}"
     weights = list((Path(constants.HF_HUB_CACHE) / place).glob("**/*.safetensors"))
-    if weights and all(_sha256(file) == file.resolve().name for file in weights):
+    if weights and all(records.sha256(file) == file.resolve().name for file in weights):
         return ""
     return "the hub cannot be reached, and its cache holds no weights downloaded at this commit"
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download_command(repository: str, revision: str | None = None) -> str:
@@ -303,7 +298,7 @@ def _check_part(folder: Path, part: str, weights: list[Path], again: str) -> Non
 def start_fingerprint(weights: list[Path], donor: Source | None) -> Callable[[], str]:
     """Begin to hash weights in threads beside; the result waits and names a folder's state."""
     hashing = ThreadPoolExecutor(2, "weights")  # of this call: a fork carries no threads along
-    checksums = [(path, hashing.submit(_sha256, path)) for path in sorted(weights)]
+    checksums = [(path, hashing.submit(records.sha256, path)) for path in sorted(weights)]
     hashing.shutdown(wait=False)
 
     def wait() -> str:

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +12,7 @@ import pandas as pd
 
 from koala_nb.core import catalog, devices
 from koala_nb.core.catalog import Recipe, System
-from koala_nb.core.errors import first_line, nearest
+from koala_nb.core.errors import first_line, nearest, whole_number
 from koala_nb.core.files import Record, short
 from koala_nb.models import hub
 from koala_nb.models.given import GivenImages, is_given
@@ -229,8 +228,7 @@ def call_default(pipe: "Pipeline", name: str) -> Any:
 def list_steps(pipe: "Pipeline", steps: int, timestep_spacing: str | None = None) -> pd.DataFrame:
     """The sampler's steps, as columns step, timestep and sigma (noise level); changes nothing."""
     model_info(pipe)  # refuses what is no pipeline
-    if not isinstance(steps, Integral) or not 1 <= steps <= MOST["steps"]:
-        raise ValueError(f"steps is {short(steps)}: give a whole number from 1 to {MOST['steps']}.")
+    whole_number("steps", steps, 1, MOST["steps"])
     change = {"timestep_spacing": timestep_spacing} if timestep_spacing else {}
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **change)
     scheduler.set_timesteps(steps)

@@ -4,12 +4,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from inspect import signature
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from koala_nb.core import catalog
 from koala_nb.core.catalog import Recipe, System
+from koala_nb.core.errors import real_number, whole_number
 from koala_nb.core.files import Record, banner, read_csv, short
 from koala_nb.models import hub, load
 from koala_nb.models.given import GivenImages
@@ -157,17 +157,11 @@ def generation_settings(
 ) -> Record:
     """Check a report's settings, 0: the recipe's; return `generate`'s arguments, or ValueError."""
     for name, images, each in (("seeds", seeds, "prompt"), ("n", n, "probe")):
-        if not _is_number(images, Integral) or not 1 <= images <= load.MAX_IMAGES:
-            raise ValueError(
-                f"{name} is {short(images)}: give 1 or more images per {each}, at most "
-                f"{load.MAX_IMAGES:,}."
-            )
+        whole_number(f"{name} (images per {each})", images, 1, load.MAX_IMAGES)
     given = {"steps": steps, "guidance": guidance, "batch_size": batch_size}
     for name, value in {**given, "size": size, "seed": seed}.items():
-        kind, what = (Real, "number") if name == "guidance" else (Integral, "whole number")
-        most = load.MOST[name]
-        if not _is_number(value, kind) or not 0 <= value <= most:
-            raise ValueError(f"{name} is {short(value)}: give a {what} from 0 to {most}.")
+        check = real_number if name == "guidance" else whole_number
+        check(name, value, 0, load.MOST[name])
     if size % 8:
         raise ValueError(f"size is {size}: give a multiple of 8.")
     if not isinstance(negative_prompt, str):
@@ -192,20 +186,13 @@ def check_parameters(values: Mapping[str, Any]) -> None:
         generation_settings(**{"seeds": 1, **given, "n": max(1, values.get("n", 1))})
     audit = {"n", "prompts_file"} <= values.keys()
     for name, least in {"n": int(audit), "prompts": 0, "repeats": 1, "steps": 0, "size": 0}.items():
-        if values.get(name, least) < least:
-            raise ValueError(f"{name} is {values[name]}: give {least} or more.")
-    if not 0 <= values.get("threshold", 0) <= 1:
-        raise ValueError(f"threshold is {values['threshold']}: give 0 to 1.")
+        whole_number(name, values.get(name, least), least)
+    real_number("threshold", values.get("threshold", 0), 0, 1)
     load.check_loading(*(values.get(name) or None for name in ("device", "dtype", "offload")))
     for name, columns in FILES.items():
         if file := values.get(name):
             texts = {"id", "text"} if name == "prompts_file" and "reader" in values else set()
-            if lacking := {*columns, *texts} - {*read_csv(file, dtype=str)}:
-                raise ValueError(f"{file} has no column {sorted(lacking)[0]!r}: name it there.")
-
-
-def _is_number(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+            read_csv(file, sorted({*columns, *texts}), dtype=str)
 
 
 def _origin(source: str) -> tuple[System | None, str]:

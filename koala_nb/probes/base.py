@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,9 +16,7 @@ from PIL import Image
 
 from koala_nb.core import files
 from koala_nb.core.catalog import data_file, data_folder
-from koala_nb.generation import run_folder
 from koala_nb.generation.generate import generate
-from koala_nb.generation.plan import slug
 from koala_nb.models.given import GivenImages, with_images
 from koala_nb.models.load import load, model_info
 from koala_nb.probes.prompts import prompt_file, prompt_seeds, read_prompts, subsample_prompts
@@ -30,7 +27,6 @@ from koala_nb.stats import misclassification, simulation, trends
 if TYPE_CHECKING:
     from koala_nb.models.load import ModelInfo, Pipeline
 
-CHUNK = 64  # images scored between two writes
 CORRELATION = 0.05  # of the images of one prompt, as plans assume
 EFFECT = 0.25  # from a share of one half: a design that cannot find it is not drawn unasked
 ROUND = 6  # decimals in tables, so that a table is the same to the byte
@@ -300,34 +296,14 @@ def measure(
     run = generate(pipe, prompts.prompt.tolist(), seeds, **settings)
     by_prompt = prompts.to_dict("records")
     rows = [by_prompt[i] for i in run.records.prompt_index]
-    readings = _read_all(run, rows, scorer, settings.get("progress", True))
+    readings = run.scores(
+        "scores",
+        {"scorer": scorer.name, "version": scorer.version},
+        lambda images, places: scorer.score(images, rows[places]),
+        settings.get("progress", True),
+    )
     parts = [pd.DataFrame(rows), run.records[["seed"]], pd.DataFrame(readings)]
     return pd.concat(parts, axis=1).round(ROUND)
-
-
-def _read_all(
-    run: run_folder.Run, rows: list[Record], scorer: Scorer, progress: bool
-) -> list[Record]:
-    """Return what the scorer reads in all images; takes up what a run's folder already holds."""
-    from tqdm import tqdm
-
-    file = run.folder / f"scores-{slug(scorer.name)}.jsonl" if run.folder else None
-    version = {"scorer": scorer.name, "version": scorer.version}
-    readings: list[Record] = []
-    if file and file.is_file():
-        head, *readings = files.read_lines(file)
-        if head != version:
-            raise ValueError(
-                f"{file} was written by {head.get('scorer')} {head.get('version')}, and this is "
-                f"{scorer.name} {scorer.version}: remove the file to read the images again."
-            )
-    starts = range(len(readings), len(rows), CHUNK)
-    for start in tqdm(starts, "scoring", disable=not (progress and sys.stderr.isatty())):
-        chunk = slice(start, start + CHUNK)
-        readings += scorer.score(list(run.images[chunk]), rows[chunk])
-        if file:
-            files.write_lines(file, [version, *readings])
-    return readings
 
 
 def shares(table: pd.DataFrame, column: str) -> pd.DataFrame:

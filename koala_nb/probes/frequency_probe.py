@@ -186,10 +186,7 @@ def read_frequencies(path: str | Path) -> pd.Series:
     ValueError that names the line for a missing file or column, an empty or repeated concept, or a
     count that is no number of 0 or more.
     """
-    table = read_csv(path, dtype=str)
-    for column in ("concept", "count"):
-        if column not in table:
-            raise ValueError(f"{path} has no column {column!r}: its first line is concept,count.")
+    table = read_csv(path, ("concept", "count"), dtype=str)
     names = table.concept.str.strip()
     counts = pd.to_numeric(table["count"], errors="coerce")
     bad = (names == "") | ~np.isfinite(counts) | (counts < 0)

@@ -128,12 +128,7 @@ def read(path: str | Path, questions: Questions = QUESTIONS) -> pd.DataFrame:
     ValueError, with the line, for a missing column, an unknown answer, a bad number, or an image
     that stands twice in one pass.
     """
-    table = files.read_table(path, dtype=str)
-    for column in [*IMAGE, "file", "pass"]:
-        if column not in table:
-            raise ValueError(
-                f"{path} has no column {column!r}: it needs {', '.join(columns(questions))}."
-            )
+    table = files.read_table(path, [*IMAGE, "file", "pass"], dtype=str)
     if not set(questions) & set(table):
         raise ValueError(f"{path} has no answers: it needs a column {' or '.join(questions)}.")
     for question in questions:

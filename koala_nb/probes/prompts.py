@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from koala_nb.core.catalog import data_file
-from koala_nb.core.files import read_csv, short
+from koala_nb.core.errors import whole_number
+from koala_nb.core.files import read_csv
 
 
 def prompt_file(probe: str, domain: str) -> Path:
@@ -22,12 +22,11 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
 
     Empty factors are None. ValueError for a missing column, file or prompt, or two equal ids.
     """
-    table = read_csv(path, dtype={"id": str, "prompt": str}, na_values=[""])
+    kinds = {"id": str, "prompt": str}
+    table = read_csv(path, kinds, dtype=kinds, na_values=[""])
     if table.empty:
         raise ValueError(f"{path} holds no prompts: write one a line.")
-    for column in ("id", "prompt"):
-        if column not in table:
-            raise ValueError(f"{path} has no column {column!r}: it needs id, prompt and factors.")
+    for column in kinds:
         if table[column].isna().any():
             row = int(table[column].isna().to_numpy().argmax()) + 2
             raise ValueError(f"{path}, line {row}: {column} is empty.")
@@ -50,8 +49,7 @@ def subsample_prompts(prompts: pd.DataFrame, n: int, by: str | None = None) -> p
 def prompt_seeds(prompts: int, images: int, first: int = 0) -> list[list[int]]:
     """Return seeds for each prompt alone: common noise would correlate the images of prompts."""
     for name, value in {"images": images, "first": first}.items():
-        if not isinstance(value, Integral) or value < 0:
-            raise ValueError(f"{name} is {short(value)}: give a whole number of 0 or more.")
+        whole_number(name, value, 0)
     return [list(range(first + i * images, first + (i + 1) * images)) for i in range(prompts)]
 
 

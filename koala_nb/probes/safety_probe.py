@@ -180,12 +180,7 @@ class SafetyProbe(base.Probe):
         The prompts' texts stay in this table; a saved result holds the rows and categories only.
         ValueError where columns are missing, or the number of rows is not the published one.
         """
-        if not Path(path).is_file():
-            raise ValueError(f"There is no file {path}: download I2P's CSV and give its path.")
-        table = read_csv(path, dtype=str)
-        for column in ("prompt", "categories"):
-            if column not in table:
-                raise ValueError(f"{path} has no column {column!r}: it is not I2P's CSV.")
+        table = read_csv(path, ("prompt", "categories"), dtype=str)
         if (n := len(table)) != I2P_PROMPTS:
             raise ValueError(f"{path} holds {n} prompts, and I2P {I2P_PROMPTS}: take it whole.")
         names = [f"i2p-{row:04d}" for row in range(len(table))]

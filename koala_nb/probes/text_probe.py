@@ -72,9 +72,7 @@ class TextProbe(base.Probe):
         """
         path = file or base.prompt_file(self.name, domain)
         table = base.read_prompts(path)
-        if "text" not in table:
-            raise ValueError(f"{path} has no column 'text': it says what each image should say.")
-        table["text"] = read_csv(path, dtype=str)["text"]
+        table["text"] = read_csv(path, ("text",), dtype=str)["text"]
         for r in table.itertuples():
             if not r.text.strip() or r.text not in r.prompt:
                 raise ValueError(f"{path}: the prompt {r.id!r} does not hold its text {r.text!r}.")

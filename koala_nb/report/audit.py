@@ -34,11 +34,7 @@ def read_prompts(domain: str, file: str = "") -> pd.DataFrame:
     ValueError where it is not, where there are no prompts or one is empty.
     """
     path = Path(file) if file else catalog.data_file(f"prompts/first_look_{domain}.csv")
-    if not path.is_file():
-        raise ValueError(f"No prompts file {path}: give the path of a CSV with a column `prompt`.")
-    frame = read_csv(path, dtype=str)
-    if "prompt" not in frame:
-        raise ValueError(f"{path} has no column `prompt` in its first line: name it.")
+    frame = read_csv(path, ("prompt",), dtype=str)
     empty = frame.index[frame["prompt"].str.strip() == ""]
     if frame.empty or len(empty):
         where = f"line {empty[0] + 2}" if len(empty) else "the file"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,14 +116,9 @@ def write_manifest(folder: Path, stored: list[Path]) -> Path:
     """
     inside = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in NOT_EVIDENCE]
     paths = [p for p in inside if p.suffix != ".ipynb" and p.name[0] != "."]
-    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
-    lines += [f"# {_sha256(p)}  data/{p.parent.name}/{p.name}\n" for p in stored]
+    lines = [f"{files.sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    lines += [f"# {files.sha256(p)}  data/{p.parent.name}/{p.name}\n" for p in stored]
     return files.write_atomic(folder / MANIFEST, "".join(lines).encode())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stored_files(audit: Audit) -> list[Path]:

@@ -90,10 +90,7 @@ def images(path: Path, table: pd.DataFrame) -> Iterator[Image.Image]:
 
 def labelled(path: Path, labels: list[str], group: str = "", label: str = "label") -> pd.DataFrame:
     """Read a labelled set; ValueError, with the line, for what it lacks or a label of no list."""
-    table = read_csv(path, dtype=str)
-    for column in filter(None, ("file", label, group)):
-        if column not in table:
-            raise ValueError(f"{path} has no column {column!r}: it has {', '.join(table)}.")
+    table = read_csv(path, filter(None, ("file", label, group)), dtype=str)
     for line, (file, text) in enumerate(zip(table.file, table[label]), start=2):
         if not (path.parent / file).is_file():
             raise ValueError(f"{path}, line {line}: there is no file {file!r} beside it.")

@@ -14,13 +14,11 @@ import torch
 from PIL import Image, ImageFilter
 
 from koala_nb.core.errors import require
-from koala_nb.core.files import Record, read_lines, write_lines
+from koala_nb.core.files import Record
 from koala_nb.generation import run_folder
-from koala_nb.generation.plan import slug
 from koala_nb.models.load import Pipeline
 from koala_nb.scorers.clip import commit, load_pretrained
 
-CHUNK = 64  # images checked between two writes
 DECIMALS = 4  # of scores in files
 BLUR = 1 / 8  # radius of the blur, as a share of the image's shorter side
 ACTIONS = ("blur", "withhold")
@@ -155,21 +153,12 @@ class Checker:
         and are taken up again; ValueError where they are of another version or threshold.
         """
         names = run.records.file.tolist()
-        file = run.folder / f"verdicts-{slug(self.name)}.jsonl" if run.folder else None
-        verdicts: list[Record] = []
-        if file and file.is_file():
-            head, *verdicts = read_lines(file)
-            if head != self.to_dict():
-                raise ValueError(
-                    f"{file} was written by {head.get('checker')} {head.get('version')}, and this "
-                    f"is {self.name} {self.version}: remove the file to check the images again."
-                )
-        for start in range(len(verdicts), len(names), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            scored = self.score(list(run.images[chunk]))
-            verdicts += [{"file": n} | v for n, v in zip(names[chunk], scored, strict=True)]
-            if file:
-                write_lines(file, [self.to_dict(), *verdicts])
+
+        def score(images: list[Image.Image], places: slice) -> list[Record]:
+            pairs = zip(names[places], self.score(images), strict=True)
+            return [{"file": name} | verdict for name, verdict in pairs]
+
+        verdicts = run.scores("verdicts", self.to_dict(), score)
         pairs = zip(run.images, verdicts, strict=True)
         return [self._hidden(i) if v["flagged"] else i for i, v in pairs], verdicts
 

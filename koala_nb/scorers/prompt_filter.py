@@ -30,10 +30,7 @@ class Hit(NamedTuple):
 
 def read_terms(path: str | Path) -> pd.DataFrame:
     """Read a CSV of term and category; ValueError, with the line, for an empty or repeated one."""
-    table = read_csv(path, dtype=str)
-    for column in ("term", "category"):
-        if column not in table:
-            raise ValueError(f"{path} has no column {column!r}: its first line is term,category.")
+    table = read_csv(path, ("term", "category"), dtype=str)
     terms: set[str] = set()
     for row, term in enumerate(table.term, start=2):
         normal = " ".join(words(term))
