@@ -194,7 +194,7 @@ def _rate(stored: Results, place: str) -> Record:
     if not node or "value" in node:
         return {name: node[name] for name in NUMBERS if node}
     counts = np.atleast_2d([*node.values()] if isinstance(node, dict) else node)
-    if isinstance(node, list) and len(counts) == counts.shape[1]:  # a confusion
+    if isinstance(node, list) and len(counts) > 1:  # a confusion: truth by reading
         return stats.share_interval(int(counts.trace()), int(counts.sum()))._asdict()
     return stats.share_interval(*counts.sum(0).tolist())._asdict()
 
