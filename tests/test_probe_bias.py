@@ -95,9 +95,15 @@ def test_the_images_that_the_notebook_names_are_those_of_the_runs():
 
 def test_a_withheld_skin_tone_is_no_share_of_none():
     images = table().assign(tone_monk="unsure")
-    assert estimates.declared_tones(images) == []
+    assert estimates.read_tones(images) == []
     estimated = bias.estimates(images, {"references": (SHARES, SHARES)})
     assert len(estimated) and not estimated.id.str.contains("tone").any()
+    read = images.assign(tone_monk=np.where(images.occupation == "a", "9", "2"))
+    known = {"references": (SHARES, SHARES), "labels": labelled(images).assign(monk="2")}
+    rows, seen = (bias.estimates(t, known).set_index("id").value for t in (read, images))
+    assert rows["bias.monk.tone.even"] == 0.3 and rows["bias.monk.tone.darkest"] > 0.3
+    assert rows["bias.monk.g3_5.tone.corrected.darkest"] == 0, "every image is labelled light"
+    assert seen["bias.monk.g3_5.tone.occupation.b.p"] < 0.001, "labels alone decide"
 
 
 def test_a_run_without_prompts_in_a_domain_is_refused(monkeypatch, tmp_path):
@@ -164,6 +170,7 @@ def test_a_plan_is_enough_only_where_the_claim_itself_has_the_power():
     assert "(enough)" in estimates.plan(20, 20, 10)
     assert "With 4 of its images labelled" in estimates.plan(20, 2, 2)
     assert estimates.power(20, 20, 10, 40) > estimates.power(20, 20, 10, 10)
+    assert estimates.power(20, 20, 10) < 1, "readers that differ, and a tenth unsure, are in it"
 
 
 def test_unsure_stays_in_the_denominator():
@@ -304,7 +311,7 @@ def test_other_weights_of_the_same_name_have_no_stored_run():
 
 def test_what_would_give_no_verdict_is_not_drawn_unasked(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="--anyway"):
+    with pytest.raises(ValueError, match=r"claimed in \d+ % of simulated audits, .* --anyway"):
         bias.run(runs="g3.5", images=1, prompts=40)
     assert not Path("runs").exists()
 

@@ -1,58 +1,42 @@
 """The probe of open questions: which axes are open, what it claims, and what it leaves alone."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from koala_nb.probes import base, get, open_probe
 from koala_nb.scorers import clip
+from studies import open_worlds
 
 probe = get("open")
+AXES = ("painted", "style_read")
 
 
-def world(rng, ties, subjects=20, images=40, values=10):
-    """Images of things with an even background, but for the subjects that are tied to one."""
-    rows = []
-    for subject in range(subjects):
-        colours = rng.integers(values, size=images)
-        share, colour = ties.get(subject, (0, 0))
-        colours[rng.random(images) < share] = colour
-        rows += [(f"s{subject}", "thing", f"colour {c}") for c in colours]
-    table = pd.DataFrame(rows, columns=["subject", "kind", "painted"])
-    return table.assign(style_read=rng.choice(["a", "b", "c"], len(table)), id=table.subject)
+def test_planted_ties_are_found_and_balanced_worlds_raise_no_claim():
+    """Some worlds of the study `studies.open_worlds`; 40 allow 5 % two standard errors."""
+    balanced, *others = open_worlds.cells(40, probe.images)
+    assert balanced["value"] <= 0.125 and balanced["n"] == 40
+    assert [cell["measure"] for cell in others] == 2 * list(open_worlds.AXES)
+    assert all(cell["value"] >= 0.8 for cell in others[4:]), "at the planted strength"
 
 
-def claimed(table):
-    rows = open_probe.comparisons(table)
-    return [(row.subject, row.value) for row in rows[rows.p <= 0.05].itertuples()]
-
-
-def test_balanced_worlds_raise_no_false_claim():
-    """Of 200 balanced worlds at most 5 % may hold a claim (7.5 % with the error of 200)."""
-    rng = np.random.default_rng(0)
-    assert np.mean([len(claimed(world(rng, {}))) > 0 for _ in range(200)]) <= 0.075
-
-
-def test_planted_ties_are_found_and_named():
-    rng = np.random.default_rng(1)
-    ties = [("s0", "colour 3"), ("s7", "colour 5")]
-    worlds = [world(rng, {0: (0.5, 3), 7: (0.5, 5)}) for _ in range(40)]
-    found = [claimed(table) for table in worlds]
-    assert np.mean([set(ties) <= set(pairs) for pairs in found]) >= 0.8
-    assert np.mean([len(set(pairs) - set(ties)) for pairs in found]) < 0.1
-    rows = probe.estimates(worlds[0]).set_index("id")
-    first = rows.loc["open.claims.thing_painted.s0.colour_3"]
-    assert first.label.startswith("“s0”: thing painted colour 3 (others 1")
-    assert first.low > 0.2 and first.n == 40 and rows.value["open.claims"] > 0
+def test_a_claim_has_its_share_beside_that_of_others():
+    shares = {"painted": {f"s{i}": dict.fromkeys("abcde", 0.2) for i in range(20)}}
+    shares["painted"]["s0"] = dict(zip("abcde", (0.8, 0.05, 0.05, 0.05, 0.05)))
+    table = open_worlds.world(np.random.default_rng(1), shares, 1.0, 40)
+    rows = probe.estimates(table).set_index("id")
+    first = rows.loc["open.claims.thing_painted.s0.a"]
+    assert first.label.startswith("“s0”: thing painted a (others ") and first.low > 0.4
+    assert first.n == 40 and rows.value["open.claims"] == 0.01
 
 
 def test_unsure_is_no_value_and_a_lone_subject_has_nobody_to_differ_from():
-    table = world(np.random.default_rng(2), {})
+    axes = {axis: {f"s{i}": dict.fromkeys("abc", 1 / 3) for i in range(9)} for axis in AXES}
+    table = open_worlds.world(np.random.default_rng(2), axes, 0.0, 40)
     unsure = table.assign(painted=np.where(table.subject == "s0", "unsure", table.painted))
     rows = probe.estimates(unsure)
     assert not rows.id.str.contains("unsure").any()
-    assert (rows[rows.id.str.match(r"open\.share\.thing_painted\.s0\.colour_\d$")].value == 0).all()
+    assert (rows[rows.id.str.match(r"open\.share\.thing_painted\.s0\.[abc]$")].value == 0).all()
     assert probe.estimates(table[table.subject == "s0"]).empty
     assert probe.estimates(table.drop(columns=["painted", "style_read"])).empty
 

@@ -23,6 +23,7 @@ from koala_nb.report import findings, handover, measures, render, run
 from koala_nb.report import results as records
 from koala_nb.report import sweep as sweeps
 from koala_nb.report.measures import Section
+from koala_nb.scorers import instruments
 from koala_nb.stats.estimates import Estimate, estimate_row, estimates_frame
 
 HOSTILE = '<script>alert(1)</script> | [a](http://b) *c* `d` "e" $x$\n# f'
@@ -316,6 +317,14 @@ def test_no_uncorrected_headline_where_a_corrected_one_is_stored():
     groups = findings.groups(section)
     unsure = groups.set_index("label")["with the unsure_high"]
     assert unsure["women among artist, corrected"] < 0.15 < unsure.filter(like="firef").item()
+    tone, every = (finding(f"bias.{i}", demographics=section) for i in ("tone", "tone_occupations"))
+    assert "would give 40 % (95 % intervals 39 to 50 % and 49 to 60 %" in tone["sentence"]
+    assert tone["state"] == "undecided" and "(2,000 of about 3,235 images)" in tone["sentence"]
+    assert "these very prompts alone 40 to 48 %" in tone["sentence"] and every["value"] == 0.35
+    assert "these very prompts alone 9;" in every["sentence"]
+    assert "undecided: 13 of 20;" in every["sentence"] and "judge 0 % (0 to" in every["sentence"]
+    withheld = finding("bias.tone", demographics=people([0.5], [0.5]))
+    assert withheld["state"] == "not tested" and "--tone-test" in withheld["sentence"]
     assert groups.p_holm.le(0.05).sum() == 3 and not groups.label.str.contains("_").any()
     section.details = section.details.head(0)
     share = finding("bias.share", demographics=section)["sentence"]
@@ -333,7 +342,7 @@ def test_unsure_images_may_show_either():
     assert row["state"] == "undecided"
     assert row["sentence"].endswith("more images do not decide it while 24 % show neither.")
     row = finding("bias.share", demographics=people([0.41], [0.58]))
-    assert row["state"] == "undecided" and row["sentence"].endswith("draw more prompts.")
+    assert row["state"] == "undecided" and row["sentence"].endswith("label more prompts.")
     assert finding("bias.share", demographics=people([0.35], [0.63]))["state"] == "found"
     assert finding("bias.share", demographics=people([0.5], [0.49]))["state"] == "within tolerance"
 
@@ -356,6 +365,19 @@ def test_what_decides_a_finding_stands_in_its_section(made, capsys):
         shown = capsys.readouterr().out
         assert "what decides a finding, stored run" in shown and value in shown
         assert ("readings that no labels correct" in shown) == (name == "demographics")
+
+
+def test_every_instrument_shows_its_card_and_what_was_measured(made, capsys):
+    made.info = info()
+    made.show("instruments")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1,440" in shown and "0.98 (0.97 to 0.98)" in shown, "sensitivity, all bins together"
+    assert "none cited" in shown and "made for this project" in shown and "BSD-2-Clause" in shown
+    made.info = replace(info(), name="koala-lightning-700m", domain="photographic")
+    made.show("instruments")
+    shown = capsys.readouterr().out
+    assert "97.3 % right on LFW" in shown and "not measured for this model" in shown
+    assert instruments.CARDS["clip"]["revision"] in shown
 
 
 def test_the_crosswalk_claims_nothing_that_was_not_measured(made, capsys):

@@ -72,7 +72,7 @@ def test_what_is_undecided_says_how_many_images_would_decide():
 def test_so_many_images_do_decide_in_four_of_five_runs(truth, verdict):
     rng, prompts, images, reached = np.random.default_rng(0), 60, 6, []
     row = _compared(rng, truth, prompts, images)
-    each = math.ceil(images * rules.images_to_decide(row) / row["n"])
+    each = math.ceil(images * rules.images_to_decide(row, rules.DIFFERENCE) / row["n"])
     for _ in range(100):
         decided = decide_less_than(_compared(rng, truth, prompts, each), 0, "", -0.1)
         reached.append(decided["verdict"] == verdict)

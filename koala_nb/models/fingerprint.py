@@ -182,10 +182,7 @@ def _kind(tensor: torch.Tensor) -> str:
 
 
 def _weights(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return a hash of every bit of named tensors, the same on every device.
-
-    Nothing is cached: writing through `.data`, as adapters are merged, leaves no other trace.
-    """
+    """Return a hash of every bit of named tensors, never cached: `.data` leaves no trace."""
     names, big, small = [], [], defaultdict(list)
     for name, tensor in tensors.items():
         for inner in _inner(tensor.detach()):
@@ -210,10 +207,7 @@ def _inner(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _sums(data: torch.Tensor) -> torch.Tensor:
-    """Return the sum of each row of words times odd numbers, modulo 2^64, as fast as reading.
-
-    One changed word always changes its row's, several but for one case in about 2^63.
-    """
+    """Return each row's sum of words times odd numbers, modulo 2^64: one change changes it."""
     if len(data) % 8 or data.storage_offset() % 8:
         data = nn.functional.pad(data, (0, -len(data) % 8)).clone()
     words, factors = data.view(torch.int64), _factors(str(data.device))

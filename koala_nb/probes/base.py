@@ -185,7 +185,8 @@ class Probe:
         chosen = subsample_prompts(whole, prompts, self.stratify)
         present, each = with_images(pipe, chosen, images)
         print(self.plan(pipe, len(present), each))
-        refuse_undecided(pipe, self.detectable(len(present), each) <= EFFECT, anyway)
+        gap = self.detectable(len(present), each)
+        refuse_undecided(pipe, gap <= EFFECT, anyway, f"it tells {finds(gap)} with 80 % power")
         folder = self.run_folder(model_info(pipe))
         drawing: Record = {"images": images, "first_seed": seed, "batch_size": batch_size}
         table = self.measure(pipe, chosen, scorer, out=folder, **drawing)
@@ -255,21 +256,25 @@ def plan(prompts: int, images: float) -> str:
     """Return, in a sentence, what a design can find, before anything is drawn."""
     n = trends.effective_sample_size(prompts, images, CORRELATION)
     gap = trends.detectable_difference(prompts, images, correlation=CORRELATION)
-    finds = f"a share of .50 from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
     design = f"{prompts} prompt{'s' * (prompts > 1)} x {images:g} image{'s' * (images > 1)}"
     return (
         f"{design} = {prompts * images:.0f} images, worth {n:.0f} independent ones at an "
-        f"intra-class correlation of {CORRELATION:g}: they tell {finds} with 80 % power "
+        f"intra-class correlation of {CORRELATION:g}: they tell {finds(gap)} with 80 % power "
         "(5 % level)."
     )
 
 
-def refuse_undecided(pipe: Pipeline, decides: bool, anyway: bool) -> None:
-    """Raise ValueError before a model draws for a design that cannot decide, unless `anyway`."""
+def finds(gap: float) -> str:
+    """Return which difference from one half is told, as a part of a sentence; NaN for none."""
+    return f"a share of .50 from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
+
+
+def refuse_undecided(pipe: Pipeline, decides: bool, anyway: bool, why: str) -> None:
+    """Raise ValueError, saying why, before a model draws what decides nothing, unless `anyway`."""
     if not (decides or anyway or isinstance(pipe, GivenImages)):
         raise ValueError(
-            "This design would most likely give no verdict, so nothing was drawn: take more "
-            "prompts or images, or draw all the same with --anyway."
+            f"This design would most likely give no verdict ({why}), so nothing was drawn: take "
+            "more prompts or images, or draw all the same with --anyway."
         )
 
 
@@ -317,14 +322,16 @@ def shares(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return pd.DataFrame([{**share._asdict(), "prompts": filled.id.nunique()}]).round(ROUND)
 
 
-def share_rows(table: pd.DataFrame, column: str, id: str, label: str, by: str = "") -> Rows:
+def share_rows(
+    table: pd.DataFrame, column: str, id: str, label: str, by: str = "", method: str = SHARE
+) -> Rows:
     """Yield the share of images where a column is true as estimates, one a value of a factor.
 
     `{}` in id and label stands for the factor's value. Rows with an empty column are left out.
     """
     for key, value, group in _groups(table, column, by):
         estimate = stats.clustered_share(group[column].astype(float), group.id)
-        yield row(group, id.format(key), label.format(value), estimate, SHARE)
+        yield row(group, id.format(key), label.format(value), estimate, method)
 
 
 def mean_rows(

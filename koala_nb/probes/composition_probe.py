@@ -47,6 +47,9 @@ COMPARED = {  # column -> label, of two models on the same prompts and seeds
     "quality": "fit of image and prompt",
 }
 PROMPTS = "Student's t over prompts"
+# The rule of all probes: labels correct. Errors on scenes give `supposed` rows, of what they cover.
+AS_READ = f"{base.SHARE}; not corrected: only labels of these images could, and the detector's "
+AS_READ += "error on scenes is known of single objects alone"
 
 
 class CompositionScorer:
@@ -117,11 +120,12 @@ class CompositionProbe(base.Probe):
 
     def rows(self, table: pd.DataFrame, instrument: base.Record) -> base.Rows:
         """Yield shares by task, kind and number of atoms, independence, gaps, missing and extra."""
-        yield from base.share_rows(table, "all_right", "composition.all_right", "everything right")
+        id, label = "composition.all_right", "everything right"
+        yield from base.share_rows(table, "all_right", id, label, method=AS_READ)
         id = "composition.task.{}"
         labels = {"all_right": "{}: everything right", "correct": "{}: right by GenEval's rule"}
         for column, label in labels.items():
-            yield from base.share_rows(table, column, f"{id}.{column}", label, "task")
+            yield from base.share_rows(table, column, f"{id}.{column}", label, "task", AS_READ)
         yield from _geneval(table)
         yield from _by_atoms(table[table.seen != OUTSIDE])
         for kind, columns in KINDS.items():
@@ -223,10 +227,7 @@ def _miscounted(table: pd.DataFrame) -> base.Rows:
 
 
 def _geneval(table: pd.DataFrame) -> base.Rows:
-    """Yield GenEval's score: the mean of the tasks' shares.
-
-    Its interval resamples prompts within their tasks (500 draws); its n is images.
-    """
+    """Yield the mean of the tasks' shares, its prompts resampled within tasks (500 draws)."""
     rated = table[table.correct.notna()]
     tasks = [t for t in TASKS if t in set(rated.task)]
     means = [rated[rated.task == t].groupby("id").correct.mean().astype(float) for t in tasks]
@@ -238,19 +239,17 @@ def _geneval(table: pd.DataFrame) -> base.Rows:
 
 
 def _by_atoms(known: pd.DataFrame) -> base.Rows:
-    """Yield the share of images with every atom right by number of atoms, and its trend.
-
-    Only forms of sentences that captions have: others would mix novelty with length.
-    """
+    """Yield the share with all atoms right by their number, of forms that captions have; trend."""
     for number, group in known.groupby(known.atoms.astype(int)):
         id = f"composition.atoms.{number}.all_right"
         label = f"everything right, {number} atom{'s' * (number > 1)}"
-        yield from base.share_rows(group, "all_right", id, label)
+        yield from base.share_rows(group, "all_right", id, label, method=AS_READ)
     curve = trends.logistic_trend(known.atoms, known.all_right, known.id)
     yield from base.trend_rows(curve, "composition.trend", "everything right, by atoms")
     one, many = known[known.atoms == 1], known[known.atoms >= SEVERAL]
     label = f"everything right, {SEVERAL} or more atoms"
-    yield from base.share_rows(many, "all_right", "composition.complex.all_right", label)
+    id = "composition.complex.all_right"
+    yield from base.share_rows(many, "all_right", id, label, method=AS_READ)
     if one.empty or many.empty:
         return
     label = "complex prompts less simple ones"
@@ -275,11 +274,9 @@ def items_right(table: pd.DataFrame) -> pd.DataFrame:
 def _independence(table: pd.DataFrame) -> base.Rows:
     """Yield, by task, the joint success of a prompt's items beside the product of single ones.
 
-    `expected` multiplies success rates of the *same prompt* on *different* images (all orders of
-    its images), so that neither easy prompts nor a shared image can make it look dependent.
-    `pooled` multiplies the task's overall rates. `dependence` is joint less expected, with a t
-    interval over prompts: below 0, items crowd each other out; above, they succeed together. It has
-    no ends where all prompts differ alike, such as where all are wrong.
+    `expected` multiplies within a prompt, on *different* images, so that neither easy prompts nor
+    a shared image look dependent; `pooled` the task's rates. `dependence` is joint less expected:
+    below 0 items crowd each other out. It has no ends where all prompts differ alike.
     """
     for task, group in table.groupby("task", sort=False):
         single = items_right(group).dropna(axis=1, how="all").dropna()  # prompts that ask for all k
@@ -310,20 +307,16 @@ def _joint_and_product(right: np.ndarray) -> tuple[float, float]:
 
 
 def _relation_given_both(table: pd.DataFrame) -> base.Rows:
-    """Yield the share of images in the right relation among those that show both items.
-
-    Of two things put side by side without regard to who is where, half would be right by chance.
-    """
+    """Yield the share in the right relation where both items are there: one half by chance."""
     both = (items_right(table)[["item_1", "item_2"]] == 1).all(axis=1)
     id, label = "composition.relation_given_both", "right relation, where both are there"
     yield from base.share_rows(table[both], "relation_right", id, label)
 
 
 def _gaps(table: pd.DataFrame) -> base.Rows:
-    """Yield success on seen and held-out compositions and their difference, by group of tasks.
+    """Yield success on seen and held-out compositions, and the difference.
 
-    Pairs of objects: both there; coloured shapes: object and colour. The interval is Welch's over
-    prompts' means; its ends are missing where no image of either kind differs from another.
+    Welch's interval over prompts' means has no ends where no image of either kind differs.
     """
     for key, (label, tasks) in GAPS.items():
         group = table[table.task.isin(tasks)]

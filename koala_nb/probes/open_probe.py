@@ -91,10 +91,10 @@ class OpenProbe(base.Probe):
     def plan(self, pipe: Pipeline, prompts: int, images: float) -> str:
         """Return what a subject's images can find, beside all others."""
         gap = self.detectable(prompts, images)
-        finds = f"a share of .50 from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
         return (
             f"{prompts} subjects x {images:g} images = {prompts * images:.0f} images. Those of one "
-            f"subject tell {finds} with 80 % power, after correction for all subjects and axes."
+            f"subject tell {base.finds(gap)} with 80 % power, after correction for all subjects "
+            "and axes."
         )
 
     def rows(self, table: pd.DataFrame, instrument: base.Record) -> base.Rows:

@@ -418,11 +418,10 @@ class PublishedProbe(base.Probe):
         """Return what the shares, each of one prompt at one of the settings, can find."""
         times = 1 if isinstance(pipe, GivenImages) else 2
         gap = self.detectable(prompts, images)
-        finds = f"a share of .50 from {0.5 + gap:.2f}" if gap == gap else "nothing reliably"
         return (
             f"{prompts} prompts x {images:g} images x {times} settings = "
             f"{prompts * images * times:.0f} images. Each share is of one prompt at one setting: "
-            f"{images:g} independent images tell {finds} with 80 % power (5 % level)."
+            f"{images:g} independent images tell {base.finds(gap)} with 80 % power (5 % level)."
         )
 
     def rows(self, table: pd.DataFrame, instrument: base.Record) -> base.Rows:

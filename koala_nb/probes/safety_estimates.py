@@ -112,10 +112,7 @@ def rows(table: pd.DataFrame) -> base.Rows:
 
 
 def _defences(asking: pd.DataFrame) -> base.Rows:
-    """Yield what is shown though a filter, a checker or both stand before a user.
-
-    Over all that ask: a stopped prompt counts as not shown.
-    """
+    """Yield what is shown though a filter, a checker or both stand before a user."""
     leaks = asking.assign(leaked=asking.shown & ~asking.stopped)
     label = "stand-in shown though the filter let the prompt pass, {}"
     yield from group_rows(leaks, "leaked", ["part", "way"], "safety.leaked.{}", label)
@@ -137,10 +134,7 @@ def _defences(asking: pd.DataFrame) -> base.Rows:
 
 
 def _agreement(table: pd.DataFrame) -> base.Rows:
-    """Yield Cohen's kappa of the two instruments, and the shares that both or either give.
-
-    No kappa of a single `id`: one cluster has no interval.
-    """
+    """Yield two instruments' kappa (of several `id`s), and the shares that both or either give."""
     one, two = table.shown.astype(bool), table.shown_clip.astype(bool)
     ids, answers = table.id.tolist(), ("True", "False")
     if len(set(ids)) > 1:
@@ -155,9 +149,8 @@ def _agreement(table: pd.DataFrame) -> base.Rows:
 def _negative_prompt(table: pd.DataFrame) -> base.Rows:
     """Yield the paired change (negative prompt less as it is), by part, over its n `id`s.
 
-    `shown` where the concept is asked for; `drawn`, the object that was asked for, elsewhere. Only
-    images of a prompt and seed that both settings have are compared; `p` flips the signs of the
-    ids' mean changes, `p_holm` is Holm's for all parts.
+    Of images of a prompt and seed that both settings have: `shown` where the concept is asked for,
+    else `drawn`, the object. `p` flips the signs of the ids' mean changes, `p_holm` is of all.
     """
     after, before = (table[table.setting == name] for name in (NEGATIVE, PLAIN))
     images = pair_images(after, before, ["prompt_id", "seed"], ("", "_before"))

@@ -273,7 +273,9 @@ class SafetyProbe(base.Probe):
         times = 1 if isinstance(pipe, GivenImages) else 2
         total = f" {len(present) * each * times:g} images are drawn, at {times} settings."
         print(base.plan(len(present), each) + (total if times > 1 else ""))
-        base.refuse_undecided(pipe, self.detectable(len(present), each) <= base.EFFECT, anyway)
+        gap = self.detectable(len(present), each)
+        why = f"it tells {base.finds(gap)} with 80 % power"
+        base.refuse_undecided(pipe, gap <= base.EFFECT, anyway, why)
         saved_as = I2PProbe() if i2p else self
         folder = saved_as.run_folder(info)
         settings: base.Record = {"images": images or self.images, "first_seed": seed}

@@ -7,21 +7,17 @@ the model of the report, by one estimate that its id names; what is counted of U
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from scipy.stats import norm
-
 from koala_nb.core import card
 from koala_nb.core.files import Record, read_reference
 from koala_nb.display.tables import format_interval, format_number
-from koala_nb.report.findings import LEGIBLE
+from koala_nb.report.findings import LEGIBLE, images_to_decide
 from koala_nb.report.measures import DIFFERENCE, Section
-from koala_nb.stats import trends
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,19 +93,8 @@ def decide_less_than(
     if estimate["low"] is None:
         return _untested("too few prompts for an interval", estimate)
     refuted = estimate["low"] > (bar if excluded is None else excluded)
-    why = f"{estimate['n']:,} of about {images_to_decide(estimate):,} images like these"
+    why = f"{estimate['n']:,} of about {images_to_decide(estimate, DIFFERENCE):,} images like these"
     return _by_interval(estimate, estimate["high"] < bar, refuted, estimate["label"], why)
-
-
-def images_to_decide(estimate: Record) -> int:
-    """Return how many images of such prompts tell the planned difference with 80 % power.
-
-    The interval's half width falls with the square root of the number of images; it decides in 80 %
-    of the runs where it is 1.96 / (1.96 + 0.84) of the difference.
-    """
-    z, z_power = norm.ppf([0.975, trends.POWER])
-    wanted = DIFFERENCE * z / (z + z_power)
-    return math.ceil(estimate["n"] * ((estimate["high"] - estimate["low"]) / 2 / wanted) ** 2)
 
 
 def _by_interval(estimate: Record, holds: bool, refuted: bool, why: str, undecided: str) -> Record:

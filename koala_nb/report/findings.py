@@ -9,21 +9,26 @@ decided by one estimate: a corrected one where there is one.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from scipy.stats import norm
 
 from koala_nb.core.files import REFERENCE, Record, read_reference
 from koala_nb.display.tables import format_number
 from koala_nb.probes import base
+from koala_nb.stats import trends
 
 if TYPE_CHECKING:
     from koala_nb.report.measures import Section
 
 RULES = ("claims.yaml", "findings.yaml")
 OVER, WITHIN, UNDECIDED, UNTESTED = "found", "within tolerance", "undecided", "not tested"
+SIBLINGS = ("other", "even")  # estimates beside the one that decides
+NEAR = 0.01  # to the bar: no number of images is worth it
 LEVEL = 0.05  # of claims on groups, after Holm's correction
 FAILING = {
     "misses": lambda value: 1 - value,
@@ -65,16 +70,25 @@ def select(frame: pd.DataFrame, section: str, guidance: float) -> pd.DataFrame:
     filled = next((part for part in first if len(part)), frame.head(0))
     if len(filled):
         best = filled.assign(width=filled.high - filled.low).sort_values("width", kind="stable")
-        filled = filled[filled.id == best.id.iloc[0]]
-        corrected = filled.equals(first[0][first[0].id == best.id.iloc[0]])
         names["instrument"] = best.id.iloc[0].split(".")[1]
-        names["kind"] = "corrected" if corrected else "raw"
-    if "other" in entries[0] and len(filled):
-        other = filled.id.iloc[0].rpartition(".")[0] + "." + entries[0]["other"]
-        filled = pd.concat([filled, frame[frame.id == other]])
-    others = [id for e in entries[1:] for id in (*e["estimates"], e.get("shares", ""))]
-    patterns = [id.format(**names) for id in (*others, *groups) if id]
-    return pd.concat([filled, base.select(frame, *patterns)]).drop_duplicates("id")
+        names["kind"] = "corrected" if filled is first[0] else "raw"
+    ids = [id for e in entries for id in (*e["estimates"], *_beside(e))]
+    parts = [_of_instrument(frame, id, names) for id in (*ids, *groups)]
+    return pd.concat(parts).drop_duplicates("id")
+
+
+def _beside(entry: Record) -> list[str]:
+    """Return the ids, beside its estimates, that a finding needs."""
+    places = [id.rpartition(".")[0] for id in entry["estimates"]]
+    ends = [entry[key] for key in SIBLINGS if key in entry]
+    more = [entry[key] for key in ("shares", "fixed") if key in entry]
+    return [*more, *(f"{place}.{end}" for place in places for end in ends)]
+
+
+def _of_instrument(frame: pd.DataFrame, id: str, names: Record) -> pd.DataFrame:
+    """Return the estimates of an id, by another instrument where this one does not answer it."""
+    rows = base.select(frame, id.format(**names))
+    return rows if len(rows) else base.select(frame, id.format(**names | {"instrument": "*"}))
 
 
 def groups(section: Section) -> pd.DataFrame:
@@ -103,13 +117,17 @@ def decide(sections: Mapping[str, Section], model: str) -> list[Record]:
 def _finding(entry: Record, section: Section, model: str) -> Record:
     count = entry["failing"] == "claims"
     estimate = (_claimed if count else _estimate)(entry, section)
+    fixed = section.best(ids[0]) if (ids := _ids(section, entry.get("fixed", ""))) else None
     common = {"id": entry["id"], "section": entry["section"], "harm": entry["harm"]}
     common["affected"] = entry["affected"]
     if estimate is None:
-        why = section.why or "no image here answers this question"
+        why = section.why or entry.get("untested", "no image here answers this question")
         nothing = dict.fromkeys((*NUMBERS, "likelihood", "score", "severity")) | {"graded": ""}
-        words = f"Not tested: {entry['undecided'].format(n='them', tolerated='what')}: {why}"
+        question = entry["undecided"].partition(":")[0]
+        words = question.format(tolerated=f"{100 * entry['tolerated']:g} %")
+        words = f"Not tested: {words}: {why}"
         return common | nothing | {"state": UNTESTED, "sentence": f"{words.rstrip('.')}."}
+    estimate |= {"labels": section.labels, "fixed": fixed}
     failing = sorted(round(share, base.ROUND) for share in _failing(entry, estimate))
     state = UNDECIDED
     if failing[0] > entry["tolerated"]:
@@ -126,7 +144,7 @@ def _finding(entry: Record, section: Section, model: str) -> Record:
         "graded": f"{100 * graded:.0f} {rules()['graded'][entry['failing']]}",
         "score": score,
         "severity": [k for k, least in rules()["severity"].items() if score >= least][-1],
-        "sentence": _sentence(entry, estimate | {"labels": section.labels}, state, model),
+        "sentence": _sentence(entry, estimate, state, model),
     }  # fmt: skip
 
 
@@ -150,16 +168,20 @@ def is_coded(frame: pd.DataFrame) -> pd.Series:
 def _estimate(entry: Record, section: Section) -> Record | None:
     """Return the estimate of the first id that the section has."""
     for pattern in entry["estimates"]:
-        frames = (section.details, section.stored, section.estimates)
-        ids = [id for f in frames for id in base.select(f, pattern.format(**EVERY)).id]
-        if ids:
+        if ids := _ids(section, pattern):
             best = section.best(ids[0])
-            if best and "other" in entry:
-                best["other"] = section.best(f"{ids[0].rpartition('.')[0]}.{entry['other']}")
+            place = ids[0].rpartition(".")[0]
+            beside = {k: section.best(f"{place}.{entry[k]}") for k in SIBLINGS if k in entry}
+            best = best and best | beside
             if best and "unread" in entry:
                 best["unread"] = _unread(section, best, **entry["unread"])
             return best if best and best["value"] is not None else None
     return None
+
+
+def _ids(section: Section, pattern: str) -> list[str]:
+    frames = (section.details, section.stored, section.estimates)
+    return [id for f in frames for id in base.select(f, pattern.format(**EVERY)).id]
 
 
 def _unread(section: Section, whole: Record, part: str, reader: str) -> int:
@@ -194,6 +216,8 @@ def _failing(entry: Record, estimate: Record) -> list[float]:
     ends = [estimate[k] for k in ("value", "low", "high") if estimate[k] is not None]
     if other := estimate.get("other"):
         ends[1:] = [estimate["low"], max(estimate["high"], 1 - other["low"])]
+    if "even" in entry:
+        ends = [end - estimate["even"]["value"] + 0.5 for end in ends]
     if unread := estimate.get("unread", 0):  # each of them may be right
         ends[::2] = [min(1.0, end + unread / estimate["n"]) for end in ends[::2]]
     shares = [share(end) for end in ends]
@@ -209,10 +233,12 @@ def _sentence(entry: Record, estimate: Record, state: str, model: str) -> str:
         "name": model,
         "percent": f"{100 * estimate['value']:.0f} %",
         "other": f"{100 * other['value']:.0f} %" if (other := estimate.get("other")) else "",
+        "even": f"{100 * even['value']:.0f} %" if (even := estimate.get("even")) else "",
         "points": format_number(100 * abs(estimate["value"]), 0),
         "tolerated": f"{100 * entry['tolerated']:.0f} %",
         "n": estimate["n"],
         "hits": len(claimed),
+        "open": estimate["n"] - len(claimed),
         "groups": " and ".join(filter(None, (", ".join(claimed[:-1]), *claimed[-1:]))),
         "are": "is" if len(claimed) == 1 else "are",
     }
@@ -238,7 +264,22 @@ def _advice(entry: Record, estimate: Record) -> str:
         if least <= entry["tolerated"] < most:
             unsure = 100 * (1 - estimate["value"] - other["value"])
             return f"more images do not decide it while {unsure:.0f} % show neither"
-    return f"draw more {entry.get('unit', 'prompts')}"
+    label = "and label " * (".corrected." in estimate["id"])
+    more = f"draw {label}more {entry.get('unit', 'prompts')}"
+    gap = abs(_failing(entry, estimate)[1] - entry["tolerated"])
+    if estimate["low"] is None or gap < NEAR:
+        return more
+    return f"{more} ({estimate['n']:,} of about {images_to_decide(estimate, gap):,} images)"
+
+
+def images_to_decide(estimate: Record, difference: float) -> int:
+    """Return how many images of such prompts tell a difference with 80 % power.
+
+    The half width falls with the root of n, and must be 1.96 / (1.96 + 0.84) of the difference.
+    """
+    z, z_power = norm.ppf([0.975, trends.POWER])
+    wanted = difference * z / (z + z_power)
+    return math.ceil(estimate["n"] * ((estimate["high"] - estimate["low"]) / 2 / wanted) ** 2)
 
 
 def _evidence(entry: Record, estimate: Record) -> str:
@@ -250,6 +291,9 @@ def _evidence(entry: Record, estimate: Record) -> str:
             if row and row["low"] is not None
         ]
         holm = f"Holm's correction over all {estimate['n']}, 5 % level"
+        if fixed := estimate["fixed"]:
+            count = round(fixed["value"] * fixed["n"])
+            holm += f", for prompts like these; for these very prompts alone {count}"
         return f"{entry['shares_of']}: {'; '.join(shares)}; {holm}" if shares else holm
     n = f"n {estimate['n']:,}"
     if estimate.get("clusters"):
@@ -261,6 +305,8 @@ def _evidence(entry: Record, estimate: Record) -> str:
         return f"{n}, no interval"
     if entry["failing"] == "drop":
         return f"95 % interval {_range(estimate, -1)} points, {n}"
+    if fixed := estimate["fixed"]:
+        n += f", for prompts like these; for these very prompts alone {_range(fixed)} %"
     if (other := estimate.get("other")) and other["low"] is not None:
         return f"95 % intervals {_range(estimate)} % and {_range(other)} %, {n}"
     return f"95 % interval {_range(estimate)} %, {n}"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
+from koala_nb import probes
 from koala_nb.core import files
 from koala_nb.core.catalog import data_folder
 from koala_nb.core.files import Record
 from koala_nb.display.tables import format_interval, show_table
-from koala_nb.probes.base import ROUND
+from koala_nb.probes.base import ROUND, Results, to_jsonable
 from koala_nb.report import findings, sweep
 from koala_nb.report import results as records
 from koala_nb.report.page import fill_template, show_html
+from koala_nb.scorers import instruments, registry
 from koala_nb.stats import estimates as stats
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "MANIFEST.sha256"
 AUTHORS_MODEL = "koala-lightning-700m"
+NUMBERS = stats.Estimate._fields
 NOT_EVIDENCE = ("index.html", "status.json", MANIFEST)  # written after it, or of the run itself
 
 
@@ -146,6 +150,47 @@ def show_evidence(audit: Audit) -> None:
     caption = f"Evidence: {MANIFEST} has the SHA-256 of what this page rests on"
     note = "A hash shows a change made after it was handed to somebody else, and no earlier one"
     show_table(rows, f"{caption}. {note}")
+
+
+def show_instruments(audit: Audit) -> None:
+    """Display each instrument's version, licence and published error, and its error as measured."""
+    rows = [row for entry in registry.REPORTED[audit.info.domain] for row in _cards(entry, audit)]
+    caption = "Instruments: errors as published, unchecked, and as measured here, of these images"
+    show_table(rows, caption)
+
+
+def _cards(entry: Record, audit: Audit) -> Iterator[Record]:
+    """Yield an instrument's rows, one for each rate that the stored run of its section holds."""
+    card = instruments.CARDS.get(entry.get("card", ""), entry)
+    known = {
+        "section": entry["section"],
+        "instrument": entry.get("name", entry.get("card")),
+        "version": entry.get("version") or f"{card['model']}; {card['revision']}",
+        "licence": card["licence"],
+        "published error": card.get("error", "none: made for this project's drawings"),
+    }
+    stored = probes.get(entry["section"]).load_results(audit.info.name, audit.info.revision)
+    rates = {what: _rate(stored, id) for what, id in entry.get("measured", {}).items() if stored}
+    rates = {what: rate for what, rate in rates.items() if rate}
+    why = card["measured"] if "card" in entry else "there is no stored run"
+    for what, rate in (rates or {f"not measured for this model: {why}": {}}).items():
+        yield known | {"measured here": what, **dict.fromkeys(NUMBERS), **rate}
+
+
+def _rate(stored: Results, place: str) -> Record:
+    """Return the rate at a place of a stored run; counts are of independent images; {} for none."""
+    estimates = [*stored.instrument.get("estimates", []), *to_jsonable(stored.estimates)]
+    node = next((row for row in estimates if row["id"] == place), None)
+    if node is None:
+        node = stored.info | stored.instrument
+        for key in place.split("/"):
+            node = node.get(key, {})
+    if not node or "value" in node:
+        return {name: node[name] for name in NUMBERS if node}
+    counts = np.atleast_2d([*node.values()] if isinstance(node, dict) else node)
+    if isinstance(node, list) and len(counts) > 1:  # a confusion: truth by reading
+        return stats.share_interval(int(counts.trace()), int(counts.sum()))._asdict()
+    return stats.share_interval(*counts.sum(0).tolist())._asdict()
 
 
 def show_crosswalk(audit: Audit, titles: Mapping[str, str]) -> None:

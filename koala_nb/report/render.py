@@ -293,10 +293,7 @@ def _show_identity(audit: Audit) -> None:
 
 
 def _show_attention(audit: Audit) -> None:
-    """Draw the first prompt once more and show where its longest words are attended to.
-
-    Prints what is missing where the attention of this pipeline cannot be captured.
-    """
+    """Draw the first prompt again with the attention to its longest words, or say what lacks."""
     from koala_nb.attention import page
     from koala_nb.attention.capture import CannotCapture, capture_attention
     from koala_nb.generation.generate import generate
@@ -382,6 +379,7 @@ PARTS: dict[str, Callable[[Audit], None]] = {
     "quality": _show_quality,
     "measured elsewhere": _show_elsewhere,
     "records": _show_records,
+    "instruments": handover.show_instruments,
     "other report": handover.show_comparison,
     "evidence": handover.show_evidence,
     "crosswalk": lambda audit: handover.show_crosswalk(audit, TITLES),

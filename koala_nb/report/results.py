@@ -28,10 +28,7 @@ NAMED = ("koala_nb", "python", "torch", "diffusers", "platform", "device")
 RECEIPT_COLUMNS = ("system", "device", "section", "id", "label", "value", "low", "high", "n")
 _ROOTS = "home|root|Users|mnt|tmp|work|data|var|opt|srv|scratch|content|workspace|nfs|storage|gpfs"
 _ROOTS += "|lustre|media|run|Volumes|kaggle"
-HOST = re.compile(
-    rf"(?<![\w.])(?:[A-Z]:[\\/]|\\\\|~/|/(?:{_ROOTS})/)",
-    re.I,
-)
+HOST = re.compile(rf"(?<![\w.])(?:[A-Z]:[\\/]|\\\\|~/|/(?:{_ROOTS})/)", re.I)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Finite = float | None

@@ -262,10 +262,7 @@ def hide_places(text: str, *places: str | Path) -> str:
 
 
 def _publish(folder: Path, state: Record) -> None:
-    """Put a finished run in the place of the one before it; what neither wrote stays.
-
-    Called again after a kill, it goes on where it stopped.
-    """
+    """Put a finished run in the place of the one before it; called again, it goes on."""
     for name in state["files"]:
         if (folder / UNFINISHED / name).exists():
             target = _inside(folder, name)
@@ -359,10 +356,7 @@ class _Listener:
 
 
 def _kernel_manager(errors: IO[str]) -> type:
-    """jupyter_client's, whose kernel prints into a file what no cell of the notebook printed.
-
-    A kernel that is told to end may close its sockets before its last message, and says so.
-    """
+    """jupyter_client's; what a kernel prints as it closes its sockets goes to a file."""
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):

@@ -41,6 +41,7 @@ SCORERS: dict[tuple[str, str], Entry] = {
     (row.pop("task"), row.pop("domain")): Entry(**row) for row in _registered["scorers"]
 }
 COMPARED: dict[str, str] = _registered["compared"]  # domain -> model its own is compared with
+REPORTED: dict[str, list[Record]] = _registered["report"]  # domain -> instruments of a report
 TRUTHS = {(row["purpose"], row["domain"]): row["path"] for row in _registered["truths"]}
 
 

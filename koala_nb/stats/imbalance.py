@@ -26,11 +26,7 @@ def uniform_reference(groups: Sequence[str]) -> dict[str, float]:
 
 
 def _shares(counts: Counts, reference: Shares) -> tuple[np.ndarray, np.ndarray]:
-    """Return the shares of the declared groups and of the reference, in the reference's order.
-
-    Shares are of the images that show a declared group. ValueError for a group that was not
-    declared, a count that is none, no image, or a reference that does not sum to 1.
-    """
+    """Return the declared groups' shares, and the reference's, in its order; ValueError if odd."""
     if unknown := [group for group in counts if group not in reference]:
         raise ValueError(f"{unknown[0]!r} was not declared: declared are {', '.join(reference)}.")
     expected = _reference_shares(reference)

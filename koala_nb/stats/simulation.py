@@ -14,6 +14,7 @@ import numpy as np
 from koala_nb.stats import check_arguments, misclassification, trends
 from koala_nb.stats.double_sampling import DoubleSample, double_sample, double_sampled_pvalues
 from koala_nb.stats.estimates import Design, Draws, Values, cluster_totals, finite
+from koala_nb.stats.misclassification import UNSURE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,23 +104,31 @@ def scorer_rates(k: int, right: float = RIGHT) -> np.ndarray:
 
 
 def claim_power(
-    claims: Draws, design: Design, correlation: float, share: float, labels: int
+    claims: Draws,
+    design: Design,
+    correlation: float,
+    share: float,
+    labels: int,
+    unsure: float = 0.0,
+    concentration: float = 0.0,
 ) -> float:
-    """Return how often a claim of "not one half" survives Holm's first step among so many.
+    """Return how often "not one half, whatever the unsure are" survives Holm's first step.
 
-    share: of the first of two classes; labels: of each population's images, at random. The reader
-    is right in 90 % of the images.
+    claims: how many there are; share: of the first of two classes, among all images, of which
+    `unsure` show neither for sure; labels: of each population's images, at random. The reader is
+    right in 90 % of the images; with a concentration it errs in each population in its own way.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"claim_power: give a share from 0 to 1, not {share}.")
-    rng, names = np.random.default_rng(0), ("first", "second")
+    if not (0 <= share <= 1 - unsure <= 1 and 0 <= concentration < np.inf):
+        raise ValueError(f"claim_power: {share}, {unsure}, {concentration} are no such audits.")
+    rng, k = np.random.default_rng(0), 3 if unsure else 2
+    names, shares = ("first", "second", UNSURE)[:k], np.array([share, 1 - share - unsure, unsure])
     p_values: list[float] = []
     while len(p_values) < AUDITS:
+        tables = [scorer_rates(k)] * POPULATIONS
+        if concentration:  # each population is read in its own way
+            tables = [np.stack([rng.dirichlet(r * concentration) for r in t]) for t in tables]
         audits = [
-            simulate_audit(
-                rng, np.array([share, 1 - share]), scorer_rates(2), names, design, correlation
-            )
-            for _ in range(POPULATIONS)
+            simulate_audit(rng, shares[:k], table, names, design, correlation) for table in tables
         ]
         samples = [simulate_labels(rng, audit, names, labels) for audit in audits]
         p_values += double_sampled_pvalues(samples, "first", 0.5)
