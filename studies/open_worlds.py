@@ -33,8 +33,8 @@ Shares = dict[str, dict[str, dict[str, float]]]  # axis -> subject -> value -> s
 def planted() -> Shares:
     """Return the planted share of every value, by axis and subject of the probe's prompts."""
     truth = json.loads(data_file("world/planted.json").read_text("utf-8"))
-    prompts, shares = get("open").prompts("emoji-world"), {axis: {} for axis in AXES}
-    for prompt in prompts.to_dict("records"):
+    shares: Shares = {axis: {} for axis in AXES}
+    for prompt in get("open").prompts("emoji-world").to_dict("records"):
         subject = prompt["subject"]
         if prompt["kind"] == "person":
             person = truth["occupations"][subject]
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Simulate all worlds and write `data/results/simulated-open.json`."""
     options = simulating.parse("open_worlds", __doc__, "worlds", 200, argv)
     images = get("open").images
-    result = {"scorer right": RIGHT, "images of a subject": images}
+    result: dict[str, Any] = {"scorer right": RIGHT, "images of a subject": images}
     result["cells"] = list(cells(options.worlds, images))
     return simulating.write(options, "simulated-open.json", result)
 

@@ -84,7 +84,7 @@ def test_what_the_machine_lacks_becomes_a_sentence_and_a_mistake_does_not(tiny, 
     (probe := Light()).reader.score = wrong
     with pytest.raises(ValueError, match="a mistake"):
         measures.measured_section(probe, tiny, 4, tmp_path)
-    with pytest.raises(ValueError, match="n is 0"):
+    with pytest.raises(ValueError, match="per probe. is 0"):
         audits.Audit(tiny, 0)
 
 
