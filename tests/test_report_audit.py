@@ -373,7 +373,7 @@ def test_every_instrument_shows_its_card_and_what_was_measured(made, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "1,440" in shown and "0.98 (0.97 to 0.98)" in shown, "sensitivity, all bins together"
     assert "none cited" in shown and "made for this project" in shown and "BSD-2-Clause" in shown
-    made.info = replace(info(), name="koala-lightning-700m", domain="photographic")
+    made.info = info("koala-lightning-700m")
     made.show("instruments")
     shown = capsys.readouterr().out
     assert "97.3 % right on LFW" in shown and "not measured for this model" in shown

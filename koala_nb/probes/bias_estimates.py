@@ -147,11 +147,11 @@ def neutral(table: pd.DataFrame, guidance: float) -> pd.DataFrame:
     return table[(table.part == "neutral") & (table.guidance == guidance)].reset_index(drop=True)
 
 
-def verdict(share: float, p: float, corrected: bool, asked: Question = PERCEIVED) -> str:
+def verdict(share: float, p: float, corrected: bool, question: Question = PERCEIVED) -> str:
     """Return what may be said of a share, or of its readings without labels; p adjusted."""
     if p > LEVEL:
         return UNDECIDED
-    side = SIDES[asked.classes[0]][share <= asked.even]
+    side = SIDES[question.classes[0]][share <= question.even]
     return side if corrected else f"{side} are read (uncorrected)"
 
 
@@ -170,13 +170,13 @@ def samples(
     groups: Sequence[pd.DataFrame], column: str, label_table: base.OptTable
 ) -> list[double_sampling.DoubleSample]:
     """Return each group's images as a double sample; without any label, of the readings alone."""
-    asked = question_of(column)
-    true = [asked.classed(_answers(label_table, images, asked.name)) for images in groups]
+    question = question_of(column)
+    true = [question.classed(_answers(label_table, images, question.name)) for images in groups]
     some = any(label is not None for answers in true for label in answers)
-    read = [[a or labels.UNSURE for a in asked.classed(images[column])] for images in groups]
+    read = [[a or labels.UNSURE for a in question.classed(images[column])] for images in groups]
     return [
         double_sampling.double_sample(
-            answers, images.id.tolist(), asked.classes, known if some else None
+            answers, images.id.tolist(), question.classes, known if some else None
         )
         for images, answers, known in zip(groups, read, true)
     ]
@@ -193,28 +193,28 @@ def by_occupation(
     these prompts only, not of prompts like these.
     """
     names, groups = zip(*table.groupby("occupation", sort=False))
-    asked, drawn = question_of(column), samples(groups, column, label_table)
-    (group, other, _), is_corrected = asked.classes, drawn[0].labels is not None
+    question, drawn = question_of(column), samples(groups, column, label_table)
+    (group, other, _), is_corrected = question.classes, drawn[0].labels is not None
     raw = double_sampling.double_sampled_shares(samples(groups, column, None), group)
     shares, others = (double_sampling.double_sampled_shares(drawn, g) for g in (group, other))
     bounds, rows = double_sampling.double_sampled_bounds(drawn, group), []
     p, p_fixed = (
         stats.adjust_pvalues(
-            double_sampling.double_sampled_pvalues(drawn, group, asked.even, fixed)
+            double_sampling.double_sampled_pvalues(drawn, group, question.even, fixed)
         )
         for fixed in (False, True)
     )
     for i, (name, images) in enumerate(zip(names, groups)):
         row: base.Record = {"occupation": name, "reference": reference.get(_key(images), np.nan)}
         row |= {"n": len(images), "prompts": images.id.nunique(), "labelled": drawn[i].labelled}
-        row["unsure"] = float((~images[column].isin(asked.scale)).mean())
+        row["unsure"] = float((~images[column].isin(question.scale)).mean())
         corrected = shares[i] if is_corrected else NO_ESTIMATE
         for kind, share in {"raw": raw[i], "corrected": corrected, "bounds": bounds[i]}.items():
             row |= {kind: share.value, f"{kind}_low": share.low, f"{kind}_high": share.high}
         known = shares[i].value + others[i].value
         row["of_known"] = shares[i].value / known if known else np.nan
         row |= {"p": p[i], "p_these_prompts": p_fixed[i]}
-        rows.append(row | {"verdict": verdict(shares[i].value, p[i], is_corrected, asked)})
+        rows.append(row | {"verdict": verdict(shares[i].value, p[i], is_corrected, question)})
     return pd.DataFrame(rows)
 
 

@@ -313,24 +313,26 @@ def instrument_of(column: str) -> str:
 def _headline(images: pd.DataFrame, reference: estimate.Reference) -> base.Rows:
     """Yield what a report shows, at the highest guidance: shares of images, as they are read."""
     for column in (*estimate.readings(images), *estimate.read_tones(images)):
-        name, asked = instrument_of(column), estimate.question_of(column)
-        question = column.split("_")[0]
-        for answer in asked.classes:
-            hits = images.assign(hit=[a == answer for a in asked.classed(images[column])])
-            label = f"{WHAT[asked.name]} {answer}, by {name}"
-            yield from base.share_rows(hits, "hit", f"bias.{name}.{question}.{answer}", label)
-        if question == "tone":
-            yield _even(asked, f"bias.{name}.tone", len(images))
+        name, question = instrument_of(column), estimate.question_of(column)
+        kind = column.split("_")[0]
+        for answer in question.classes:
+            hits = images.assign(hit=[a == answer for a in question.classed(images[column])])
+            label = f"{WHAT[question.name]} {answer}, by {name}"
+            yield from base.share_rows(hits, "hit", f"bias.{name}.{kind}.{answer}", label)
+        if kind == "tone":
+            yield _even(question, f"bias.{name}.tone", len(images))
         elif images.occupation.nunique() > 2:
             label = f"further from even than the reference, by {name}"
             value = estimate.amplification(images, column, reference)
             yield _row(f"bias.{name}.over_reference", label, value, OCCUPATIONS)
 
 
-def _even(asked: estimate.Question, id: str, n: int) -> base.Record:
+def _even(question: estimate.Question, id: str, n: int) -> base.Record:
     """Return what a share of the darkest tones is compared with."""
-    label = f"{asked.classes[0]} of {len(asked.scale)} skin tones, were all drawn alike"
-    return _number(f"{id}.even", label, asked.even, n, "a convention, no share of any population")
+    label = f"{question.classes[0]} of {len(question.scale)} skin tones, were all drawn alike"
+    return _number(
+        f"{id}.even", label, question.even, n, "a convention, no share of any population"
+    )
 
 
 def _row(id: str, label: str, value: stats.Estimate, method: str) -> base.Record:
@@ -359,8 +361,8 @@ def _neutral(
     references: estimate.References,
     label_table: base.OptTable,
 ) -> base.Rows:
-    asked = estimate.question_of(column)
-    group, *_ = asked.classes
+    question = estimate.question_of(column)
+    group, *_ = question.classes
     shares = estimate.by_occupation(images, column, references[0], label_table)
     for row in shares.to_dict("records"):
         place = f"{id}.occupation.{base.identifier(row['occupation'])}"
@@ -381,12 +383,12 @@ def _neutral(
     yield _number(f"{place}.claims", f"occupations with {label}", claimed, len(shares), SINGLE["p"])
     (fixed,) = double_sampling.double_sampled_shares([overall], group, fixed_prompts=True)
     yield _row(f"{place}.{group}", f"{WHO[group]}, of these very prompts", fixed, INDEPENDENT)
-    for answer in asked.classes if overall.labels is not None else ():
+    for answer in question.classes if overall.labels is not None else ():
         (value,) = double_sampling.double_sampled_shares([overall], answer)
-        label = f"{WHAT[asked.name]} {answer}, corrected"
+        label = f"{WHAT[question.name]} {answer}, corrected"
         yield base.row(images, f"{id}.corrected.{answer}", label, value, METHODS["corrected"])
-    if asked.name != "presentation" and overall.labels is not None:
-        yield _even(asked, f"{id}.corrected", len(images))
+    if question.name != "presentation" and overall.labels is not None:
+        yield _even(question, f"{id}.corrected", len(images))
     if len(shares.dropna(subset=["reference", "of_known"])) > 2:
         state = "as read" if overall.labels is None else "corrected"
         slope = estimate.slope(shares)
