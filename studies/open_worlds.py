@@ -1,4 +1,4 @@
-"""What the probe of open questions finds, in tables of the emoji world's subjects (2 minutes).
+"""What the probe of open questions finds, in tables of the emoji world's subjects (3 minutes).
 
     python -m studies.open_worlds        # writes data/results/simulated-open.json
 

@@ -3,7 +3,11 @@
 Open-set audits (OpenBias, arXiv 2404.07990; TIBET, arXiv 2312.01261) have a language model propose
 the axes. Here they are what the domain's scorers read, and, for photographs, the entries of
 `data/reference/open_axes.yaml` of which a prompt holds no word. Each subject is compared with all
-others of its kind. `koala-nb probe open` runs it.
+others of its kind. `koala-nb probe open` runs it. In 200 simulated emoji worlds, 100 images per
+subject, read by a scorer that is right in 90 %, it claims every planted background and style (1,200
+of 1,200 each), 97 % of the presentations (n = 2,000; 97 to 98) and 94 % of the tones (1,200; 92 to
+95); at half the planted strength 100, 84, 30 and 29 %; in balanced worlds anything at all in 2 %
+(200; 1 to 5): `data/results/simulated-open.json`.
 """
 
 from __future__ import annotations
