@@ -212,6 +212,21 @@ def on_all(of):
     return lambda flops, moved, rate, bandwidth: of(flops / rate, moved / bandwidth)
 
 
+def in_turns(plan, warm=True):
+    """A stopwatch that follows a plan: (names of the cases, round) -> whose turns it is."""
+
+    def interleaved(calls, rounds):
+        seconds = {name: [] for name in calls}
+        for call in calls.values():
+            warm and call()
+        for name in (n for r in range(rounds) for n in plan("".join(calls), r)):
+            calls[name]()
+            seconds[name].append(1.0)
+        return seconds
+
+    return interleaved
+
+
 latency = {row["U-Net"]: row["latency (s)"] for row in card.CARD_TABLE}
 seconds = card.LATENCY_FIGURE["KOALA-Lightning-700M"][2][0]
 
@@ -227,6 +242,32 @@ MEASURED = {  # of notebooks 05 to 11
         [
             (110, "minutes"), (6600, "those are seconds"), (2.194, "1B"), (8, "3060"),
             (23.06, "GB for seconds"), (3.49, "25 steps"), (2, "over the seconds"), ("1 h", "over"),
+        ],
+    ),
+    "speed.split": (
+        [
+            lambda a, n, b, m: [(a - b) / (n - m), (b * n - a * m) / (n - m)],
+            lambda a, n, b, m: np.linalg.solve([[n, 1], [m, 1]], [a, b]),
+        ],
+        [
+            (lambda a, n, b, m: (a / n, 0), "counts the rest as steps"),
+            (lambda a, n, b, m: ((b * n - a * m) / (n - m), (a - b) / (n - m)), "step first"),
+            (lambda a, n, b, m: (a - b, a - (a - b) * n), "by their number"),
+            (lambda a, n, b, m: ((a - b) / (n - m), a - (a - b) / (n - m)), "of its steps"),
+            (lambda a, n, b, m: (a - b) / (n - m), "step alone"),
+            (lambda a, n, b, m: (b / m, 0), "one step add"), ((0.04, 0.26), "no function"),
+        ],
+    ),
+    "speed.interleaved": (
+        [in_turns(lambda n, r: n[r:] + n[:r]), in_turns(lambda n, r: n[-r:] + n[:-r])],
+        [
+            (in_turns(lambda n, r: n), "begins with the same case"),
+            (in_turns(lambda n, r: 3 * n[r]), "do not take turns: time"),
+            (in_turns(lambda n, r: n[r:] + n[:r], warm=False), "you forgot the warm-up: call"),
+            (in_turns(lambda n, r: n, warm=False), "warm-up, and every"),
+            (in_turns(lambda n, r: n[r:]), "without the warm-up's"),
+            (in_turns(lambda n, r: n[::-1]), "from another one on"), ("abc", "cannot be checked"),
+            (lambda calls, rounds: None, "return a dict"),
         ],
     ),
     "speed.share_of_time": (

@@ -41,10 +41,10 @@ def show_scaling(rows: Rows) -> None:
             axis.set_xlabel("batch (images)")
             axis.grid(axis="y", alpha=0.3)
             axis.set_title(f"{size} px")
-            for bars in axis.containers:  # names beside their lines
+            for bars in axis.containers:  # names beside where their lines begin
                 line = bars.lines[0]
-                style = {"color": line.get_color(), "ha": "right", "textcoords": "offset points"}
-                axis.annotate(bars.get_label(), line.get_xydata()[-1], (0, 8), **style)
+                style = {"color": line.get_color(), "textcoords": "offset points"}
+                axis.annotate(bars.get_label(), line.get_xydata()[0], (8, 3), **style)
         panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel("ms per image and step, guided")
         figure.suptitle("A U-Net step costs less per image in a larger batch")
@@ -71,8 +71,7 @@ def show_stacks(
             x = [amounts.get(name, np.nan) for name in bars]
             style = {"marker": MARKERS[at], "mfc": "white", "mec": "k", "ls": "none"}
             axis.plot(x, range(len(bars)), label=mark, **style)
-        axis.invert_yaxis()
-        axis.set(xlabel=x_label, title=title)
+        axis.set(xlabel=x_label, title=title, ylim=(len(bars) - 0.4, -0.6))
         axis.tick_params(axis="y", length=0)
         figure.legend(loc="outside lower center", ncols=6, frameon=False)
     texts = (
