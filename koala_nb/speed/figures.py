@@ -61,7 +61,7 @@ def show_stacks(
 
     marks: what a mark is -> name of its bar -> amount, such as measured beside predicted totals.
     """
-    with styled_axes(7.2, 1.3 + 0.32 * len(bars)) as (figure, axis):
+    with styled_axes(7.2, 1.4 + 0.32 * len(bars)) as (figure, axis):
         left = np.zeros(len(bars))
         for at, part in enumerate(next(iter(bars.values()))):
             widths = np.array([parts[part] for parts in bars.values()])
@@ -73,7 +73,7 @@ def show_stacks(
             axis.plot(x, range(len(bars)), label=mark, **style)
         axis.set(xlabel=x_label, title=title, ylim=(len(bars) - 0.4, -0.6))
         axis.tick_params(axis="y", length=0)
-        figure.legend(loc="outside lower center", ncols=6, frameon=False)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
     texts = (
         f"{name}: {', '.join(f'{part} {value:.3g}' for part, value in amounts.items())}"
         for name, amounts in {**bars, **(marks or {})}.items()
