@@ -74,6 +74,9 @@ def test_a_grid_of_images_says_each_rows_numbers(drawn):
     columns = "t. Columns: 1 step, 2 steps."
     assert with_numbers == f"{columns} brightness: a koala: 0, 50; a dog: 100, 200."
     assert plain == f"{columns} Rows: a koala; a dog."
+    figures.show_images(images, **labels, scale=(64, "levels of 255"))
+    scale = drawn[2][0].axes[4]
+    assert scale.get_ylabel() == "levels of 255" and scale.get_ylim() == (0, 64)
     with pytest.raises(ValueError, match="1 numbers do not fit 4 images"):
         figures.show_images(images, **labels, numbers=[1], meaning="brightness")
 

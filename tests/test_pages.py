@@ -11,6 +11,7 @@ from browsing import stands_alone
 from PIL import Image
 
 import koala_nb as kn
+from koala_nb.core import card
 from koala_nb.core.catalog import data_folder
 from koala_nb.display.page import webp
 from koala_nb.generation import page as knobs
@@ -53,6 +54,12 @@ def student_page(tmp_path_factory):
     return kn.distillation.write_page(path, PROMPTS, STUDENT, images(250), losses, "Careful")
 
 
+@pytest.fixture(scope="module")
+def speed_page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "speed.html"
+    return kn.speed.write_page(path, {"SDXL-Base-1.0": {"weights": 6.9, "unet": 0.3, "vae": 3.4}})
+
+
 def data_of(path):
     text = path.read_text("utf-8")
     return json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
@@ -65,11 +72,11 @@ def assert_alike(stored, drawn):
     assert abs(small[0] - small[1]).max() < 24  # WebP is not exact
 
 
-@pytest.mark.parametrize("name", ["knobs_page", "unet_page", "student_page"])
+@pytest.mark.parametrize("name", ["knobs_page", "unet_page", "student_page", "speed_page"])
 def test_no_text_breaks_out_of_a_page_and_its_banner_is_there(request, name):
     text = request.getfixturevalue(name).read_text("utf-8")
     assert text.count("<script") == text.count("</script>") == 2 and "<img src" not in text
-    assert ("Careful." in text) == (name != "knobs_page")
+    assert ("Careful." in text) == (name in ("unet_page", "student_page"))
 
 
 def test_knobs_show_what_generate_draws(knobs_page, loaded):
@@ -110,10 +117,21 @@ def test_a_students_page_holds_every_picture_in_the_order_of_steps(student_page)
     assert data["teacher"] == [webp(image) for image in images(250)]
 
 
+def test_a_page_of_speed_holds_what_is_published(speed_page):
+    data = data_of(speed_page)
+    assert [gpu["gb"] for gpu in data["gpus"]] == [8, 11, 24]
+    systems = {one["name"]: one for one in data["systems"]}
+    published = {n: [p and tuple(p) for p in one["published"]] for n, one in systems.items()}
+    assert published == {name: list(pairs) for name, pairs in card.LATENCY_FIGURE.items()}
+    assert {n for n, one in systems.items() if one["predicted"]} == {"SDXL-Base-1.0"}
+
+
 def test_what_does_not_fit_is_refused(loaded, tmp_path, monkeypatch):
     path = tmp_path / "page.html"
     with pytest.raises(ValueError, match="no block 'up_blocks.9': give names"):
         blocks.write_page(path, loaded.unet, WHOLE, {"up_blocks.9": WHOLE}, "")
+    with pytest.raises(ValueError, match="'nano-koala' has no published times: give a title"):
+        kn.speed.write_page(path, {"nano-koala": {}})
     for student, teacher in ((STUDENT, images(0)[:1]), ({0: images(0)[:1]}, images(0)), ({}, [])):
         with pytest.raises(ValueError, match="one image per prompt for the teacher and for each"):
             kn.distillation.write_page(path, PROMPTS, student, teacher)
@@ -197,3 +215,25 @@ def test_a_students_page_is_used_by_keyboard_and_plays(student_page, browser):
     WebDriverWait(browser, 30, poll_frequency=0.05).until(ended)
     assert status(browser).startswith("Shown: step 12") and len(sources) == 3
     assert set(browser.execute_script(WIDTHS)) == {64}
+
+
+@pytest.mark.browser
+def test_a_page_of_speed_says_hours_or_that_memory_runs_out(speed_page, browser):
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+
+    stands_alone(browser, speed_page)
+    hours = 10_000 * card.LATENCY_FIGURE["KOALA-Lightning-700M"][0][0] / 3600
+    assert f"10,000 images in {hours:.2f} hours" in status(browser)
+    browser.find_element("id", "gpu").send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    images = browser.find_element("id", "images")
+    images.send_keys(Keys.CONTROL, "a", Keys.NULL, "1")
+    assert "on an RTX 4090 24GB: 1 image in 0.66 seconds" in status(browser)
+    images.send_keys(Keys.BACKSPACE)
+    assert status(browser).startswith("Give a whole number of images")
+    Select(browser.find_element("id", "gpu")).select_by_index(0)
+    images.send_keys("7")
+    rows = browser.find_elements("css selector", "tbody tr")
+    rows[list(card.LATENCY_FIGURE).index("SDXL-Base-1.0")].click()
+    assert "out of memory, as published. Predicted: 10.3 GB of 8." in status(browser)
+    assert len(browser.find_elements("css selector", ".bar")) == 3

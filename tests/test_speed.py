@@ -201,6 +201,7 @@ def test_cost_by_batch_has_a_panel_a_size_and_a_line_a_system(shown):
     ((figure, alt),) = shown
     assert [axis.get_title() for axis in figure.axes] == ["64 px", "128 px"]
     assert all(len(axis.containers) == 2 for axis in figure.axes)
+    assert [[t.get_text() for t in axis.texts] for axis in figure.axes] == [["large", "small"]] * 2
     assert "small, 128 px, batch 4: 40" in alt and alt.count("batch") == len(rows)
 
 
@@ -226,6 +227,16 @@ def test_variants_that_draw_another_image_are_marked_without_colour(shown):
     assert hatched == [not row["same_image"] for row in rows] and any(hatched)
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names[0] in alt and all(("another" in n) == h for n, h in zip(names, hatched))
+
+
+def test_stacked_bars_end_at_their_sum_and_have_marks(shown):
+    bars = {"one": {"weights": 2.0, "rest": 0.5}, "two": {"weights": 1.0, "rest": 3.0}}
+    figures.show_stacks(bars, "GB", "Peaks", {"measured": {"two": 4.5}})
+    ((figure, alt),) = shown
+    (axis,) = figure.axes
+    ends = [bar.get_x() + bar.get_width() for bar in axis.patches]
+    assert ends == [2, 1, 2.5, 4] and axis.lines[0].get_xdata()[1] == 4.5
+    assert alt == "Peaks; GB: one: weights 2, rest 0.5; two: weights 1, rest 3; measured: two 4.5."
 
 
 # --- the plan -------------------------------------------------------------------------------------

@@ -1,13 +1,31 @@
 """The exercises of notebooks 05 to 11, by name: speed, and the probes of one limitation each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from koala_nb.display.exercises import Exercise
 
+ROUNDS = dict.fromkeys("abc", 3)  # what three rounds of three cases measure
 HOLDS, NOT, UNDECIDED = "holds", "does not hold", "undecided"
+
+
+def split(
+    first: float, steps: int, second: float, fewer: int, share: bool = False
+) -> tuple[float, float]:
+    """Return the seconds of a step and of all else; `share` makes the mistake of no fixed rest."""
+    step = first / steps if share else (first - second) / (steps - fewer)
+    return step, first - steps * step
+
+
+def order_of_calls(interleaved: Callable[..., Mapping[str, Sequence[float]]]) -> str:
+    """Return the order in which cases a, b, c are called in 3 rounds; TypeError for bad results."""
+    log: list[str] = []
+    seconds = interleaved({name: partial(log.append, name) for name in "abc"}, 3)
+    if not isinstance(seconds, Mapping) or {n: len(v) for n, v in seconds.items()} != ROUNDS:
+        raise TypeError("return a dict: name -> the seconds of each round, without the warm-up's")
+    return "".join(log)
 
 
 def edits(a: str, b: str, change: int = 1, swap: bool = False) -> int:
@@ -56,6 +74,40 @@ MEASURED: dict[str, Exercise] = {
             "you took the GB for seconds.": 10_000 * 8.3 / 3600,
             "that is the card's time at 25 steps; take the figure's.": 10_000 * 1.257 / 3600,
         },
+    ),
+    "speed.split": Exercise(
+        split,
+        "the runs differ in their steps alone: what does one step add? What is left without steps?",
+        {
+            "seconds over steps counts the rest as steps: use the difference of the runs.": partial(
+                split, share=True
+            ),
+            "return the seconds of a step first, then the rest.": lambda *runs: split(*runs)[::-1],
+            "the difference is that of several steps: divide it by their number.": (
+                lambda first, steps, second, fewer: (
+                    first - second,
+                    first - steps * (first - second),
+                )
+            ),
+            "the rest is what a run takes less *all* of its steps.": (
+                lambda first, *more: (split(first, *more)[0], first - split(first, *more)[0])
+            ),
+            "that is the step alone: return the rest, too.": lambda *runs: split(*runs)[0],
+        },
+        on=[(1.257, 25, 0.66, 10), (9.0, 50, 2.0, 8)],
+    ),
+    "speed.interleaved": Exercise(
+        ("abcabcbcacab", "abcabccabbca"),
+        "call each once uncounted; then, in each round, each once, from another one on.",
+        {
+            "every round begins with the same case: let round r begin with case r.": "abc" * 4,
+            "the cases do not take turns: time each once per round.": "abcaaabbbccc",
+            "the cases do not take turns; a warm-up belongs before all rounds.": "aaaabbbbcccc",
+            "you forgot the warm-up: call each once before the rounds.": "abcbcacab",
+            "you forgot the warm-up, and every round begins with the same case.": "abc" * 3,
+            "warm up once, not before each round.": "abcabcabcbcaabccab",
+        },
+        read=order_of_calls,
     ),
     "speed.share_of_time": Exercise(
         1.257 / 3.133,

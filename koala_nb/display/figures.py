@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from cycler import cycler
 from IPython import display
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from PIL import Image
@@ -70,11 +72,13 @@ def image_grid(
     title: str = "",
     numbers: Sequence[float] = (),
     meaning: str = "",
+    scale: tuple[float, str] | None = None,
 ) -> Figure:
     """Lay images out row by row, one labelled row per prompt and one labelled column per seed.
 
     `images` has len(row_labels) * len(column_labels) entries, the first row first; `numbers` as
     many, written below the images, or none; ValueError otherwise. `meaning` says what they are.
+    `scale`: what black stands for in grey images, and of what; white is 0.
     """
     rows, columns = len(row_labels), len(column_labels)
     if len(images) != rows * columns or not images:
@@ -103,6 +107,10 @@ def image_grid(
             figure.suptitle(_plain(title), fontsize=11)
         if meaning:
             figure.supxlabel(_plain(f"Number below an image: {meaning}"), fontsize=9)
+        if scale:
+            greys = ScalarMappable(Normalize(0, scale[0]), "gray_r")
+            bar = figure.colorbar(greys, ax=axes, shrink=min(1, 3 / rows), extend="max")
+            bar.set_label(_plain(scale[1]))
     return figure
 
 
@@ -131,13 +139,15 @@ def show_images(
     title: str = "",
     numbers: Sequence[float] = (),
     meaning: str = "",
+    scale: tuple[float, str] | None = None,
 ) -> None:
     """Display images with captions, and an alternative text that says the same.
 
     images: a run of `kn.generate`, laid out by its records, one row per prompt and one column per
     seed, four prompts to a figure; or a list of images, either with a caption each (a gallery) or
     with labels of its `rows` and `columns`. numbers: one per image, written below it; `meaning`
-    says what they are. ValueError where counts differ.
+    says what they are. scale: what black stands for in grey images, and of what.
+    ValueError where counts differ.
     """
     if isinstance(images, str) or not (isinstance(images, Sequence) or hasattr(images, "records")):
         kind = type(images).__name__
@@ -150,7 +160,7 @@ def show_images(
         count = f"{len(images)} image{'s' * (len(images) > 1)}"
         alt = f"{lead}{count}: {'; '.join(captions)}."
         return show(gallery(images, captions, across), alt, images=images)
-    figure = image_grid(images, rows, columns, title, numbers, meaning)
+    figure = image_grid(images, rows, columns, title, numbers, meaning, scale)
     width, headings = len(columns), ", ".join(label.replace("\n", " ") for label in columns)
     alt = f"{title}. Columns: {headings}. Rows: {'; '.join(rows)}."
     if len(numbers):

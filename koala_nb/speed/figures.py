@@ -1,12 +1,18 @@
-"""Figures of stored benchmarks: cost by batch, the roofline, variants of generating."""
+"""Figures of benchmarks, and a page that stands alone: would a system run, and how long?"""
 
+import os
 from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
+from koala_nb.core import card
+from koala_nb.core.files import write_atomic
 from koala_nb.display.figures import COLORS, MARKERS, show, styled_axes
+from koala_nb.display.page import filled_page
 from koala_nb.speed.timing import Row
 
 Rows = Sequence[Row]
@@ -35,13 +41,64 @@ def show_scaling(rows: Rows) -> None:
             axis.set_xlabel("batch (images)")
             axis.grid(axis="y", alpha=0.3)
             axis.set_title(f"{size} px")
+            for bars in axis.containers:  # names beside where their lines begin
+                line = bars.lines[0]
+                style = {"color": line.get_color(), "textcoords": "offset points"}
+                axis.annotate(bars.get_label(), line.get_xydata()[0], (8, 3), **style)
         panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel("ms per image and step, guided")
-        for bars in panels[-1].containers:  # names beside their lines
-            line = bars.lines[0]
-            style = {"color": line.get_color(), "ha": "right", "textcoords": "offset points"}
-            panels[-1].annotate(bars.get_label(), line.get_xydata()[-1], (0, 8), **style)
+        figure.suptitle("A U-Net step costs less per image in a larger batch")
     show(figure, f"Stored run, ms per image and step: {'; '.join(texts)}.")
+
+
+def show_stacks(
+    bars: Mapping[str, Mapping[str, float]],
+    x_label: str,
+    title: str = "",
+    marks: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Display a bar per name, stacked of the same parts: name -> part -> amount.
+
+    marks: what a mark is -> name of its bar -> amount, such as measured beside predicted totals.
+    """
+    with styled_axes(7.2, 1.4 + 0.32 * len(bars)) as (figure, axis):
+        left = np.zeros(len(bars))
+        for at, part in enumerate(next(iter(bars.values()))):
+            widths = np.array([parts[part] for parts in bars.values()])
+            axis.barh(list(bars), widths, 0.6, left, label=part, color=COLORS[at])
+            left += widths
+        for at, (mark, amounts) in enumerate((marks or {}).items()):
+            x = [amounts.get(name, np.nan) for name in bars]
+            style = {"marker": MARKERS[at], "mfc": "white", "mec": "k", "ls": "none"}
+            axis.plot(x, range(len(bars)), label=mark, **style)
+        axis.set(xlabel=x_label, title=title, ylim=(len(bars) - 0.4, -0.6))
+        axis.tick_params(axis="y", length=0)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    texts = (
+        f"{name}: {', '.join(f'{part} {value:.3g}' for part, value in amounts.items())}"
+        for name, amounts in {**bars, **(marks or {})}.items()
+    )
+    show(figure, f"{title}; {x_label}: {'; '.join(texts)}.")
+
+
+def write_page(path: str | os.PathLike[str], predicted: Mapping[str, Mapping[str, float]]) -> Path:
+    """Write a page to choose a system, a GPU, a number of images: published hours and gigabytes.
+
+    predicted: `predicted_gb` of systems by their title in `card.LATENCY_FIGURE`; others have none.
+    ValueError for a title that is not there.
+    """
+    if unknown := sorted(predicted.keys() - card.LATENCY_FIGURE.keys()):
+        raise ValueError(f"{unknown[0]!r} has no published times: give a title of LATENCY_FIGURE.")
+    data = {
+        "gpus": [{"name": gpu, "gb": float(gpu.split()[-1][:-2])} for gpu in card.LATENCY_GPUS],
+        "systems": [
+            {"name": name, "published": published, "predicted": dict(predicted.get(name, {}))}
+            for name, published in card.LATENCY_FIGURE.items()
+        ],
+    }
+    note = escape(f"Published: {card.FIGURE_SOURCE}; {card.LATENCY_CONDITIONS}.")
+    template = ("koala_nb.speed", "would_it_run.html")
+    return write_atomic(path, filled_page(template, data, None, "give fewer systems", note=note))
 
 
 def show_roofline(machine: Mapping[str, float], points: Rows) -> None:
