@@ -96,13 +96,13 @@ def image_grid(
                 axis.set_xlabel(f"{numbers[index]:.0f}", labelpad=2)
         side = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 6}
         for axis, label in zip(axes[:, 0], row_labels):
-            axis.set_ylabel(_plain(_wrap(label)), **side)
+            axis.set_ylabel(plain(_wrap(label)), **side)
         for axis, label in zip(axes[0], column_labels):
-            axis.set_title(_plain(label))
+            axis.set_title(plain(label))
         if title:
-            figure.suptitle(_plain(title), fontsize=11)
+            figure.suptitle(plain(title), fontsize=11)
         if meaning:
-            figure.supxlabel(_plain(f"Number below an image: {meaning}"), fontsize=9)
+            figure.supxlabel(plain(f"Number below an image: {meaning}"), fontsize=9)
     return figure
 
 
@@ -117,7 +117,7 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int
             axis.set_axis_off()
         for axis, image, caption in zip(axes.flat, images, captions):
             axis.imshow(image, interpolation="nearest" if image.width < 256 else "antialiased")
-            text = _plain(_wrap(caption, 20))
+            text = plain(_wrap(caption, 20))
             axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top")
     return figure
 
@@ -218,9 +218,9 @@ def show_intervals(
             parts.append(f"{name} {format_interval(value, *ends)}{count}")
         if reference is not None:
             axis.axvline(reference, color="0.4", linestyle="--", linewidth=1)
-        axis.set_yticks(range(len(names)), [_plain(name) for name in names])
+        axis.set_yticks(range(len(names)), [plain(name) for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top
-        axis.set(xlabel=_plain(x_label), title=_plain(title))
+        axis.set(xlabel=plain(x_label), title=plain(title))
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
     lead = f"{title}; " if title else ""
@@ -240,11 +240,11 @@ def show_lines(
     with styled_axes(6.4, 3.2) as (figure, axis):
         for index, (name, (x, y)) in enumerate(series.items()):
             marker = MARKERS[index % len(MARKERS)]
-            axis.plot(x, y, label=_plain(name), marker=marker, markersize=6, mfc="none")
+            axis.plot(x, y, label=plain(name), marker=marker, markersize=6, mfc="none")
             at = np.unique(np.linspace(0, len(x) - 1, 6).round().astype(int))
             points = [f"{format_number(float(y[i]))} at {float(x[i]):,g}" for i in at]
             parts.append(f"{name}: {', '.join(points)}")
-        axis.set(xlabel=_plain(x_label), ylabel=_plain(y_label), title=_plain(title))
+        axis.set(xlabel=plain(x_label), ylabel=plain(y_label), title=plain(title))
         axis.grid(alpha=0.3)
         axis.set_axisbelow(True)
         figure.legend(loc="outside right upper", frameon=False)
@@ -272,11 +272,11 @@ def share_curves(
             ends = np.abs(points[["low", "high"]].to_numpy(float).T - value)
             x = points["x"] * (1 + 0.02 * k)  # so that bars stay apart
             line = "none" if fitted else "-"
-            axis.errorbar(x, value, ends, label=_plain(name), marker=MARKERS[k], linestyle=line)
+            axis.errorbar(x, value, ends, label=plain(name), marker=MARKERS[k], linestyle=line)
         if fitted:
             axis.plot(*fitted, color="0.4", label="fitted curve")
         axis.axhline(0.5, color="0.5", linestyle=":", linewidth=1)
-        axis.set(xscale="log", ylim=(-0.03, 1.03), title=_plain(title))
+        axis.set(xscale="log", ylim=(-0.03, 1.03), title=plain(title))
         axis.set(xlabel=f"{x_label} (logarithmic)", ylabel=y_label)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(LogFormatter())
@@ -319,11 +319,11 @@ def interval_panels(
                     ends = rows[f"{column}_low"], rows[f"{column}_high"]
                     axis.hlines(y + 0.1 * k, *ends, COLORS[-k], linewidth=1)
             axis.axvline(0.5, color="0.4", linestyle="--", linewidth=1)
-            axis.set_yticks(y, [_plain(str(name)) for name in rows.index])
-            axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.03, 1.03), title=_plain(title))
+            axis.set_yticks(y, [plain(str(name)) for name in rows.index])
+            axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.03, 1.03), title=plain(title))
             axis.grid(axis="x", alpha=0.3)
         for axis in axes if beside else axes[-1:]:
-            axis.set_xlabel(_plain(x_label))
+            axis.set_xlabel(plain(x_label))
         handles = axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -341,11 +341,11 @@ def show_heatmap(frame: pd.DataFrame, title: str = "", form: str = ".2f") -> Non
         for (i, j), value in np.ndenumerate(table):
             dark = value < (np.nanmin(table) + np.nanmax(table)) / 2
             axis.text(j, i, texts[i][j], ha="center", va="center", color="kw"[int(dark)])
-        axis.set_yticks(range(len(rows)), [_plain(_wrap(label)) for label in rows])
-        axis.set_xticks(range(len(columns)), [_plain(_wrap(label, 11)) for label in columns])
+        axis.set_yticks(range(len(rows)), [plain(_wrap(label)) for label in rows])
+        axis.set_xticks(range(len(columns)), [plain(_wrap(label, 11)) for label in columns])
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-        axis.set_title(_plain(title))
+        axis.set_title(plain(title))
     lead = f"{title}. " if title else ""
     parts = "; ".join(f"{row}: {', '.join(values)}" for row, values in zip(rows, texts))
     show(figure, f"{lead}Columns: {', '.join(columns)}. {parts}.", colours=64)
@@ -406,8 +406,8 @@ def _wrap(text: str, width: int = 30) -> str:
     return "\n".join(textwrap.wrap(text, width, max_lines=5, placeholder=" ...")) or text
 
 
-def _plain(text: str) -> str:
-    # matplotlib would read "$...$" in a prompt as a formula, and fail on a wrong one.
+def plain(text: str) -> str:
+    """Return a text for matplotlib, which would read "$...$" as a formula, or fail on it."""
     return printable(text).replace("$", r"\$")
 
 
