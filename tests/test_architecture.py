@@ -374,11 +374,11 @@ def test_treemaps_have_one_scale(student_costs, unets, shown):
 
 def test_changes_are_measured_against_the_first(monkeypatch):
     calls = []
-    monkeypatch.setattr(figures, "show_images", lambda *given: calls.append(given))
+    monkeypatch.setattr(figures, "show_images", lambda *given, **more: calls.append(given))
     picture = figures.as_image(torch.tensor([[0.0, 4.0]]))
     assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
     black = Image.new("RGB", (2, 1))
-    figures.show_changes({"whole": black, "up_blocks.0.resnets.1": picture})
+    figures.show_changes({"whole": black, "up_blocks.0.resnets.1": picture}, "")
     assert calls[0][1] == ["whole", "up_blocks.0 resnets.1: 128"]
 
 

@@ -22,6 +22,11 @@ from koala_nb.models.load import Pipeline
 
 KIND_PAINT = dict(zip(architecture.KINDS, ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#999999")))
 PARTS = {"attn1": "self-attention", "attn2": "cross-attention", "ff": "feed-forward"}
+NAMES = {
+    "residual blocks": "residual block\n(is told the timestep)",
+    "other": "convolution\nbetween",
+}
+NAMES["cross-attention"] = "cross-attention\n(reads the prompt)"
 PANEL = 15.0  # from one U-Net's middle to the next one's, in the layout's units
 FLOW = {"arrowstyle": "-|>", "color": "0.35", "lw": 1.4, "shrinkA": 0, "shrinkB": 0}
 Point = tuple[float, float]
@@ -55,6 +60,9 @@ def _draw_levels(axis: Axes, unet: nn.Module, tops: list[float], cells: int, rig
         axis.axhspan(*ends, color="0.965" if k % 2 == 0 else "1", lw=0)
         text = f"{cells >> k} x {cells >> k}\ncells,\n{channels}\nchannels"
         axis.text(left, sum(ends) / 2, text, ha="left", va="center", fontsize=9, color="0.25")
+    if unet.mid_block is not None:
+        text = text.replace("\ncells", " cells").replace("\nchannels", " channels")
+        axis.text(left, tops[-1], f"mid block:\n{text}", va="top", fontsize=9, color="0.25")
 
 
 def _draw_unet(axis: Axes, unet: nn.Module, layout: Layout, x: float) -> None:
@@ -130,7 +138,7 @@ def _draw_key(axis: Axes, y: float, right: float) -> None:
     for at, (kind, style) in enumerate({**styles, "cut": cut}.items()):
         x = left + wide * at
         axis.add_patch(Rectangle((x, y), 1.2, 1.8, **style))
-        text = {"other": "convolution between"}.get(kind, kind.replace("blocks", "block"))
+        text = NAMES.get(kind, kind)
         axis.text(x + 1.5, y + 0.9, text, va="center", fontsize=9)
 
 
@@ -349,10 +357,11 @@ def as_image(values: torch.Tensor) -> Image.Image:
     return Image.fromarray((255 * array).round().astype(np.uint8)).convert("RGB")
 
 
-def show_changes(images: Mapping[str, Image.Image]) -> None:
+def show_changes(images: Mapping[str, Image.Image], title: str) -> None:
     """Display images, each with the mean difference of its pixels to the first, of 255."""
     pixels = [np.asarray(image.convert("RGB"), dtype=float) for image in images.values()]
     names = [re.sub(r"\.(?=[a-z])", " ", name) for name in images]  # lines break at spaces
     changes = [np.abs(array - pixels[0]).mean() for array in pixels]
     captions = names[:1] + [f"{name}: {d:.0f}" for name, d in zip(names[1:], changes[1:])]
-    show_images(list(images.values()), captions)
+    meaning = "mean change of a pixel, of 255 levels"
+    show_images(list(images.values()), captions, title=title, meaning=meaning)
