@@ -28,7 +28,6 @@ def given(loaded):
     torch.manual_seed(0)
     x, text = torch.randn(16, layer.to_q.in_features), torch.randn(77, layer.to_k.in_features)
     return {
-        "attention.numbers": {},
         "unet.four_blocks": UNET_GIVEN,
         "unet.best_cut": {"left": {"pairs": 1, "depth": 2, "mid": 3}.get},
         "attention.start": {"attention": attention, "prompt": PROMPT},
@@ -66,13 +65,6 @@ def answers(given):
     unscaled = layer.to_out[0](merged(logits.softmax(-1)))
     trailing = layer.to_out[0](merged((logits / root).softmax(-2)))
     return {
-        "attention.numbers": (
-            [4096, 4096.0, np.int64(4096)],
-            [
-                (2048, "you forgot the heads"), (1152, "padding tokens"), (576, "and that"),
-                (512, "8 x 8"), (4097, "one row"), ("many", "one row"), (True, "one row"),
-            ],
-        ),
         "attention.start": (
             [best, best.removesuffix(".attn2"), f" {best.upper()}"],
             [
@@ -120,6 +112,22 @@ def test_a_block_is_counted_as_torch_counts_it():
     assert block_of(1280, 2048) == sum(weight.numel() for weight in block.parameters())
 
 
+def hook_each(kind, hook, only=True):
+    """A right or wrong `switch_off` of notebook 02."""
+
+    def switch_off(unet, stage):
+        part = unet.get_submodule(stage) if only else unet
+        for name, module in part.named_modules():
+            if name.endswith(kind):
+                module.register_forward_hook(hook)
+
+    return switch_off
+
+
+def nothing(part, x, y):
+    return torch.zeros_like(y)
+
+
 UNET_GIVEN = {"total": 1000, "block": 10}
 UNET = {  # of notebook 02
     "unet.transformer_block": (
@@ -133,6 +141,19 @@ UNET = {  # of notebook 02
             (lambda d, t: block_of(d, t) - 4 * d * d - 4 * d, "the gate"),
             (lambda d, t: 34_755_840, "three norms, two"), (34_755_840, "cannot be checked"),
             (lambda d, t: None, "cannot be checked"),
+        ],
+    ),
+    "unet.no_words": (
+        [hook_each("attn2", nothing), hook_each("attn2", lambda part, x, y: y * 0)],
+        [
+            (hook_each("attn2", lambda part, x, y: None), "nothing changed"),
+            (hook_each("attn2", lambda part, x, y: x[0]), "return zeros, not"),
+            (hook_each("attn1", nothing), "that is self-attention"),
+            (hook_each("attn2", nothing, only=False), "only the given stage"),
+            (hook_each("attentions.0", lambda part, x, y: (x[0],)), "the whole pair"),
+            (hook_each("attentions.0", lambda part, x, y: x[0]), "cannot be checked"),
+            (hook_each("attn2", lambda part, x, y: (0 * y,)), "cannot be checked"),
+            (lambda unet: None, "cannot be checked"), (7, "cannot be checked"),
         ],
     ),
     "unet.four_blocks": (
@@ -362,19 +383,37 @@ def each(difference, pick=sum):
     return lambda s, t, pairs: pick([difference(s[a], t[b]) for a, b in pairs.items()])
 
 
+def asked_without_gradient(student, teacher, x):
+    with torch.no_grad():
+        target = teacher(x)
+    return (student(x) - target).pow(2).mean()
+
+
+def t_interval(change, t=4.303):
+    half = t * np.std(change, ddof=1) / len(change) ** 0.5
+    return [np.mean(change), np.mean(change) - half, np.mean(change) + half]
+
+
 DISTILLATION = {  # of notebook 04
-    "distillation.ratio": (
-        [3.5, 21 / 6, np.float64(3.5)],
+    "distillation.out_loss": (
+        [asked_without_gradient, lambda s, t, x: torch.nn.functional.mse_loss(s(x), t(x).detach())],
         [
-            (6 / 21, "second to the first"), (0.21, "divide it by"), (0.06, "by it"),
-            (0.15, "difference"), (1, "no mean"), (21, "how many pairs"), ("3.5", "how many"),
+            (lambda s, t, x: torch.nn.functional.mse_loss(s(x), t(x)), "reach the teacher"),
+            (torch.no_grad()(asked_without_gradient), "reaches the student"),
+            (lambda s, t, x: asked_without_gradient(t, s, x), "the teacher learns"),
+            (lambda s, t, x: 8 * asked_without_gradient(s, t, x), "not the sum"),
+            (lambda s, t, x: (s(x) - t(x).detach()).mean(), "forgot the square"),
+            (lambda s, t, x: None, "cannot be checked"), (0.1, "cannot be checked"),
         ],
     ),
-    "distillation.when": (
-        ["before backward", " Before backward() ", "before loss.backward()", "before"],
+    "distillation.paired": (
+        [t_interval([8, 6, 5]), tuple(t_interval([8, 6, 5])), np.array(t_interval([8, 6, 5]))],
         [
-            ("after backward", "overwritten"), ("during backward", "block by block"),
-            ("before forward", "do not exist"), ("never", "second call"), (1, "second call"),
+            (t_interval([-8, -6, -5]), "not the other way"),
+            (t_interval([8, 6, 5], 1.96), "not 1.96"),
+            (t_interval([8, 6, 5], 4.303 * 3**0.5), "root of 3"),
+            (t_interval([8, 6, 5], 4.303 * (2 / 3) ** 0.5), "n - 1"),
+            ([6.333, 2.871, 9.796], "in pairs"), ([6.3], "seed by seed"), (6.3, "cannot be checked"),
         ],
     ),
     "distillation.feature_loss": (
@@ -401,6 +440,8 @@ def test_right_answers_are_taken_and_five_wrong_ones_are_not(given, name, capsys
     built = GENERATE | UNET | MEASURED | DISTILLATION
     right, wrong = (answers(given) | built)[name]
     cell = given.get(name, {})
+    if name == "distillation.paired":
+        cell = {"block": [70, 67, 66], "attention": [62, 61, 61]}
     if name == "text.left_out":
         cell = {"ned": [1.0, 0.0, 0.0, 0.0], "read": ["a", "b", "", ""]}
     kn.check(None, name, **cell)

@@ -104,22 +104,12 @@ def image_grid(
     return figure
 
 
-def gallery(
-    images: Sequence[Image.Image],
-    captions: Sequence[str],
-    columns: int = 8,
-    title: str = "",
-    meaning: str = "",
-) -> Figure:
-    """Lay images out in rows, each with its caption below it; `meaning`: of numbers in captions.
-
-    ValueError where counts differ.
-    """
+def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8) -> Figure:
+    """Lay images out in rows, each with its caption below it; ValueError where counts differ."""
     if len(images) != len(captions) or not images:
         raise ValueError(f"gallery: {len(images)} images do not fit {len(captions)} captions.")
     rows = -(-len(images) // columns)
-    height = 2.15 * rows + 0.3 * (bool(title) + bool(meaning))
-    grid = (1.55 * columns, height, rows, columns)
+    grid = (1.55 * columns, 2.15 * rows, rows, columns)
     with styled_axes(*grid, squeeze=False) as (figure, axes):
         for axis in axes.flat:
             axis.set_axis_off()
@@ -127,7 +117,6 @@ def gallery(
             axis.imshow(image, interpolation="nearest" if image.width < 256 else "antialiased")
             text = plain(_wrap(caption, 20))
             axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top")
-        _headed(figure, title, meaning and f"Number after a name: {meaning}")
     return figure
 
 
@@ -166,7 +155,9 @@ def show_images(
         count = f"{len(images)} image{'s' * (len(images) > 1)}"
         note = f"{meaning} after each name. " if meaning else ""
         alt = f"{lead}{note}{count}: {'; '.join(captions)}."
-        return show(gallery(images, captions, across, title, meaning), alt, images=images)
+        figure = gallery(images, captions, across)
+        _headed(figure, title, meaning and f"Number after a name: {meaning}")
+        return show(figure, alt, images=images)
     rows = rows or [""] * bool(columns)
     figure = image_grid(images, rows, columns, title, numbers, meaning)
     width, headings = len(columns), ", ".join(label.replace("\n", " ") for label in columns)

@@ -1,8 +1,10 @@
 """Figures of U-Nets, each generated from configurations: block diagrams, treemaps, costs."""
 
+import json
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 
 import matplotlib
 import numpy as np
@@ -162,99 +164,38 @@ def show_pipeline(pipe: Pipeline, size: tuple[int, int], prompt: str) -> None:
     size: height and width of the image, pixels. The shapes on the arrows are those of `pipe`.
     """
     rows, columns = (side // pipe.vae_scale_factor for side in size)
-    latent = f"{pipe.unet.config.in_channels} x {rows} x {columns}"
-    picture = f"3 x {size[0]} x {size[1]}"
-    states = f"{pipe.tokenizer.model_max_length} x {pipe.unet.config.cross_attention_dim}"
-    pooled = pipe.text_encoder_2.config.projection_dim
+    shapes = {"latent": f"{pipe.unet.config.in_channels} x {rows} x {columns}"}
+    shapes["picture"] = f"3 x {size[0]} x {size[1]}"
+    tokens, width = pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim
+    shapes |= {"states": f"{tokens} x {width}", "prompt": plain(textwrap.fill(prompt, 18))}
+    shapes["pooled"] = str(pipe.text_encoder_2.config.projection_dim)
+    plan = json.loads(files(__package__).joinpath("templates/pipeline.json").read_text("utf-8"))
+    paint = {"text": KIND_PAINT["cross-attention"], "time": KIND_PAINT["residual blocks"]}
     with styled_axes(10.4, 4.5) as (figure, axis):
-        _draw_loop(axis, latent)
-        _draw_small_unet(axis, 46.0, 23.5)
-        _draw_texts(axis, prompt, states, pooled)
-        _box(axis, (84.5, 15), 8, 8, "VAE\ndecoder", KIND_PAINT["other"])
-        _arrow(axis, [(92.7, 19), (95, 19)])
-        axis.text(95.4, 19, f"picture\n{picture}", va="center", fontsize=9)
+        style: Record = {"fc": "0.97", "ec": "0.6", "lw": 1, "ls": (0, (4, 3)), "zorder": 0}
+        axis.add_patch(Rectangle((17, 2), 65, 27, **style))
+        noise = np.random.default_rng(0).normal(size=(16, 16))
+        axis.imshow(noise, cmap="gray", extent=(2, 11, 14.5, 23.5), aspect="auto")
+        for x, y, wide, high, color in plan["blocks"]:
+            axis.add_patch(Rectangle((x, y), wide, high, fc=paint[color], lw=0, zorder=4))
+        for text, x, y, wide, high, color in plan["boxes"]:
+            box: Record = {"boxstyle": "round,pad=0,rounding_size=0.8", "alpha": 0.7, "lw": 0}
+            box["fc"] = paint.get(color, color)
+            axis.add_patch(FancyBboxPatch((x, y), wide, high, **box))
+            plan["labels"].append([text, x + wide / 2, y + high / 2])
+        for color, path in plan["arrows"]:
+            _arrow(axis, path, paint.get(color, color))
+        for text, x, y in plan["labels"]:
+            axis.text(x, y, text.format(**shapes), ha="center", va="center", fontsize=9)
         axis.set(xlim=(0, 106), ylim=(1, 43))
         axis.set_axis_off()
-    alt = (
-        f"How {prompt!r} becomes a picture. Two text encoders read it: their states, {states}, go "
-        f"to the U-Net's cross-attention; a pooled vector of {pooled} numbers joins the timestep, "
-        f"which goes to its residual blocks. A loop, once per step: the noisy latent, {latent}, at "
-        "first only noise, goes through the U-Net, once with the prompt and once with the other "
-        f"text; guidance; an Euler step; back. Then the VAE's decoder: a picture, {picture}."
-    )
-    show(figure, alt, colours=64)
+    alt = " ".join(plan["alt"]).format(**shapes)
+    show(figure, f"How {prompt!r} {alt}", colours=64)
 
 
-def _draw_loop(axis: Axes, latent: str) -> None:
-    noise = np.random.default_rng(0).normal(size=(16, 16))
-    axis.imshow(noise, cmap="gray", extent=(2, 11, 14.5, 23.5), aspect="auto")
-    axis.text(6.5, 13.5, f"noise\n{latent}", ha="center", va="top", fontsize=9)
-    style: Record = {"fc": "0.97", "ec": "0.6", "lw": 1, "ls": (0, (4, 3)), "zorder": 0}
-    axis.add_patch(Rectangle((17, 2), 65, 27, **style))
-    axis.text(18, 28, "the loop: x steps", va="top", fontsize=9, weight="bold", color="0.3")
-    _box(axis, (20, 15), 11, 8, f"noisy latent\n{latent}", "0.85")
-    _box(axis, (63.5, 13), 8, 12, "guidance", "0.85")
-    _box(axis, (74, 15), 7, 8, "Euler\nstep", "0.85")
-    for y, text in ((22.5, "asked"), (15.5, "against")):
-        _arrow(axis, [(55, y), (63.3, y)], f"{text}\n{latent}", (59.1, y + 0.4))
-    _arrow(axis, [(31.2, 19), (39.2, 19)], "two passes", (35.2, 19.4))
-    for start, end in ((11.5, 19.8), (71.7, 73.8), (81.2, 84.3)):
-        _arrow(axis, [(start, 19), (end, 19)])
-    back = [(77.5, 14.8), (77.5, 5.5), (25.5, 5.5), (25.5, 14.8)]
-    _arrow(axis, back, f"a less noisy latent, {latent}", (51, 2.8))
-
-
-def _draw_small_unet(axis: Axes, x: float, y: float) -> None:
-    bottom = y - 12.0
-    path = [(x - 4, y), (x - 4, bottom - 1), (x + 6, bottom - 1), (x + 6, y + 0.2)]
-    axis.plot(*zip(*path), color="0.35", lw=1.4, zorder=1)
-    axis.text(x + 1, bottom - 1.6, "U-Net", ha="center", va="top", fontsize=10, weight="bold")
-    for level, width in enumerate((2.2, 3.4, 4.6)):
-        top = y - 4.3 * level
-        kinds = {"residual blocks": 1.0} if not level else {"residual blocks": 0.45}
-        kinds |= {"cross-attention": 0.55} if level else {}
-        for side in (x - 4, x + 6):
-            edge = top
-            for kind, share in kinds.items():
-                edge -= 3.4 * share
-                color = KIND_PAINT[kind]
-                place = (side - width / 2, edge)
-                axis.add_patch(Rectangle(place, width, 3.4 * share, fc=color, lw=0, zorder=3))
-        ends = [(x - 4 + width / 2, top - 1.7), (x + 6 - width / 2, top - 1.7)]
-        _arrow(axis, ends, color="0.6")
-
-
-def _draw_texts(axis: Axes, prompt: str, states: str, pooled: int) -> None:
-    time, text = KIND_PAINT["residual blocks"], KIND_PAINT["cross-attention"]
-    axis.text(
-        7, 37, plain(textwrap.fill(f"prompt: {prompt}", 18)), ha="center", va="center", fontsize=9
-    )
-    for k, y in enumerate((39.3, 33.8), 1):
-        _box(axis, (24, y - 2.1), 13, 4.2, f"text encoder {k}", text)
-        _arrow(axis, [(14, 37), (19, 37), (19, y), (23.8, y)])
-    axis.plot([37.2, 52], [34.8, 34.8], color=text, lw=1.4)
-    _arrow(axis, [(37.2, 39.3), (52, 39.3), (52, 24)], color=text)
-    axis.text(52.8, 37, f"states of both encoders, {states},\nto cross-attention", va="center")
-    _box(axis, (33, 24.6), 7.5, 3, "timestep", time)
-    _arrow(axis, [(37.2, 32.8), (38.5, 32.8), (38.5, 27.8)], color=time)
-    axis.text(39, 31.2, f"pooled vector, {pooled}", va="center")
-    _arrow(axis, [(40.7, 26.1), (42, 26.1), (42, 23.7)], color=time)
-    axis.text(43, 26.1, "to residual\nblocks", va="center", fontsize=8)
-
-
-def _box(axis: Axes, corner: Point, width: float, height: float, text: str, color: str) -> None:
-    style: Record = {"boxstyle": "round,pad=0,rounding_size=0.8", "fc": color, "lw": 0}
-    axis.add_patch(FancyBboxPatch(corner, width, height, **style, alpha=0.7))
-    middle = corner[0] + width / 2, corner[1] + height / 2
-    axis.text(*middle, text, ha="center", va="center", fontsize=9)
-
-
-def _arrow(
-    axis: Axes, path: Sequence[Point], text: str = "", at: Point = (0, 0), color: str = "0.35"
-) -> None:
+def _arrow(axis: Axes, path: Sequence[Point], color: str = "0.35") -> None:
     axis.plot(*zip(*path[:-1]), color=color, lw=1.4, zorder=3, solid_joinstyle="round")
     axis.annotate("", path[-1], path[-2], arrowprops={**FLOW, "color": color}, zorder=3)
-    axis.text(*at, text, ha="center", va="bottom", fontsize=8.5, color="0.25")
 
 
 def show_treemaps(tables: Mapping[str, pd.DataFrame]) -> None:
@@ -267,7 +208,7 @@ def show_treemaps(tables: Mapping[str, pd.DataFrame]) -> None:
             _draw_treemap(axis, table.query("parameters > 0"), x, 84 * scale, 60 * scale)
             heading = f"{title}: {_millions(counts[title])}"
             axis.text(x, 60 * scale + 1.2, heading, fontsize=10)
-            x += max(84 * scale, 40) + 4
+            x += max(84 * scale, 40) + 19
             texts.append(f"{heading} parameters: {_stageblock_colours(table)}")
         axis.set(xlim=(0, x), ylim=(0, 65), aspect="equal")
         axis.set_axis_off()
@@ -298,10 +239,14 @@ def _draw_treemap(axis: Axes, table: pd.DataFrame, x: float, width: float, heigh
             _tile(axis, tile, KIND_PAINT[kind], _millions(count))
         frame = Rectangle((box["x"], box["y"]), box["dx"], box["dy"], fc="none", ec="w", lw=3)
         axis.add_patch(frame)
-        if box["dx"] > 14 and box["dy"] > 9:
+        if box["dx"] > 25:
             corner = (box["x"] + 0.9, box["y"] + box["dy"] - 1)
             label = {"fc": "w", "ec": "none", "pad": 1.5, "alpha": 0.85}
             axis.text(*corner, stage, va="top", weight="bold", fontsize=8, bbox=label)
+        elif box["dx"] * box["dy"] > 0.04 * width * height:  # too narrow: named beside the map
+            at = box["x"] + 0.8 * box["dx"], box["y"] + 0.8 * box["dy"]
+            end, line = (x + width + 1.5, at[1]), {"arrowstyle": "-", "lw": 0.8}
+            axis.annotate(stage, at, end, va="center", weight="bold", fontsize=8, arrowprops=line)
 
 
 def _millions(count: float) -> str:
