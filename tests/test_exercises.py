@@ -413,7 +413,8 @@ DISTILLATION = {  # of notebook 04
             (t_interval([8, 6, 5], 1.96), "not 1.96"),
             (t_interval([8, 6, 5], 4.303 * 3**0.5), "root of 3"),
             (t_interval([8, 6, 5], 4.303 * (2 / 3) ** 0.5), "n - 1"),
-            ([6.333, 2.871, 9.796], "in pairs"), ([6.3], "seed by seed"), (6.3, "cannot be checked"),
+            ([6.333, 2.871, 9.796], "in pairs"), ([6.3], "seed by seed"),
+            (6.3, "cannot be checked"),
         ],
     ),
     "distillation.feature_loss": (

@@ -43,7 +43,8 @@ def knobs_page(loaded, tmp_path_factory):
 @pytest.fixture(scope="module")
 def unet_page(loaded, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "unet.html"
-    return blocks.write_page(path, loaded.unet, WHOLE, WITHOUT, NASTY, "Careful")
+    maps = {"up_blocks.2.resnets.1": WHOLE}
+    return blocks.write_page(path, loaded.unet, WHOLE, WITHOUT, NASTY, "Careful", maps)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,7 @@ def test_a_unets_page_holds_every_block_once(unet_page, loaded):
     assert parts.keys() == named.keys() | {"conv_in", "conv_out"} | skips
     assert [len(parts[name]["boxes"]) for name in sorted(skips)] == [2, 2, 2]
     assert sum("picture" in part for part in data["parts"]) == 2
+    assert [label for label, part in parts.items() if "map" in part] == ["up_blocks.2.resnets.1"]
 
 
 def test_a_students_page_holds_every_picture_in_the_order_of_steps(student_page):

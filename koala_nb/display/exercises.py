@@ -356,7 +356,7 @@ EXERCISES = {
     ),
     "unet.four_blocks": Exercise(
         lambda total, block: total - 3 * block,
-        "count the pairs of down_blocks.2 and up_blocks.0, and use the answer to exercise 1.",
+        "count the pairs of down_blocks.2 and up_blocks.0, and use the answer to exercise 2.",
         {
             "each pair loses a block, and an up stage has one pair more than a down stage.": (
                 lambda total, block: total - 2 * block

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from koala_nb.display.exercises import Exercise
 
@@ -60,11 +61,6 @@ def learned_from(loss: Callable[..., Tensor]) -> np.ndarray:
     )
 
 
-def square(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean squared difference."""
-    return (a - b).square().mean()
-
-
 def paired(
     block: Sequence[float], attention: Sequence[float], factor: float = 4.303 / 3**0.5
 ) -> list[float]:
@@ -84,17 +80,17 @@ def unpaired(block: Sequence[float], attention: Sequence[float]) -> list[float]:
 MEASURED: dict[str, Exercise] = {
     # --- 04 Distill self-attention --------------------------------------------------------------
     "distillation.out_loss": Exercise(
-        learned_from(lambda s, t, x: square(s(x), t(x).detach())),
+        learned_from(lambda s, t, x: mse_loss(s(x), t(x).detach())),
         "the mean squared difference of the two answers; the teacher's under torch.no_grad().",
         {
             "gradients reach the teacher: ask it under torch.no_grad().": (
-                learned_from(lambda s, t, x: square(s(x), t(x)))
+                learned_from(lambda s, t, x: mse_loss(s(x), t(x)))
             ),
             "no gradient reaches the student.": learned_from(
-                lambda s, t, x: square(s(x).detach(), t(x).detach())
+                lambda s, t, x: mse_loss(s(x).detach(), t(x).detach())
             ),
             "the teacher learns, not the student: exchange them.": (
-                learned_from(lambda s, t, x: square(s(x).detach(), t(x)))
+                learned_from(lambda s, t, x: mse_loss(s(x).detach(), t(x)))
             ),
             "take the mean, not the sum.": (
                 learned_from(lambda s, t, x: (s(x) - t(x).detach()).square().sum())
