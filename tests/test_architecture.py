@@ -347,6 +347,15 @@ def test_what_was_cut_is_counted(unets, shown):
     assert "SDM: 22 residual and 16 transformer blocks, 12 skip connections;" in shown[1][1]
 
 
+def test_a_pipelines_picture_names_the_shapes_of_its_arrays(loaded, shown):
+    figures.show_pipeline(loaded, (64, 64), "costs $5")
+    ((figure, alt),) = shown
+    written = " ".join(text.get_text() for text in figure.axes[0].texts)
+    for shape in ("4 x 8 x 8", "3 x 64 x 64", "77 x 64", "32"):
+        assert shape in alt and shape in written
+    assert r"costs \$5" in written
+
+
 def test_treemaps_have_one_scale(student_costs, unets, shown):
     large = architecture.costs(unets["sdxl-base"], (32, 32))
     figures.show_treemaps({"SDXL": large, "KOALA": student_costs})
@@ -365,11 +374,11 @@ def test_treemaps_have_one_scale(student_costs, unets, shown):
 
 def test_changes_are_measured_against_the_first(monkeypatch):
     calls = []
-    monkeypatch.setattr(figures, "show_images", lambda *given: calls.append(given))
+    monkeypatch.setattr(figures, "show_images", lambda *given, **more: calls.append(given))
     picture = figures.as_image(torch.tensor([[0.0, 4.0]]))
     assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
     black = Image.new("RGB", (2, 1))
-    figures.show_changes({"whole": black, "up_blocks.0.resnets.1": picture})
+    figures.show_changes({"whole": black, "up_blocks.0.resnets.1": picture}, "")
     assert calls[0][1] == ["whole", "up_blocks.0 resnets.1: 128"]
 
 

@@ -33,6 +33,7 @@ def given(loaded):
         "attention.output": {"layer": layer, "x": 5 * x, "text": 5 * text},
         "unet.four_blocks": {"total": 1000, "block": 10},
         "unet.best_cut": {"left": {"pairs": 1, "depth": 2, "mid": 3}.get},
+        "distillation.paired": {"block": [70, 67, 66], "attention": [62, 61, 61]},
         "text.left_out": {"ned": [0.9, 0.3, 0.0, 0.0, 0.0], "read": ["a", "b", "", "", ""]},
     }
 
@@ -57,6 +58,33 @@ def block_of(width, text):
 def test_a_block_is_counted_as_torch_counts_it():
     block = kn.build_unet("koala-700m").down_blocks[2].attentions[0].transformer_blocks[0]
     assert block_of(1280, 2048) == sum(weight.numel() for weight in block.parameters())
+
+
+def hook_each(kind, hook, only=True):
+    """A right or wrong `switch_off` of notebook 02."""
+
+    def switch_off(unet, stage):
+        part = unet.get_submodule(stage) if only else unet
+        for name, module in part.named_modules():
+            if name.endswith(kind):
+                module.register_forward_hook(hook)
+
+    return switch_off
+
+
+def nothing(part, x, y):
+    return torch.zeros_like(y)
+
+
+def without_gradient(student, teacher, x):
+    with torch.no_grad():
+        target = teacher(x)
+    return (student(x) - target).pow(2).mean()
+
+
+def t_interval(change, t=4.303):
+    half = t * np.std(change, ddof=1) / len(change) ** 0.5
+    return [np.mean(change), np.mean(change) - half, np.mean(change) + half]
 
 
 def on_all(of):
@@ -99,7 +127,6 @@ def attended(given):
     shares = {n: attention.words(prompt, layers=n)["[start]"].mean() for n in attention.layers()}
     best, right = max(shares, key=shares.get), layer(x[None], text[None])[0]
     return {
-        "attention.numbers": [4096, 4096.0, np.int64(4096)],
         "attention.start": [best, best.removesuffix(".attn2"), f" {best.upper()}"],
         "attention.output": [right, right.detach().numpy()],
         "attention.edit": [first_half, lambda maps, site: first_half(maps.clone(), site)],
@@ -122,11 +149,17 @@ RIGHT = {
     "generate.smallest_guidance": [3, 3.0, np.float64(3)],
     "generate.unchanged_share": [0.3, 0.29, 0.32],
     "unet.transformer_block": [block_of, lambda width, text: float(block_of(width, text))],
+    "unet.no_words": [hook_each("attn2", nothing), hook_each("attn2", lambda part, x, y: y * 0)],
     "unet.four_blocks": [970, 970.0],
     "unet.best_cut": ["pairs", " Pairs"],
-    "distillation.ratio": [3.5, 21 / 6, np.float64(3.5)],
-    "distillation.when": [
-        *("before backward", " Before backward() ", "before loss.backward()", "before")
+    "distillation.out_loss": [
+        without_gradient,
+        lambda s, t, x: torch.nn.functional.mse_loss(s(x), t(x).detach()),
+    ],
+    "distillation.paired": [
+        t_interval([8, 6, 5]),
+        tuple(t_interval([8, 6, 5])),
+        np.array(t_interval([8, 6, 5])),
     ],
     "distillation.feature_loss": [
         each(torch.nn.functional.mse_loss),
@@ -174,6 +207,29 @@ WRONG = {  # known mistakes, made in another way than the check makes them: what
         (lambda d, t: block_of(d, d), "prompt's vectors"),
         (lambda d, t: block_of(d, t) - 4 * d * d - 4 * d, "the gate"),
     ],
+    "unet.no_words": [
+        (hook_each("attn2", lambda part, x, y: None), "nothing changed"),
+        (hook_each("attn2", lambda part, x, y: x[0]), "return zeros, not"),
+        (hook_each("attn1", nothing), "that is self-attention"),
+        (hook_each("attn2", nothing, only=False), "only the given stage"),
+        (hook_each("attentions.0", lambda part, x, y: (x[0],)), "the whole pair"),
+        (hook_each("attentions.0", lambda part, x, y: x[0]), "cannot be checked"),
+        (hook_each("attn2", lambda part, x, y: (0 * y,)), "cannot be checked"),
+    ],
+    "distillation.out_loss": [
+        (lambda s, t, x: torch.nn.functional.mse_loss(s(x), t(x)), "reach the teacher"),
+        (torch.no_grad()(without_gradient), "reaches the student"),
+        (lambda s, t, x: without_gradient(t, s, x), "the teacher learns"),
+        (lambda s, t, x: 8 * without_gradient(s, t, x), "not the sum"),
+        (lambda s, t, x: (s(x) - t(x).detach()).mean(), "forgot the square"),
+    ],
+    "distillation.paired": [
+        (t_interval([-8, -6, -5]), "not the other way"),
+        (t_interval([8, 6, 5], 1.96), "not 1.96"),
+        (t_interval([8, 6, 5], 4.303 * 3**0.5), "root of 3"),
+        (t_interval([8, 6, 5], 4.303 * (2 / 3) ** 0.5), "n - 1"),
+        ([6.333, 2.871, 9.796], "in pairs"),
+    ],
     "attention.edit": [
         (kn.attention.Reweight((3, 4), 0), "in all steps"),
         (lambda maps, site: maps, "set maps"),
@@ -200,7 +256,10 @@ WRONG = {  # known mistakes, made in another way than the check makes them: what
     ],
 }
 # What is built is read before it is compared: its known mistakes are no answers, but what is read.
-BUILT = [exercises()[name].read for name in ("attention.edit", "speed.interleaved")]
+BUILT = [
+    exercises()[name].read
+    for name in ("unet.no_words", "attention.edit", "distillation.out_loss", "speed.interleaved")
+]
 
 
 def mistakes(known, cell):
@@ -221,15 +280,14 @@ def test_right_answers_are_taken_and_known_mistakes_have_their_hints(given, name
     known, cell = exercises()[name], given.get(name, {})
     kn.check(None, name, **cell)
     assert capsys.readouterr().out.startswith("Not yet")
-    with torch.no_grad():
-        for answer in (RIGHT | attended(given))[name]:
+    for answer in (RIGHT | attended(given))[name]:
+        kn.check(answer, name, **cell)
+        assert capsys.readouterr().out == "Right.\n"
+    wrong = [(hint, answer) for answer, hint in WRONG.get(name, ())]
+    for hint, answer in [*mistakes(known, cell), *wrong, (known.hint, "?")]:
+        with pytest.raises(NotRightYet, match=re.escape(hint)) as caught:
             kn.check(answer, name, **cell)
-            assert capsys.readouterr().out == "Right.\n"
-        wrong = [(hint, answer) for answer, hint in WRONG.get(name, ())]
-        for hint, answer in [*mistakes(known, cell), *wrong, (known.hint, "?")]:
-            with pytest.raises(NotRightYet, match=re.escape(hint)) as caught:
-                kn.check(answer, name, **cell)
-            assert len(str(caught.value)) < 300
+        assert len(str(caught.value)) < 300
 
 
 def test_per_cent_is_a_known_mistake(monkeypatch):

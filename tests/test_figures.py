@@ -77,6 +77,8 @@ def test_a_grid_of_images_says_each_rows_numbers(drawn):
     figures.show_images(images, **labels, scale=(64, "levels of 255"))
     scale = drawn[2][0].axes[4]
     assert scale.get_ylabel() == "levels of 255" and scale.get_ylim() == (0, 64)
+    figures.show_images(images, columns=list("abcd"), title="t", numbers=[1] * 4, meaning="focus")
+    assert drawn[3][1] == "t. Columns: a, b, c, d. focus: 1, 1, 1, 1."
     with pytest.raises(ValueError, match="1 numbers do not fit 4 images"):
         figures.show_images(images, **labels, numbers=[1], meaning="brightness")
 
@@ -87,6 +89,24 @@ def test_every_line_has_its_own_marker(drawn):
     assert [tuple(line.get_ydata()) for line in axis.lines] == [(3, 4), (2,)]
     assert len({line.get_marker() for line in axis.lines}) == 2
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("step", "sigma")
+    assert [text.get_text() for text in axis.texts] == ["two", r"one \$"]  # each at its end, by y
+    assert axis.texts[0].get_color() == axis.lines[1].get_color()
+
+
+def test_levels_and_stretches_are_named(drawn):
+    figures.show_lines({"a": ([1, 2], [3, 4])}, "x", "y", level={"goal": 5.0}, starts={"up 1": 2})
+    ((figure, alt),) = drawn
+    assert {text.get_text() for text in figure.axes[0].texts} == {"a", "goal", " up 1"}
+    assert alt.endswith("a: 3.00 at 1, 4.00 at 2; goal: 5.00 throughout.")
+
+
+def test_few_runs_are_drawn_one_by_one(drawn):
+    row = {"label": "a", "value": 2.0, "low": None, "high": None, "each": [1, 3]}
+    figures.show_intervals(pd.DataFrame([row]))
+    ((figure, alt),) = drawn
+    assert list(figure.axes[0].lines[-1].get_xdata()) == [1, 3] and alt.endswith(
+        "a 2.00, each 1, 3."
+    )
 
 
 @pytest.mark.parametrize("series", [{}, {"a": ([1, 2], [1])}, {"a": ([], [])}])

@@ -44,7 +44,8 @@ def knobs_page(loaded, tmp_path_factory):
 @pytest.fixture(scope="module")
 def unet_page(loaded, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "unet.html"
-    return blocks.write_page(path, loaded.unet, WHOLE, WITHOUT, NASTY, "Careful")
+    maps = {"up_blocks.2.resnets.1": WHOLE}
+    return blocks.write_page(path, loaded.unet, WHOLE, WITHOUT, NASTY, "Careful", maps)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,7 @@ def test_a_unets_page_holds_every_block_once(unet_page, loaded):
     assert parts.keys() == named.keys() | {"conv_in", "conv_out"} | skips
     assert [len(parts[name]["boxes"]) for name in sorted(skips)] == [2, 2, 2]
     assert sum("picture" in part for part in data["parts"]) == 2
+    assert [label for label, part in parts.items() if "map" in part] == ["up_blocks.2.resnets.1"]
 
 
 def test_a_students_page_holds_every_picture_in_the_order_of_steps(student_page):
@@ -186,6 +188,9 @@ def test_a_block_is_chosen_by_keyboard_and_by_pointing(unet_page, browser):
     block.send_keys(Keys.ENTER)
     assert status(browser).startswith("up_blocks.0.resnets.0:")
     assert "% of the U-Net" in status(browser)
+    names = browser.find_elements("css selector", "#unet text")
+    named = [name.get_attribute("textContent") for name in names]
+    assert named[:2] == ["down_blocks.0", "8 x 8 cells"] and named[-2] == "up_blocks.2"
     assert block.get_attribute("aria-pressed") == "true" and not picture.is_displayed()
     label = '[aria-label="skip connections into up_blocks.2"] rect'
     browser.find_element("css selector", label).click()

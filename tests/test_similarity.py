@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import koala_nb as kn
 from koala_nb.distillation import similarity
-from koala_nb.distillation.similarity import cka, cka_table, noisy_inputs, outputs
+from koala_nb.distillation.similarity import cka, noisy_inputs, outputs
 
 PROMPTS = ["a red circle", "a blue square"]
 
@@ -32,11 +32,6 @@ def test_cka_of_a_known_case():
     assert cka(torch.cat([a, b], 1), a) == pytest.approx(0.5**0.5)
     with pytest.raises(ValueError, match="4 and 3 positions"):
         cka(a, b[:3])
-
-
-def test_the_table_leaves_out_other_resolutions():
-    table = cka_table({"a": features(0)}, {"b": features(0), "c": features(1)[:, :4]})
-    assert table.loc["a", "b"] == pytest.approx(1) and np.isnan(table.loc["a", "c"])
 
 
 def test_colours_follow_the_features():
@@ -79,10 +74,8 @@ def test_outputs_of_a_pass(loaded, images):
     features = outputs(loaded.unet, inputs, names)
     assert list(features) == names and len(names) == 21
     assert all(value.ndim == 3 and len(value) == 2 for value in features.values())
-    table = cka_table(features, features)
-    assert np.allclose(np.diag(table), 1) and not loaded.unet._forward_hooks
-    pairs = table.stack().dropna()
-    assert pairs.between(0, 1 + 1e-9).all() and len(pairs) < table.size
+    first, second = list(features.values())[:2]
+    assert 0 <= cka(first, second) <= 1 and not loaded.unet._forward_hooks
 
 
 @pytest.mark.parametrize(
@@ -92,16 +85,3 @@ def test_outputs_of_a_pass(loaded, images):
 def test_bad_inputs_are_one_sentence(loaded, images, prompts, timestep, message):
     with pytest.raises(ValueError, match=message):
         noisy_inputs(loaded, images, prompts, timestep)
-
-
-def test_the_map_of_layers_shows_every_pair(monkeypatch):
-    shown = []
-    monkeypatch.setattr(similarity, "show", lambda figure, alt: shown.append(figure))
-    names = [f"down_blocks.1.attentions.0.transformer_blocks.{i}.attn1" for i in range(2)]
-    names += ["up_blocks.0.attentions.0.transformer_blocks.0.attn1"]
-    table = cka_table({n: features(i) for i, n in enumerate(names)}, {names[0]: features(0)})
-    similarity.show_layer_map(table, "student", "teacher", "CKA")
-    axis = shown[0].axes[0]
-    np.testing.assert_allclose(axis.images[0].get_array(), table.to_numpy())
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["down 1", "up 0"]
-    assert axis.get_ylabel() == "student" and axis.get_xlabel() == "teacher"

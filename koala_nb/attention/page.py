@@ -106,7 +106,7 @@ def write_page(
         "colours": base64.b64encode(colours.round().astype(np.uint8).tobytes()).decode("ascii"),
     }
     note = (
-        f"Cross-attention, the mean over {len(attention.layers())} layers or resolutions, on "
+        "Cross-attention, the mean over the chosen layers, on "
         f"{size[0]} x {size[1]} cells. A word's map is the sum over its tokens; with "
         "the special tokens [start], [end] and [padding] the words' shares add up to 100 %."
     )

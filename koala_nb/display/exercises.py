@@ -154,6 +154,33 @@ def transformer_block(
     return int(2 * norms * width) + attentions + feed_forward
 
 
+def drawn_without(switch_off: Callable[[nn.Module, str], object]) -> np.ndarray:
+    """Return what a small U-Net with random weights answers after `switch_off(unet, stage)`."""
+    from diffusers import UNet2DConditionModel
+
+    shape: dict[str, Any] = {"block_out_channels": (8, 16), "norm_num_groups": 4}
+    shape |= {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "layers_per_block": 1}
+    shape |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 8}
+    unet = UNet2DConditionModel(**shape, attention_head_dim=4, mid_block_type=None)
+    with torch.no_grad():
+        for weight in unet.parameters():
+            weight.copy_(torch.linspace(0.1, 30, weight.numel()).sin().view_as(weight) / 3)
+        switch_off(unet, "up_blocks.0")
+        x, text = torch.linspace(-1, 1, 256).view(1, 4, 8, 8), torch.eye(8)[None]
+        return unet(x, 500, encoder_hidden_states=text).sample.numpy()
+
+
+def hooked(kind: str, hook: Callable[..., object], stage: str = "up_blocks.0") -> Callable:
+    """Return a function of what the U-Net of `drawn_without` answers with a hook on each `kind`."""
+
+    def switch_off(unet: nn.Module, _: str) -> None:
+        for name, module in unet.named_modules():
+            if name.startswith(stage) and name.endswith(kind):
+                module.register_forward_hook(hook)
+
+    return partial(drawn_without, switch_off)
+
+
 Features = Mapping[str, Tensor]  # outputs of modules, by name
 CUTS = "pairs", "depth", "mid"
 
@@ -329,7 +356,7 @@ EXERCISES = {
     ),
     "unet.four_blocks": Exercise(
         lambda total, block: total - 3 * block,
-        "count the pairs of down_blocks.2 and up_blocks.0, and use the answer to exercise 1.",
+        "count the pairs of down_blocks.2 and up_blocks.0, and use the answer to exercise 2.",
         {
             "each pair loses a block, and an up stage has one pair more than a down stage.": (
                 lambda total, block: total - 2 * block
@@ -352,15 +379,21 @@ EXERCISES = {
             )[1],
         },
     ),
-    "attention.numbers": Exercise(
-        2 * 64 * 32,  # heads, positions, tokens
-        "one row for each position and head; how many entries has a row?",
+    "unet.no_words": Exercise(
+        hooked("attn2", lambda part, x, y: 0 * y),
+        "hook each module of the stage whose name ends with attn2; it is added: let it answer 0.",
         {
-            "you forgot the heads: each has a map of its own.": 64 * 32,
-            "the padding tokens have keys as well: a row has 32 entries, not 9.": 2 * 64 * 9,
-            "you forgot the heads, and that the padding tokens have keys as well.": 64 * 9,
-            "count the positions of the whole grid, 8 x 8.": 2 * 8 * 32,
+            "nothing changed: return what takes the output's place.": hooked(
+                "attn2", lambda *_: None
+            ),
+            "attn2's answer is added to its input: return zeros, not the input.": hooked(
+                "attn2", lambda part, x, y: x[0]
+            ),
+            "that is self-attention (attn1).": hooked("attn1", lambda part, x, y: 0 * y),
+            "only the given stage may change.": hooked("attn2", lambda part, x, y: 0 * y, ""),
+            "that is the whole pair.": hooked("attentions.0", lambda part, x, y: x),
         },
+        read=drawn_without,
     ),
     "attention.start": Exercise(
         lambda attention, prompt: (
@@ -402,26 +435,6 @@ EXERCISES = {
             "that keeps the word and removes all others.": without_tokens(keep=True),
         },
         read=apply_by_step,
-    ),
-    "distillation.ratio": Exercise(
-        21 / 6,
-        "L_feat is a sum over pairs: how many pairs has each kind in the table above?",
-        {
-            "that is the second to the first.": 6 / 21,
-            "that is L_feat of self-attention: divide it by that of blocks.": 0.21,
-            "that is L_feat of blocks: divide that of self-attention by it.": 0.06,
-            "that is the difference of the two, not their ratio.": 0.15,
-            "L_feat is a sum over pairs, no mean: the numbers of pairs do not cancel.": 1.0,
-        },
-    ),
-    "distillation.when": Exercise(
-        ("before backward", "before loss.backward()", "before backward()", "before"),
-        "the second call happens inside loss.backward(): what would it overwrite?",
-        {
-            "by then the second call has overwritten what the first one left.": "after backward",
-            "the second call is made during it, block by block.": "during backward",
-            "the features do not exist before the forward pass.": "before forward",
-        },
     ),
     "distillation.feature_loss": Exercise(
         over_pairs(lambda d: d.square().mean()),

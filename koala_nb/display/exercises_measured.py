@@ -1,9 +1,12 @@
-"""The exercises of notebooks 05 to 11, by name: speed, and the probes of one limitation each."""
+"""The exercises of notebooks 05 to 11, by name, and two of 04: speed, and the probes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from koala_nb.display.exercises import Exercise
 
@@ -61,7 +64,73 @@ def verdict(low: float, high: float, smallest: float) -> str:
     return HOLDS if high < 0 else NOT if low > smallest else UNDECIDED
 
 
+def learned_from(loss: Callable[..., Tensor]) -> np.ndarray:
+    """Return a loss of a student and its teacher, and the gradient that it sends into each."""
+    student, teacher = nn.Linear(3, 2), nn.Linear(3, 2)
+    for k, weight in enumerate([*student.parameters(), *teacher.parameters()], 1):
+        nn.init.constant_(weight, k / 4)
+    with torch.enable_grad():
+        value = loss(student, teacher, torch.arange(12.0).view(4, 3) / 10)
+        if value.requires_grad:
+            value.backward()
+    slopes = [m.weight.grad for m in (student, teacher)]
+    return np.array(
+        [float(value), *(0 if slope is None else float(slope.sum()) for slope in slopes)]
+    )
+
+
+def paired(
+    block: Sequence[float], attention: Sequence[float], factor: float = 4.303 / 3**0.5
+) -> list[float]:
+    """Return the mean of three paired differences and its interval, +- factor x their deviation."""
+    change = np.asarray(block, float) - np.asarray(attention, float)
+    half = factor * change.std(ddof=1)
+    return [float(value) for value in (change.mean(), change.mean() - half, change.mean() + half)]
+
+
+def unpaired(block: Sequence[float], attention: Sequence[float]) -> list[float]:
+    """Return the difference of two means of three runs, as if the runs were independent."""
+    mean = float(np.mean(block) - np.mean(attention))
+    half = float(2.776 * ((np.var(block, ddof=1) + np.var(attention, ddof=1)) / 3) ** 0.5)
+    return [mean, mean - half, mean + half]
+
+
 MEASURED: dict[str, Exercise] = {
+    # --- 04 Distill self-attention --------------------------------------------------------------
+    "distillation.out_loss": Exercise(
+        learned_from(lambda s, t, x: mse_loss(s(x), t(x).detach())),
+        "the mean squared difference of the two answers; the teacher's under torch.no_grad().",
+        {
+            "gradients reach the teacher: ask it under torch.no_grad().": (
+                learned_from(lambda s, t, x: mse_loss(s(x), t(x)))
+            ),
+            "no gradient reaches the student.": learned_from(
+                lambda s, t, x: mse_loss(s(x).detach(), t(x).detach())
+            ),
+            "the teacher learns, not the student: exchange them.": (
+                learned_from(lambda s, t, x: mse_loss(s(x).detach(), t(x)))
+            ),
+            "take the mean, not the sum.": (
+                learned_from(lambda s, t, x: (s(x) - t(x).detach()).square().sum())
+            ),
+            "you forgot the square.": learned_from(lambda s, t, x: (s(x) - t(x).detach()).mean()),
+        },
+        read=learned_from,
+    ),
+    "distillation.paired": Exercise(
+        paired,
+        "subtract seed by seed; mean, then minus and plus 4.303 standard errors of the three.",
+        {
+            "block less self-attention, not the other way round.": (
+                lambda block, attention: paired(attention, block)
+            ),
+            "Student's t for three is 4.303, not 1.96.": partial(paired, factor=1.96 / 3**0.5),
+            "divide the deviation by the root of 3.": partial(paired, factor=4.303),
+            "a sample's deviation divides by n - 1.": partial(paired, factor=4.303 * 2**0.5 / 3),
+            "runs of one seed saw the same batches: subtract in pairs first.": unpaired,
+        },
+        read=list,
+    ),
     # --- 05 Measure latency and memory ----------------------------------------------------------
     "speed.hours": Exercise(
         10_000 * 0.66 / 3600,

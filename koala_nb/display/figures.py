@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from cycler import cycler
 from IPython import display
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image
 
 from koala_nb.display.tables import EMPTY, format_interval, format_number
@@ -100,17 +101,14 @@ def image_grid(
                 axis.set_xlabel(f"{numbers[index]:.0f}", labelpad=2)
         side = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 6}
         for axis, label in zip(axes[:, 0], row_labels):
-            axis.set_ylabel(_plain(_wrap(label)), **side)
+            axis.set_ylabel(plain(_wrap(label)), **side)
         for axis, label in zip(axes[0], column_labels):
-            axis.set_title(_plain(label))
-        if title:
-            figure.suptitle(_plain(title), fontsize=11)
-        if meaning:
-            figure.supxlabel(_plain(f"Number below an image: {meaning}"), fontsize=9)
+            axis.set_title(plain(label))
+        _headed(figure, title, meaning and f"Number below an image: {meaning}")
         if scale:
             greys = ScalarMappable(Normalize(0, scale[0]), "gray_r")
             bar = figure.colorbar(greys, ax=axes, shrink=min(1, 3 / rows), extend="max")
-            bar.set_label(_plain(scale[1]))
+            bar.set_label(plain(scale[1]))
     return figure
 
 
@@ -125,9 +123,16 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int
             axis.set_axis_off()
         for axis, image, caption in zip(axes.flat, images, captions):
             axis.imshow(image, interpolation="nearest" if image.width < 256 else "antialiased")
-            text = _plain(_wrap(caption, 20))
+            text = plain(_wrap(caption, 20))
             axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top")
     return figure
+
+
+def _headed(figure: Figure, title: str, note: str) -> None:
+    if title:
+        figure.suptitle(plain(title), fontsize=11)
+    if note:
+        figure.supxlabel(plain(note), fontsize=9)
 
 
 def show_images(
@@ -145,9 +150,9 @@ def show_images(
 
     images: a run of `kn.generate`, laid out by its records, one row per prompt and one column per
     seed, four prompts to a figure; or a list of images, either with a caption each (a gallery) or
-    with labels of its `rows` and `columns`. numbers: one per image, written below it; `meaning`
-    says what they are. scale: what black stands for in grey images, and of what.
-    ValueError where counts differ.
+    with labels of its `rows` (none: one row) and `columns`. numbers: one per image, written below
+    it; `meaning` says what they are, or numbers in captions. scale: what black stands for in grey
+    images, and of what. ValueError where counts differ.
     """
     if isinstance(images, str) or not (isinstance(images, Sequence) or hasattr(images, "records")):
         kind = type(images).__name__
@@ -158,14 +163,18 @@ def show_images(
         across = len(columns) or min(8, len(images))
         lead = f"{title}. " if title else ""
         count = f"{len(images)} image{'s' * (len(images) > 1)}"
-        alt = f"{lead}{count}: {'; '.join(captions)}."
-        return show(gallery(images, captions, across), alt, images=images)
+        note = f"{meaning} after each name. " if meaning else ""
+        alt = f"{lead}{note}{count}: {'; '.join(captions)}."
+        figure = gallery(images, captions, across)
+        _headed(figure, title, meaning and f"Number after a name: {meaning}")
+        return show(figure, alt, images=images)
+    rows = rows or [""] * bool(columns)
     figure = image_grid(images, rows, columns, title, numbers, meaning, scale)
     width, headings = len(columns), ", ".join(label.replace("\n", " ") for label in columns)
-    alt = f"{title}. Columns: {headings}. Rows: {'; '.join(rows)}."
+    alt = f"{title}. Columns: {headings}." + f" Rows: {'; '.join(rows)}." * any(rows)
     if len(numbers):
         each = [", ".join(f"{v:.0f}" for v in row) for row in np.reshape(numbers, (-1, width))]
-        texts = "; ".join(f"{label}: {row}" for label, row in zip(rows, each))
+        texts = "; ".join(f"{label}: {row}".removeprefix(": ") for label, row in zip(rows, each))
         alt = f"{title}. Columns: {headings}. {meaning}: {texts}."
     show(figure, alt, images=images)
 
@@ -201,7 +210,8 @@ def show_intervals(
     """Display a tidy estimates frame as a forest plot that writes its own alternative text.
 
     estimates: columns `value, low, high`, `label` (else the first column of text, else the index)
-    and perhaps `n`; a row without an interval is drawn as a point, one without a value left out.
+    and perhaps `n`, or `each`, lists of the few values that were averaged, drawn as dots beside
+    their mean; a row without an interval is drawn as a point, one without a value left out.
     reference: where a vertical line is drawn, such as 0 for no difference. empty: the sentence
     printed in place of a figure without rows. ValueError for an interval without its value.
     """
@@ -216,21 +226,25 @@ def show_intervals(
     names = [f"{name} ({i + 1})" if name in names[:i] else name for i, name in enumerate(names)]
     parts = []
     counts = frame.get("n", [None] * len(frame))
+    runs = frame.get("each", [()] * len(frame))
     with styled_axes(6.4, 0.9 + 0.32 * len(frame)) as (figure, axis):
-        rows = zip(names, counts, frame[["value", "low", "high"]].itertuples(index=False))
-        for at, (name, n, (value, *ends)) in enumerate(rows):
+        rows = zip(names, counts, runs, frame[["value", "low", "high"]].itertuples(index=False))
+        for at, (name, n, each, (value, *ends)) in enumerate(rows):
             low, high = (value if end is None or end != end else end for end in ends)
             if not low <= value <= high:
                 raise ValueError(f"intervals: {name}: {value} is not within {low} to {high}.")
             axis.plot([low, high], [at, at], color=COLORS[0], linewidth=2)
-            axis.plot([value], [at], "o", color=COLORS[0], markersize=7)
+            axis.plot([value], [at], "|" if each else "o", color=COLORS[0], ms=16 if each else 7)
+            if each:
+                axis.plot(each, [at] * len(each), "o", color=COLORS[0], mfc="none")
             count = f", n {n:,.0f}" if n is not None and n == n else ""
+            count += f", each {', '.join(map(format_number, each))}" if each else ""
             parts.append(f"{name} {format_interval(value, *ends)}{count}")
         if reference is not None:
             axis.axvline(reference, color="0.4", linestyle="--", linewidth=1)
-        axis.set_yticks(range(len(names)), [_plain(name) for name in names])
+        axis.set_yticks(range(len(names)), [plain(name) for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top
-        axis.set(xlabel=_plain(x_label), title=_plain(title))
+        axis.set(xlabel=plain(x_label), title=plain(title))
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
     lead = f"{title}; " if title else ""
@@ -242,24 +256,49 @@ def show_lines(
     x_label: str,
     y_label: str,
     title: str = "",
+    level: Mapping[str, float] | None = None,
+    starts: Mapping[str, float] | None = None,
 ) -> None:
-    """Display named series of (x, y) as lines with markers; ValueError for lengths that differ."""
+    """Display named series of (x, y) as lines, each named at its end; ValueError for lengths.
+
+    level: name -> a y with a dashed line; starts: name of a stretch -> the x where it begins.
+    """
     if not series or any(len(x) != len(y) or len(x) == 0 for x, y in series.values()):
         raise ValueError("lines: give at least one series, each with as many y as x values.")
-    parts = []
+    parts, ends = [], [(y, name, "0.4") for name, y in (level or {}).items()]
     with styled_axes(6.4, 3.2) as (figure, axis):
         for index, (name, (x, y)) in enumerate(series.items()):
             marker = MARKERS[index % len(MARKERS)]
-            axis.plot(x, y, label=_plain(name), marker=marker, markersize=6, mfc="none")
+            (line,) = axis.plot(x, y, marker=marker, markersize=6, mfc="none")
             at = np.unique(np.linspace(0, len(x) - 1, 6).round().astype(int))
             points = [f"{format_number(float(y[i]))} at {float(x[i]):,g}" for i in at]
             parts.append(f"{name}: {', '.join(points)}")
-        axis.set(xlabel=_plain(x_label), ylabel=_plain(y_label), title=_plain(title))
+            ends.append((y[-1], name, line.get_color()))
+        for name, height in (level or {}).items():
+            axis.axhline(height, color="0.4", linestyle="--", linewidth=1)
+            parts.append(f"{name}: {format_number(height)} throughout")
+        for name, start in (starts or {}).items():
+            axis.axvline(start, color="0.7", linewidth=0.8)
+            top = axis.get_xaxis_transform()
+            axis.text(start, 1, f" {plain(name)}", transform=top, va="bottom", fontsize=7)
+        axis.set(xlabel=plain(x_label), ylabel=plain(y_label))
+        axis.set_title(plain(title), pad=14 if starts else 6)
+        if all(float(value).is_integer() for x, _ in series.values() for value in x):
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.set_axisbelow(True)
-        figure.legend(loc="outside right upper", frameon=False)
+        _name_ends(axis, ends)
     lead = f"{title}; " if title else ""
     show(figure, f"{lead}{y_label} against {x_label}. {'; '.join(parts)}.", colours=64)
+
+
+def _name_ends(axis: Axes, ends: list[tuple[float, str, str]]) -> None:
+    low, high = axis.get_ylim()
+    lowest = -1.0
+    for y, name, color in sorted(ends):
+        at = max((y - low) / (high - low), lowest)
+        lowest = at + 0.08  # so that names do not overlap
+        axis.text(1.02, at, plain(name), color=color, transform=axis.transAxes, va="center")
 
 
 def share_curves(
@@ -282,11 +321,11 @@ def share_curves(
             ends = np.abs(points[["low", "high"]].to_numpy(float).T - value)
             x = points["x"] * (1 + 0.02 * k)  # so that bars stay apart
             line = "none" if fitted else "-"
-            axis.errorbar(x, value, ends, label=_plain(name), marker=MARKERS[k], linestyle=line)
+            axis.errorbar(x, value, ends, label=plain(name), marker=MARKERS[k], linestyle=line)
         if fitted:
             axis.plot(*fitted, color="0.4", label="fitted curve")
         axis.axhline(0.5, color="0.5", linestyle=":", linewidth=1)
-        axis.set(xscale="log", ylim=(-0.03, 1.03), title=_plain(title))
+        axis.set(xscale="log", ylim=(-0.03, 1.03), title=plain(title))
         axis.set(xlabel=f"{x_label} (logarithmic)", ylabel=y_label)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(LogFormatter())
@@ -329,11 +368,11 @@ def interval_panels(
                     ends = rows[f"{column}_low"], rows[f"{column}_high"]
                     axis.hlines(y + 0.1 * k, *ends, COLORS[-k], linewidth=1)
             axis.axvline(0.5, color="0.4", linestyle="--", linewidth=1)
-            axis.set_yticks(y, [_plain(str(name)) for name in rows.index])
-            axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.03, 1.03), title=_plain(title))
+            axis.set_yticks(y, [plain(str(name)) for name in rows.index])
+            axis.set(ylim=(len(rows) - 0.4, -0.6), xlim=(-0.03, 1.03), title=plain(title))
             axis.grid(axis="x", alpha=0.3)
         for axis in axes if beside else axes[-1:]:
-            axis.set_xlabel(_plain(x_label))
+            axis.set_xlabel(plain(x_label))
         handles = axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -346,16 +385,19 @@ def show_heatmap(frame: pd.DataFrame, title: str = "", form: str = ".2f") -> Non
     rows, columns = [str(r) for r in frame.index], [str(c) for c in frame.columns]
     table = frame.to_numpy(dtype=float)
     texts = [["n/a" if v != v else format(v, form) for v in values] for values in table]
-    with styled_axes(2.8 + 0.75 * len(columns), 0.9 + 0.35 * len(rows)) as (figure, axis):
+    many = len(columns) > 10
+    width = 2.8 + (0.5 if many else 0.75) * len(columns)
+    with styled_axes(width, 0.9 + 0.35 * len(rows)) as (figure, axis):
         axis.imshow(table, cmap="cividis", aspect="auto")
         for (i, j), value in np.ndenumerate(table):
             dark = value < (np.nanmin(table) + np.nanmax(table)) / 2
             axis.text(j, i, texts[i][j], ha="center", va="center", color="kw"[int(dark)])
-        axis.set_yticks(range(len(rows)), [_plain(_wrap(label)) for label in rows])
-        axis.set_xticks(range(len(columns)), [_plain(_wrap(label, 11)) for label in columns])
+        axis.set_yticks(range(len(rows)), [plain(_wrap(label)) for label in rows])
+        labels = [plain(_wrap(label, 11)) for label in columns]
+        axis.set_xticks(range(len(columns)), labels, rotation=45 * many)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-        axis.set_title(_plain(title))
+        axis.set_title(plain(title))
     lead = f"{title}. " if title else ""
     parts = "; ".join(f"{row}: {', '.join(values)}" for row, values in zip(rows, texts))
     show(figure, f"{lead}Columns: {', '.join(columns)}. {parts}.", colours=64)
@@ -416,8 +458,8 @@ def _wrap(text: str, width: int = 30) -> str:
     return "\n".join(textwrap.wrap(text, width, max_lines=5, placeholder=" ...")) or text
 
 
-def _plain(text: str) -> str:
-    # matplotlib would read "$...$" in a prompt as a formula, and fail on a wrong one.
+def plain(text: str) -> str:
+    """Return a text for matplotlib, which would read "$...$" as a formula, or fail on it."""
     return printable(text).replace("$", r"\$")
 
 

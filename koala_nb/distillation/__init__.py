@@ -7,6 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "losses": ["FEATURES", "Distiller", "FeatureHooks", "feature_pairs", "training_cost"],
         "page": ["write_page"],
-        "similarity": "cka cka_table noisy_inputs outputs principal_colours show_layer_map".split(),
+        "similarity": "cka noisy_inputs outputs principal_colours".split(),
     },
 )

@@ -6,15 +6,12 @@ The protocol (pictures, noise level, layers) is this project's own, not that of 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from koala_nb.display.figures import show, styled_axes
-from koala_nb.distillation.losses import FeatureHooks, Features
+from koala_nb.distillation.losses import FeatureHooks
 from koala_nb.models.load import Pipeline
-from koala_nb.models.unet import stage_of
 
 
 @torch.no_grad()
@@ -86,16 +83,6 @@ def cka(first: Tensor, second: Tensor) -> float:
     return float(norm(x.T @ y) ** 2 / (norm(x.T @ x) * norm(y.T @ y)))
 
 
-def cka_table(rows: Features, columns: Features) -> pd.DataFrame:
-    """Return the CKA of every pair of layers; empty (NaN) where their resolutions differ."""
-    table = pd.DataFrame(np.nan, index=list(rows), columns=list(columns))
-    for name, first in rows.items():
-        for other, second in columns.items():
-            if first.shape[:2] == second.shape[:2]:
-                table.loc[name, other] = cka(first, second)
-    return table
-
-
 def principal_colours(features: Tensor, height: int, width: int) -> list[Image.Image]:
     """Show features, (n, height * width, channels), by their first three principal components.
 
@@ -111,23 +98,3 @@ def principal_colours(features: Tensor, height: int, width: int) -> list[Image.I
     pixels = np.clip((shown - low) / np.maximum(high - low, 1e-12), 0, 1)
     pixels = (255 * pixels).round().astype(np.uint8).reshape(len(features), height, width, -1)
     return [Image.fromarray(picture) for picture in pixels]
-
-
-def show_layer_map(table: pd.DataFrame, row_label: str, column_label: str, title: str) -> None:
-    """Display a table of layers' likeness, 0 to 1 (NaN: white); lines part the stages."""
-    with styled_axes(7.2, 1.7 + 5.0 * len(table) / len(table.columns)) as (figure, axis):
-        image = axis.imshow(table.to_numpy(float), cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        for side, names in (("x", table.columns), ("y", table.index)):
-            stages = [stage_of(name) for name in names]
-            first = [i for i, stage in enumerate(stages) if i == 0 or stages[i - 1] != stage]
-            middles = [(i + end - 1) / 2 for i, end in zip(first, [*first[1:], len(stages)])]
-            for begin in first[1:]:
-                getattr(axis, "axvline" if side == "x" else "axhline")(begin - 0.5, color="w")
-            labels = [stages[i].replace("_blocks.", " ") for i in first]
-            getattr(axis, f"set_{side}ticks")(middles, labels)
-        axis.tick_params(length=0)
-        axis.set(xlabel=column_label, ylabel=row_label, title=title)
-        figure.colorbar(image, ax=axis, label="CKA", fraction=0.04)
-    best = table.max(axis=1).mean()
-    alt = f"Mean over the rows' layers of the largest value: {best:.1f}."
-    show(figure, f"{title}, {row_label} by {column_label}. {alt}")

@@ -1,26 +1,36 @@
 """Figures of U-Nets, each generated from configurations: block diagrams, treemaps, costs."""
 
+import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 from torch import nn
 
 from koala_nb.core.files import Record
-from koala_nb.display.figures import show, show_images, styled_axes
+from koala_nb.display.figures import plain, show, show_images, styled_axes
 from koala_nb.models import unet as architecture
 from koala_nb.models.layout import ARM, Box, Layout, unet_layouts
+from koala_nb.models.load import Pipeline
 
 KIND_PAINT = dict(zip(architecture.KINDS, ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#999999")))
 PARTS = {"attn1": "self-attention", "attn2": "cross-attention", "ff": "feed-forward"}
+NAMES = {
+    "residual blocks": "residual block\n(is told the timestep)",
+    "other": "convolution\nbetween",
+}
+NAMES["cross-attention"] = "cross-attention\n(reads the prompt)"
 PANEL = 15.0  # from one U-Net's middle to the next one's, in the layout's units
 FLOW = {"arrowstyle": "-|>", "color": "0.35", "lw": 1.4, "shrinkA": 0, "shrinkB": 0}
+Point = tuple[float, float]
 
 
 def show_unets(unets: Mapping[str, nn.Module], size: int = 1024, factor: int = 8) -> None:
@@ -51,6 +61,9 @@ def _draw_levels(axis: Axes, unet: nn.Module, tops: list[float], cells: int, rig
         axis.axhspan(*ends, color="0.965" if k % 2 == 0 else "1", lw=0)
         text = f"{cells >> k} x {cells >> k}\ncells,\n{channels}\nchannels"
         axis.text(left, sum(ends) / 2, text, ha="left", va="center", fontsize=9, color="0.25")
+    if unet.mid_block is not None:
+        text = text.replace("\ncells", " cells").replace("\nchannels", " channels")
+        axis.text(left, tops[-1], f"mid block:\n{text}", va="top", fontsize=9, color="0.25")
 
 
 def _draw_unet(axis: Axes, unet: nn.Module, layout: Layout, x: float) -> None:
@@ -113,8 +126,7 @@ def _draw_flow(axis: Axes, boxes: list[Box], tops: list[float], x: float) -> Non
         floor = max(floors) + 1.2
         paths.append([(left, floors[0]), (left, floor), (right, floor), (right, floors[1])])
     for path in paths:
-        axis.plot(*zip(*path[:-1]), color="0.35", lw=1.4, zorder=3, solid_joinstyle="round")
-        axis.annotate("", path[-1], path[-2], arrowprops=FLOW, zorder=3)
+        _arrow(axis, path)
     for at, text in ((left, "noisy latent"), (right, "its noise")):
         axis.text(at, -2.2, text, ha="center", va="bottom", fontsize=8, color="0.25")
 
@@ -127,7 +139,7 @@ def _draw_key(axis: Axes, y: float, right: float) -> None:
     for at, (kind, style) in enumerate({**styles, "cut": cut}.items()):
         x = left + wide * at
         axis.add_patch(Rectangle((x, y), 1.2, 1.8, **style))
-        text = {"other": "convolution between"}.get(kind, kind.replace("blocks", "block"))
+        text = NAMES.get(kind, kind)
         axis.text(x + 1.5, y + 0.9, text, va="center", fontsize=9)
 
 
@@ -145,6 +157,46 @@ def _blocks_alt(unets: Mapping[str, nn.Module], layouts: Sequence[Layout]) -> st
     return f"U-Nets drawn block by block, resolution downward. {'; '.join(parts)}."
 
 
+def show_pipeline(pipe: Pipeline, size: tuple[int, int], prompt: str) -> None:
+    """Display how a pipeline like SDXL's draws: encoders, the loop around the U-Net, the decoder.
+
+    size: height and width of the image, pixels. The shapes on the arrows are those of `pipe`.
+    """
+    rows, columns = (side // pipe.vae_scale_factor for side in size)
+    shapes = {"latent": f"{pipe.unet.config.in_channels} x {rows} x {columns}"}
+    shapes["picture"] = f"3 x {size[0]} x {size[1]}"
+    tokens, width = pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim
+    shapes |= {"states": f"{tokens} x {width}", "prompt": plain(textwrap.fill(prompt, 18))}
+    shapes["pooled"] = str(pipe.text_encoder_2.config.projection_dim)
+    plan = json.loads(files(__package__).joinpath("templates/pipeline.json").read_text("utf-8"))
+    paint = {"text": KIND_PAINT["cross-attention"], "time": KIND_PAINT["residual blocks"]}
+    with styled_axes(10.4, 4.5) as (figure, axis):
+        style: Record = {"fc": "0.97", "ec": "0.6", "lw": 1, "ls": (0, (4, 3)), "zorder": 0}
+        axis.add_patch(Rectangle((17, 2), 65, 27, **style))
+        noise = np.random.default_rng(0).normal(size=(16, 16))
+        axis.imshow(noise, cmap="gray", extent=(2, 11, 14.5, 23.5), aspect="auto")
+        for x, y, wide, high, color in plan["blocks"]:
+            axis.add_patch(Rectangle((x, y), wide, high, fc=paint[color], lw=0, zorder=4))
+        for text, x, y, wide, high, color in plan["boxes"]:
+            box: Record = {"boxstyle": "round,pad=0,rounding_size=0.8", "alpha": 0.7, "lw": 0}
+            box["fc"] = paint.get(color, color)
+            axis.add_patch(FancyBboxPatch((x, y), wide, high, **box))
+            plan["labels"].append([text, x + wide / 2, y + high / 2])
+        for color, path in plan["arrows"]:
+            _arrow(axis, path, paint.get(color, color))
+        for text, x, y in plan["labels"]:
+            axis.text(x, y, text.format(**shapes), ha="center", va="center", fontsize=9)
+        axis.set(xlim=(0, 106), ylim=(1, 43))
+        axis.set_axis_off()
+    alt = " ".join(plan["alt"]).format(**shapes)
+    show(figure, f"How {prompt!r} {alt}", colours=64)
+
+
+def _arrow(axis: Axes, path: Sequence[Point], color: str = "0.35") -> None:
+    axis.plot(*zip(*path[:-1]), color=color, lw=1.4, zorder=3, solid_joinstyle="round")
+    axis.annotate("", path[-1], path[-2], arrowprops={**FLOW, "color": color}, zorder=3)
+
+
 def show_treemaps(tables: Mapping[str, pd.DataFrame]) -> None:
     """Display parameters as areas by stage and kind, on one scale: title -> `unet.costs`."""
     counts = {title: int(table["parameters"].sum()) for title, table in tables.items()}
@@ -155,7 +207,7 @@ def show_treemaps(tables: Mapping[str, pd.DataFrame]) -> None:
             _draw_treemap(axis, table.query("parameters > 0"), x, 84 * scale, 60 * scale)
             heading = f"{title}: {_millions(counts[title])}"
             axis.text(x, 60 * scale + 1.2, heading, fontsize=10)
-            x += max(84 * scale, 40) + 4
+            x += max(84 * scale, 40) + 19
             texts.append(f"{heading} parameters: {_stageblock_colours(table)}")
         axis.set(xlim=(0, x), ylim=(0, 65), aspect="equal")
         axis.set_axis_off()
@@ -186,10 +238,14 @@ def _draw_treemap(axis: Axes, table: pd.DataFrame, x: float, width: float, heigh
             _tile(axis, tile, KIND_PAINT[kind], _millions(count))
         frame = Rectangle((box["x"], box["y"]), box["dx"], box["dy"], fc="none", ec="w", lw=3)
         axis.add_patch(frame)
-        if box["dx"] > 14 and box["dy"] > 9:
+        if box["dx"] > 25:
             corner = (box["x"] + 0.9, box["y"] + box["dy"] - 1)
             label = {"fc": "w", "ec": "none", "pad": 1.5, "alpha": 0.85}
             axis.text(*corner, stage, va="top", weight="bold", fontsize=8, bbox=label)
+        elif box["dx"] * box["dy"] > 0.04 * width * height:  # too narrow: named beside the map
+            at = box["x"] + 0.8 * box["dx"], box["y"] + 0.8 * box["dy"]
+            end, line = (x + width + 1.5, at[1]), {"arrowstyle": "-", "lw": 0.8}
+            axis.annotate(stage, at, end, va="center", weight="bold", fontsize=8, arrowprops=line)
 
 
 def _millions(count: float) -> str:
@@ -244,10 +300,11 @@ def as_image(values: torch.Tensor) -> Image.Image:
     return Image.fromarray((255 * array).round().astype(np.uint8)).convert("RGB")
 
 
-def show_changes(images: Mapping[str, Image.Image]) -> None:
+def show_changes(images: Mapping[str, Image.Image], title: str) -> None:
     """Display images, each with the mean difference of its pixels to the first, of 255."""
     pixels = [np.asarray(image.convert("RGB"), dtype=float) for image in images.values()]
     names = [re.sub(r"\.(?=[a-z])", " ", name) for name in images]  # lines break at spaces
     changes = [np.abs(array - pixels[0]).mean() for array in pixels]
     captions = names[:1] + [f"{name}: {d:.0f}" for name, d in zip(names[1:], changes[1:])]
-    show_images(list(images.values()), captions)
+    meaning = "mean change of a pixel, of 255 levels"
+    show_images(list(images.values()), captions, title=title, meaning=meaning)

@@ -24,11 +24,13 @@ def write_page(
     without: Mapping[str, Image.Image],
     title: str,
     banner: str | None = None,
+    maps: Mapping[str, Image.Image] | None = None,
 ) -> Path:
     """Write a page with a U-Net's picture: choose a block, see its cost and the image without it.
 
     whole: what the whole U-Net draws; without: module's name -> what is drawn without it, where an
-    up stage's name stands for its skip connections. ValueError for a bad name or large pictures.
+    up stage's name stands for its skip connections; maps: name -> what a block answers, as a
+    picture. ValueError for a bad name or large pictures.
     """
     (layout,) = unet_layouts([unet])
     parts: dict[str, Record] = {}
@@ -46,14 +48,16 @@ def write_page(
         ends = start.x + start.width / 2, end.x - end.width / 2
         y = start.y + start.height / 2
         part["boxes"].append([ends[0], y - 0.16, ends[1] - ends[0], 0.32, "#888888"])
-    if unknown := sorted(without.keys() - parts.keys()):
+    shown = {"picture": without, "map": maps or {}}
+    if unknown := sorted({name for images in shown.values() for name in images} - parts.keys()):
         raise ValueError(f"The U-Net has no block {unknown[0]!r}: give names of its modules.")
-    for name, image in without.items():
-        parts[name]["picture"] = WEBP + webp(image)
+    for key, images in shown.items():
+        for name, image in images.items():
+            parts[name][key] = WEBP + webp(image)
     data: Record = {"parts": list(parts.values()), "whole": WEBP + webp(whole)}
-    data["total"] = architecture.parameters(unet)
+    data |= {"total": architecture.parameters(unet), "cells": unet.config.sample_size}
     bottom = max(box.y + box.height for box in layout.boxes)
-    view = f"-6.2 -0.5 12.4 {bottom + 1:.1f}"
+    view = f"-9.2 -0.5 18.4 {bottom + 1:.1f}"
     texts = {"title": escape(title), "view": view}
     template = ("koala_nb.models", "unet.html")
     return write_atomic(path, filled_page(template, data, banner, "give fewer pictures", **texts))
