@@ -215,8 +215,7 @@ def show_intervals(
     names = [str(name) for name in names]
     names = [f"{name} ({i + 1})" if name in names[:i] else name for i, name in enumerate(names)]
     parts = []
-    counts = frame.get("n", [None] * len(frame))
-    runs = frame.get("each", [()] * len(frame))
+    counts, runs = (frame.get(column, [None] * len(frame)) for column in ("n", "each"))
     with styled_axes(6.4, 0.9 + 0.32 * len(frame)) as (figure, axis):
         rows = zip(names, counts, runs, frame[["value", "low", "high"]].itertuples(index=False))
         for at, (name, n, each, (value, *ends)) in enumerate(rows):
@@ -283,8 +282,7 @@ def show_lines(
 
 
 def _name_ends(axis: Axes, ends: list[tuple[float, str, str]]) -> None:
-    low, high = axis.get_ylim()
-    lowest = -1.0
+    (low, high), lowest = axis.get_ylim(), -1.0
     for y, name, color in sorted(ends):
         at = max((y - low) / (high - low), lowest)
         lowest = at + 0.08  # so that names do not overlap
