@@ -262,7 +262,7 @@ def show_lines(
             at = np.unique(np.linspace(0, len(x) - 1, 6).round().astype(int))
             points = [f"{format_number(float(y[i]))} at {float(x[i]):,g}" for i in at]
             parts.append(f"{name}: {', '.join(points)}")
-            ends.append((y[-1], name, line.get_color()))
+            ends.append((float(y[at[-1]]), name, line.get_color()))
         for name, height in (level or {}).items():
             axis.axhline(height, color="0.4", linestyle="--", linewidth=1)
             parts.append(f"{name}: {format_number(height)} throughout")
