@@ -94,7 +94,8 @@ def test_every_line_has_its_own_marker(drawn):
 
 
 def test_levels_and_stretches_are_named(drawn):
-    figures.show_lines({"a": ([1, 2], [3, 4])}, "x", "y", level={"goal": 5.0}, starts={"up 1": 2})
+    column = pd.Series([3, 4])  # -1 is no label of it
+    figures.show_lines({"a": ([1, 2], column)}, "x", "y", level={"goal": 5.0}, starts={"up 1": 2})
     ((figure, alt),) = drawn
     assert {text.get_text() for text in figure.axes[0].texts} == {"a", "goal", " up 1"}
     assert alt.endswith("a: 3.00 at 1, 4.00 at 2; goal: 5.00 throughout.")

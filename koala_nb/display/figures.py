@@ -225,8 +225,7 @@ def show_intervals(
     names = [str(name) for name in names]
     names = [f"{name} ({i + 1})" if name in names[:i] else name for i, name in enumerate(names)]
     parts = []
-    counts = frame.get("n", [None] * len(frame))
-    runs = frame.get("each", [()] * len(frame))
+    counts, runs = (frame.get(column, [None] * len(frame)) for column in ("n", "each"))
     with styled_axes(6.4, 0.9 + 0.32 * len(frame)) as (figure, axis):
         rows = zip(names, counts, runs, frame[["value", "low", "high"]].itertuples(index=False))
         for at, (name, n, each, (value, *ends)) in enumerate(rows):
@@ -273,7 +272,7 @@ def show_lines(
             at = np.unique(np.linspace(0, len(x) - 1, 6).round().astype(int))
             points = [f"{format_number(float(y[i]))} at {float(x[i]):,g}" for i in at]
             parts.append(f"{name}: {', '.join(points)}")
-            ends.append((y[-1], name, line.get_color()))
+            ends.append((float(y[at[-1]]), name, line.get_color()))
         for name, height in (level or {}).items():
             axis.axhline(height, color="0.4", linestyle="--", linewidth=1)
             parts.append(f"{name}: {format_number(height)} throughout")
@@ -293,8 +292,7 @@ def show_lines(
 
 
 def _name_ends(axis: Axes, ends: list[tuple[float, str, str]]) -> None:
-    low, high = axis.get_ylim()
-    lowest = -1.0
+    (low, high), lowest = axis.get_ylim(), -1.0
     for y, name, color in sorted(ends):
         at = max((y - low) / (high - low), lowest)
         lowest = at + 0.08  # so that names do not overlap
