@@ -190,7 +190,9 @@ def test_a_block_is_chosen_by_keyboard_and_by_pointing(unet_page, browser):
     assert "% of the U-Net" in status(browser)
     names = browser.find_elements("css selector", "#unet text")
     named = [name.get_attribute("textContent") for name in names]
-    assert named[:2] == ["down_blocks.0", "8 x 8 cells"] and named[-2] == "up_blocks.2"
+    beside = dict(zip(named[::2], named[1::2]))
+    assert beside["down_blocks.0"] == beside["up_blocks.2"] == "8 x 8 cells"
+    assert beside["up_blocks.0"] == "2 x 2 cells" and len(beside) == 6
     assert block.get_attribute("aria-pressed") == "true" and not picture.is_displayed()
     label = '[aria-label="skip connections into up_blocks.2"] rect'
     browser.find_element("css selector", label).click()
