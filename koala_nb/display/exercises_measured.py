@@ -35,10 +35,10 @@ def edits(a: str, b: str, change: int = 1, swap: bool = False) -> int:
     """Return the edit distance; the switches make known mistakes."""
     table = np.add.outer(np.arange(len(a) + 1), np.arange(len(b) + 1))
     for i, j in np.ndindex(len(a), len(b)):
-        ways = [table[i, j + 1] + 1, table[i + 1, j] + 1, table[i, j] + change * (a[i] != b[j])]
+        costs = [table[i, j + 1] + 1, table[i + 1, j] + 1, table[i, j] + change * (a[i] != b[j])]
         if swap and i and j and a[i - 1 : i + 1] == b[j] + b[j - 1]:
-            ways.append(table[i - 1, j - 1] + 1)
-        table[i + 1, j + 1] = min(ways)
+            costs.append(table[i - 1, j - 1] + 1)
+        table[i + 1, j + 1] = min(costs)
     return int(table[-1, -1])
 
 

@@ -233,11 +233,11 @@ def _facts(request: Request) -> Record:
 def check_space(folder: Path, plan: Plan, images: int) -> None:
     """Raise OSError where the disk has not even one byte a pixel for so many images."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-    needed, free = images * plan.height * plan.width, shutil.disk_usage(there).free
-    if needed > free:
+    least, free = images * plan.height * plan.width, shutil.disk_usage(there).free
+    if least > free:
         raise OSError(
             f"{folder} is on a disk with {free / 1e6:.3g} MB free and {images} images need at "
-            f"least {needed / 1e6:.3g}: free some space, or write to another folder."
+            f"least {least / 1e6:.3g}: free some space, or write to another folder."
         )
 
 

@@ -118,8 +118,8 @@ class FrequencyProbe(base.Probe):
         if "tie" in table:
             yield from _all_ties(table)
             unnamed = unnamed[unnamed.tie == "none"]
-        looks = PLANTED if "tie" in table else {"painted": tuple(PALETTE), "style_read": MEDIA}
-        for column, values in looks.items():
+        axes = PLANTED if "tie" in table else {"painted": tuple(PALETTE), "style_read": MEDIA}
+        for column, values in axes.items():
             if column in table and len(unnamed):
                 yield from _unnamed(unnamed, column, values)
         if "copy" in instrument:
@@ -388,8 +388,8 @@ def _copies(table: pd.DataFrame, instrument: base.Record) -> base.Rows:
     yield base.row(trained, "frequency.copy.supposed", label, share, base.SUPPOSED)
     free = trained[trained.tie == "none"]
     if free.groupby("id").size().gt(1).sum() > 1:
-        looks = {kind: [column] for kind, column in KINDS.items()}
-        for name, columns in (looks | {"both": list(KINDS.values())}).items():
+        axes = {kind: [column] for kind, column in KINDS.items()}
+        for name, columns in (axes | {"both": list(KINDS.values())}).items():
             id, method = f"frequency.alike.{name}", "Student's t over prompts"
             label = f"pairs of seeds with the same {name}; n counts prompts"
             yield stats.estimate_row(id, label, agreement(free, columns), method=method)
