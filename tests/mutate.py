@@ -28,11 +28,14 @@ for name in ("scipy.stats", "statsmodels.api", "hypothesis"):  # nothing that st
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {  # the last that fits a module's path
     "stats/": "stats_exact stats stats_refusals",
+    "stats/double_sampling": "double_sampling stats_refusals",
     "stats/misclassification": "misclassification stats_refusals",
     "stats/simulation": "stats_exact simulation",
-    "generation/": "generation",
+    "generation/": "generation benchmark_speed",
     "generation/cluster": "cluster",
+    "generation/run_folder": "generation resuming",
     "attention/": "attention_view attention",
+    "attention/edits": "attention_edits",
     "distillation/": "train_student",
     "distillation/losses": "distillation",
     "distillation/similarity": "similarity",

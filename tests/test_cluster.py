@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from pathlib import Path
 from urllib.error import HTTPError
@@ -220,6 +221,21 @@ def test_a_chunk_that_ends_every_worker_is_one_sentence(client):
     client.wait_for_workers(3)
 
 
+def test_an_interrupt_calls_back_what_has_not_begun(client, snapshot, tmp_path, monkeypatch):
+    class Interrupted(cluster.tqdm):
+        def update(self, n=1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "tqdm", Interrupted)
+    with pytest.raises(KeyboardInterrupt) as kept:  # its frames keep the futures
+        draw(snapshot, tmp_path / "run", client)
+    deadline = time.monotonic() + 60
+    while tasks := [k for k in client.cluster.scheduler.tasks if f"{k}".startswith("_draw")]:
+        assert time.monotonic() < deadline, tasks
+        time.sleep(0.1)
+    assert kept.value is not None and len(list((tmp_path / "run" / "records").iterdir())) < 32
+
+
 def test_a_second_pipeline_is_loaded_when_the_first_is_gone(monkeypatch):
     made = []
 
@@ -338,7 +354,7 @@ def test_the_job_for_slurm_draws_where_another_scheduler_has_the_usual_port(tmp_
     assert not list(tmp_path.glob(".tls-*"))
 
 
-def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path):
+def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"client must be a dask.distributed.Client, not None"):
         cluster.generate("nano-koala", "a koala", out=tmp_path / "run", client=None)
     cases = {
@@ -354,6 +370,9 @@ def test_bad_arguments_are_one_sentence_each(client, snapshot, tmp_path):
     with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'"):
         cluster.generate(client=client, **good, stepz=3)
     assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(OSError, match="free"):
+        cluster.generate(client=client, **good)
     for workers in (0, True, 1.5):
         with pytest.raises(ValueError, match="workers is .*: give a whole number of 1 or more"):
             with cluster.local(workers):
@@ -428,5 +447,7 @@ def test_a_worker_passes_on_our_warnings_and_no_librarys(pipe):
     """diffusers' sampler calls numpy in a way that numpy deprecates."""
     small = plans.Settings(height=64, width=64, steps=2)
     for prompt, expected in (("a koala", 0), ("koala " * 200, 1)):
-        _, messages = cluster._drawing(pipe, plans.make_plan(pipe, prompt, [0], small))
+        plan = plans.make_plan(pipe, prompt, [0], small)
+        with warnings.catch_warnings(action="ignore"):  # as a worker's own filters may
+            _, messages = cluster._drawing(pipe, plan)
         assert len(messages) == expected, messages

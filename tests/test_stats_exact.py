@@ -64,7 +64,12 @@ def test_the_bootstrap_of_a_median_has_its_exact_distribution():
 def test_newcombes_table_of_differences(first, second, low, high):
     """Newcombe 1998, Statistics in Medicine 17, 873-890, table II, method 10."""
     sides = e.share_interval(*first), e.share_interval(*second)
-    assert e.difference_interval(*sides)[1:3] == pytest.approx((low, high), abs=5e-5)
+    expected = (low, high, first[1] + second[1])
+    assert e.difference_interval(*sides)[1:] == pytest.approx(expected, abs=5e-5)
+
+
+def test_wilsons_interval_ends_at_one_whatever_is_rounded():
+    assert all(e.wilson_interval(1, n, 1.96)[1] <= 1 for n in range(1, 200))
 
 
 def test_a_single_image_has_its_interval():
@@ -212,7 +217,8 @@ def test_the_logistic_curve_has_the_sandwichs_errors_and_fiellers_ends():
     middle = -beta[0] / beta[1]
     ends = optimize.brentq(told_apart, -20, middle), optimize.brentq(told_apart, middle, 60)
     assert found.half == pytest.approx((middle, *ends, 60), rel=1e-5)
-    assert trends.logistic_trend([1, 2, 1, 2], [0, 1, 1, 0], "aabb") is None  # two clusters
+    assert trends.logistic_trend(x, hits, groups % 2) is None  # two clusters
+    assert trends.logistic_trend(x, hits, groups % 3) is not None
 
 
 @pytest.mark.parametrize(("n", "reference", "truth", "level"), [
@@ -345,3 +351,4 @@ def test_the_nearest_cell_is_by_log_counts_and_shares_five_times():
         "0.5) the 95 % interval held the truth in 93.0%."
     )
     assert simulation.coverage_warning([near], "another", **design) is None
+    assert simulation.coverage_warning([near], "i", prompts=1, correlation=0, share=0)

@@ -29,6 +29,7 @@ from koala_nb.core.catalog import SDXL_UNET
 from koala_nb.distillation import data, loop
 from koala_nb.distillation.data import Cache, fit, prepare, read_pairs
 from koala_nb.distillation.losses import init_from_teacher
+from koala_nb.distillation.train import StudentTraining
 
 pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -177,6 +178,9 @@ def test_batches_show_each_picture_once_an_epoch_and_keep_some_back(home, teache
     assert all(torch.equal(first[name], again[name]) for name in first)
     joined = torch.cat([cache(8, 4)["noise"], cache(9, 4)["noise"]])
     assert torch.equal(joined, first["noise"])
+    many = [cache(number, 22) for number in range(10)]
+    times = torch.cat([batch["time"][batch["pooled"].abs().sum(1) == 0] for batch in many])
+    assert 10 < len(times) < 40 and times.min() < 0.3 < 0.7 < times.max()  # dropped at any noise
 
 
 # --- training ---------------------------------------------------------------------------------
@@ -200,6 +204,8 @@ def test_a_finished_run_leaves_a_pipeline_and_its_history(home, trained):
     assert before.keys() == {"task", "out", "feat"} and all(v > 0 for v in before.values())
     assert (trained / "preview-000006.png").is_file()
     assert json.loads((trained / "student" / "training.json").read_text())["rate"] == 1e-3
+    plan = StudentTraining("nano-sdxl", "nano-koala", "pictures")
+    assert plan.weight_task == plan.weight_out == plan.weight_feat == 1  # as in the paper
     for file in (trained / "student").rglob("*.*"):
         assert str(home).encode() not in file.read_bytes(), f"{file} tells a place"
     facts = ModelCard.load(trained / "student" / "README.md").data
