@@ -197,6 +197,15 @@ def test_calls_of_the_unet_alone(loaded):
     assert loaded.do_classifier_free_guidance  # still what the pipeline's own call left
 
 
+@pytest.mark.parametrize("trained", ["to_q", "to_k"])
+def test_of_a_unet_in_training_no_graph_is_kept(fresh, trained):
+    for name, weight in fresh.unet.named_parameters():
+        weight.requires_grad_(trained in name)
+    with kn.capture_attention(fresh) as attention:
+        fresh.unet(**unet_inputs(1))
+    assert not any(kept.requires_grad for kept in attention.batches[0].buffers.values())
+
+
 # --- every kind of pipeline -------------------------------------------------------------------
 
 

@@ -48,10 +48,12 @@ def test_words_share_out_the_tokens(loaded, prompt):
     assert all(list(w.tokens) == list(range(w.tokens[0], w.tokens[-1] + 1)) for w in words)
 
 
-def test_word_maps(loaded):
+def test_word_maps(loaded, tmp_path):
     prompt = "a cat and a Red cat"
     with kn.capture_attention(loaded) as attention:
-        kn.generate(loaded, prompt, [0], steps=1, height=64, width=64, progress=False)
+        run = kn.generate(loaded, prompt, [0], steps=1, height=64, width=64, progress=False)
+    page = view.write_page(tmp_path / "page.html", attention, run.images[0], prompt).read_text()
+    assert '"steps": ["mean over steps"]' in page
     maps, raw = attention.words(prompt), attention.maps()
     assert maps.array.sum(0) == pytest.approx(1, abs=1e-6)
     assert maps["cat"] == pytest.approx(raw[..., 2:5].sum(-1), abs=1e-7)

@@ -86,6 +86,7 @@ def test_recipe_fills_in_and_the_record_is_complete(hub_cache):
     pipe = load("koala-lightning-700m", local_files_only=True, device="cpu")
     record = generate(pipe, "a koala", height=64, width=64).records.iloc[0]
     recipe = pipe.model_info.recipe
+    assert "prompt_unread" not in record
     assert (record.steps, record.guidance) == (10, 3.5)
     assert record.negative_prompt == recipe.negative_prompt
     assert (record.scheduler, record.timestep_spacing) == ("EulerDiscreteScheduler", "trailing")

@@ -209,6 +209,7 @@ def test_the_logistic_curve_has_the_sandwichs_errors_and_fiellers_ends():
     assert found.intercept == pytest.approx(beta[0], rel=1e-6)
     expected = (beta[1], beta[1] - half, beta[1] + half, 60)
     assert found.slope == pytest.approx(expected, rel=1e-6)
+    assert found.share(x) == pytest.approx(p, abs=1e-6)
 
     def told_apart(at):
         variance = cov[0, 0] + 2 * at * cov[0, 1] + at**2 * cov[1, 1]

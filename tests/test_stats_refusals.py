@@ -80,6 +80,7 @@ CALLS = [
     (lambda: m.corrected_share(0.5, 10, (0, 0), (1, 1)), "0 right of 0"),
     (lambda: m.corrected_share(NAN, 10, (9, 10), (9, 10)), "nan of 10 images is no share"),
     (lambda: m.corrected_share(1.5, 10, (9, 10), (9, 10)), "1.5 of 10 images is no share"),
+    (lambda: m.corrected_share(0.5, 10, (75, 100), (1, 4)), "no better than chance"),
     (lambda: m.corrected_share(0.5, NAN, (9, 10), (9, 10)), "of nan images"),
     (lambda: m.corrected_share(0.5, 0, (9, 10), (9, 10)), "of 0 images"),
     (lambda: m.confusion(["a"], ["a"], ["a", "a"]), "A class stands twice among a, a"),

@@ -12,11 +12,12 @@ import tarfile
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from hub_layout import tiny_pipeline
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -29,7 +30,7 @@ from koala_nb.core.catalog import SDXL_UNET
 from koala_nb.distillation import data, loop
 from koala_nb.distillation.data import Cache, fit, prepare, read_pairs
 from koala_nb.distillation.losses import init_from_teacher
-from koala_nb.distillation.train import StudentTraining
+from koala_nb.distillation.train import Batches, StudentTraining
 
 pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -181,6 +182,17 @@ def test_batches_show_each_picture_once_an_epoch_and_keep_some_back(home, teache
     many = [cache(number, 22) for number in range(10)]
     times = torch.cat([batch["time"][batch["pooled"].abs().sum(1) == 0] for batch in many])
     assert 10 < len(times) < 40 and times.min() < 0.3 < 0.7 < times.max()  # dropped at any noise
+
+
+def test_a_batch_is_noised_as_ddpm_does(home, teacher, tmp_path):
+    cache = prepare(teacher, home / "pictures", tmp_path, SIDE)
+    seen = SimpleNamespace(losses=lambda call, inputs, noise: (inputs, {"noise": noise}))
+    inputs, parts = Batches(cache, teacher).loss(seen, None, batch := cache(3, 8))
+    scheduler = DDPMScheduler.from_config(teacher.scheduler.config)
+    times = (batch["time"] * 1000).long()
+    expected = scheduler.add_noise(batch["latents"], batch["noise"], times)
+    assert torch.equal(inputs["timestep"], times) and torch.equal(parts["noise"], batch["noise"])
+    torch.testing.assert_close(inputs["sample"], expected)
 
 
 # --- training ---------------------------------------------------------------------------------
