@@ -234,6 +234,7 @@ def test_power_is_how_often_statsmodels_interval_leaves_the_reference_out(
         outside = not low <= reference <= high
         rejected += outside * stats.binom.pmf(hits, count, truth)
     assert trends.power(n, reference, truth, level) == pytest.approx(rejected)
+    assert trends.power(0.5, 0.05, truth) == pytest.approx(truth)  # of one image, a hit tells
 
 
 def test_plans_by_brute_force():
