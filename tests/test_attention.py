@@ -237,7 +237,7 @@ def test_other_ways_to_compute_the_same(fresh, how):
     assert attention.maps() == pytest.approx(expected.maps(), abs=1e-5)
 
 
-@pytest.mark.skipif(torch.__version__ < "2.9", reason="compiles each block anew")
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="2.7 compiles each block anew")
 @pytest.mark.parametrize("how", ["blocks", pytest.param("whole", marks=pytest.mark.long)])
 def test_compiled(fresh, how):
     torch._dynamo.reset()

@@ -34,6 +34,7 @@ def test_lang_and_reiczigel_by_their_formula():
     assert m.corrected_share(0.0, 100, *known)[:2] == (0, 0)
     assert m.corrected_share(0.5, 0.5, *known).high == 1  # an effective number may be under one
     assert m.corrected_share(1.0, 100, *known).high == 1
+    assert m.corrected_share(0.5, 100, (1, 1), (100, 100)).high == 1  # one label is a label
     exact = m.corrected_share(0.30, 400, (10**6, 10**6), (10**6, 10**6))
     assert exact == pytest.approx(e.share_interval(120, 400), abs=0.004)
 

@@ -179,6 +179,7 @@ def test_batches_show_each_picture_once_an_epoch_and_keep_some_back(home, teache
     assert all(torch.equal(first[name], again[name]) for name in first)
     joined = torch.cat([cache(8, 4)["noise"], cache(9, 4)["noise"]])
     assert torch.equal(joined, first["noise"])
+    assert sum(len(batch["time"]) for batch in cache.held_out()) == 2
     many = [cache(number, 22) for number in range(10)]
     times = torch.cat([batch["time"][batch["pooled"].abs().sum(1) == 0] for batch in many])
     assert 10 < len(times) < 40 and times.min() < 0.3 < 0.7 < times.max()  # dropped at any noise
