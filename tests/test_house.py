@@ -7,20 +7,20 @@ import pytest
 from studies import house
 
 # measure: (ceiling now, goal of the design). Lower a ceiling whenever its measure has fallen.
-# They rose five times: with what real weights need (identity, LoRA, single files, refusals), with
+# They rose six times: with what real weights need (identity, LoRA, single files, refusals), with
 # exercises' checks, edits of attention, the published audit counted again, odd arguments, with the
 # U drawn, pages of 02 and 04, labelling, a report's findings and what is handed over, and with the
-# pipeline drawn, the page of 05, exercises that build, skin tone's findings, instruments' cards;
-# and tests with what tells changes of the code that none had noticed.
+# pipeline drawn, the page of 05, exercises that build, skin tone's findings, instruments' cards,
+# and with a second detector of faces; tests with what tells changes of the code that none noticed.
 # Until the family of 128 px takes the place of the shipped one, nano/ and its tests hold both.
 MEASURES = {
     "files over 500 lines": (0, 0),
-    "koala_nb without nano, lines": (21_229, 11_500),
+    "koala_nb without nano, lines": (21_261, 11_500),
     "koala_nb without nano, files": (100, 70),
     "nano, lines": (5_676, 3_300),
     "core, models and generation, lines": (4_723, 2_200),
     "studies, lines": (1_500, 1_500),
-    "tests, lines": (17_936, 10_500),
+    "tests, lines": (17_970, 10_500),
     "fmt: skip": (10, 10),
     "pipe: Any": (0, 0),
     "mentions of Any": (150, 150),

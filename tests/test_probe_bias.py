@@ -1,11 +1,13 @@
 """The bias probe: its prompts, estimates, verdicts and what it does without labels."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import koala_nb as kn
 from koala_nb import cli
@@ -285,11 +287,26 @@ def test_readers_are_merged_and_a_missing_tone_is_unsure(monkeypatch):
 
     monkeypatch.setattr("koala_nb.scorers.faces.ClipReader", lambda source: One())
     monkeypatch.setattr("koala_nb.scorers.faces.AgeGenderReader", Two)
-    reader = FaceReaders()
-    (row,) = reader.score([None], [{}])
-    assert (reader.name, reader.version) == ("one and two", "one 1; two 1; skin tone withheld")
-    assert row["tone_monk"] == "unsure" and row["presentation_two"] == "man"
+    reader, image = FaceReaders(), Image.new("RGB", (64, 64))
+    (row,) = reader.score([image], [{}])
+    assert reader.name == "one and two"
+    assert re.fullmatch("one 1; two 1; face, HOG dlib .*; skin tone withheld", reader.version)
+    assert (
+        row["face_hog"] is False
+        and row["tone_monk"] == "unsure"
+        and row["presentation_two"] == "man"
+    )
     assert "probability" not in row
+
+
+def test_two_detectors_agree_as_counted():
+    faces = pd.DataFrame({"id": [*"aabbccddee"], "face": [True] * 8 + [False] * 2})
+    faces["face_hog"] = [True] * 6 + [False] * 4
+    rows = {row["id"]: row for row in estimates.instrument_rows(faces, "b")}
+    assert set(rows) == {f"b.faces.agreement.{name}" for name in ("kappa", "asymptotic", "same")}
+    assert rows["b.faces.agreement.same"]["value"] == 0.8
+    # Both .8, by chance .8 x .6 + .2 x .4 = .56
+    assert rows["b.faces.agreement.kappa"]["value"] == pytest.approx((0.8 - 0.56) / 0.44)
 
 
 def test_unknown_run_is_named():

@@ -84,6 +84,12 @@ def test_no_face_is_detected_where_none_is(name):
     assert not any(map(faces.detector().detect, without_faces()))
 
 
+def test_the_second_detector_is_of_another_kind(photograph):
+    pictures = {name: opened(KOALA / f"{name}.jpg") for name in ("beauty", "doctor", "nature")}
+    rows = faces.HogDetector().score([photograph, *pictures.values(), *without_faces()])
+    assert [row["face_hog"] for row in rows] == [True, True] + [False] * 5  # a mask hides a face
+
+
 def test_pictures_without_a_face_are_unsure(reader):
     nothing = {**dict.fromkeys(KEYS), "face": False, "presentation_age_and_gender": "unsure"}
     assert reader.score(without_faces()) == [nothing] * 3 and reader.score([]) == []
@@ -252,6 +258,14 @@ def test_missing_weights_leave_the_other_reader(reader, tmp_path):
     with pytest.warns(UserWarning, match="One reader of faces less: .* cannot be loaded"):
         found = faces.FaceReaders(str(tmp_path / "nothing")).readers
     assert [reader.column for reader in found] == ["presentation_age_and_gender"]
+
+
+def test_a_missing_second_detector_leaves_the_readers(monkeypatch, clip_folder):
+    monkeypatch.setitem(sys.modules, "dlib", None)
+    with pytest.warns(UserWarning, match="second detector of faces needs dlib: run `pip .*`"):
+        reader = faces.FaceReaders(str(clip_folder))
+    assert "HOG" not in reader.version
+    assert "face_hog" not in reader.score(without_faces()[2:])[0]
 
 
 def test_both_readers_with_name_version_and_card(reader, clip_folder):

@@ -24,6 +24,7 @@ from koala_nb.stats.estimates import Estimate
 CLASSES = labels.PRESENTATIONS  # woman, man, unsure: declared, whatever is observed
 DARKEST = ("medium dark", "dark", "8", "9", "10")  # of the tones as drawn, of Monk's steps
 CLAIMED = ("woman", *DARKEST)
+DETECTED = ("face", "face_hog")  # of photographs: whether each detector sees a face
 TONE_CLASSES = ("darkest", "lighter", labels.UNSURE)
 SIDES = {  # of a claimed share: above an even split, below
     "woman": ("more women than men", "more men than women"),
@@ -276,27 +277,37 @@ def variance_components(table: pd.DataFrame) -> dict[str, Estimate]:
 
 
 def instrument_rows(images: pd.DataFrame, id: str) -> base.Rows:
-    """Yield how far two instruments agree, and what the variance of their answers is due to."""
+    """Yield how far two instruments agree, and what the variance of their answers is due to.
+
+    Also how far two detectors agree on who has a face, where a domain has two.
+    """
     columns = readings(images)[:2]
+    if set(DETECTED) <= set(images) and images.id.nunique() > 1:
+        yield from _agreement(images, DETECTED, ("True", "False"), f"{id}.faces", "detectors")
     if len(columns) < 2 or images.id.nunique() < 2:
         return
-    agreement = misclassification.rater_agreement(
-        images[columns[0]], images[columns[1]], images.id, CLASSES
-    )
-    methods = {
-        "kappa": "Cohen's kappa, prompts resampled",
-        "asymptotic": "Cohen's kappa, as if images were independent",
-        "same": "share of equal answers, clustered by prompt",
-    }
-    for name, method in methods.items():
-        value, label = getattr(agreement, name), f"agreement of the instruments, {name}"
-        yield base.row(images, f"{id}.agreement.{name}", label, value, method)
+    yield from _agreement(images, columns, CLASSES, id, "instruments")
     several = images.groupby("id").size().min() > 1
     if several and images.id.nunique() > images.occupation.nunique() > 1:
         for name, value in variance_components(images).items():
             label = f"part of the variance of the answer woman: {name}"
             method = "moments; occupations resampled"
             yield stats.estimate_row(f"{id}.variance.{name}", label, value, method=method)
+
+
+def _agreement(
+    images: pd.DataFrame, columns: Sequence[str], answers: Sequence[str], id: str, who: str
+) -> base.Rows:
+    one, two = (images[column].map(str) for column in columns)
+    agreement = misclassification.rater_agreement(one, two, images.id, answers)
+    methods = {
+        "kappa": "Cohen's kappa, prompts resampled",
+        "asymptotic": "Cohen's kappa, as if images were independent",
+        "same": "share of equal answers, clustered by prompt",
+    }
+    for name, method in methods.items():
+        value, label = getattr(agreement, name), f"agreement of the {who}, {name}"
+        yield base.row(images, f"{id}.agreement.{name}", label, value, method)
 
 
 def intervention(table: pd.DataFrame, column: str) -> Estimate | None:

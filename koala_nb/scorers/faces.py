@@ -1,10 +1,11 @@
 """Readers of faces in photographs: perceived presentation by two instruments, and skin tone.
 
 Both detect the face first (CenterFace, `data/reference/centerface`): without that gate a classifier
-answers on anything, a page of text included. An image without a face is "unsure", as is a reading
-below `SURE`; neither leaves the denominator. A fictive person has no true gender: what is read is
-how the picture presents. Skin tone is withheld until a test set of one's own shows that its order
-is right. Licences and known errors stand in `data/reference/instruments.yaml`.
+answers on anything, a page of text included. A second detector of another kind says where that gate
+is in doubt. An image without a face is "unsure", as is a reading below `SURE`; neither leaves the
+denominator. A fictive person has no true gender: what is read is how the picture presents. Skin
+tone is withheld until a test set of one's own shows that its order is right. Licences and known
+errors stand in `data/reference/instruments.yaml`.
 """
 
 import warnings
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.ndimage import maximum_filter
 from scipy.stats import somersd
 
@@ -162,6 +163,27 @@ def detector() -> FaceDetector:
     return FaceDetector()
 
 
+class HogDetector:
+    """Detects frontal faces by dlib's histograms of oriented gradients (dlib.net/face_detector).
+
+    Shares neither network nor training pictures with CenterFace; it misses masks and profiles.
+    ValueError: no dlib.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import dlib
+        except ImportError:
+            raise ValueError(f"The second detector of faces needs dlib: {INSTALL}.") from None
+        self.name, self.version = "face, HOG", f"dlib {dlib.__version__}, {SIDE} pixels"
+        self._detect = dlib.get_frontal_face_detector()
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Record] = ()) -> list[Record]:
+        """Return for each image `face_hog`: whether one is there."""
+        scaled = [ImageOps.contain(image.convert("RGB"), (SIDE, SIDE)) for image in images]
+        return [{"face_hog": len(self._detect(np.asarray(image))) > 0} for image in scaled]
+
+
 def cheeks(image: Image.Image, face: Face) -> np.ndarray:
     """Return the pixels of both cheeks, (n, 3) RGB: below each eye, above the tip of the nose.
 
@@ -300,7 +322,7 @@ class AgeGenderReader(FaceReader):
 
 
 class FaceReaders:
-    """All face readers that can be loaded as one scorer; `source`: another CLIP's folder or hub id.
+    """All that can be loaded as one scorer, both detectors too; `source`: another CLIP.
 
     A skin tone that is missing is "unsure", and all are without a `tone_test`: the path of a CSV
     with `file` and `monk` (1 to 10, as people read it) on which `tone_order` is ORDERED or more. A
@@ -308,13 +330,14 @@ class FaceReaders:
     """
 
     def __init__(self, source: str = "", tone_test: str = "") -> None:
-        self.readers: list[FaceReader] = []
+        self.scorers: list[FaceReader | HogDetector] = []
         missing: list[str] = []
-        for kind, given in ((ClipReader, (source,)), (AgeGenderReader, ())):
+        for kind, given in ((ClipReader, (source,)), (AgeGenderReader, ()), (HogDetector, ())):
             try:
-                self.readers.append(kind(*given))
+                self.scorers.append(kind(*given))
             except ValueError as error:
                 missing.append(str(error))
+        self.readers = [one for one in self.scorers if not isinstance(one, HogDetector)]
         if not self.readers:
             raise ValueError(" ".join(dict.fromkeys(missing)))
         for sentence in missing:
@@ -324,14 +347,14 @@ class FaceReaders:
             reader.reads_tone = order >= ORDERED
         tone = f"order of skin tones {order:.2f}" if tone_test else "skin tone withheld"
         self.name = " and ".join(reader.name for reader in self.readers)
-        versions = [f"{reader.name} {reader.version}" for reader in self.readers]
+        versions = [f"{one.name} {one.version}" for one in self.scorers]
         self.version = "; ".join([*versions, tone])
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Record] = ()) -> list[Record]:
-        """Return for each image face, presentation by each reader, skin tone and tone_monk."""
+        """Return for each image face, face_hog, each reader's presentation, tone and tone_monk."""
         rows: list[Record] = [{} for _ in images]
-        for reader in self.readers:
-            for row, read in zip(rows, reader.score(images, prompts), strict=True):
+        for one in self.scorers:
+            for row, read in zip(rows, one.score(images, prompts), strict=True):
                 row |= {k: v for k, v in read.items() if k != "probability"}
         for row in rows:
             monk = row.get("monk")
