@@ -15,6 +15,7 @@ from koala_nb.stats.estimates import Estimate
 
 NAN, INF = float("nan"), float("inf")
 TWO = ["a", "b"]
+RNG = np.random.default_rng(0)
 EVEN = {"a": 0.5, "b": 0.5}
 TABLE = np.array([[9, 1], [1, 9]])
 SAMPLE = d.double_sample([*TWO, *TWO], list("ppqq"), TWO, ["a", "b", None, None])
@@ -119,14 +120,17 @@ CALLS = [
     (lambda: trends.intraclass_correlation([2, 0], TWO), "is 2, not 0 or 1"),
     (lambda: trends.power(0, 0.5, 0.7), "power: 0 images"),
     (lambda: trends.power(9, 0.5, 1.7), "truth 1.7"),
-    (lambda: trends.power(9, 0.5, 0.7, confidence=95), "confidence 95"),
+    (lambda: trends.power(9, 0.5, 0.7, confidence=1.5), "confidence 1.5"),
+    (lambda: trends.power(9, 1.5, 0.7), "reference 1.5"),
     (lambda: trends.effective_sample_size(0, 4, 0.1), "0 prompts x 4 images"),
     (lambda: trends.effective_sample_size(4, 4, NAN), "a correlation of nan"),
     (lambda: trends.required_sample_size(NAN), "no share"),
-    (lambda: trends.required_sample_size(0.1, confidence=95), "at 95 is no share"),
+    (lambda: trends.required_sample_size(0.1, confidence=1.5), "at 1.5 is no share"),
     (lambda: trends.power(1e12, 0.5, 0.7), "at most 10,000,000"),
     (lambda: trends.variance_components([NAN], [1], ["g"], ["c"]), "value 1 of 1 is nan"),
     (lambda: trends.variance_components([1], [1], ["g", "h"], ["c"]), "1 values do not fit 2"),
+    (lambda: simulation.clustered_hits(RNG, 0.0, 9, 9, 0.1), "no share 0.0 has a correlation"),
+    (lambda: simulation.clustered_hits(RNG, 1.0, 9, 9, 0.1), "no share 1.0 has a correlation"),
     # Probes hand on what they were given: NaN was True.
     (lambda: base.corrected([1, NAN], TWO, ((9, 10), (9, 10))), "value 2 of 2 is nan"),
     (lambda: list(safety_estimates.rate_rows([NAN, 0], TWO, "x", "x")), "value 1 of 2 is nan"),
@@ -192,7 +196,7 @@ RIGHT = {
     d.double_sampled_bounds: {"samples": [SAMPLE] * 3, "group": "a"},
     d.double_sampled_pvalues: {"samples": [SAMPLE] * 3, "group": "a", "reference": 0.4},
     simulation.simulate_labels: {
-        "rng": np.random.default_rng(0), "audit": AUDIT, "names": TWO, "labels": 4,
+        "rng": RNG, "audit": AUDIT, "names": TWO, "labels": 4,
     },
     simulation.scorer_rates: {"k": 3, "right": 0.8},
     m.class_codes: {"values": TWO, "classes": TWO},
@@ -210,11 +214,11 @@ RIGHT = {
         "groups": list("ggggkkkk"), "clusters": list("aabbccdd"),
     },
     simulation.clustered_hits: {
-        "rng": np.random.default_rng(0), "share": 0.5, "prompts": 4, "images": 4,
+        "rng": RNG, "share": 0.5, "prompts": 4, "images": 4,
         "correlation": 0.1,
     },
     simulation.simulate_audit: {
-        "rng": np.random.default_rng(0), "shares": [0.5, 0.5], "scorer": np.eye(2), "names": TWO,
+        "rng": RNG, "shares": [0.5, 0.5], "scorer": np.eye(2), "names": TWO,
         "design": (3, 3), "correlation": 0.1,
     },
     simulation.claim_power: {
