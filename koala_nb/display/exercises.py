@@ -292,18 +292,18 @@ EXERCISES = {
     ),
     "generate.guidance": Exercise(
         lambda text, other, g: other + g * (text - other),
-        "go from against in the direction of asked, guidance times as far.",
+        "go from unconditional towards conditional, guidance times as far.",
         {
-            "begin at against: at guidance 1 the result must be asked itself.": (
+            "begin at unconditional: at guidance 1 the result must be conditional itself.": (
                 lambda text, other, g: text + g * (text - other)
             ),
-            "asked and against are exchanged: yours moves away from the prompt.": (
+            "conditional and unconditional are exchanged: yours moves away from the prompt.": (
                 lambda text, other, g: text + g * (other - text)
             ),
-            "that is the difference alone: it is to be added to against.": (
+            "that is the difference alone: it is to be added to unconditional.": (
                 lambda text, other, g: g * (text - other)
             ),
-            "against has no effect in yours.": (lambda text, other, g: g * text),
+            "unconditional has no effect in yours.": (lambda text, other, g: g * text),
             "guidance has no effect in yours.": (lambda text, other, g: text),
         },
         on=latents_and(3.5),
@@ -330,7 +330,7 @@ EXERCISES = {
     ),
     "generate.unchanged_share": Exercise(
         0.30,
-        "look at `asked - against` in the formula: when is it zero?",
+        "look at `conditional - unconditional` in the formula: when is it zero?",
         {
             "with that the example was made: .30 becomes .05.": 0.50,
             "that is the share of the other kind.": 0.70,

@@ -29,7 +29,7 @@ def write_page(
     """Write a page with a U-Net's picture: choose a block, see its cost and the image without it.
 
     whole: what the whole U-Net draws; without: module's name -> what is drawn without it, where an
-    up stage's name stands for its skip connections; maps: name -> what a block answers, as a
+    up stage's name stands for its skip connections; maps: name -> the output of a block, as a
     picture. ValueError for a bad name or large pictures.
     """
     (layout,) = unet_layouts([unet])
