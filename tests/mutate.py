@@ -50,8 +50,8 @@ LIMIT = 600  # seconds; who waits longer hangs, which is noticed
 def change(node: ast.AST) -> str | None:
     """Return the code of a node's change, None for a node that has none."""
     match node:
-        case ast.Return(ast.Constant(value)) if not value:
-            return None  # None would mean the same to most callers; the constant itself is changed
+        case ast.Return(ast.Constant(False)):
+            return None  # None would mean the same to a caller; the constant itself is changed
         case ast.Return(value) if value is not None:
             return "return None"
         case ast.Expr(ast.Call()):

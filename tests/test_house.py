@@ -20,7 +20,7 @@ MEASURES = {
     "nano, lines": (5_676, 3_300),
     "core, models and generation, lines": (4_723, 2_200),
     "studies, lines": (1_500, 1_500),
-    "tests, lines": (17_976, 10_500),
+    "tests, lines": (17_977, 10_500),
     "fmt: skip": (10, 10),
     "pipe: Any": (0, 0),
     "mentions of Any": (150, 150),

@@ -24,7 +24,7 @@ from koala_nb.models.load import Pipeline
 KIND_PAINT = dict(zip(architecture.KINDS, ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#999999")))
 PARTS = {"attn1": "self-attention", "attn2": "cross-attention", "ff": "feed-forward"}
 NAMES = {
-    "residual blocks": "residual block\n(conditioned on the timestep)",
+    "residual blocks": "residual block\n(receives the timestep)",
     "other": "convolution\nbetween",
 }
 NAMES["cross-attention"] = "cross-attention\n(reads the prompt)"

@@ -322,7 +322,7 @@ class AgeGenderReader(FaceReader):
 
 
 class FaceReaders:
-    """All that can be loaded as one scorer, both detectors too; `source`: another CLIP.
+    """All readers that can be loaded, and the second detector, as one; `source`: another CLIP.
 
     A skin tone that is missing is "unsure", and all are without a `tone_test`: the path of a CSV
     with `file` and `monk` (1 to 10, as people read it) on which `tone_order` is ORDERED or more. A
