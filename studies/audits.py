@@ -1,4 +1,4 @@
-"""Whole audits of known truth, read by a scorer that errs (20 minutes).
+"""Whole audits of known truth, read by a scorer that errs (40 minutes).
 
     python -m studies.audits              # writes data/results/simulated-audits.json
 
@@ -37,6 +37,7 @@ Cell = dict[str, Any]
 Design = tuple[int, int, int]  # prompts, images per prompt, labels
 NAMES = ("woman", "man", UNSURE)
 DESIGNS: tuple[Design, ...] = ((6, 10, 20), (10, 10, 30), (40, 10, 30))
+FEW_LABELS: tuple[Design, ...] = ((10, 10, 8), (10, 10, 15))  # as occupations without a plan have
 GROUPS = (2, 3)  # without and with images that nobody can tell
 UNSURE_SHARE = 0.1
 CORRELATIONS = (0.0, 0.05, 0.2)
@@ -131,11 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = simulating.parse("audits", __doc__, "audits", 400, argv)
     cells: list[Cell] = []
-    grid = list(product(DESIGNS, GROUPS, CORRELATIONS, CONCENTRATIONS))
+    grid = list(product(DESIGNS + FEW_LABELS, GROUPS, CORRELATIONS, CONCENTRATIONS))
     for number, (design, k, icc, concentration) in enumerate(tqdm(grid, "coverage")):
         cells += coverage(design, k, icc, concentration, options.audits, number)
     families = [(*each, 0) for each in product(DESIGNS[1:], GROUPS, CONCENTRATIONS)]
     families += [(design, 2, ALIKE, 3) for design in DESIGNS[1:]]
+    families += [(*each, 0) for each in product(FEW_LABELS, GROUPS, CONCENTRATIONS)]
     alarms = [
         false_alarms(design, k, concentration, helmets, options.audits // 2, 1000 + number)
         for number, (design, k, concentration, helmets) in enumerate(tqdm(families, "alarms"))

@@ -194,6 +194,13 @@ def test_figures_write_their_own_alternative_text(displayed, capsys):
     assert "long <texts> 0.31 (0.22 to 0.41), n 12,345; difference" in alts[0]
     assert alts[1] == "loss against step. a: 0.10 at 1, 0.20 at 2."
     assert alts[2] == "map. Columns: x, y. row: 1.00, n/a."
+    bounds = ESTIMATES.assign(bounds_low=[0.2, None], bounds_high=[0.9, None])
+    figures.show_intervals(bounds.assign(claimed=[True, False]), "Texts")
+    long, difference = displayed[-1][1]["metadata"]["image/png"]["alt"].split(";")[1:]
+    assert "(0.22 to 0.41), whatever the unsure are 0.20 to 0.90, claimed, n" in long
+    assert "unsure" not in difference and "claimed" not in difference
+    figures.show_heatmap(pd.DataFrame([[0.92, 0.95]]), "map", least=0.93)
+    assert "map. Below 0.93, framed: 1 of 2." in displayed[-1][1]["metadata"]["image/png"]["alt"]
     figures.show_intervals(ESTIMATES.head(0), "Texts")
     assert capsys.readouterr().out == "Texts: Nothing of this was measured here.\n"
 

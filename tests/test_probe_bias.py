@@ -14,6 +14,8 @@ from koala_nb import cli
 from koala_nb.display.tables import table_html
 from koala_nb.probes import base, bias
 from koala_nb.probes import bias_estimates as estimates
+from koala_nb.probes.bias_probe import instrument_of
+from koala_nb.report import findings
 from koala_nb.report.run import ROOT
 from koala_nb.scorers.faces import FaceReaders
 from koala_nb.stats import trends
@@ -168,8 +170,8 @@ def test_labels_of_some_occupations_leave_the_others_open():
 
 
 def test_a_plan_is_enough_only_where_the_claim_itself_has_the_power():
-    assert "(too few for 80 %)" in estimates.plan(20, 10, 10, labels=10)
-    assert "(enough)" in estimates.plan(20, 20, 10)
+    assert "too few for 80 %" in estimates.plan(20, 10, 10, labels=10)
+    assert ": enough." in estimates.plan(20, 20, 10)
     assert "With 4 of its images labelled" in estimates.plan(20, 2, 2)
     assert estimates.power(20, 20, 10, 40) > estimates.power(20, 20, 10, 10)
     assert estimates.power(20, 20, 10) < 1, "readers that differ, and a tenth unsure, are in it"
@@ -220,15 +222,42 @@ def test_components_find_the_part_of_the_scorer():
     assert estimates.variance_components(by_prompt)["prompt"].value > 0.9
 
 
-def test_the_best_conditioned_scorer_tells_apart():
-    good, bad = np.diag([90, 90, 90]) + 5, np.full((3, 3), 30) + np.diag([1, 1, 1])
-    assert estimates.best_conditioned_scorer({"bad": bad, "good": good}) == "good"
-    assert estimates.best_conditioned_scorer({"first": None, "second": None}) == "first"
+def test_notebook_and_report_rest_on_the_same_instrument():
+    stored = bias.load_results("nano-koala")
+    images, known = estimates.neutral(stored.table, 3.5), bias.load_labels("nano-koala")
+    column = estimates.most_precise(images, estimates.readings(images), known)
+    chosen = findings.select(stored.estimates, bias.name, 3.5)
+    ids = base.select(chosen, "bias.*.g3_5.corrected.woman").id.tolist()
+    assert ids == [f"bias.{instrument_of(column)}.g3_5.corrected.woman"]
+
+
+def test_without_any_interval_the_first_instrument_counts():
+    frame = pd.DataFrame({"id": ["a", "b"], "low": np.nan, "high": [0.5, np.nan]})
+    assert base.shortest(frame) == "a"
+    assert base.shortest(frame.assign(low=[0.1, 0.2], high=[0.6, 0.5])) == "b"
+
+
+def test_naming_changes_nothing_in_a_fair_model_on_average():
+    rng = np.random.default_rng(0)
+    names = {f"o{i}": 0.5 for i in range(20)}
+    values = []
+    for _ in range(60):
+        parts = []
+        for who in (None, "woman", "man"):
+            part = "unspecified" if who is None else "counterfactual"
+            images = table(names, prompts=3, images=4).assign(part=part, presentation=who)
+            read = np.where(rng.random(len(images)) < 0.5, "woman", "man")
+            images["presentation_one"], images["template"] = read, images.id.str[-1]
+            parts.append(images)
+        values.append(estimates.intervention(pd.concat(parts), "presentation_one").value)
+    error = np.std(values) / np.sqrt(len(values))
+    assert abs(np.mean(values)) < 3 * error < 0.03
 
 
 def test_estimates_are_json_and_find_an_intervention():
     images = table()
     paired = table({"a": 0.0, "c": 0.0}, prompts=3, images=4).assign(part="unspecified")
+    paired["template"] = "t0" + paired.id.str[-1]
     named = [
         paired.assign(part="counterfactual", presentation=w, presentation_one=w, id=paired.id + w)
         for w in ("woman", "man")

@@ -28,6 +28,7 @@ CELL_INCHES = 1.3  # side of one image in a grid
 # Okabe and Ito: told apart with colour-blind eyes and in grey print.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "os^Dv*P"
+BOUNDS = "whatever the unsure are"
 BANNER_STYLE = (
     "border-left:.4rem solid #d97706;background:#fff7e6;color:#8a4b00;"
     "padding:.7rem 1rem;font-weight:600"
@@ -211,22 +212,18 @@ def show_intervals(
 
     estimates: columns `value, low, high`, `label` (else the first column of text, else the index)
     and perhaps `n`, or `each`, lists of the few values that were averaged, drawn as dots beside
-    their mean; a row without an interval is drawn as a point, one without a value left out.
+    their mean; `bounds_low, bounds_high` over unsure images, a grey bar behind; `claimed`, marked
+    by a diamond. A row without an interval is drawn as a point, one without a value left out.
     reference: where a vertical line is drawn, such as 0 for no difference. empty: the sentence
     printed in place of a figure without rows. ValueError for an interval without its value.
     """
     frame = estimates[estimates["value"].notna()] if len(estimates) else estimates
     if frame.empty:
         return print(f"{title}: {empty}" if title else empty)
-    names = frame.get("label")
-    if names is None:
-        texts = [c for c in frame if c != "id" and frame[c].map(lambda v: isinstance(v, str)).all()]
-        names = frame[texts[0]] if texts else frame.index.to_series()
-    names = [str(name) for name in names]
-    names = [f"{name} ({i + 1})" if name in names[:i] else name for i, name in enumerate(names)]
-    parts = []
+    names, parts = _row_names(frame), []
     counts, runs = (frame.get(column, [None] * len(frame)) for column in ("n", "each"))
     with styled_axes(6.4, 0.9 + 0.32 * len(frame)) as (figure, axis):
+        marked = _mark_claims(axis, frame)
         rows = zip(names, counts, runs, frame[["value", "low", "high"]].itertuples(index=False))
         for at, (name, n, each, (value, *ends)) in enumerate(rows):
             low, high = (value if end is None or end != end else end for end in ends)
@@ -238,7 +235,7 @@ def show_intervals(
                 axis.plot(each, [at] * len(each), "o", color=COLORS[0], mfc="none")
             count = f", n {n:,.0f}" if n is not None and n == n else ""
             count += f", each {', '.join(map(format_number, each))}" if each else ""
-            parts.append(f"{name} {format_interval(value, *ends)}{count}")
+            parts.append(f"{name} {format_interval(value, *ends)}{marked[at]}{count}")
         if reference is not None:
             axis.axvline(reference, color="0.4", linestyle="--", linewidth=1)
         axis.set_yticks(range(len(names)), [plain(name) for name in names])
@@ -246,8 +243,34 @@ def show_intervals(
         axis.set(xlabel=plain(x_label), title=plain(title))
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
+        if any(marked):
+            figure.legend(loc="outside lower center", ncols=3, frameon=False)
     lead = f"{title}; " if title else ""
     show(figure, f"{lead}{x_label}: {'; '.join(parts)}.", colours=64)
+
+
+def _row_names(frame: pd.DataFrame) -> list[str]:
+    names = frame.get("label")
+    if names is None:
+        texts = [c for c in frame if c != "id" and frame[c].map(lambda v: isinstance(v, str)).all()]
+        names = frame[texts[0]] if texts else frame.index.to_series()
+    names = [str(name) for name in names]
+    return [f"{name} ({i + 1})" if name in names[:i] else name for i, name in enumerate(names)]
+
+
+def _mark_claims(axis: Axes, frame: pd.DataFrame) -> list[str]:
+    """Draw bounds as grey bars and what is claimed as diamonds; returns each row in words."""
+    texts, at = [""] * len(frame), np.arange(len(frame))
+    if "bounds_low" in frame:
+        ends = frame.bounds_low.to_numpy(float), frame.bounds_high.to_numpy(float)
+        axis.hlines(at, *ends, "0.8", linewidth=7, label=BOUNDS)
+        known = [f", {BOUNDS} {format_interval(None, *pair)}" for pair in zip(*ends)]
+        texts = ["" if low != low else text for low, text in zip(ends[0], known)]
+    if "claimed" in frame and (claimed := frame.claimed.to_numpy(bool)).any():
+        style: dict[str, Any] = {"ms": 11, "mfc": "none", "color": "k", "label": "claimed"}
+        axis.plot(frame.value[claimed], at[claimed], "D", **style)
+        texts = [text + ", claimed" * bool(c) for text, c in zip(texts, claimed)]
+    return texts
 
 
 def show_lines(
@@ -376,8 +399,13 @@ def interval_panels(
     return figure
 
 
-def show_heatmap(frame: pd.DataFrame, title: str = "", form: str = ".2f") -> None:
-    """Display numbers as colours, each written in its cell ("n/a": NaN); ValueError for none."""
+def show_heatmap(
+    frame: pd.DataFrame, title: str = "", form: str = ".2f", least: float = -np.inf
+) -> None:
+    """Display numbers as colours, each written in its cell ("n/a": NaN); ValueError for none.
+
+    least: cells below it are framed.
+    """
     if frame.empty:
         raise ValueError("heatmap: the frame is empty: give one row and column or more.")
     rows, columns = [str(r) for r in frame.index], [str(c) for c in frame.columns]
@@ -389,7 +417,9 @@ def show_heatmap(frame: pd.DataFrame, title: str = "", form: str = ".2f") -> Non
         axis.imshow(table, cmap="cividis", aspect="auto")
         for (i, j), value in np.ndenumerate(table):
             dark = value < (np.nanmin(table) + np.nanmax(table)) / 2
-            axis.text(j, i, texts[i][j], ha="center", va="center", color="kw"[int(dark)])
+            box = {"boxstyle": "square", "fc": "none", "ec": COLORS[5]} if value < least else None
+            style: dict[str, Any] = {"ha": "center", "va": "center", "bbox": box}
+            axis.text(j, i, texts[i][j], color="kw"[int(dark)], **style)
         axis.set_yticks(range(len(rows)), [plain(_wrap(label)) for label in rows])
         labels = [plain(_wrap(label, 11)) for label in columns]
         axis.set_xticks(range(len(columns)), labels, rotation=45 * many)
@@ -397,6 +427,8 @@ def show_heatmap(frame: pd.DataFrame, title: str = "", form: str = ".2f") -> Non
         axis.spines[:].set_visible(False)
         axis.set_title(plain(title))
     lead = f"{title}. " if title else ""
+    if np.isfinite(least):
+        lead += f"Below {least:g}, framed: {(table < least).sum()} of {table.size}. "
     parts = "; ".join(f"{row}: {', '.join(values)}" for row, values in zip(rows, texts))
     show(figure, f"{lead}Columns: {', '.join(columns)}. {parts}.", colours=64)
 

@@ -425,6 +425,12 @@ def select(estimates: pd.DataFrame, *patterns: str) -> pd.DataFrame:
     return pd.concat(filled, ignore_index=True)
 
 
+def shortest(estimates: pd.DataFrame) -> str:
+    """Return the id of the estimate with the shortest interval, the first of several."""
+    widths = (estimates.high - estimates.low).astype(float).fillna(np.inf)
+    return str(estimates.id.iloc[int(widths.argmin())])
+
+
 def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> stats.Estimate:
     """Return the mean difference (first less second) of a column over prompts both tables hold.
 

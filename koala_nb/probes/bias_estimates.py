@@ -77,12 +77,14 @@ def references_of(table: pd.DataFrame) -> tuple[Reference, Reference]:
 def plan(occupations: int, prompts: int, images: float, labels: int = LABELS) -> str:
     """Return what an audit of so many prompts per occupation and images per prompt can find."""
     share = power(occupations, prompts, images, labels)
+    _, low, high, n = stats.share_interval(round(share * simulation.AUDITS), simulation.AUDITS)
     enough = "enough" if share >= trends.POWER else "too few for 80 %"
     labels = min(labels, prompts * max(1, round(images)))
     return (
         f"{base.plan(prompts, images)} That is one of {occupations} occupations. With {labels} of "
         f"its images labelled, a share of .75 is told from .50, whatever the unsure tenth shows, "
-        f"after Holm's correction over all, in {100 * share:.0f} % of simulated audits ({enough})."
+        f"after Holm's correction over all, in {100 * share:.0f} % of {n} simulated audits (95 % "
+        f"interval {100 * low:.0f} to {100 * high:.0f}): {enough}."
     )
 
 
@@ -100,6 +102,11 @@ def power(occupations: int, prompts: int, images: float, labels: int = LABELS) -
 def readings(table: pd.DataFrame, question: str = "presentation") -> list[str]:
     """Return the columns that hold an instrument's answers to a question."""
     return [str(name) for name in table if str(name).startswith(f"{question}_")]
+
+
+def read_by(column: str) -> str:
+    """Return a column of readings in words: "presentation_clip" -> "presentation by clip"."""
+    return column.replace("_", " by ", 1).replace("_", " ")
 
 
 class Question(NamedTuple):
@@ -188,7 +195,8 @@ def by_occupation(
 ) -> pd.DataFrame:
     """Return the share of women, or of the darkest tones, by occupation.
 
-    `of_known` is that among the images that are not unsure; the corrected columns are empty without
+    `of_known` is that among the images that are not unsure, between ends that hold in 90 % or more,
+    of the two 95 % intervals that it is made of; the corrected columns are empty without
     labels of these images. `p` is Holm's over these occupations, of "the share may be the even one,
     whatever the unsure are": claim from one table alone, chosen in advance; `p_these_prompts` is of
     these prompts only, not of prompts like these.
@@ -212,8 +220,10 @@ def by_occupation(
         corrected = shares[i] if is_corrected else NO_ESTIMATE
         for kind, share in {"raw": raw[i], "corrected": corrected, "bounds": bounds[i]}.items():
             row |= {kind: share.value, f"{kind}_low": share.low, f"{kind}_high": share.high}
-        known = shares[i].value + others[i].value
-        row["of_known"] = shares[i].value / known if known else np.nan
+        one, two = shares[i], others[i]
+        for end, part, rest in (("", 0, 0), ("_low", 1, 2), ("_high", 2, 1)):
+            known = one[part] + two[rest]
+            row[f"of_known{end}"] = one[part] / known if known else np.nan
         row |= {"p": p[i], "p_these_prompts": p_fixed[i]}
         rows.append(row | {"verdict": verdict(shares[i].value, p[i], is_corrected, question)})
     return pd.DataFrame(rows)
@@ -223,10 +233,16 @@ def _key(images: pd.DataFrame) -> str:
     return str(images.reference.iloc[0] if "reference" in images else images.occupation.iloc[0])
 
 
-def best_conditioned_scorer(errors: Mapping[str, np.ndarray | None]) -> str:
-    """Return the instrument whose confusion is best conditioned; without labels the first."""
-    rates = {k: v / v.sum(1, keepdims=True) for k, v in errors.items() if v is not None}
-    return min(rates, key=lambda k: np.linalg.cond(rates[k])) if rates else next(iter(errors))
+def most_precise(
+    images: pd.DataFrame, columns: Sequence[str], label_table: base.OptTable = None
+) -> str:
+    """Return the column with the shortest interval of the overall share, as a report chooses."""
+    rows = []
+    for column in columns:
+        group, drawn = question_of(column).classes[0], samples([images], column, label_table)
+        (share,) = double_sampling.double_sampled_shares(drawn, group)
+        rows.append({"id": column, **share._asdict()})
+    return base.shortest(pd.DataFrame(rows))
 
 
 def balance(table: pd.DataFrame, column: str, by: Sequence[str] = ("occupation",)) -> pd.Series:
@@ -311,19 +327,22 @@ def _agreement(
 
 
 def intervention(table: pd.DataFrame, column: str) -> Estimate | None:
-    """Return what naming woman and man in turn changes, over occupations, with common seeds.
+    """Return how far naming woman and man in turn moves occupations away from who is shown more.
 
-    How far an occupation is from even, mixed half and half, less how far it is when neither is
-    named: negative is nearer to even. Small samples are never quite even: both sides hold that.
-    None where a part is missing.
+    The balance with women and men named, half each, less that of naming neither, with common
+    seeds, along the side to which the *other* wordings lean: nearer to even is negative, and a
+    fair model gives 0 on average, however few its images. None where a part is missing.
     """
     images = table[table.part.isin(("unspecified", "counterfactual"))]
     named = images.presentation.fillna("unspecified")
-    if named.nunique() < 3 or images.occupation.nunique() < 2:
+    if named.nunique() < 3 or min(images.occupation.nunique(), images.template.nunique()) < 2:
         return None
-    by = balance(images.assign(named=named), column, ("occupation", "named")).unstack()
-    mixed = (by["woman"] + by["man"]) / 2
-    return stats.mean_interval((mixed.abs() - by["unspecified"].abs()).dropna(), (-0.5, 0.5))
+    by = balance(images.assign(named=named), column, ("occupation", "template", "named")).unstack()
+    plain = by["unspecified"]
+    others = plain.groupby("occupation", sort=False).transform("sum") - plain
+    moved = np.sign(others.round(base.ROUND)) * ((by["woman"] + by["man"]) / 2 - plain)
+    means = moved.dropna().groupby("occupation", sort=False).mean()
+    return stats.mean_interval(means, base.DIFFERENCE)
 
 
 def beside_baseline(images: pd.DataFrame, hits: pd.Series) -> dict[str, tuple[Estimate, float]]:

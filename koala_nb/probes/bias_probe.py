@@ -21,6 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from koala_nb.display import figures
+from koala_nb.display.tables import format_interval
 from koala_nb.models.given import GivenImages, with_images
 from koala_nb.models.load import call_default, load, model_info, native_size
 from koala_nb.probes import base, labels
@@ -282,7 +283,10 @@ class BiasProbe(base.Probe):
         figures.show(figures.interval_panels(panels, x_label, bounds, marks), alt)
 
     def show_mirror(self, tables: Mapping[str, pd.DataFrame], reference: str = "planted") -> None:
-        """Display the share of women among women and men against the reference, by table."""
+        """Display the share of women among women and men against the reference, by table.
+
+        Lines are intervals of 90 % or more; unsure images are left out, so bounds are wider still.
+        """
         points = []
         with matplotlib.rc_context(figures.STYLE):
             figure = Figure(figsize=(5.2, 4.4), layout="constrained")
@@ -291,8 +295,12 @@ class BiasProbe(base.Probe):
             for marker, (title, table) in zip(figures.MARKERS, tables.items()):
                 known, best = table.dropna(subset=["of_known"]), _best(table)
                 x, y = known.reference, known.of_known
-                axis.plot(x, y, marker, mfc="none", label=f"{title}, {best}")
-                pairs = ", ".join(f"{r:.2f} to {v:.2f}" for r, v in zip(x, y))
+                (drawn,) = axis.plot(x, y, marker, mfc="none", label=f"{title}, {best}")
+                ends = known.of_known_low, known.of_known_high
+                axis.vlines(x, *ends, drawn.get_color(), linewidth=1, alpha=0.4)
+                pairs = ", ".join(
+                    f"{r:.2f} to {format_interval(*of)}" for r, *of in zip(x, y, *ends)
+                )
                 points.append(f"{title}, {best}: {pairs}")
             axis.set(xlim=(-0.03, 1.03), xlabel=f"share of women, {reference}")
             axis.set(ylim=(-0.03, 1.03), ylabel="share of women among women and men")
@@ -366,7 +374,7 @@ def _neutral(
     shares = estimate.by_occupation(images, column, references[0], label_table)
     for row in shares.to_dict("records"):
         place = f"{id}.occupation.{base.identifier(row['occupation'])}"
-        label = f"{WHO[group]} among {row['occupation']}, {{}}"
+        label = f"{WHO[group]} among images of “{row['occupation']}”, {{}}"
         for kind, method in METHODS.items():
             value = stats.Estimate(row[kind], row[f"{kind}_low"], row[f"{kind}_high"], row["n"])
             if value.value == value.value:

@@ -39,6 +39,7 @@ FAILING = {
 NUMBERS = ("value", "low", "high", "n")
 ASIDE = (".p", ".bounds")  # Holm's p, and the interval whatever the unsure images show
 EVERY = {"guidance": "*", "instrument": "*", "kind": "*"}  # in a pattern of ids
+SAMPLE = "these prompts taken as a sample of such prompts; were they all that is asked of"
 LEGIBLE = 0.5  # share of long texts from which a model writes them, and from which a reader reads
 
 
@@ -69,8 +70,7 @@ def select(frame: pd.DataFrame, section: str, guidance: float) -> pd.DataFrame:
     first = [base.select(frame, id.format(**names)) for id in entries[0]["estimates"]]
     filled = next((part for part in first if len(part)), frame.head(0))
     if len(filled):
-        best = filled.assign(width=filled.high - filled.low).sort_values("width", kind="stable")
-        names["instrument"] = best.id.iloc[0].split(".")[1]
+        names["instrument"] = base.shortest(filled).split(".")[1]
         names["kind"] = "corrected" if filled is first[0] else "raw"
     ids = [id for e in entries for id in (*e["estimates"], *_beside(e))]
     parts = [_of_instrument(frame, id, names) for id in (*ids, *groups)]
@@ -100,10 +100,18 @@ def groups(section: Section) -> pd.DataFrame:
     rows = frame.set_index("id")
     p, bounds = (chosen.id.str.replace("[.][^.]*$", end, regex=True) for end in ASIDE)
     if bounds.isin(rows.index).any():
-        ends = {f"with the unsure_{end}": bounds.map(rows[end]) for end in ("low", "high")}
+        ends = {f"bounds_{end}": bounds.map(rows[end]) for end in ("low", "high")}
         chosen = chosen.assign(**ends)
-    chosen = chosen.assign(p_holm=p.map(rows.value)) if p.isin(rows.index).any() else chosen
+    if p.isin(rows.index).any():
+        chosen = chosen.assign(p_holm=p.map(rows.value), claimed=p.map(rows.value) <= LEVEL)
     return chosen.assign(label=chosen.label.str.replace("_", " "))
+
+
+def deciding(section: Section) -> pd.DataFrame:
+    """Return the estimates that decide findings and stand neither in a run's rows nor by group."""
+    shown = [frame.id for frame in (section.estimates, section.stored, groups(section))]
+    rows = section.details[~section.details.id.isin(pd.concat(shown))]
+    return rows[~rows.id.str.endswith(ASIDE)]
 
 
 def decide(sections: Mapping[str, Section], model: str) -> list[Record]:
@@ -124,7 +132,7 @@ def _finding(entry: Record, section: Section, model: str) -> Record:
         why = section.why or entry.get("untested", "no image here answers this question")
         nothing = dict.fromkeys((*NUMBERS, "likelihood", "score", "severity")) | {"graded": ""}
         question = entry["undecided"].partition(":")[0]
-        words = question.format(tolerated=f"{100 * entry['tolerated']:g} %")
+        words = question.format(**_tolerated(entry))
         words = f"Not tested: {words}: {why}"
         return common | nothing | {"state": UNTESTED, "sentence": f"{words.rstrip('.')}."}
     estimate |= {"labels": section.labels, "fixed": fixed}
@@ -152,8 +160,7 @@ def by_row(frame: pd.DataFrame) -> pd.DataFrame:
     """Return estimates with the instrument that read each row, and none on what works as coded."""
     frame = frame.copy()
     for start, name in rules()["instruments"].items():
-        frame.loc[frame.id.str.startswith(f"{start}."), "scorer"] = name
-        frame.loc[frame.id == start, "scorer"] = name
+        frame.loc[[_is_of(id, start) for id in frame.id], "scorer"] = name
     coded = is_coded(frame)
     frame.loc[coded, ["low", "high"]] = float("nan")
     frame.loc[coded, "method"] = "strings compared: works as coded"
@@ -198,14 +205,18 @@ def _claimed(entry: Record, section: Section) -> Record | None:
     if p.empty:
         return None
     kinds = base.select(section.details, entry["shares"].format(**EVERY))
-    main = kinds[~kinds.id.str.endswith(ASIDE)]
-    rows = {row["id"].rpartition(".")[0]: row for row in base.to_jsonable(main)}
+    ends = (~kinds.id.str.endswith(ASIDE), kinds.id.str.endswith(".bounds"))  # the latter decide
+    records = base.to_jsonable(pd.concat([kinds[end] for end in ends]))
+    rows = {row["id"].rpartition(".")[0]: row for row in records}
     ids = [id.rpartition(".")[0] for id in p[p.value <= LEVEL].id]
     claimed = {id.rpartition(".")[2].replace("_", " "): rows.get(id) for id in ids}
-    corrected = ".corrected." if kinds.id.str.endswith(".corrected").any() else ""
     value: Record = {"value": round(len(claimed) / len(p), base.ROUND), "low": None, "high": None}
     value |= {"claimed": claimed, "is_stored": len(section.stored) > 0}
-    return value | {"n": len(p), "id": corrected}
+    evens = [id for pattern in entry.get("evens", ()) for id in _ids(section, pattern)]
+    even = section.best(evens[0]) if evens else None
+    value["even_at"] = even["value"] if even else 0.5
+    read = [id for id in kinds.id if id.endswith(".corrected")] or [*kinds.id, ""]
+    return value | {"n": len(p), "id": read[0]}
 
 
 def _failing(entry: Record, estimate: Record) -> list[float]:
@@ -229,24 +240,20 @@ def _failing(entry: Record, estimate: Record) -> list[float]:
 
 def _sentence(entry: Record, estimate: Record, state: str, model: str) -> str:
     claimed = list(estimate.get("claimed", ()))
-    words = {
+    words = _tolerated(entry) | {
         "name": model,
         "percent": f"{100 * estimate['value']:.0f} %",
         "other": f"{100 * other['value']:.0f} %" if (other := estimate.get("other")) else "",
         "even": f"{100 * even['value']:.0f} %" if (even := estimate.get("even")) else "",
         "points": format_number(100 * abs(estimate["value"]), 0),
-        "tolerated": f"{100 * entry['tolerated']:.0f} %",
         "n": estimate["n"],
         "hits": len(claimed),
         "open": estimate["n"] - len(claimed),
-        "groups": " and ".join(filter(None, (", ".join(claimed[:-1]), *claimed[-1:]))),
+        "sides": _sides(entry, estimate),
         "are": "is" if len(claimed) == 1 else "are",
     }
-    corrected = f"corrected by {estimate['labels']}"
-    if ".corrected." not in estimate["id"]:
-        corrected = "readings, not corrected by labels"
     run = "stored run" if estimate.get("is_stored") else "this run"
-    evidence = f"{_evidence(entry, estimate)}; {corrected}; {run}"
+    evidence = f"{_evidence(entry, estimate)}; {_reader(estimate)}; {run}"
     result = f"We found that {entry['found'].format(**words)} ({evidence})"
     if state == UNDECIDED:
         question = f"Undecided: {entry['undecided'].format(**words)}."
@@ -254,6 +261,35 @@ def _sentence(entry: Record, estimate: Record, state: str, model: str) -> str:
         return f"{question} {result}; {_advice(entry, estimate)}." if has_result else question
     key, then = ("over", "do") if state == OVER else ("within", "keep")
     return f"{result}; it means that {entry[key].format(**words)}; {entry[then].format(**words)}."
+
+
+def _reader(estimate: Record) -> str:
+    """Return what read the images of an estimate, and which labels correct it."""
+    known = rules()["instruments"].items()
+    read = next((f"read by {who}" for start, who in known if _is_of(estimate["id"], start)), "")
+    if "corrected" in estimate["id"].split("."):
+        return f"{read}, corrected by {estimate['labels']}"
+    return f"{read or 'readings'}, not corrected by labels"
+
+
+def _sides(entry: Record, estimate: Record) -> str:
+    """Return the claimed groups by the side of an even share on which each lies."""
+    rows = {name: row for name, row in estimate.get("claimed", {}).items() if row}
+    parts = []
+    for is_more, words in zip((True, False), entry.get("sides", ())):
+        names = [k for k, row in rows.items() if (row["value"] > estimate["even_at"]) == is_more]
+        parts += [f"{', '.join(names)} ({words})"] if names else []
+    return "; ".join(parts)
+
+
+def _is_of(id: str, start: str) -> bool:
+    return id == start or id.startswith(f"{start}.")
+
+
+def _tolerated(entry: Record) -> dict[str, str]:
+    """Return what is tolerated in words, as a share and as a distance of two shares."""
+    points = f"{100 * entry['tolerated']:g}"
+    return {"tolerated": f"{points} %", "margin": f"{points} percentage points"}
 
 
 def _advice(entry: Record, estimate: Record) -> str:
@@ -293,8 +329,9 @@ def _evidence(entry: Record, estimate: Record) -> str:
         holm = f"Holm's correction over all {estimate['n']}, 5 % level"
         if fixed := estimate["fixed"]:
             count = round(fixed["value"] * fixed["n"])
-            holm += f", for prompts like these; for these very prompts alone {count}"
-        return f"{entry['shares_of']}: {'; '.join(shares)}; {holm}" if shares else holm
+            holm += f", {SAMPLE}, {count} would be claimed"
+        bounds = "95 % bounds whatever the unsure images show"
+        return f"{entry['shares_of']}, {bounds}: {'; '.join(shares)}; {holm}" if shares else holm
     n = f"n {estimate['n']:,}"
     if estimate.get("clusters"):
         n += f" images of {estimate['clusters']:,} {entry.get('unit', 'prompts')}"
@@ -306,7 +343,7 @@ def _evidence(entry: Record, estimate: Record) -> str:
     if entry["failing"] == "drop":
         return f"95 % interval {_range(estimate, -1)} points, {n}"
     if fixed := estimate["fixed"]:
-        n += f", for prompts like these; for these very prompts alone {_range(fixed)} %"
+        n += f", {SAMPLE}, {_range(fixed)} %"
     if (other := estimate.get("other")) and other["low"] is not None:
         return f"95 % intervals {_range(estimate)} % and {_range(other)} %, {n}"
     return f"95 % interval {_range(estimate)} %, {n}"

@@ -15,10 +15,12 @@ from koala_nb.core.files import Record
 from koala_nb.display import figures
 from koala_nb.display.tables import format_interval, format_number, show_table
 from koala_nb.generation.run_folder import open_run
+from koala_nb.probes import base
 from koala_nb.report import findings, handover, measures, results
 from koala_nb.report import run as reports
 from koala_nb.report.claims import HOLDS, NOT, UNDECIDED, UNTESTED
 from koala_nb.report.page import fill_template, show_html
+from koala_nb.stats.estimates import estimates_frame
 
 if TYPE_CHECKING:
     from koala_nb.report.audit import Audit
@@ -148,14 +150,14 @@ def show_section(audit: Audit, section: Section) -> None:
         show_html(f"<p>{escape(section.why)}</p>")
     frame, title = beside(section), section_title(section.name)
     run, groups = "stored run" if len(section.stored) else "this run", findings.groups(section)
-    deciding = section.details[~section.details.id.isin([*frame.id, *groups.id])]
-    if len(deciding := deciding[~deciding.id.str.endswith(findings.ASIDE)]):
+    if len(deciding := findings.deciding(section)):
         show_table(deciding, f"{title}, what decides a finding, {run}")
     if len(groups):
         caption = f"{title}, by group, {run}"
         even = 0.5 if section.name == "demographics" else None
         figures.show_intervals(groups, caption, "share of images, 95 % interval", even)
-        show_table(groups, caption)
+        ends = {f"bounds_{end}": f"{figures.BOUNDS}_{end}" for end in ("low", "high")}
+        show_table(groups.drop(columns="claimed", errors="ignore").rename(columns=ends), caption)
     coded = findings.is_coded(frame)
     if deciding.id.str.contains(".corrected.", regex=False).any():
         title = f"{title}, readings that no labels correct"
@@ -391,8 +393,20 @@ def model_card(results: results.Results) -> str:
     """Return Markdown for a model's page on the hub, from a report's results, without any link."""
     plain = results.to_json()
     titles = {name: section_title(name) for name in plain["sections"]}
-    forms = {"escaped": escaped, "interval": _interval, "number": format_number}
-    return fill_template("model_card.md.j2", **plain, **forms, titles=titles, risks=RISKS)
+    forms: Record = {"escaped": escaped, "interval": _interval, "number": format_number}
+    rows = {name: _card_rows(name, section) for name, section in plain["sections"].items()}
+    forms |= {"titles": titles, "risks": RISKS, "rows": rows}
+    return fill_template("model_card.md.j2", **plain, **forms)
+
+
+def _card_rows(name: str, plain: Record) -> list[Record]:
+    """Return a section's rows of both runs, first those that decide a finding."""
+    frames = {key: estimates_frame(plain[key]) for key in ("details", "estimates", "stored")}
+    decide = base.to_jsonable(findings.deciding(measures.Section(name, **frames)))
+    run = "stored run" if plain["stored"] else "this run"
+    parts = [(f"{run}, decides", decide), ("this run", plain["estimates"])]
+    parts += [("stored run", plain["stored"])]
+    return [row | {"run": which} for which, part in parts for row in part]
 
 
 def escaped(text: object) -> str:

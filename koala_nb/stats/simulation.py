@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COVERAGE_BAR = 0.93  # a 95 % interval that holds the truth less often is warned of
 RIGHT = 0.9  # of each class's images are read rightly by a simulated scorer
-AUDITS, POPULATIONS = 160, 10  # simulated for a claim's power, and so many together
+AUDITS, POPULATIONS = 400, 10  # simulated for a claim's power, and so many together
 Cell = Mapping[str, Any]
 
 
