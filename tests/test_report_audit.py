@@ -318,7 +318,7 @@ def test_no_uncorrected_headline_where_a_corrected_one_is_stored():
     assert f"3 of 20 occupations are drawn one-sidedly: {sides} (women, 95 % bounds" in one_sided
     groups = findings.groups(section)
     unsure = groups.set_index("label").bounds_high
-    artist = unsure["women among images of “artist”, corrected"]
+    artist = unsure["women among images of “artist”, corrected by 18 labels"]
     assert artist < 0.15 < unsure.filter(like="firef").item()
     tone, every = (finding(f"bias.{i}", demographics=section) for i in ("tone", "tone_occupations"))
     assert "would give 40 % (95 % intervals 39 to 50 % and 49 to 60 %" in tone["sentence"]

@@ -90,17 +90,18 @@ def test_a_warning_only_where_the_nearest_cell_is_low():
 def test_the_committed_audits_are_the_code_s_and_hold():
     study = base.simulated("simulated-audits")
     design = ("prompts", "images", "labels", "groups", "correlation", "concentration", "share")
-    grid = len(audits.DESIGNS) * len(audits.GROUPS) * len(audits.CORRELATIONS)
+    designs = audits.DESIGNS + audits.FEW_LABELS
+    grid = len(designs) * len(audits.GROUPS) * len(audits.CORRELATIONS)
     grid *= len(audits.CONCENTRATIONS) * len(audits.SHARES)
     assert len({tuple(c[k] for k in design) for c in study["cells"]}) == grid
     assert all(c["audits"] >= 400 for c in study["cells"])
     low = [c for c in study["cells"] if c["coverage"] < simulation.COVERAGE_BAR]
     assert study["below"] == [c for c in low if c["interval"] != "uncorrected"]
     ours = [c["coverage"] for c in published("double-sampled", "simulated-audits")]
-    assert min(ours) >= 0.91 and 0.945 <= np.mean(ours) <= 0.975  # 400 audits: .011
+    assert min(ours) >= 0.90 and 0.945 <= np.mean(ours) <= 0.975  # 400 audits: .011
     assert len(study["below"]) <= 0.06 * len(ours)
     alarms = study["false alarms"]
-    assert len(alarms) == 2 * (len(audits.GROUPS) * len(audits.CONCENTRATIONS) + 1)
+    assert len(alarms) == 4 * len(audits.GROUPS) * len(audits.CONCENTRATIONS) + 2
     assert all(a["families"] >= 200 for a in alarms)
     accused = [a["double-sampled"] for a in alarms]  # 200 families: a standard error of .015
     assert max(accused) <= 0.08 and np.mean(accused) <= 0.05
