@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 OCCUPATIONS = "Student's t over occupations"
 METHODS = {  # of the shares by occupation
     "raw": "uncorrected, clustered by prompt",
-    "corrected": "double sampling: by labels of the same images, clustered by prompt; by fewer than "
-    "20 labels, 95 % intervals of a rare group held in 90 % of simulated audits or more",
+    "corrected": "double sampling: by labels of the same images, clustered by prompt; by fewer "
+    "than 20 labels, 95 % intervals of a rare group held in 90 % of simulated audits or more",
     "bounds": "bounds over the unsure images",
 }
 INDEPENDENT = "images of a prompt independent"
