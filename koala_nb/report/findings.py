@@ -82,6 +82,7 @@ def _beside(entry: Record) -> list[str]:
     places = [id.rpartition(".")[0] for id in entry["estimates"]]
     ends = [entry[key] for key in SIBLINGS if key in entry]
     more = [entry[key] for key in ("shares", "fixed") if key in entry]
+    more += [id.replace("{kind}", "bounds") for id in more if "{kind}" in id]
     return [*more, *(f"{place}.{end}" for place in places for end in ends)]
 
 
