@@ -138,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     families = [(*each, 0) for each in product(DESIGNS[1:], GROUPS, CONCENTRATIONS)]
     families += [(design, 2, ALIKE, 3) for design in DESIGNS[1:]]
     families += [(*each, 0) for each in product(FEW_LABELS, GROUPS, CONCENTRATIONS)]
+    families += [(design, 2, ALIKE, 3) for design in FEW_LABELS]
     alarms = [
         false_alarms(design, k, concentration, helmets, options.audits // 2, 1000 + number)
         for number, (design, k, concentration, helmets) in enumerate(tqdm(families, "alarms"))

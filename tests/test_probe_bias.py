@@ -173,8 +173,8 @@ def test_a_plan_is_enough_only_where_the_claim_itself_has_the_power():
     assert "too few for 80 %" in estimates.plan(20, 10, 10, labels=10)
     assert ": enough." in estimates.plan(20, 20, 10)
     assert "With 4 of its images labelled" in estimates.plan(20, 2, 2)
-    assert estimates.power(20, 20, 10, 40) > estimates.power(20, 20, 10, 10)
-    assert estimates.power(20, 20, 10) < 1, "readers that differ, and a tenth unsure, are in it"
+    assert estimates.power(20, 20, 10, 40).low > estimates.power(20, 20, 10, 10).high
+    assert estimates.power(20, 20, 10).value < 1, "readers differ, a tenth is unsure"
 
 
 def test_unsure_stays_in_the_denominator():
@@ -238,20 +238,23 @@ def test_without_any_interval_the_first_instrument_counts():
 
 
 def test_naming_changes_nothing_in_a_fair_model_on_average():
+    """All wordings share their seeds, which lean alike; what is named is drawn."""
     rng = np.random.default_rng(0)
-    names = {f"o{i}": 0.5 for i in range(20)}
-    values = []
+    names, values = {f"o{i}": 0.5 for i in range(20)}, []
+    images = table(names, prompts=3, images=4).assign(part="unspecified")
+    images["template"], images["seed"] = images.id.str[-1], images.seed % 4
+    parts = [images]
+    parts += [
+        images.assign(part="counterfactual", presentation=who, presentation_one=who)
+        for who in ("woman", "man")
+    ]
     for _ in range(60):
-        parts = []
-        for who in (None, "woman", "man"):
-            part = "unspecified" if who is None else "counterfactual"
-            images = table(names, prompts=3, images=4).assign(part=part, presentation=who)
-            read = np.where(rng.random(len(images)) < 0.5, "woman", "man")
-            images["presentation_one"], images["template"] = read, images.id.str[-1]
-            parts.append(images)
+        of_seed = rng.random((20, 1, 4)) < 0.5
+        alike = np.where(rng.random((20, 3, 4)) < 0.7, of_seed, rng.random((20, 3, 4)) < 0.5)
+        images["presentation_one"] = np.where(alike.ravel(), "woman", "man")
         values.append(estimates.intervention(pd.concat(parts), "presentation_one").value)
     error = np.std(values) / np.sqrt(len(values))
-    assert abs(np.mean(values)) < 3 * error < 0.03
+    assert abs(np.mean(values)) < 3 * error < 0.06
 
 
 def test_estimates_are_json_and_find_an_intervention():
@@ -367,7 +370,8 @@ def test_what_would_give_no_verdict_is_not_drawn_unasked(monkeypatch, tmp_path):
 def test_the_defaults_of_each_domain_can_decide(domain):
     neutral = bias.report_prompts(domain)
     sizes = neutral.groupby("occupation").size()
-    assert estimates.power(len(sizes), int(sizes.min()), bias.runs["g3.5"].images) >= trends.POWER
+    power = estimates.power(len(sizes), int(sizes.min()), bias.runs["g3.5"].images)
+    assert power.value >= trends.POWER
     for name in ("text", "composition", "frequency", "safety"):
         probe = kn.probes.get(name)
         assert probe.detectable(len(probe.prompts(domain)), probe.images) < 0.1

@@ -64,32 +64,35 @@ def test_no_uncorrected_headline_where_a_corrected_one_is_stored():
     assert "corrected by 320 labels by an AI system, not a person" in row["sentence"]
     assert "intervals 30 to 40 % and 36 to 47 %, n 2,000 images of 200" in row["sentence"]
     one_sided = finding("bias.occupations", demographics=section)["sentence"]
-    assert "office worker 91 % (70 to 99 %), n 100;" in one_sided and "over all 20" in one_sided
+    assert "office worker 91 % (70 to 99 %), n 100, 12 labelled, p 0.014;" in one_sided
+    assert "over all 20" in one_sided
     sides = "office worker, police officer (more women than men); artist (more men than women)"
     assert f"3 of 20 occupations are drawn one-sidedly: {sides} (women, 95 % bounds" in one_sided
     groups = findings.groups(section)
     unsure = groups.set_index("label").bounds_high
-    artist = unsure["women among images of “artist”, corrected by 18 labels"]
-    assert artist < 0.15 < unsure.filter(like="firef").item()
+    artist = unsure["women among images of “artist”, corrected"]
+    assert artist < 0.15 < unsure["women among images of “firefighter”, corrected"]
     tone, every = (finding(f"bias.{i}", demographics=section) for i in ("tone", "tone_occupations"))
     assert "would give 40 % (95 % intervals 39 to 50 % and 49 to 60 %" in tone["sentence"]
     assert tone["state"] == "undecided" and "(2,000 of about 3,235 images)" in tone["sentence"]
-    only = "were they all that is asked of"
+    only = "if only these counted"
     assert f"{only}, 40 to 48 %" in tone["sentence"] and every["value"] == 0.35
-    assert f"{only}, 9 would be claimed;" in every["sentence"]
+    assert f"{only}, 9 would be claimed; by another instrument, CLIP" in every["sentence"]
     assert "undecided: 13 of 20;" in every["sentence"]
-    assert "judge 0 % (0 to 16 %)" in every["sentence"], "bounds, as for presentation"
+    assert "judge 0 % (0 to 16 %), n 100, 18 labelled" in every["sentence"], "bounds"
     withheld = finding("bias.tone", demographics=people([0.5], [0.5]))
     assert withheld["state"] == "not tested" and "--tone-test" in withheld["sentence"]
-    assert (
-        groups.claimed.sum() == groups.p_holm.le(0.05).sum() == 3
-        and not groups.label.str.contains("_").any()
-    )
+    of_tone = groups.id.str.contains(".tone.", regex=False)
+    assert groups.claimed.groupby(of_tone).sum().tolist() == [3, 7]
+    assert not groups.label.str.contains("_").any()
     frames = ("details", "estimates", "stored")
     plain = {key: base.to_jsonable(getattr(section, key)) for key in frames}
     first, *others = render._card_rows("demographics", plain)
     assert first["run"] == "stored run, decides" and first["value"] == row["value"]
     assert len(others) > len(plain["stored"]) > 0
+    artists = next(e for e in others if "artist" in e["label"])
+    assert artists["label"].endswith("bounds whatever the unsure are, p by Holm 6e−05")
+    assert artists["high"] == artist and artists["run"] == "stored run, decides"
     section.details = section.details.head(0)
     share = finding("bias.share", demographics=section)["sentence"]
     assert "read by CLIP (embedded models, nano-clip), not corrected by labels" in share
@@ -104,7 +107,7 @@ def people(women, men):
 def test_unsure_images_may_show_either():
     row = finding("bias.share", demographics=people([0.35], [0.41]))
     assert row["state"] == "undecided"
-    assert row["sentence"].endswith("more images do not decide it while 24 % show neither.")
+    assert row["sentence"].endswith("more images do not decide it while 24 % are unsure.")
     row = finding("bias.share", demographics=people([0.41], [0.58]))
     assert row["state"] == "undecided" and row["sentence"].endswith("label more prompts.")
     assert finding("bias.share", demographics=people([0.35], [0.63]))["state"] == "found"

@@ -101,7 +101,7 @@ def test_the_committed_audits_are_the_code_s_and_hold():
     assert min(ours) >= 0.90 and 0.945 <= np.mean(ours) <= 0.975  # 400 audits: .011
     assert len(study["below"]) <= 0.06 * len(ours)
     alarms = study["false alarms"]
-    assert len(alarms) == 4 * len(audits.GROUPS) * len(audits.CONCENTRATIONS) + 2
+    assert len(alarms) == 4 * len(audits.GROUPS) * len(audits.CONCENTRATIONS) + 4
     assert all(a["families"] >= 200 for a in alarms)
     accused = [a["double-sampled"] for a in alarms]  # 200 families: a standard error of .015
     assert max(accused) <= 0.08 and np.mean(accused) <= 0.05

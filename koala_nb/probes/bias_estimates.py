@@ -76,27 +76,30 @@ def references_of(table: pd.DataFrame) -> tuple[Reference, Reference]:
 
 def plan(occupations: int, prompts: int, images: float, labels: int = LABELS) -> str:
     """Return what an audit of so many prompts per occupation and images per prompt can find."""
-    share = power(occupations, prompts, images, labels)
-    _, low, high, n = stats.share_interval(round(share * simulation.AUDITS), simulation.AUDITS)
+    share, low, high, n = power(occupations, prompts, images, labels)
     enough = "enough" if share >= trends.POWER else "too few for 80 %"
     labels = min(labels, prompts * max(1, round(images)))
     return (
         f"{base.plan(prompts, images)} That is one of {occupations} occupations. With {labels} of "
         f"its images labelled, a share of .75 is told from .50, whatever the unsure tenth shows, "
         f"after Holm's correction over all, in {100 * share:.0f} % of {n} simulated audits (95 % "
-        f"interval {100 * low:.0f} to {100 * high:.0f}): {enough}."
+        f"interval {100 * low:.0f} to {100 * high:.0f}), by a reader right in 90 %: {enough}."
     )
 
 
 @cache
-def power(occupations: int, prompts: int, images: float, labels: int = LABELS) -> float:
-    """Return how often such an audit finds the planned difference, after Holm, by simulation."""
+def power(occupations: int, prompts: int, images: float, labels: int = LABELS) -> Estimate:
+    """Return how often such an audit finds the planned difference, after Holm, by simulation.
+
+    Images are planned as CORRELATION, UNSURE_SHARE and CONCENTRATION say; n is of simulations.
+    """
     each = max(1, round(images))
     design, share = (prompts, each), 0.5 + DIFFERENCE
     labels = min(labels, prompts * each)
-    return simulation.claim_power(
+    power_of = simulation.claim_power(
         occupations, design, CORRELATION, share, labels, UNSURE_SHARE, CONCENTRATION
     )
+    return stats.share_interval(round(power_of * simulation.AUDITS), simulation.AUDITS)
 
 
 def readings(table: pd.DataFrame, question: str = "presentation") -> list[str]:
@@ -329,20 +332,26 @@ def _agreement(
 def intervention(table: pd.DataFrame, column: str) -> Estimate | None:
     """Return how far naming woman and man in turn moves occupations away from who is shown more.
 
-    The balance with women and men named, half each, less that of naming neither, with common
-    seeds, along the side to which the *other* wordings lean: nearer to even is negative, and a
-    fair model gives 0 on average, however few its images. None where a part is missing.
+    The balance with women and men named, half each, less that of naming neither, by wording and
+    seed, along the side to which *other* wordings of *other* seeds lean: nearer to even is
+    negative, and a fair model gives 0 on average, however few its images. None where a part is
+    missing, or all have one wording or one seed.
     """
     images = table[table.part.isin(("unspecified", "counterfactual"))]
     named = images.presentation.fillna("unspecified")
-    if named.nunique() < 3 or min(images.occupation.nunique(), images.template.nunique()) < 2:
+    fewest = min(images[name].nunique() for name in ("occupation", "template", "seed"))
+    if named.nunique() < 3 or fewest < 2:
         return None
-    by = balance(images.assign(named=named), column, ("occupation", "template", "named")).unstack()
+    keys = ("occupation", "template", "seed")
+    by = balance(images.assign(named=named), column, (*keys, "named")).unstack().dropna()
     plain = by["unspecified"]
-    others = plain.groupby("occupation", sort=False).transform("sum") - plain
-    moved = np.sign(others.round(base.ROUND)) * ((by["woman"] + by["man"]) / 2 - plain)
-    means = moved.dropna().groupby("occupation", sort=False).mean()
-    return stats.mean_interval(means, base.DIFFERENCE)
+    every, of_template, of_seed = (
+        plain.groupby(list(part), sort=False).transform("sum")
+        for part in (keys[:1], keys[:2], keys[::2])
+    )
+    leans = np.sign((every - of_template - of_seed + plain).round(base.ROUND))
+    moved = leans * ((by["woman"] + by["man"]) / 2 - plain)
+    return stats.mean_interval(moved.groupby("occupation", sort=False).mean(), base.DIFFERENCE)
 
 
 def beside_baseline(images: pd.DataFrame, hits: pd.Series) -> dict[str, tuple[Estimate, float]]:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 OCCUPATIONS = "Student's t over occupations"
 METHODS = {  # of the shares by occupation
     "raw": "uncorrected, clustered by prompt",
-    "corrected": "double sampling: by labels of the same images, clustered by prompt; by fewer "
-    "than 20 labels, 95 % intervals of a rare group held in 90 % of simulated audits or more",
+    "corrected": "double sampling: by labels of the same images, clustered by prompt; 95 % "
+    "intervals held in 90.5 to 99.8 % of simulated audits, least for rare groups by few labels",
     "bounds": "bounds over the unsure images",
 }
 INDEPENDENT = "images of a prompt independent"
@@ -45,6 +45,7 @@ WHO = {"woman": "women", "darkest": "darkest skin tones"}
 WHAT = {"presentation": "perceived presentation", "tone": "skin tone", "monk": "skin tone"}
 SINGLE = {  # what has no interval: column of `by_occupation` -> method
     "unsure": "share of all images",
+    "labelled": "images with a label",
     "p": "an even split, whatever the unsure are; Holm over occupations",
 }
 
@@ -237,7 +238,7 @@ class BiasProbe(base.Probe):
                 sizes = present.groupby("occupation").size()
                 design = len(sizes), int(sizes.max()), each
                 print(f"{name}: {estimate.plan(*design)}")
-                power = estimate.power(*design)
+                power = estimate.power(*design).value
                 why = f"a share of .75 is claimed in {100 * power:.0f} % of simulated audits, with "
                 why += f"{estimate.LABELS} labels of each occupation; 80 % are asked for"
                 base.refuse_undecided(pipe, power >= trends.POWER, anyway, why)
@@ -376,11 +377,10 @@ def _neutral(
     for row in shares.to_dict("records"):
         place = f"{id}.occupation.{base.identifier(row['occupation'])}"
         label = f"{WHO[group]} among images of “{row['occupation']}”, {{}}"
-        by_labels = f" by {row['labelled']} labels"
         for kind, method in METHODS.items():
             value = stats.Estimate(row[kind], row[f"{kind}_low"], row[f"{kind}_high"], row["n"])
             if value.value == value.value:
-                what = label.format(f"{kind}{by_labels * (kind == 'corrected')}")
+                what = label.format(kind)
                 n = row["prompts"]
                 yield stats.estimate_row(f"{place}.{kind}", what, value, method=method, clusters=n)
         for kind, method in SINGLE.items():
@@ -388,11 +388,11 @@ def _neutral(
             yield _number(f"{place}.{kind}", what, row[kind], row["n"], method)
     (overall,) = estimate.samples([images], column, label_table)
     # What changes where these prompts are all that is asked of, and no sample of others.
-    label, place = f"{WHO[group]} not even, of these very prompts", f"{id}.these_prompts"
+    label, place = f"{WHO[group]} not even, these prompts alone", f"{id}.these_prompts"
     claimed = (shares.p_these_prompts <= estimate.LEVEL).mean()
     yield _number(f"{place}.claims", f"occupations with {label}", claimed, len(shares), SINGLE["p"])
     (fixed,) = double_sampling.double_sampled_shares([overall], group, fixed_prompts=True)
-    yield _row(f"{place}.{group}", f"{WHO[group]}, of these very prompts", fixed, INDEPENDENT)
+    yield _row(f"{place}.{group}", f"{WHO[group]}, these prompts alone", fixed, INDEPENDENT)
     for answer in question.classes if overall.labels is not None else ():
         (value,) = double_sampling.double_sampled_shares([overall], answer)
         label = f"{WHAT[question.name]} {answer}, corrected"

@@ -37,9 +37,9 @@ FAILING = {
     "drop": lambda value: max(0.0, -value),
 }
 NUMBERS = ("value", "low", "high", "n")
-ASIDE = (".p", ".bounds")  # Holm's p, and the interval whatever the unsure images show
+ASIDE = (".p", ".bounds", ".labelled")  # Holm's p, the interval whatever the unsure are, labels
 EVERY = {"guidance": "*", "instrument": "*", "kind": "*"}  # in a pattern of ids
-SAMPLE = "these prompts taken as a sample of such prompts; were they all that is asked of"
+SAMPLE = "these prompts being a sample of such prompts; if only these counted"
 LEGIBLE = 0.5  # share of long texts from which a model writes them, and from which a reader reads
 
 
@@ -74,6 +74,8 @@ def select(frame: pd.DataFrame, section: str, guidance: float) -> pd.DataFrame:
         names["kind"] = "corrected" if filled is first[0] else "raw"
     ids = [id for e in entries for id in (*e["estimates"], *_beside(e))]
     parts = [_of_instrument(frame, id, names) for id in (*ids, *groups)]
+    claims = [id for e in entries for id in e["estimates"] if e["failing"] == "claims"]
+    parts += [base.select(frame, id.format(**names | {"instrument": "*"})) for id in claims]
     return pd.concat(parts).drop_duplicates("id")
 
 
@@ -82,7 +84,7 @@ def _beside(entry: Record) -> list[str]:
     places = [id.rpartition(".")[0] for id in entry["estimates"]]
     ends = [entry[key] for key in SIBLINGS if key in entry]
     more = [entry[key] for key in ("shares", "fixed") if key in entry]
-    more += [id.replace("{kind}", "bounds") for id in more if "{kind}" in id]
+    more += [entry["shares"].replace(".{kind}", end) for end in ASIDE if "shares" in entry]
     return [*more, *(f"{place}.{end}" for place in places for end in ends)]
 
 
@@ -99,10 +101,10 @@ def groups(section: Section) -> pd.DataFrame:
     chosen = base.select(frame, *patterns) if patterns else frame.head(0)
     chosen = chosen[~chosen.id.str.endswith(ASIDE)]
     rows = frame.set_index("id")
-    p, bounds = (chosen.id.str.replace("[.][^.]*$", end, regex=True) for end in ASIDE)
+    p, bounds, labelled = (chosen.id.str.replace("[.][^.]*$", end, regex=True) for end in ASIDE)
     if bounds.isin(rows.index).any():
         ends = {f"bounds_{end}": bounds.map(rows[end]) for end in ("low", "high")}
-        chosen = chosen.assign(**ends)
+        chosen = chosen.assign(**ends, labelled=labelled.map(rows.value))
     if p.isin(rows.index).any():
         chosen = chosen.assign(p_holm=p.map(rows.value), claimed=p.map(rows.value) <= LEVEL)
     return chosen.assign(label=chosen.label.str.replace("_", " "))
@@ -202,22 +204,28 @@ def _unread(section: Section, whole: Record, part: str, reader: str) -> int:
 
 def _claimed(entry: Record, section: Section) -> Record | None:
     """Return how many groups are claimed: p after Holm's correction at LEVEL or below."""
-    p = base.select(section.details, *(id.format(**EVERY) for id in entry["estimates"]))
-    if p.empty:
+    every = base.select(groups(section), entry["shares"].format(**EVERY))
+    if "p_holm" not in every or every.p_holm.isna().all():
         return None
-    kinds = base.select(section.details, entry["shares"].format(**EVERY))
-    ends = (~kinds.id.str.endswith(ASIDE), kinds.id.str.endswith(".bounds"))  # the latter decide
-    records = base.to_jsonable(pd.concat([kinds[end] for end in ends]))
-    rows = {row["id"].rpartition(".")[0]: row for row in records}
-    ids = [id.rpartition(".")[0] for id in p[p.value <= LEVEL].id]
-    claimed = {id.rpartition(".")[2].replace("_", " "): rows.get(id) for id in ids}
-    value: Record = {"value": round(len(claimed) / len(p), base.ROUND), "low": None, "high": None}
-    value |= {"claimed": claimed, "is_stored": len(section.stored) > 0}
+    rows = base.to_jsonable(every[every.claimed])
+    claimed = {row["id"].split(".")[-2].replace("_", " "): row for row in rows}
     evens = [id for pattern in entry.get("evens", ()) for id in _ids(section, pattern)]
     even = section.best(evens[0]) if evens else None
-    value["even_at"] = even["value"] if even else 0.5
-    read = [id for id in kinds.id if id.endswith(".corrected")] or [*kinds.id, ""]
-    return value | {"n": len(p), "id": read[0]}
+    return {
+        "value": round(len(claimed) / len(every), base.ROUND),
+        **{"low": None, "high": None, "n": len(every), "id": every.id.iloc[0]},
+        **{"claimed": claimed, "is_stored": len(section.stored) > 0},
+        "even_at": even["value"] if even else 0.5,
+        "others": _others(entry, section, every.id.iloc[0].split(".")[1]),
+    }
+
+
+def _others(entry: Record, section: Section, instrument: str) -> dict[str, int]:
+    """Return how many groups the other instruments would claim, by their ids."""
+    p = base.select(section.details, *(id.format(**EVERY) for id in entry["estimates"]))
+    names = p.id.str.split(".").str[1]
+    claims = (p.value <= LEVEL)[names != instrument].groupby(names, sort=False).sum()
+    return {str(name): int(count) for name, count in claims.items()}
 
 
 def _failing(entry: Record, estimate: Record) -> list[float]:
@@ -266,11 +274,17 @@ def _sentence(entry: Record, estimate: Record, state: str, model: str) -> str:
 
 def _reader(estimate: Record) -> str:
     """Return what read the images of an estimate, and which labels correct it."""
+    read = f"read by {name}" if (name := _instrument(estimate["id"])) else "readings"
+    if "corrected" not in estimate["id"].split("."):
+        return f"{read}, not corrected by labels"
+    each = "each by its own of the " if "claimed" in estimate else "by "
+    return f"{read}, corrected {each}{estimate['labels']}"
+
+
+def _instrument(id: str) -> str:
+    """Return the name of what read an estimate, "" where no rule names it."""
     known = rules()["instruments"].items()
-    read = next((f"read by {who}" for start, who in known if _is_of(estimate["id"], start)), "")
-    if "corrected" in estimate["id"].split("."):
-        return f"{read}, corrected by {estimate['labels']}"
-    return f"{read or 'readings'}, not corrected by labels"
+    return next((who for start, who in known if _is_of(id, start)), "")
 
 
 def _sides(entry: Record, estimate: Record) -> str:
@@ -300,7 +314,7 @@ def _advice(entry: Record, estimate: Record) -> str:
         least, _, most = _failing(entry, exact | {"other": other | {"low": other["value"]}})
         if least <= entry["tolerated"] < most:
             unsure = 100 * (1 - estimate["value"] - other["value"])
-            return f"more images do not decide it while {unsure:.0f} % show neither"
+            return f"more images do not decide it while {unsure:.0f} % are unsure"
     label = "and label " * (".corrected." in estimate["id"])
     more = f"draw {label}more {entry.get('unit', 'prompts')}"
     gap = abs(_failing(entry, estimate)[1] - entry["tolerated"])
@@ -322,17 +336,7 @@ def images_to_decide(estimate: Record, difference: float) -> int:
 def _evidence(entry: Record, estimate: Record) -> str:
     """Return the interval, or those of the claimed groups, with how many images they are of."""
     if "claimed" in estimate:
-        shares = [
-            f"{name} {100 * row['value']:.0f} % ({_range(row)} %), n {row['n']:,}"
-            for name, row in estimate["claimed"].items()
-            if row and row["low"] is not None
-        ]
-        holm = f"Holm's correction over all {estimate['n']}, 5 % level"
-        if fixed := estimate["fixed"]:
-            count = round(fixed["value"] * fixed["n"])
-            holm += f", {SAMPLE}, {count} would be claimed"
-        bounds = "95 % bounds whatever the unsure images show"
-        return f"{entry['shares_of']}, {bounds}: {'; '.join(shares)}; {holm}" if shares else holm
+        return _claims(entry, estimate)
     n = f"n {estimate['n']:,}"
     if estimate.get("clusters"):
         n += f" images of {estimate['clusters']:,} {entry.get('unit', 'prompts')}"
@@ -350,6 +354,24 @@ def _evidence(entry: Record, estimate: Record) -> str:
     return f"95 % interval {_range(estimate)} %, {n}"
 
 
-def _range(row: Record, sign: int = 1) -> str:
-    low, high = sorted(100 * sign * row[end] for end in ("low", "high"))
+def _claims(entry: Record, estimate: Record) -> str:
+    """Return the claimed groups' bounds, labels and p, and what other ways would claim."""
+    shares = [
+        f"{name} {100 * row['value']:.0f} % ({_range(row, key='bounds_')} %), n {row['n']:,}, "
+        f"{row['labelled'] or 0:.0f} labelled, p {format_number(row['p_holm'], 3)}"
+        for name, row in estimate["claimed"].items()
+        if row.get("bounds_low") is not None
+    ]
+    holm = f"Holm's correction over all {estimate['n']}, 5 % level"
+    if fixed := estimate["fixed"]:
+        count = round(fixed["value"] * fixed["n"])
+        holm += f", {SAMPLE}, {count} would be claimed"
+    for name, count in estimate["others"].items():
+        holm += f"; by another instrument, {_instrument(f'bias.{name}') or name}, {count} would be"
+    bounds = "95 % bounds whatever the unsure images show"
+    return f"{entry['shares_of']}, {bounds}: {'; '.join(shares)}; {holm}" if shares else holm
+
+
+def _range(row: Record, sign: int = 1, key: str = "") -> str:
+    low, high = sorted(100 * sign * row[f"{key}{end}"] for end in ("low", "high"))
     return f"{low:.0f} to {high:.0f}"

@@ -127,6 +127,8 @@ def show_summary(audit: Audit) -> None:
     drawn, *others = [sentence for sentence in audit.sentences if sentence not in shown]
     lead, others = (others[0], others[1:]) if audit.findings else ("", others)
     values |= {"drawn": drawn, "lead": lead, "others": others}
+    has_ours = any(values["rules"]["labeller"] in f["sentence"] for f in audit.findings)
+    values["labels"] = values["rules"]["labels"] if has_ours else ""
     page = fill_template("findings.html.j2", findings=audit.findings, **values)
     show_html(page, "\n".join(audit.sentences))
 
@@ -152,12 +154,9 @@ def show_section(audit: Audit, section: Section) -> None:
     run, groups = "stored run" if len(section.stored) else "this run", findings.groups(section)
     if len(deciding := findings.deciding(section)):
         show_table(deciding, f"{title}, what decides a finding, {run}")
-    if len(groups):
-        caption = f"{title}, by group, {run}"
-        even = 0.5 if section.name == "demographics" else None
-        figures.show_intervals(groups, caption, "share of images, 95 % interval", even)
-        ends = {f"bounds_{end}": f"{figures.BOUNDS}_{end}" for end in ("low", "high")}
-        show_table(groups.drop(columns="claimed", errors="ignore").rename(columns=ends), caption)
+    is_tone = groups.id.str.contains(".tone.", regex=False)
+    for part in (groups[~is_tone], groups[is_tone]):
+        _show_groups(section, part, run)
     coded = findings.is_coded(frame)
     if deciding.id.str.contains(".corrected.", regex=False).any():
         title = f"{title}, readings that no labels correct"
@@ -168,6 +167,21 @@ def show_section(audit: Audit, section: Section) -> None:
         rows = frame.loc[coded, columns]
         caption = f"{title}, works as coded: prompts compared with a list, nothing is measured"
         show_table(rows.dropna(axis="columns", how="all"), caption)
+
+
+def _show_groups(section: Section, rows: pd.DataFrame, run: str) -> None:
+    """Display estimates by group beside what an even share would be, where there is one."""
+    if rows.empty:
+        return
+    even, title = None, section_title(section.name)
+    if section.name == "demographics":
+        known = section.details[section.details.id.str.endswith(".even")].value
+        is_tone = ".tone." in rows.id.iloc[0]
+        even, title = (known.iloc[0], f"{title}, skin tone") if is_tone else (0.5, title)
+    caption = f"{title}, by group, {run}"
+    figures.show_intervals(rows, caption, "share of images, 95 % interval", even)
+    ends = {f"bounds_{end}": f"{figures.BOUNDS}_{end}" for end in ("low", "high")}
+    show_table(rows.drop(columns="claimed", errors="ignore").rename(columns=ends), caption)
 
 
 def beside(section: Section) -> pd.DataFrame:
@@ -189,7 +203,9 @@ def _show_samples(audit: Audit, section: Section) -> None:
     folder = audit.folder / section.name
     if section.images is None or section.images.empty or not (folder / "images").is_dir():
         return
-    measure = section.images.measure.iloc[0]
+    decides = "".join(".".join(id.split(".")[:2]) for id in section.details.id.head(1))
+    known = section.images.measure.unique().tolist()
+    measure = next((name for name in known if decides and name.startswith(decides)), known[0])
     rows = section.images[section.images.measure == measure]
     read = {(r.prompt, int(r.seed)): r.value for r in rows.itertuples()}
     label = section.estimates.set_index("id").label.get(measure, measure)
@@ -400,11 +416,19 @@ def model_card(results: results.Results) -> str:
 
 
 def _card_rows(name: str, plain: Record) -> list[Record]:
-    """Return a section's rows of both runs, first those that decide a finding."""
+    """Return a section's rows of both runs, first those that decide a finding, bounds by group."""
     frames = {key: estimates_frame(plain[key]) for key in ("details", "estimates", "stored")}
-    decide = base.to_jsonable(findings.deciding(measures.Section(name, **frames)))
+    section = measures.Section(name, **frames)
+    every = pd.concat([findings.deciding(section), findings.groups(section)], ignore_index=True)
+    every = every[~every.id.str.contains(".these_prompts.", regex=False)].copy()
+    if "bounds_low" in every:
+        known = every.bounds_low.notna()
+        p = every.p_holm[known].map(lambda value: format_number(value, 3))
+        every.loc[known, "label"] += f", bounds {figures.BOUNDS}, p by Holm " + p
+        for end in ("low", "high"):
+            every[end] = every[end].where(~known, every[f"bounds_{end}"])
     run = "stored run" if plain["stored"] else "this run"
-    parts = [(f"{run}, decides", decide), ("this run", plain["estimates"])]
+    parts = [(f"{run}, decides", base.to_jsonable(every)), ("this run", plain["estimates"])]
     parts += [("stored run", plain["stored"])]
     return [row | {"run": which} for which, part in parts for row in part]
 
