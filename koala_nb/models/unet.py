@@ -142,22 +142,6 @@ def stages(unet: nn.Module) -> pd.DataFrame:
     return pd.concat([counted, counted.sum().rename("total").to_frame().T])
 
 
-def totals() -> pd.DataFrame:
-    """Return the counts of every catalogued U-Net, one row per system; untrained ones are left out.
-
-    Columns: parameters, transformer_blocks, residual_blocks, mid_block, gb_float16.
-    """
-    rows = {}
-    for system in catalog.SYSTEMS:
-        if system.embedded and catalog.unet_parameters(system) is None:
-            continue
-        unet = build_unet(system.unet_config)
-        counted = {name: int(n) for name, n in stages(unet).loc["total"].items()}
-        gb = round(counted["parameters"] * 2 / 1e9, 2)
-        rows[system.name] = {**counted, "mid_block": unet.mid_block is not None, "gb_float16": gb}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
-
-
 def costs(unet: nn.Module, latent: tuple[int, int] | None = None, tokens: int = 77) -> pd.DataFrame:
     """Count parameters and floating-point operations of one forward pass of one image.
 
