@@ -18,6 +18,7 @@ from .display.figures import show_images as show_images
 from .display.figures import show_intervals as show_intervals
 from .display.figures import show_lines as show_lines
 from .display.figures import show_page as show_page
+from .display.page import slider_page as slider_page
 from .display.tables import show_table as show_table
 from .generation.generate import generate as generate
 from .generation.run_folder import Run as Run

@@ -219,13 +219,13 @@ def test_a_runs_images_say_their_prompts_and_seeds(displayed):
 
 def test_a_page_is_shown_in_a_frame(tmp_path, displayed):
     page = tmp_path / "page.html"
-    page.write_text(
-        """<p title="x">&amp; "all" 'this' </p><script>let a = 1 < 2</script>""", "utf-8"
-    )
-    figures.show_page(page, "Words & steps", height=300)
-    ((data, _),) = displayed
+    html = """<p title="x">&amp; "all" 'this' </p><script>let a = 1 < 2</script>"""
+    page.write_text(html, "utf-8")
+    for given in (page, page.read_bytes()):
+        figures.show_page(given, "Words & steps", height=300)
+    (data, _), (again, _) = displayed
     frame = BeautifulSoup(data["text/html"], "html.parser").iframe
-    assert frame["srcdoc"] == page.read_text("utf-8") and frame["title"] == "Words & steps"
+    assert frame["srcdoc"] == html and frame["title"] == "Words & steps"
     assert "allow-scripts" in frame["sandbox"] and "height:300px" in frame["style"]
-    assert data["text/plain"] == "Words & steps"
+    assert again == data and data["text/plain"] == "Words & steps"
     assert data["text/html"].startswith("<p>Words &amp; steps</p>")

@@ -33,6 +33,7 @@ def images(red):
 
 
 STUDENT = {5: images(60), 0: images(0), 12: images(120)}
+PICTURES = {"Student": STUDENT, "Teacher": dict.fromkeys(STUDENT, images(250))}
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,8 @@ def unet_page(loaded, tmp_path_factory):
 @pytest.fixture(scope="module")
 def student_page(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "student.html"
-    losses = {5: "L_task 0.5", 12: "L_task 0.1"}
-    return kn.distillation.write_page(path, PROMPTS, STUDENT, images(250), losses, "Careful")
+    path.write_bytes(kn.slider_page(NASTY, "Step", PROMPTS, PICTURES, {12: "L 0.1"}, "Careful"))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +115,9 @@ def test_a_unets_page_holds_every_block_once(unet_page, loaded):
 
 def test_a_students_page_holds_every_picture_in_the_order_of_steps(student_page):
     data = data_of(student_page)
-    assert data["steps"] == [0, 5, 12] and data["losses"] == ["", "L_task 0.5", "L_task 0.1"]
-    assert data["student"] == [[webp(image) for image in STUDENT[step]] for step in (0, 5, 12)]
-    assert data["teacher"] == [webp(image) for image in images(250)]
+    assert data["values"] == [0, 5, 12] and data["notes"] == ["", "", "L 0.1"]
+    assert data["files"] == [webp(image) for red in (0, 60, 120, 250) for image in images(red)]
+    assert data["shown"] == {"Student": [[0, 1], [2, 3], [4, 5]], "Teacher": [[6, 7]] * 3}
 
 
 def test_a_page_of_speed_holds_what_is_published(speed_page):
@@ -134,14 +135,14 @@ def test_what_does_not_fit_is_refused(loaded, tmp_path, monkeypatch):
         blocks.write_page(path, loaded.unet, WHOLE, {"up_blocks.9": WHOLE}, "")
     with pytest.raises(ValueError, match="'nano-koala' has no published times: give a title"):
         kn.speed.write_page(path, {"nano-koala": {}})
-    for student, teacher in ((STUDENT, images(0)[:1]), ({0: images(0)[:1]}, images(0)), ({}, [])):
-        with pytest.raises(ValueError, match="one image per prompt for the teacher and for each"):
-            kn.distillation.write_page(path, PROMPTS, student, teacher)
+    for wrong in ({}, {"A": {0: images(0)[:1]}}, {"A": STUDENT, "B": {0: images(0)}}):
+        with pytest.raises(ValueError, match="one image per choice for each name and value"):
+            kn.slider_page("", "Step", PROMPTS, wrong)
     monkeypatch.setattr("koala_nb.display.page.LARGEST_PAGE", 1000)
     for write, advice in (
         (lambda: knobs.write_page(path, loaded, "a koala", [0], [1], [1.0], 64), "values"),
         (lambda: blocks.write_page(path, loaded.unet, WHOLE, {}, ""), "pictures"),
-        (lambda: kn.distillation.write_page(path, PROMPTS, STUDENT, images(0)), "steps"),
+        (lambda: kn.slider_page("", "Step", PROMPTS, PICTURES), "values"),
     ):
         with pytest.raises(ValueError, match=rf"would take [\d,]+ bytes: give fewer {advice}"):
             write()
@@ -205,18 +206,17 @@ def test_a_students_page_is_used_by_keyboard_and_plays(student_page, browser):
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
     stands_alone(browser, student_page)
-    assert status(browser) == "Shown: step 12, a koala. L_task 0.1"
-    browser.find_element("id", "step").send_keys(Keys.ARROW_LEFT)
-    assert status(browser) == "Shown: step 5, a koala. L_task 0.5"
-    Select(browser.find_element("id", "prompt")).select_by_index(1)
-    assert status(browser) == f"Shown: step 5, {NASTY}. L_task 0.5"
-    play = browser.find_element("id", "play")
-    sources = set()
+    assert status(browser) == "Shown: step 12, a koala. L 0.1"
+    browser.find_element("id", "value").send_keys(Keys.ARROW_LEFT)
+    assert status(browser) == "Shown: step 5, a koala."
+    Select(browser.find_element("id", "choice")).select_by_index(1)
+    assert status(browser) == f"Shown: step 5, {NASTY}."
+    play, sources = browser.find_element("id", "play"), set()
     play.send_keys(Keys.SPACE)
     assert play.text == "Stop"
 
     def ended(_):
-        sources.add(browser.find_element("id", "student").get_attribute("src"))
+        sources.add(browser.find_element("tag name", "img").get_attribute("src"))
         return play.text == "Play"
 
     WebDriverWait(browser, 30, poll_frequency=0.05).until(ended)

@@ -470,12 +470,14 @@ def show(
     display.display(data, raw=True, metadata={f"image/{form}": {"alt": alt}})
 
 
-def show_page(path: str | os.PathLike[str], text: str, height: int = 700) -> None:
+def show_page(page: str | os.PathLike[str] | bytes, text: str, height: int = 700) -> None:
     """Display an HTML page that stands alone in a frame, below a text that says what it shows.
 
-    height: of the frame, in pixels. The page's own scripts run, and reach nothing outside it.
+    page: its file, or its bytes; height: of the frame, in pixels. The page's own scripts run, and
+    reach nothing outside it.
     """
-    page = escape(Path(path).read_text("utf-8"), quote=False).replace("'", "&#39;")
+    source = (page if isinstance(page, bytes) else Path(page).read_bytes()).decode()
+    page = escape(source, quote=False).replace("'", "&#39;")
     frame = (
         f"<iframe srcdoc='{page}' title=\"{escape(text)}\" "
         'sandbox="allow-scripts" '

@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -36,6 +36,34 @@ def filled_page(
     if len(page) > LARGEST_PAGE:
         raise ValueError(f"The page would take {len(page):,} bytes: {advice}.")
     return page
+
+
+def slider_page(
+    title: str,
+    knob: str,
+    choices: Sequence[str],
+    pictures: Mapping[str, Mapping[int, Sequence[Image.Image]]],
+    notes: Mapping[int, str] | None = None,
+    banner: str | None = None,
+) -> bytes:
+    """Return a page to choose a prompt and a slider's value, or to play all values as an animation.
+
+    knob: what the slider sets; choices: prompts; pictures: name -> value -> an image per choice;
+    notes: value -> a sentence. ValueError where they do not fit, or the page would be too large.
+    """
+    values = sorted({value for row in pictures.values() for value in row})
+    files: dict[str, int] = {}  # each picture is stored once
+    shown = {}
+    for name, row in pictures.items():
+        frames = [map(webp, row.get(value, ())) for value in values]
+        shown[name] = [[files.setdefault(text, len(files)) for text in frame] for frame in frames]
+    if not values or any(len(at) != len(choices) for row in shown.values() for at in row):
+        raise ValueError("slider_page: give one image per choice for each name and value.")
+    named = {"knob": knob, "choices": list(choices), "values": values}
+    sentences = [(notes or {}).get(value, "") for value in values]
+    data = {**named, "notes": sentences, "shown": shown, "files": list(files)}
+    template, advice = ("koala_nb.display", "slider.html"), "give fewer values"
+    return filled_page(template, data, banner, advice, title=escape(title))
 
 
 def encoded(image: Image.Image, side: int, form: str, **options: int) -> str:

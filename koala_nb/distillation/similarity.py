@@ -36,18 +36,22 @@ def noisy_inputs(
     latents = scaled(pipe.vae, pipe.vae.encode(pixels).latent_dist.mode()).float().cpu()
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
     alpha = alphas[timestep]
-    states, _, pooled, _ = pipe.encode_prompt(
-        list(prompts), device=device, do_classifier_free_guidance=False
-    )
-    size = (images[0].height, images[0].width)
-    width = pipe.text_encoder_2.config.projection_dim
-    ids = pipe._get_add_time_ids(size, (0, 0), size, dtype, width).expand(len(images), -1)
     return {
         "sample": (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).to(device, dtype),
         "timestep": torch.tensor(timestep, device=device),
-        "encoder_hidden_states": states,
-        "added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids.to(device)},
+        **conditions(pipe, list(prompts), (images[0].height, images[0].width)),
     }
+
+
+@torch.no_grad()
+def conditions(
+    pipe: Pipeline, texts: str | list[str], size: tuple[int, int]
+) -> dict[str, Tensor | dict[str, Tensor]]:
+    """Return texts and a picture's size, (height, width), as a U-Net's arguments."""
+    states, _, pooled, _ = pipe.encode_prompt(texts, do_classifier_free_guidance=False)
+    ids = torch.tensor([[*size, 0, 0, *size]] * len(pooled)).to(pooled)  # original, crop, target
+    added = {"text_embeds": pooled, "time_ids": ids}
+    return {"encoder_hidden_states": states, "added_cond_kwargs": added}
 
 
 def scaled(vae: nn.Module, latents: Tensor) -> Tensor:
