@@ -173,15 +173,15 @@ def _show_groups(section: Section, rows: pd.DataFrame, run: str) -> None:
     """Display estimates by group beside what an even share would be, where there is one."""
     if rows.empty:
         return
-    even, title = None, section_title(section.name)
+    even, title, drawn = None, f"{section_title(section.name)}, by group, {run}", rows
     if section.name == "demographics":
         known = section.details[section.details.id.str.endswith(".even")].value
-        is_tone = ".tone." in rows.id.iloc[0]
-        even, title = (known.iloc[0], f"{title}, skin tone") if is_tone else (0.5, title)
-    caption = f"{title}, by group, {run}"
-    figures.show_intervals(rows, caption, "share of images, 95 % interval", even)
+        even = known.iloc[0] if ".tone." in rows.id.iloc[0] else 0.5
+        parts = rows.label.str.split("[“”]")  # women among images of, an occupation, corrected
+        title, drawn = f"{title}: {parts.iloc[0][0]}each", rows.assign(label=parts.str[1])
+    figures.show_intervals(drawn, title, "share of images, 95 % interval", even)
     ends = {f"bounds_{end}": f"{figures.BOUNDS}_{end}" for end in ("low", "high")}
-    show_table(rows.drop(columns="claimed", errors="ignore").rename(columns=ends), caption)
+    show_table(rows.drop(columns="claimed", errors="ignore").rename(columns=ends), title)
 
 
 def beside(section: Section) -> pd.DataFrame:
