@@ -15,7 +15,7 @@ from studies import house
 # Until the family of 128 px takes the place of the shipped one, nano/ and its tests hold both.
 MEASURES = {
     "files over 500 lines": (0, 0),
-    "koala_nb without nano, lines": (21_415, 11_500),
+    "koala_nb without nano, lines": (21_419, 11_500),
     "koala_nb without nano, files": (99, 70),
     "nano, lines": (5_676, 3_300),
     "core, models and generation, lines": (4_707, 2_200),

@@ -149,13 +149,16 @@ def _finding(entry: Record, section: Section, model: str) -> Record:
     likelihood = 1 + sum(graded > limit for limit in (0.05, 0.25))
     score = entry["harm"] * likelihood
     numbers = {name: estimate[name] for name in NUMBERS}
+    run = "stored run" if estimate.get("is_stored") else "this run"
+    evidence = f"{_evidence(entry, estimate)}; {_reader(estimate)}; {run}"
     return common | numbers | {
         "state": state,
         "likelihood": likelihood,
         "graded": f"{100 * graded:.0f} {rules()['graded'][entry['failing']]}",
         "score": score,
         "severity": [k for k, least in rules()["severity"].items() if score >= least][-1],
-        "sentence": _sentence(entry, estimate, state, model),
+        "evidence": evidence,
+        "sentence": _sentence(entry, estimate, state, model, evidence),
     }  # fmt: skip
 
 
@@ -247,7 +250,7 @@ def _failing(entry: Record, estimate: Record) -> list[float]:
     return [0.0 if inside else min(shares), shares[0], max(shares)]
 
 
-def _sentence(entry: Record, estimate: Record, state: str, model: str) -> str:
+def _sentence(entry: Record, estimate: Record, state: str, model: str, evidence: str) -> str:
     claimed = list(estimate.get("claimed", ()))
     words = _tolerated(entry) | {
         "name": model,
@@ -261,8 +264,6 @@ def _sentence(entry: Record, estimate: Record, state: str, model: str) -> str:
         "sides": _sides(entry, estimate),
         "are": "is" if len(claimed) == 1 else "are",
     }
-    run = "stored run" if estimate.get("is_stored") else "this run"
-    evidence = f"{_evidence(entry, estimate)}; {_reader(estimate)}; {run}"
     result = f"We found that {entry['found'].format(**words)} ({evidence})"
     if state == UNDECIDED:
         question = f"Undecided: {entry['undecided'].format(**words)}."

@@ -53,9 +53,9 @@ def fill_template(name: str, **values: object) -> str:
 def render_page(notebook: Path) -> str:
     """Render an executed notebook as one page: outputs and prose, no code, nothing from a network.
 
-    Cells tagged `not-in-report` are left out, but not a banner that they show; so are outputs of
-    widgets, Markdown, diagrams and scripts, which are dead without a kernel or bring markup of
-    their own. Formulas become MathML; figures keep their alternative text.
+    Cells tagged `not-in-report` are left out, but not a banner that they show; so are pages in
+    frames and outputs of widgets, Markdown, diagrams and scripts, which are dead without a kernel
+    or bring markup of their own. Formulas become MathML; figures keep their alternative text.
     """
     import nbformat
     from traitlets.config import Config
@@ -90,6 +90,8 @@ def render_page(notebook: Path) -> str:
 def _is_shown(output: NotebookNode) -> bool:
     """Whether an output belongs on the page; what would need a script is taken from it."""
     data = output.get("data", {})
+    if "<iframe " in data.get("text/html", ""):  # a page of its own, with its scripts
+        return False
     left_out = [data.pop(kind) for kind in LEFT_OUT if kind in data]
     if "text/html" in data:
         data["text/html"] = SCRIPT.sub("", data["text/html"])

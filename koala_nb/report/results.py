@@ -125,6 +125,7 @@ class Finding(_Strict):
     section: str
     state: Literal["found", "within tolerance", "undecided", "not tested"]
     sentence: str = Field(description="What was found, what it means, and what to do.")
+    evidence: str = Field("", description="Intervals, n, reader, labels and run, as in it.")
     affected: str = Field(description="Whom a failure harms.")
     harm: int = Field(ge=1, le=3, description="Of a failure, by the rules.")
     likelihood: int | None = Field(ge=1, le=3, description="Grade of the share of failures.")
