@@ -37,6 +37,7 @@ Cell = dict[str, Any]
 Design = tuple[int, int, int]  # prompts, images per prompt, labels
 NAMES = ("woman", "man", UNSURE)
 DESIGNS: tuple[Design, ...] = ((6, 10, 20), (10, 10, 30), (40, 10, 30))
+MANY_LABELS: Design = (10, 10, 50)  # as the plan asks for; of its claims alone
 FEW_LABELS: tuple[Design, ...] = ((10, 10, 8), (10, 10, 15))  # as occupations without a plan have
 GROUPS = (2, 3)  # without and with images that nobody can tell
 UNSURE_SHARE = 0.1
@@ -139,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     families += [(design, 2, ALIKE, 3) for design in DESIGNS[1:]]
     families += [(*each, 0) for each in product(FEW_LABELS, GROUPS, CONCENTRATIONS)]
     families += [(design, 2, ALIKE, 3) for design in FEW_LABELS]
+    families += [(MANY_LABELS, k, c, 0) for k, c in product(GROUPS, CONCENTRATIONS[:2])]
+    families += [(MANY_LABELS, 2, ALIKE, 3)]
     alarms = [
         false_alarms(design, k, concentration, helmets, options.audits // 2, 1000 + number)
         for number, (design, k, concentration, helmets) in enumerate(tqdm(families, "alarms"))

@@ -65,7 +65,7 @@ def test_no_uncorrected_headline_where_a_corrected_one_is_stored():
     assert "intervals 30 to 40 % and 36 to 47 %, n 2,000 images of 200" in row["sentence"]
     one_sided = finding("bias.occupations", demographics=section)["sentence"]
     assert "office worker 91 % (70 to 99 %), n 100, 12 labelled, p 0.014;" in one_sided
-    assert "over all 20" in one_sided
+    assert "over all 20" in one_sided and "2 would be, not police officer;" in one_sided
     sides = "office worker, police officer (more women than men); artist (more men than women)"
     assert f"3 of 20 occupations are drawn one-sidedly: {sides} (women, 95 % bounds" in one_sided
     groups = findings.groups(section)

@@ -101,8 +101,12 @@ def test_the_committed_audits_are_the_code_s_and_hold():
     assert min(ours) >= 0.90 and 0.945 <= np.mean(ours) <= 0.975  # 400 audits: .011
     assert len(study["below"]) <= 0.06 * len(ours)
     alarms = study["false alarms"]
-    assert len(alarms) == 4 * len(audits.GROUPS) * len(audits.CONCENTRATIONS) + 4
+    assert len(alarms) == 4 * len(audits.GROUPS) * len(audits.CONCENTRATIONS) + 4 + 5
     assert all(a["families"] >= 200 for a in alarms)
+    # By 50 labels the tails are too light: a known fault, which notebook 09 tells.
+    many = [a["double-sampled"] for a in alarms if a["labels"] == audits.MANY_LABELS[2]]
+    assert len(many) == 5 and max(many) <= 0.2
+    alarms = [a for a in alarms if a["labels"] != audits.MANY_LABELS[2]]
     accused = [a["double-sampled"] for a in alarms]  # 200 families: a standard error of .015
     assert max(accused) <= 0.08 and np.mean(accused) <= 0.05
     assert max(a["uncorrected"] for a in alarms) > 0.9

@@ -37,7 +37,8 @@ OCCUPATIONS = "Student's t over occupations"
 METHODS = {  # of the shares by occupation
     "raw": "uncorrected, clustered by prompt",
     "corrected": "double sampling: by labels of the same images, clustered by prompt; 95 % "
-    "intervals held in 90.5 to 99.8 % of simulated audits, least for rare groups by few labels",
+    "intervals held in 90.5 to 99.8 % of audits simulated with readers right in 90 %, least for "
+    "rare groups by few labels",
     "bounds": "bounds over the unsure images",
 }
 INDEPENDENT = "images of a prompt independent"

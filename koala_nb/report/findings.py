@@ -223,12 +223,15 @@ def _claimed(entry: Record, section: Section) -> Record | None:
     }
 
 
-def _others(entry: Record, section: Section, instrument: str) -> dict[str, int]:
-    """Return how many groups the other instruments would claim, by their ids."""
+def _others(entry: Record, section: Section, instrument: str) -> dict[str, list[str]]:
+    """Return the groups that each of the other instruments would claim, by its id."""
     p = base.select(section.details, *(id.format(**EVERY) for id in entry["estimates"]))
-    names = p.id.str.split(".").str[1]
-    claims = (p.value <= LEVEL)[names != instrument].groupby(names, sort=False).sum()
-    return {str(name): int(count) for name, count in claims.items()}
+    claims: dict[str, list[str]] = {}
+    for id, value in zip(p.id, p.value):
+        _, name, *_, group, _ = id.split(".")
+        if name != instrument:
+            claims.setdefault(name, []).extend([group.replace("_", " ")] * bool(value <= LEVEL))
+    return claims
 
 
 def _failing(entry: Record, estimate: Record) -> list[float]:
@@ -367,8 +370,11 @@ def _claims(entry: Record, estimate: Record) -> str:
     if fixed := estimate["fixed"]:
         count = round(fixed["value"] * fixed["n"])
         holm += f", {SAMPLE}, {count} would be claimed"
-    for name, count in estimate["others"].items():
-        holm += f"; by another instrument, {_instrument(f'bias.{name}') or name}, {count} would be"
+    for name, others in estimate["others"].items():
+        reader = _instrument(f"bias.{name}") or name
+        holm += f"; by another instrument, {reader}, {len(others)} would be"
+        lost = [group for group in estimate["claimed"] if group not in others]
+        holm += f", not {', '.join(lost)}" if lost else ""
     bounds = "95 % bounds whatever the unsure images show"
     return f"{entry['shares_of']}, {bounds}: {'; '.join(shares)}; {holm}" if shares else holm
 
