@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from koala_nb.probes import base
+from koala_nb.probes.bias_probe import METHODS
 from koala_nb.stats import simulation
 from studies import audits, coverage
 
@@ -98,6 +99,7 @@ def test_the_committed_audits_are_the_code_s_and_hold():
     low = [c for c in study["cells"] if c["coverage"] < simulation.COVERAGE_BAR]
     assert study["below"] == [c for c in low if c["interval"] != "uncorrected"]
     ours = [c["coverage"] for c in published("double-sampled", "simulated-audits")]
+    assert f"in {100 * min(ours):.1f} to {100 * max(ours):.1f} % of" in METHODS["corrected"]
     assert min(ours) >= 0.90 and 0.945 <= np.mean(ours) <= 0.975  # 400 audits: .011
     assert len(study["below"]) <= 0.06 * len(ours)
     alarms = study["false alarms"]

@@ -96,10 +96,10 @@ def power(occupations: int, prompts: int, images: float, labels: int = LABELS) -
     each = max(1, round(images))
     design, share = (prompts, each), 0.5 + DIFFERENCE
     labels = min(labels, prompts * each)
-    power_of = simulation.claim_power(
+    claimed = simulation.claim_power(
         occupations, design, CORRELATION, share, labels, UNSURE_SHARE, CONCENTRATION
     )
-    return stats.share_interval(round(power_of * simulation.AUDITS), simulation.AUDITS)
+    return stats.share_interval(round(claimed * simulation.AUDITS), simulation.AUDITS)
 
 
 def readings(table: pd.DataFrame, question: str = "presentation") -> list[str]:

@@ -176,7 +176,7 @@ def _show_groups(section: Section, rows: pd.DataFrame, run: str) -> None:
     even, title, drawn = None, f"{section_title(section.name)}, by group, {run}", rows
     if section.name == "demographics":
         known = section.details[section.details.id.str.endswith(".even")].value
-        even = known.iloc[0] if ".tone." in rows.id.iloc[0] else 0.5
+        even = next(iter(known), None) if ".tone." in rows.id.iloc[0] else 0.5
         parts = rows.label.str.split("[“”]")  # women among images of, an occupation, corrected
         title, drawn = f"{title}: {parts.iloc[0][0]}each", rows.assign(label=parts.str[1])
     figures.show_intervals(drawn, title, "share of images, 95 % interval", even)
