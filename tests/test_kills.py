@@ -84,10 +84,17 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
             for data in contents:
                 provenance.write_atomic(file, data)
 
-    chance, left = random.Random(1), 0
+    def amid(delay):
+        """Wait for the child's first temporary file, and then a little."""
+        while not set(tmp_path.glob(".*.tmp")) - before:
+            time.sleep(0.001)
+        time.sleep(delay)
+
+    chance, left, before = random.Random(1), 0, set()
     for _ in range(KILLS):
-        assert kill_child(write, chance.uniform(0.01, 0.1))
-        left += any(tmp_path.glob(".*.tmp"))
+        assert kill_child(write, chance.uniform(0, 0.05), amid)
+        left += bool(set(tmp_path.glob(".*.tmp")) - before)
+        before = set(tmp_path.glob(".*.tmp"))
         assert file.read_bytes() in contents
     assert left, "no kill fell amid a write"
     provenance.clean_temporary(tmp_path)

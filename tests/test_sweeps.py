@@ -4,12 +4,15 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
 
 import nbformat
 import pandas as pd
 import pytest
 import yaml
 
+from koala_nb.core import files
 from koala_nb.report import run as reports
 from koala_nb.report import sweep as sweeps
 from koala_nb.stats import estimates
@@ -141,6 +144,25 @@ def assert_comparisons(rows):
 
 def images(*rows):
     return pd.DataFrame(rows, columns=[*sweeps.PAIR, "value"])
+
+
+def test_a_folder_taken_while_a_run_loads_is_waited_for(folder, monkeypatch):
+    write(folder, {"grid": {"steps": [4]}})
+    call, codes, survivor = sweeps._call, [], ExitStack()
+
+    def taken_once(command):
+        if not codes:  # a process of a sweep that was killed is the first to lock the folder
+            (values,), _ = sweeps.read(folder / "tiny.ipynb", folder / "sweep.yaml", {})
+            taken = reports.folder_of(folder / "tiny.ipynb", values, "out")
+            survivor.enter_context(files.locked(taken))
+        codes.append(call(command)[0])
+        if len(codes) == 1:
+            threading.Timer(2, survivor.close).start()
+        return codes[-1], ["?"]
+
+    monkeypatch.setattr(sweeps, "_call", taken_once)
+    assert sweeps.run_sweep("tiny.ipynb", "sweep.yaml", out="out")[1] == 0
+    assert codes == [2, 0] and starts(folder) == {"nano-koala-4": 1}
 
 
 def test_differences_are_paired_by_prompt_and_seed():

@@ -95,23 +95,31 @@ def run_sweep(
 
 def _run_one(path: Path, values: Values, folder: Path) -> Record:
     """Run one combination as `koala-nb report` in a process of its own; returns its status."""
-    # The process of a run may outlive the sweep that was killed over it.
-    while reports.status(folder)["state"] == "running":
-        time.sleep(1)
     command = [sys.executable, "-m", "koala_nb", "report", str(path), "--out", str(folder.parent)]
     command.append("--keep-done")  # by a process that outlived another sweep
     for name, value in values.items():
         command += ["-p", f"{name}={value}"]
+    while True:
+        # A process that outlived its sweep holds the folder, or takes it while this one loads.
+        while files.is_locked(folder):
+            time.sleep(1)
+        code, lines = _call(command)
+        if code != 2 or not files.is_locked(folder):
+            break
+    state = reports.status(folder)
+    if state["state"] != "done" and (code == 2 or state["state"] != "failed"):  # no cell reached
+        error = lines[-1].removeprefix("koala-nb: ")
+        return {"state": "failed", "cell": "no cell of its own", "error": error}
+    return state
+
+
+def _call(command: Sequence[str]) -> tuple[int, list[str]]:
+    """Run a command to its end; returns its exit code and the lines that it printed."""
     # A file, not a pipe: a run outlives a sweep that is killed, and writes to it until its end.
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         code = subprocess.call(command, stdout=output, stderr=output)
         output.seek(0)
-        lines = output.read().strip().splitlines() or [f"exit code {code}"]
-    state = reports.status(folder)
-    if code == 2 or state["state"] not in ("done", "failed"):  # no cell was reached
-        error = lines[-1].removeprefix("koala-nb: ")
-        return {"state": "failed", "cell": "no cell of its own", "error": error}
-    return state
+        return code, output.read().strip().splitlines() or [f"exit code {code}"]
 
 
 def read(path: Path, file: Path, given: Mapping[str, Value]) -> tuple[list[Values], int]:
