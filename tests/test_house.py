@@ -15,12 +15,12 @@ from studies import house
 # Until the family of 128 px takes the place of the shipped one, nano/ and its tests hold both.
 MEASURES = {
     "files over 500 lines": (0, 0),
-    "koala_nb without nano, lines": (21_426, 11_500),
+    "koala_nb without nano, lines": (21_437, 11_500),
     "koala_nb without nano, files": (99, 70),
     "nano, lines": (5_676, 3_300),
     "core, models and generation, lines": (4_707, 2_200),
     "studies, lines": (1_500, 1_500),
-    "tests, lines": (18_047, 10_500),
+    "tests, lines": (18_076, 10_500),
     "fmt: skip": (10, 10),
     "pipe: Any": (0, 0),
     "mentions of Any": (150, 150),
