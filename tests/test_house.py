@@ -20,7 +20,7 @@ MEASURES = {
     "nano, lines": (5_676, 3_300),
     "core, models and generation, lines": (4_707, 2_200),
     "studies, lines": (1_500, 1_500),
-    "tests, lines": (18_076, 10_500),
+    "tests, lines": (18_078, 10_500),
     "fmt: skip": (10, 10),
     "pipe: Any": (0, 0),
     "mentions of Any": (150, 150),

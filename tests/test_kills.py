@@ -86,7 +86,8 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
 
     def amid(delay):
         """Wait for the child's first temporary file, and then a little."""
-        while not set(tmp_path.glob(".*.tmp")) - before:
+        end = time.monotonic() + 60
+        while not set(tmp_path.glob(".*.tmp")) - before and time.monotonic() < end:
             time.sleep(0.001)
         time.sleep(delay)
 

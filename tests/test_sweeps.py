@@ -155,6 +155,7 @@ def test_a_folder_taken_while_a_run_loads_is_waited_for(folder, monkeypatch):
             (values,), _ = sweeps.read(folder / "tiny.ipynb", folder / "sweep.yaml", {})
             taken = reports.folder_of(folder / "tiny.ipynb", values, "out")
             survivor.enter_context(files.locked(taken))
+            files.write_json(taken / reports.STATUS, {"state": "running"})
         codes.append(call(command)[0])
         if len(codes) == 1:
             threading.Timer(2, survivor.close).start()

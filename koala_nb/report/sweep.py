@@ -100,13 +100,13 @@ def _run_one(path: Path, values: Values, folder: Path) -> Record:
     for name, value in values.items():
         command += ["-p", f"{name}={value}"]
     while True:
-        # A process that outlived its sweep holds the folder, or takes it while this one loads.
-        while files.is_locked(folder):
+        # A process that outlived its sweep runs it, or takes the folder while this one loads.
+        while reports.status(folder)["state"] == "running":
             time.sleep(1)
         code, lines = _call(command)
-        if code != 2 or not files.is_locked(folder):
+        state = reports.status(folder)
+        if code != 2 or state["state"] != "running":
             break
-    state = reports.status(folder)
     if state["state"] != "done" and (code == 2 or state["state"] != "failed"):  # no cell reached
         error = lines[-1].removeprefix("koala-nb: ")
         return {"state": "failed", "cell": "no cell of its own", "error": error}
